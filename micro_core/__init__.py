@@ -1,0 +1,1 @@
+"""micro: a services network for Python."""

@@ -1,0 +1,112 @@
+"""What a plugin hands over: a description of a driver, from which core builds the driver when it is wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from micro_core.spec.clock import Clock, Random
+from micro_core.spec.registry import Registry
+from micro_core.spec.transport import Transport
+
+CONTRACT_VERSION = (1, 0)
+"""Version of everything in `micro_core.spec`. A new minor only adds; a new major may break."""
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Role(enum.Enum):
+    """The six roles; the value is the word in config and the end of the entry-point group."""
+
+    REGISTRY = "registry"
+    TRANSPORT = "transport"
+    BROKER = "broker"
+    TUNNEL = "tunnel"
+    TABLE = "table"
+    RESOLVER = "resolver"
+
+    @property
+    def group(self) -> str:
+        """The entry-point group, `micro.registry`."""
+        return f"micro.{self.value}"
+
+    @property
+    def hook(self) -> str:
+        """The hook's name, `micro_registry`."""
+        return f"micro_{self.value}"
+
+
+class Counters(Protocol):
+    """Where drivers count: what is dropped is counted."""
+
+    def add(self, name: str, amount: int = 1) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriverContext:
+    """What core lends a driver. All fields may be relied on but the two that say otherwise."""
+
+    node_id: str
+    """Id of this node, or of this process when it is not a node."""
+    network: str
+    """Name of the network, `go.micro`."""
+    site: str
+    """Name of this site, `eu`: keeps registries of different sites apart."""
+    state_dir: str
+    """A directory of this user's machine for files of the driver, mode 0700."""
+    clock: Clock
+    random: Random
+    logger: logging.Logger
+    counters: Counters
+    registry: Registry | None = None
+    """The site's registry, for drivers built after it (broker, resolver); None for the others."""
+    transport: Transport | None = None
+    """The transports in use, as one (dials by scheme), for drivers built after it; None for the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Driver(Generic[T_co]):
+    """A driver, described.
+
+    `options` is a frozen dataclass, every field with a default and a docstring-like `help`; make fields with
+    `option()`. `create(options, context)` builds the object and touches nothing outside: connecting is
+    `start`'s part. `capabilities` name what the conformance kit then also demands.
+    """
+
+    name: str
+    summary: str
+    options: type
+    create: Callable[..., T_co]
+    capabilities: frozenset[str] = frozenset()
+    contract: tuple[tuple[int, int], tuple[int, int]] = ((1, 0), (2, 0))
+    """The range of CONTRACT_VERSION it was made for: from (included) and to (excluded)."""
+
+
+def option(default: T, help: str, *, secret: bool = False) -> T:  # noqa: A002 - the word users know
+    """A field of an options dataclass: `port: int = option(8085, "UDP port to listen on.")`.
+
+    A `secret` is masked wherever it is shown.
+    """
+    if isinstance(default, (list, dict, set)):
+        raise TypeError("use a tuple or frozenset: options are frozen")
+    return dataclasses.field(default=default, metadata={"help": help, "secret": secret})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoOptions:
+    """For drivers that have none."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountersInMemory:
+    """The plain implementation of `Counters`: a dict."""
+
+    values: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, amount: int = 1) -> None:
+        self.values[name] = self.values.get(name, 0) + amount

@@ -1,0 +1,93 @@
+"""Bodies: values to bytes and back, chosen by content type. Only the two ends of a call decode.
+
+Pure. Decoding is bounded: nesting, item counts and sizes (`limits`).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgpack
+
+from micro_core.spec.errors import BadRequest, Malformed, TooLarge
+from micro_core.wire import limits
+
+MSGPACK = "application/msgpack"
+JSON = "application/json"
+BYTES = "application/octet-stream"
+TEXT = "text/plain"
+CONTENT_TYPES = (MSGPACK, JSON, BYTES, TEXT)
+
+
+def encode(value: object, content_type: str = MSGPACK) -> bytes:
+    """Return `value` as bytes; raises BadRequest when the type cannot be expressed, TooLarge over the bound."""
+    try:
+        if content_type == MSGPACK:
+            body: bytes = msgpack.packb(value, use_bin_type=True)
+        elif content_type == JSON:
+            body = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        elif content_type == BYTES and isinstance(value, (bytes, bytearray, memoryview)):
+            body = bytes(value)
+        elif content_type == TEXT and isinstance(value, str):
+            body = value.encode()
+        else:
+            raise BadRequest(
+                f"cannot send a {type(value).__name__} as {content_type}",
+                hint=f"content types: {', '.join(CONTENT_TYPES)}",
+            )
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BadRequest(f"cannot encode this value as {content_type}: {error}") from error
+    if len(body) > limits.MAX_BODY_BYTES:
+        raise TooLarge(
+            f"a message of {len(body)} bytes is over the bound of {limits.MAX_BODY_BYTES}",
+            hint="send it as a stream of smaller items",
+        )
+    return body
+
+
+def decode(body: bytes, content_type: str = MSGPACK) -> Any:
+    """The value of `body`; raises Malformed, or TooLarge for values over the bounds of `limits`."""
+    try:
+        if content_type == MSGPACK:
+            value = msgpack.unpackb(
+                body,
+                raw=False,
+                strict_map_key=False,
+                max_array_len=limits.MAX_ITEMS,
+                max_map_len=limits.MAX_ITEMS,
+                max_str_len=limits.MAX_BODY_BYTES,
+                max_bin_len=limits.MAX_BODY_BYTES,
+                max_ext_len=0,
+            )
+        elif content_type == JSON:
+            value = json.loads(body)
+        elif content_type == BYTES:
+            return bytes(body)
+        elif content_type == TEXT:
+            return body.decode()
+        else:
+            raise BadRequest(
+                f"unknown content type {content_type!r:.60}", hint=f"use one of {', '.join(CONTENT_TYPES)}"
+            )
+    except (msgpack.exceptions.UnpackException, ValueError, RecursionError, TypeError) as error:
+        raise Malformed(f"the body is not valid {content_type}: {error!s:.200}") from error
+    if isinstance(value, (dict, list)):
+        check_depth(value)
+    return value
+
+
+def check_depth(value: object) -> None:
+    """Raise TooLarge where arrays and maps nest deeper than `limits.MAX_NESTING`. Iterative, level by level."""
+    level: list[object] = [value]
+    for _ in range(limits.MAX_NESTING + 1):
+        below: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(entry for entry in item.values() if isinstance(entry, (dict, list)))
+            elif isinstance(item, list):
+                below.extend(entry for entry in item if isinstance(entry, (dict, list)))
+        if not below:
+            return
+        level = below
+    raise TooLarge(f"the value nests deeper than {limits.MAX_NESTING} levels")

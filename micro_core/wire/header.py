@@ -1,0 +1,199 @@
+"""The headers of frames: short msgpack arrays, read at every hop.
+
+Later versions append fields; readers ignore what they do not know and fill what is missing with defaults.
+Pure; everything read is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgpack
+
+from micro_core.spec.errors import Malformed, TooLarge
+from micro_core.wire import limits
+
+WIRE_VERSIONS = (1,)
+"""Versions of frames and headers spoken here, newest first; two neighbours use the highest that both speak."""
+
+_NO_METADATA: Mapping[str, str] = {}
+
+
+class CallMode:
+    """How a call exchanges messages; small integers on the wire."""
+
+    UNARY = 0
+    SERVER_STREAM = 1
+    CLIENT_STREAM = 2
+    BIDIRECTIONAL = 3
+
+
+class CallHeader(NamedTuple):
+    """Header of a REQUEST. `timeout_ms` is the time that remained when it was sent; `via` the routers passed.
+
+    `bulk` asks for the lane of large transfers; `idempotent` allows hops to send it again elsewhere.
+    """
+
+    service: str
+    endpoint: str
+    mode: int = CallMode.UNARY
+    timeout_ms: int = int(limits.DEFAULT_TIMEOUT_S * 1000)
+    content_type: str = "application/msgpack"
+    metadata: Mapping[str, str] = _NO_METADATA
+    hops_left: int = limits.MAX_HOPS
+    via: tuple[str, ...] = ()
+    bulk: bool = False
+    idempotent: bool = False
+
+
+class ResponseHeader(NamedTuple):
+    """Header of a RESPONSE and of the first DATA... of a server stream's END: content type and metadata."""
+
+    content_type: str = "application/msgpack"
+    metadata: Mapping[str, str] = _NO_METADATA
+
+
+class EventHeader(NamedTuple):
+    """Header of an EVENT: a message of `topic`. `targets` are the origins (router ids) it still has to reach
+    through this link; empty on a site's own sockets. `id` is 32 hex digits, the same on every copy."""
+
+    topic: str
+    id: str
+    content_type: str = "application/msgpack"
+    headers: Mapping[str, str] = _NO_METADATA
+    targets: tuple[str, ...] = ()
+    hops_left: int = limits.MAX_HOPS
+    origin: str = ""
+
+
+def encode_header(header: CallHeader | ResponseHeader | EventHeader) -> bytes:
+    """Return the header as bytes; raises TooLarge above `limits.MAX_HEADER_BYTES`."""
+    encoded: bytes = msgpack.packb(tuple(header), use_bin_type=True)
+    if len(encoded) > limits.MAX_HEADER_BYTES:
+        raise TooLarge(
+            f"a header of {len(encoded)} bytes is over the bound of {limits.MAX_HEADER_BYTES}",
+            hint="send less metadata",
+        )
+    return encoded
+
+
+def decode_call_header(data: bytes) -> CallHeader:
+    """Read a REQUEST's header; raises Malformed naming the field."""
+    fields = _array(data, 2, "call header")
+    count = len(fields)
+    timeout_ms = _integer(fields[3], 0, int(limits.MAX_TIMEOUT_S * 1000), "timeout") if count > 3 else 5000
+    return CallHeader(
+        _text(fields[0], "service", 253),
+        _text(fields[1], "endpoint", 253),
+        _integer(fields[2], 0, 3, "mode") if count > 2 else CallMode.UNARY,
+        timeout_ms,
+        _text(fields[4], "content type", 100) if count > 4 else "application/msgpack",
+        _metadata(fields[5]) if count > 5 else _NO_METADATA,
+        _integer(fields[6], 0, limits.MAX_HOPS, "hops left") if count > 6 else limits.MAX_HOPS,
+        _texts(fields[7], "via", limits.MAX_HOPS) if count > 7 else (),
+        fields[8] is True if count > 8 else False,
+        fields[9] is True if count > 9 else False,
+    )
+
+
+def decode_response_header(data: bytes) -> ResponseHeader:
+    """Read a RESPONSE's header (empty means defaults); raises Malformed."""
+    if not data:
+        return ResponseHeader()
+    fields = _array(data, 1, "response header")
+    return ResponseHeader(
+        _text(fields[0], "content type", 100),
+        _metadata(fields[1]) if len(fields) > 1 else _NO_METADATA,
+    )
+
+
+def decode_event_header(data: bytes) -> EventHeader:
+    """Read an EVENT's header; raises Malformed."""
+    fields = _array(data, 2, "event header")
+    count = len(fields)
+    return EventHeader(
+        _text(fields[0], "topic", 253),
+        _text(fields[1], "id", 64),
+        _text(fields[2], "content type", 100) if count > 2 else "application/msgpack",
+        _metadata(fields[3]) if count > 3 else _NO_METADATA,
+        _texts(fields[4], "targets", limits.MAX_PEERS_PER_MESSAGE) if count > 4 else (),
+        _integer(fields[5], 0, limits.MAX_HOPS, "hops left") if count > 5 else limits.MAX_HOPS,
+        _text(fields[6], "origin", 64) if count > 6 else "",
+    )
+
+
+def encode_hello(node_id: str = "") -> bytes:
+    """The header of a HELLO: the versions spoken here and who speaks (empty for a plain client)."""
+    encoded: bytes = msgpack.packb((WIRE_VERSIONS, node_id), use_bin_type=True)
+    return encoded
+
+
+def decode_hello(data: bytes) -> tuple[int, str]:
+    """The version both sides speak, and the peer's id; raises Malformed when there is no common version."""
+    fields = _array(data, 1, "hello")
+    versions = fields[0]
+    if not isinstance(versions, list) or not all(isinstance(version, int) for version in versions[:16]):
+        raise Malformed("hello: no list of versions")
+    common = [version for version in WIRE_VERSIONS if version in versions[:16]]
+    if not common:
+        raise Malformed(
+            f"no common wire version: here {WIRE_VERSIONS}, there {tuple(versions[:16])}", hint="upgrade the older side"
+        )
+    return common[0], _text(fields[1], "id", 64) if len(fields) > 1 else ""
+
+
+def encode_map(value: Mapping[str, str | int]) -> bytes:
+    """The header of an ERROR frame: the error's wire form."""
+    encoded: bytes = msgpack.packb(dict(value), use_bin_type=True)
+    return encoded
+
+
+def decode_map(data: bytes) -> object:
+    """The inverse, unchecked beyond msgpack's own bounds; raises Malformed."""
+    return _unpack(data, "map")
+
+
+def _unpack(data: bytes, what: str) -> Any:
+    try:
+        return msgpack.unpackb(
+            data, raw=False, strict_map_key=True, max_array_len=2_048, max_map_len=256, max_ext_len=0
+        )
+    except (msgpack.exceptions.UnpackException, ValueError, TypeError, RecursionError) as error:
+        raise Malformed(f"{what}: {error!s:.120}") from error
+
+
+def _array(data: bytes, least: int, what: str) -> list[Any]:
+    value = _unpack(data, what)
+    if not isinstance(value, list) or len(value) < least:
+        raise Malformed(f"{what}: not an array of at least {least} fields")
+    return value
+
+
+def _text(value: object, what: str, most: int) -> str:
+    if type(value) is not str or len(value) > most:
+        raise Malformed(f"{what}: not a text of at most {most} characters")
+    return value
+
+
+def _integer(value: object, least: int, most: int, what: str) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise Malformed(f"{what}: not an integer from {least} to {most}")
+    return value
+
+
+def _texts(value: object, what: str, most: int) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > most:
+        raise Malformed(f"{what}: not a list of at most {most}")
+    return tuple([_text(item, what, 253) for item in value])
+
+
+def _metadata(value: object) -> Mapping[str, str]:
+    if not value and isinstance(value, dict):
+        return _NO_METADATA
+    if not isinstance(value, dict) or len(value) > limits.MAX_METADATA_ENTRIES:
+        raise Malformed(f"metadata: not a map of at most {limits.MAX_METADATA_ENTRIES} entries")
+    for key, entry in value.items():
+        if type(key) is not str or type(entry) is not str:
+            raise Malformed("metadata: keys and values are texts")
+    return value
