@@ -243,10 +243,10 @@ def _all_subclasses(root: type[MicroError]) -> list[type[MicroError]]:
     return found
 
 
-ERROR_CLASSES: dict[str, type[MicroError]] = {
-    found.id: found for found in (MicroError, *_all_subclasses(MicroError)) if found is not RemoteError
-}
-"""Class by `id`."""
+ERROR_CLASSES: dict[str, type[MicroError]] = {MicroError.id: MicroError}
+for _class in _all_subclasses(MicroError):
+    if _class is not RemoteError:
+        ERROR_CLASSES[_class.id] = _class
 
 CODE_CLASSES: dict[int, type[MicroError]] = {}
 """The most general class of each code."""
