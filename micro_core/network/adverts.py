@@ -1,0 +1,91 @@
+"""Routing messages over tunnel sessions: each behind a u32 length, one session a direction and peer.
+
+A thin shell: the router reads and writes the messages, the tunnel keeps order and credit.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+from micro_core.spec.errors import Malformed, MicroError, TooLarge
+from micro_core.spec.transport import Socket
+from micro_core.wire import limits
+
+_LENGTH = struct.Struct(">I")
+
+
+def frame_advert(payload: bytes) -> bytes:
+    """`payload` behind its length; raises TooLarge above `limits.MAX_ADVERT_BYTES`."""
+    if len(payload) > limits.MAX_ADVERT_BYTES:
+        raise TooLarge(f"a routing message of {len(payload)} bytes is over the bound of {limits.MAX_ADVERT_BYTES}")
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class AdvertReader:
+    """Receiver of the session on which a peer sends its adverts.
+
+    `receive(payload)` is called for each message; what it raises, and any violation of the form, goes to
+    `refused(error)` once, after which nothing more is read.
+    """
+
+    def __init__(self, receive: Callable[[bytes], None], refused: Callable[[MicroError], None]) -> None:
+        self._receive = receive
+        self._refused = refused
+        self._rest = b""
+        self._is_over = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_over:
+            return
+        self._rest += data
+        try:
+            while len(self._rest) >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(self._rest)
+                if length > limits.MAX_ADVERT_BYTES:
+                    raise Malformed(f"a routing message announces {length} bytes")
+                if len(self._rest) < _LENGTH.size + length:
+                    return
+                payload = self._rest[_LENGTH.size : _LENGTH.size + length]
+                self._rest = self._rest[_LENGTH.size + length :]
+                self._receive(payload)
+        except MicroError as error:
+            self._is_over = True
+            self._rest = b""
+            self._refused(error)
+
+    def pause_writing(self) -> None:
+        """Nothing is written on this session."""
+
+    def resume_writing(self) -> None:
+        """Nothing is written on this session."""
+
+    def socket_lost(self, error: MicroError) -> None:  # noqa: ARG002 - the link's end is told by the tunnel
+        self._is_over = True
+        self._rest = b""
+
+
+class AdvertWriter:
+    """Receiver of our own sending session to a peer: it only writes."""
+
+    def __init__(self, socket: Socket) -> None:
+        self._socket = socket
+        socket.start(self)
+
+    def send(self, payload: bytes) -> None:
+        self._socket.write(frame_advert(payload))
+
+    async def close(self) -> None:
+        await self._socket.close()
+
+    def data_received(self, data: bytes) -> None:
+        """A peer has nothing to say here; whatever comes is ignored."""
+
+    def pause_writing(self) -> None:
+        """Adverts are bounded by the router's own acknowledgements: no more than a window is ever unread."""
+
+    def resume_writing(self) -> None:
+        """See `pause_writing`."""
+
+    def socket_lost(self, error: MicroError) -> None:
+        """The tunnel tells the end of the link, and the router then forgets the neighbour."""

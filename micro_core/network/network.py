@@ -1,0 +1,340 @@
+"""The network as its node sees it: resolves, keeps links, exchanges graph and routes with its neighbours.
+
+A shell round `peers`, `graph` and `messages`; routes are the router's business, links the tunnel's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+
+from micro_core.network.adverts import AdvertReader, AdvertWriter
+from micro_core.network.graph import MAX_AGE_S, Graph, GraphNode
+from micro_core.network.messages import (
+    ADVERT_CHANNEL,
+    CHANNEL,
+    MAX_ADDRESSES,
+    MAX_NEIGHBOURS,
+    Close,
+    Connect,
+    NetworkMessage,
+    NodeRecord,
+    Peer,
+    decode,
+    encode,
+)
+from micro_core.network.peers import (
+    DialFailed,
+    DropLink,
+    KeepLink,
+    LinkDown,
+    LinkUp,
+    PeerEffect,
+    PeerOptions,
+    Peers,
+    Resolve,
+    Resolved,
+)
+from micro_core.routing.metric import link_cost_us
+from micro_core.routing.router import Router
+from micro_core.spec.clock import Clock, Random
+from micro_core.spec.driver import Counters
+from micro_core.spec.errors import Malformed, MicroError, Unauthorized, Unreachable
+from micro_core.spec.resolver import Candidate, Resolver
+from micro_core.spec.tunnel import DialMode, LinkInfo, Priority, Session
+from micro_core.tunnel.tunnel import TunnelHost
+
+MEASURE_S = 2.0
+"""Seconds between two looks at the cost of each link."""
+
+RENEW_S = MAX_AGE_S / 3
+"""Seconds between two renewals of the own record."""
+
+RESOLVE_TIMEOUT_S = 10.0
+"""How long all resolvers together may take."""
+
+
+class Network:
+    """A node's place among its peers.
+
+    `resolvers` are asked in order, all of them; `seeds` are addresses that are always kept linked.
+    `cost_us(link)` adds what the operator configured for a link.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        record: NodeRecord,
+        tunnel: TunnelHost,
+        router: Router,
+        resolvers: Sequence[Resolver],
+        seeds: Sequence[str],
+        clock: Clock,
+        random: Random,
+        logger: logging.Logger,
+        counters: Counters,
+        options: PeerOptions | None = None,
+    ) -> None:
+        self.name = name
+        self._tunnel = tunnel
+        self._router = router
+        self._resolvers = resolvers
+        self._clock = clock
+        self._random = random
+        self._log = logger
+        self._counters = counters
+        self._graph = Graph(record)
+        self._peers = Peers(tuple(seeds), options or PeerOptions(), random)
+        self._writers: dict[str, AdvertWriter] = {}
+        self._dialed: dict[str, str] = {}
+        self._failures: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_open = False
+        self._measure_at = 0.0
+        self._renew_at = 0.0
+        self._listeners: list[Callable[[str], None]] = []
+
+    # ------------------------------------------------------------------ life
+
+    async def connect(self) -> None:
+        """Open the channels, start the tunnel, keep the seeds, ask the resolvers."""
+        self._is_open = True
+        self._tunnel.subscribe(CHANNEL, self._message_received)
+        self._tunnel.listen(ADVERT_CHANNEL, self._advert_session)
+        self._tunnel.on_link_up(self._link_up)
+        self._tunnel.on_link_down(self._link_down)
+        self._tunnel.on_dial_failed(self._dial_failed)
+        self._router.on_send(self._send_advert)
+        await self._tunnel.connect()
+        now = self._clock.now()
+        self._graph.set_own(replace(self._graph.own, addresses=tuple(self._tunnel.address()[:MAX_ADDRESSES])))
+        self._measure_at, self._renew_at = now + MEASURE_S, now + RENEW_S
+        self._carry_out(self._peers.start(now))
+        self._arm()
+
+    async def close(self) -> None:
+        """Tell the neighbours, then close every link."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        if self._timer is not None:
+            self._timer.cancel()
+        self._tell(Close(incarnation=self._graph.own.incarnation))
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in list(self._writers.values()):
+            with contextlib.suppress(MicroError):
+                await writer.close()
+        await self._tunnel.close()
+
+    # ------------------------------------------------------------- what is seen
+
+    def on_event(self, callback: Callable[[str], None]) -> None:
+        """`callback(sentence)` for each link that comes, goes or cannot be had."""
+        self._listeners.append(callback)
+
+    def links(self) -> list[LinkInfo]:
+        return self._tunnel.links()
+
+    def nodes(self, radius: int = 3) -> list[GraphNode]:
+        """The graph within `radius` hops (at most 3), nearest first; the first is this node."""
+        return self._graph.nodes(self._clock.now(), radius)
+
+    def dial_failures(self) -> dict[str, str]:
+        """Addresses that are wanted and not linked, with the last reason."""
+        return dict(self._failures)
+
+    @property
+    def record(self) -> NodeRecord:
+        return self._graph.own
+
+    # ------------------------------------------------------------------ links
+
+    def _link_up(self, link: LinkInfo) -> None:
+        address = self._dialed_address(link)
+        self._announce(f"linked to {link.peer_name} ({link.site}) over {link.driver} at {link.remote}")
+        self._failures.pop(address or "", None)
+        writer = self._writers.pop(link.peer, None)
+        if writer is not None:
+            self._router.neighbour_down(link.peer)
+        try:
+            self._writers[link.peer] = AdvertWriter(
+                self._tunnel.dial(ADVERT_CHANNEL, peer=link.peer, priority=Priority.CONTROL)
+            )
+        except Unreachable:
+            # The link went between the handshake and here; `_link_down` follows.
+            self._counters.add("network_links_lost_at_start")
+            return
+        self._router.neighbour_up(link.peer, _cost_us(link))
+        self._carry_out(self._peers.handle(LinkUp(link.peer, address, link.rtt_s), self._clock.now()))
+        self._renew_own()
+        self._tell(Connect(record=self._graph.own))
+        self._arm()
+
+    def _link_down(self, link: LinkInfo, error: MicroError) -> None:
+        self._announce(f"lost {link.peer_name} ({link.site}): {error}")
+        self._writers.pop(link.peer, None)
+        self._router.neighbour_down(link.peer)
+        if self._is_open:
+            self._carry_out(self._peers.handle(LinkDown(link.peer), self._clock.now()))
+            self._renew_own()
+            self._tell(Peer(records=(self._graph.own,)))
+            self._arm()
+
+    def _dial_failed(self, address: str, error: MicroError) -> None:
+        if self._failures.get(address) != error.detail:
+            # Said once a reason, not once a try.
+            self._announce(f"cannot link to {address}: {error}")
+        self._failures[address] = error.detail
+        if len(self._failures) > 256:
+            self._failures.pop(next(iter(self._failures)))
+        hopeless = isinstance(error, Unauthorized)
+        self._carry_out(self._peers.handle(DialFailed(address, hopeless), self._clock.now()))
+
+    def _dialed_address(self, link: LinkInfo) -> str | None:
+        if not link.dialed:
+            return None
+        bare = link.remote.partition("://")[2] or link.remote
+        for address in self._tunnel.kept_addresses():
+            if (address.partition("://")[2] or address) == bare:
+                return address
+        return link.remote
+
+    # ------------------------------------------------------------------ graph
+
+    def _message_received(self, peer: str, payload: bytes) -> None:
+        try:
+            message = decode(payload)
+        except Malformed as error:
+            self._counters.add("network_messages_malformed")
+            self._log.warning("network message refused", extra={"peer": peer, "reason": str(error)})
+            return
+        now = self._clock.now()
+        match message:
+            case Connect(record=record):
+                if record.id == peer:
+                    self._spread(self._graph.receive((record,), now), now, but=peer)
+                self._tell(Peer(records=self._graph.records(now)))
+            case Peer(records=records):
+                self._spread(self._graph.receive(records, now), now, but=peer)
+            case Close(incarnation=incarnation):
+                # A node closes only itself: the id is the link's, never the message's (W-N18).
+                self._graph.forget(peer, incarnation)
+                self._keep(self._tunnel.unlink(peer))
+        self._arm()
+
+    def _spread(self, news: list[NodeRecord], now: float, *, but: str) -> None:
+        if news and any(link.peer != but for link in self._tunnel.links()):
+            self._tell(Peer(records=tuple(self._graph.aged(record, now) for record in news)))
+
+    def _tell(self, message: NetworkMessage) -> None:
+        for payload in encode(message):
+            self._tunnel.send(CHANNEL, payload, mode=DialMode.MULTICAST, priority=Priority.CONTROL)
+
+    def _renew_own(self) -> None:
+        own = self._graph.own
+        neighbours = tuple(sorted((link.peer, _cost_us(link)) for link in self._tunnel.links()))[:MAX_NEIGHBOURS]
+        self._graph.set_own(replace(own, sequence=own.sequence + 1, neighbours=neighbours))
+        self._renew_at = self._clock.now() + RENEW_S
+
+    # ---------------------------------------------------------------- adverts
+
+    def _advert_session(self, session: Session) -> None:
+        peer = session.peer
+
+        def refused(error: MicroError) -> None:
+            self._counters.add("network_adverts_refused")
+            self._log.warning("routing message refused", extra={"peer": peer, "reason": str(error)})
+            self._keep(self._tunnel.unlink(peer))
+
+        session.start(AdvertReader(lambda payload: self._router.receive(peer, payload), refused))
+
+    def _send_advert(self, peer: str, payload: bytes) -> None:
+        writer = self._writers.get(peer)
+        if writer is None:
+            self._counters.add("network_adverts_without_link")
+            return
+        writer.send(payload)
+
+    # ------------------------------------------------------- effects and time
+
+    def _carry_out(self, effects: Sequence[PeerEffect]) -> None:
+        for effect in effects:
+            match effect:
+                case KeepLink(address):
+                    self._tunnel.keep_link(address)
+                case DropLink(address):
+                    self._tunnel.drop_link(address)
+                    self._failures.pop(address, None)
+                case Resolve():
+                    self._keep(self._resolve())
+
+    async def _resolve(self) -> None:
+        candidates: list[Candidate] = []
+        seen: set[str] = set()
+        for resolver in self._resolvers:
+            try:
+                async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+                    found = await resolver.resolve(self.name)
+            except (MicroError, TimeoutError) as error:
+                # The next resolver may do better; the answer of this one is missed, so nothing is forgotten.
+                self._counters.add("network_resolver_failures")
+                self._log.warning("resolver failed", extra={"reason": str(error) or "timeout"})
+                continue
+            for candidate in found:
+                if candidate.address not in seen:
+                    seen.add(candidate.address)
+                    candidates.append(candidate)
+        if self._is_open:
+            self._carry_out(self._peers.handle(Resolved(candidates), self._clock.now()))
+
+    def _arm(self) -> None:
+        if not self._is_open:
+            return
+        times = [self._measure_at, self._renew_at, self._peers.wake_at, self._graph.wake_at()]
+        when = min(moment for moment in times if moment is not None)
+        if self._timer is not None:
+            self._timer.cancel()
+        delay = max(0.0, when - self._clock.now())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+
+    def _wake(self) -> None:
+        now = self._clock.now()
+        if now >= self._measure_at:
+            self._measure_at = now + MEASURE_S
+            for link in self._tunnel.links():
+                if link.peer in self._writers:
+                    self._router.neighbour_cost(link.peer, _cost_us(link))
+        self._graph.expire(now)
+        if now >= self._renew_at:
+            self._renew_own()
+            self._tell(Peer(records=(self._graph.own,)))
+        wake_at = self._peers.wake_at
+        if wake_at is not None and now >= wake_at:
+            self._carry_out(self._peers.wake(now))
+        self._arm()
+
+    def _announce(self, sentence: str) -> None:
+        for listener in self._listeners:
+            listener(sentence)
+
+    def _keep(self, work: Coroutine[None, None, None]) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._counters.add("network_tasks_failed")
+            self._log.error("network task failed", exc_info=error)
+
+
+def _cost_us(link: LinkInfo) -> int:
+    return link_cost_us(rtt_s=link.rtt_s, queue_delay_s=link.queue_delay_s, loss=link.loss)
