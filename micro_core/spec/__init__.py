@@ -45,6 +45,12 @@ from micro_core.spec.errors import (
     Unreachable,
 )
 from micro_core.spec.hookspecs import hookimpl, hookspec
+from micro_core.spec.records import (
+    MAX_RECORD_BYTES,
+    check_instance,
+    instance_from_dict,
+    instance_to_dict,
+)
 from micro_core.spec.registry import (
     Endpoint,
     EndpointKind,
@@ -69,9 +75,11 @@ from micro_core.spec.tunnel import (
     Session,
     Tunnel,
 )
+from micro_core.spec.watching import WatchQueue, WatchSet, changes
 
 __all__ = [
     "CONTRACT_VERSION",
+    "MAX_RECORD_BYTES",
     "BadRequest",
     "Broker",
     "Cancelled",
@@ -140,7 +148,13 @@ __all__ = [
     "Tunnel",
     "Unauthorized",
     "Unreachable",
+    "WatchQueue",
+    "WatchSet",
+    "changes",
+    "check_instance",
     "hookimpl",
     "hookspec",
+    "instance_from_dict",
+    "instance_to_dict",
     "option",
 ]
