@@ -1,0 +1,1 @@
+"""Calls: connections, client, server and service. What a proxy and a user both stand on."""

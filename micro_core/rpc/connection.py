@@ -1,0 +1,441 @@
+"""One connection: frames over a socket, many calls at once.
+
+The hot path of the whole house. A frame that arrives costs one dictionary look-up and one method call; a frame that
+leaves is appended to a list, which is joined and written once per turn of the loop. No task, no future, no hook a frame.
+
+What is bounded: streams (`limits.MAX_STREAMS_PER_CONNECTION` a side), an incomplete frame (the decoder's bound), an
+incomplete event (`limits.MAX_BODY_BYTES`), refusals the peer does not read. What a stream may make us hold is its
+owner's affair: its credit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from micro_core.spec.driver import Counters, CountersInMemory
+from micro_core.spec.errors import (
+    Closed,
+    Draining,
+    LinkLost,
+    Malformed,
+    MicroError,
+    Overloaded,
+    ServiceNotFound,
+    TooLarge,
+)
+from micro_core.spec.transport import Socket
+from micro_core.wire import frames, limits
+from micro_core.wire.frames import Frame, FrameDecoder, Kind
+from micro_core.wire.header import EventHeader, decode_event_header, decode_hello, encode_hello, encode_map
+
+log = logging.getLogger(__name__)
+
+MAX_PING_BYTES = 32
+"""Body of a PING (wire/frames.py)."""
+
+MAX_UNREAD_REFUSALS = 10_000
+"""Refusals queued for a peer that goes on asking and does not read. One more ends the connection."""
+
+LAST_STREAM = 0xFFFF_FFFF
+"""Stream numbers are u32 and never reused; a connection near the end of them asks to be replaced."""
+
+_REQUEST, _EVENT, _PING, _PONG, _GOAWAY, _HELLO = (
+    int(kind) for kind in (Kind.REQUEST, Kind.EVENT, Kind.PING, Kind.PONG, Kind.GOAWAY, Kind.HELLO)
+)
+
+_closing: set[asyncio.Task[None]] = set()
+
+
+class StreamOwner(Protocol):
+    """Who receives the frames of one stream. Called in the event loop; must not block and must not raise."""
+
+    def frame_received(self, frame: Frame) -> None: ...
+
+    def connection_lost(self, error: MicroError) -> None:
+        """The connection ended; called once, and nothing follows."""
+        ...
+
+
+class ConnectionHandler(Protocol):
+    """Who answers what the peer begins. Called in the event loop; must not block and must not raise."""
+
+    def request_received(self, connection: Connection, frame: Frame) -> None:
+        """A REQUEST on a new stream: `attach` an owner, or answer with an ERROR frame."""
+        ...
+
+    def event_received(self, connection: Connection, header: EventHeader, body: bytes) -> None:
+        """A whole published message."""
+        ...
+
+    def connection_lost(self, connection: Connection, error: MicroError) -> None:
+        """The connection ended; called once, after every owner."""
+        ...
+
+
+class Connection:
+    """Frames over `socket`; starts to read at once and sends HELLO first.
+
+    `dialed` says which side this is: the dialling side numbers its streams odd, the other even. `handler` is None
+    for a side that serves nothing. After the end, `error` holds the reason and `send` is ignored.
+    """
+
+    __slots__ = (
+        "_bytes_unsent",
+        "_closed",
+        "_counters",
+        "_decoder",
+        "_event_body",
+        "_event_header",
+        "_flush_scheduled",
+        "_greeted",
+        "_last_peer_stream",
+        "_loop",
+        "_lost_callbacks",
+        "_next_stream",
+        "_outgoing",
+        "_paused",
+        "_peer_parity",
+        "_peer_streams",
+        "_sent_goaway",
+        "_socket",
+        "_unread_refusals",
+        "_writable_callbacks",
+        "bytes_received",
+        "dialed",
+        "error",
+        "handler",
+        "is_draining",
+        "node_id",
+        "peer_id",
+        "streams",
+        "wire_version",
+    )
+
+    def __init__(
+        self,
+        socket: Socket,
+        *,
+        dialed: bool,
+        handler: ConnectionHandler | None = None,
+        node_id: str = "",
+        counters: Counters | None = None,
+    ) -> None:
+        self.dialed = dialed
+        self.handler = handler
+        self.node_id = node_id
+        self.streams: dict[int, StreamOwner] = {}
+        self.peer_id = ""
+        """Who the peer says it is (HELLO); empty for a plain client. Authenticated only where the socket is."""
+        self.wire_version = 0
+        """The version both sides speak; 0 until the peer's HELLO."""
+        self.is_draining = False
+        """The peer sent GOAWAY, or stream numbers run out: open no more calls here."""
+        self.error: MicroError | None = None
+        self.bytes_received = 0
+
+        self._socket = socket
+        self._counters: Counters = counters if counters is not None else CountersInMemory()
+        self._loop = asyncio.get_running_loop()
+        self._decoder = FrameDecoder()
+        self._greeted = False
+        self._next_stream = 1 if dialed else 2
+        self._peer_parity = 0 if dialed else 1
+        self._last_peer_stream = 0
+        self._peer_streams = 0
+        self._outgoing: list[bytes] = []
+        self._bytes_unsent = 0
+        self._flush_scheduled = False
+        self._paused = False
+        self._sent_goaway = False
+        self._unread_refusals = 0
+        self._event_header: EventHeader | None = None
+        self._event_body: bytearray = bytearray()
+        self._writable_callbacks: list[Callable[[], None]] = []
+        self._lost_callbacks: list[Callable[[Connection, MicroError], None]] = []
+        self._closed = asyncio.Event()
+
+        self.send(frames.encode(Kind.HELLO, 0, encode_hello(node_id)))
+        socket.start(self)
+
+    @property
+    def remote(self) -> str:
+        """The peer's address, for people."""
+        return self._socket.remote
+
+    @property
+    def open_streams(self) -> int:
+        return len(self.streams)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes that wait here, not yet given to the socket."""
+        return self._bytes_unsent
+
+    @property
+    def is_paused(self) -> bool:
+        """The socket is full for the moment, as happens in every large transfer."""
+        return self._paused
+
+    @property
+    def is_clogged(self) -> bool:
+        """More waits than `limits.MAX_CONNECTION_BUFFER_BYTES`: begin no call here, refuse it with Overloaded."""
+        return self._bytes_unsent > limits.MAX_CONNECTION_BUFFER_BYTES
+
+    # Streams
+
+    def open_stream(self, owner: StreamOwner) -> int:
+        """Begin a stream of ours and return its number. Raises Overloaded, Draining, or the reason of the end."""
+        if self.error is not None:
+            raise self.error
+        if len(self.streams) - self._peer_streams >= limits.MAX_STREAMS_PER_CONNECTION:
+            raise Overloaded(f"{len(self.streams)} calls are open on one connection to {self.remote}", at=self.node_id)
+        stream = self._next_stream
+        if stream > LAST_STREAM:
+            raise Draining("the connection has used up its stream numbers", at=self.node_id)
+        self._next_stream = stream + 2
+        if stream > LAST_STREAM - 2_000:
+            self.is_draining = True
+        self.streams[stream] = owner
+        return stream
+
+    def attach(self, stream: int, owner: StreamOwner) -> None:
+        """Give a stream that the peer began to `owner`."""
+        if stream not in self.streams:
+            self._peer_streams += 1
+        self.streams[stream] = owner
+
+    def close_stream(self, stream: int) -> None:
+        """Forget a stream; frames that still arrive for it are dropped and counted. Idempotent."""
+        if self.streams.pop(stream, None) is not None and stream & 1 == self._peer_parity:
+            self._peer_streams -= 1
+
+    # Writing
+
+    def send(self, data: bytes) -> None:
+        """Queue one frame, or several joined; written at the end of this turn of the loop. Never blocks."""
+        if self.error is not None:
+            return
+        self._outgoing.append(data)
+        self._bytes_unsent += len(data)
+        if not self._flush_scheduled and not self._paused:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def refuse(self, stream: int, error: MicroError) -> None:
+        """Answer a request with ERROR, without a stream. Ends the connection of a peer that never reads them."""
+        self._unread_refusals += 1
+        if self._unread_refusals > MAX_UNREAD_REFUSALS:
+            self._fail(Overloaded("the peer goes on asking and does not read the answers"))
+            return
+        self.send(frames.encode(Kind.ERROR, stream, encode_map(error.to_wire())))
+
+    def goaway(self) -> None:
+        """Tell the peer to begin no more calls here; those it begins anyway are refused with Draining."""
+        if not self._sent_goaway:
+            self._sent_goaway = True
+            self.send(frames.encode(Kind.GOAWAY, 0))
+
+    def ping(self) -> None:
+        """Ask for a sign of life; it shows in `bytes_received`."""
+        self.send(frames.encode(Kind.PING, 0))
+
+    def on_writable(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once: soon when there is room now, else when there is, or when the connection ends."""
+        if self.error is not None or not (self._paused or self.is_clogged):
+            self._loop.call_soon(callback)
+        else:
+            self._writable_callbacks.append(callback)
+
+    async def writable(self) -> None:
+        """Wait until the socket takes more. Raises the reason when the connection ends first."""
+        while self.error is None and (self._paused or self.is_clogged):
+            waiter = self._loop.create_future()
+            self._writable_callbacks.append(lambda: None if waiter.done() else waiter.set_result(None))  # noqa: B023
+            await waiter
+        if self.error is not None:
+            raise self.error
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        if self._paused or not self._outgoing:
+            return
+        outgoing, self._outgoing = self._outgoing, []
+        self._bytes_unsent = 0
+        self._unread_refusals = 0
+        self._socket.write(outgoing[0] if len(outgoing) == 1 else b"".join(outgoing))
+        if self._writable_callbacks and not self._paused:
+            self._call_writable()
+
+    def _call_writable(self) -> None:
+        callbacks, self._writable_callbacks = self._writable_callbacks, []
+        for callback in callbacks:
+            callback()
+
+    # SocketReceiver
+
+    def data_received(self, data: bytes) -> None:
+        """Frames to owners. A violation of the protocol ends this connection and no other."""
+        if self.error is not None:
+            return
+        self.bytes_received += len(data)
+        find_owner = self.streams.get
+        try:
+            for frame in self._decoder.receive_data(data):
+                owner = find_owner(frame[2])
+                if owner is not None and self._greeted:
+                    owner.frame_received(frame)
+                else:
+                    self._receive_unowned(frame)
+                if self.error is not None:
+                    return
+        except MicroError as violation:
+            self._fail(violation)
+        except Exception as bug:
+            log.exception("a frame could not be handled", extra={"remote": self.remote})
+            self._counters.add("connection_bugs")
+            self._fail(LinkLost(f"a frame could not be handled: {type(bug).__name__}"))
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._outgoing and not self._flush_scheduled:
+            self._flush()
+        elif not self._outgoing:
+            self._call_writable()
+
+    def socket_lost(self, error: MicroError) -> None:
+        self._lose(error)
+
+    def _receive_unowned(self, frame: Frame) -> None:
+        kind = frame.kind
+        if not self._greeted:
+            if kind != _HELLO:
+                raise Malformed(f"the first frame is {Kind(kind).name}, not HELLO")
+            self.wire_version, self.peer_id = decode_hello(frame.header)
+            self._greeted = True
+        elif kind == _REQUEST:
+            self._receive_request(frame)
+        elif kind == _EVENT:
+            self._receive_event(frame)
+        elif kind == _PING:
+            if len(frame.body) > MAX_PING_BYTES:
+                raise Malformed(f"a PING of {len(frame.body)} bytes")
+            if not self.is_clogged:
+                self.send(frames.encode(_PONG, 0, b"", frame.body))
+        elif kind == _GOAWAY:
+            self.is_draining = True
+        elif kind == _HELLO:
+            raise Malformed("a second HELLO")
+        elif kind != _PONG:
+            # Normal after a cancel: the answer was already on its way.
+            self._counters.add("frames_for_closed_stream")
+
+    def _receive_request(self, frame: Frame) -> None:
+        stream = frame.stream
+        if stream & 1 != self._peer_parity or stream <= self._last_peer_stream:
+            raise Malformed(f"stream {stream} is not the peer's to open, or was used before")
+        self._last_peer_stream = stream
+        handler = self.handler
+        if handler is None:
+            self.refuse(stream, ServiceNotFound("nothing is served on this side of the connection", at=self.node_id))
+        elif self._sent_goaway:
+            self.refuse(stream, Draining("stopping; call another instance", at=self.node_id))
+        elif self._peer_streams >= limits.MAX_STREAMS_PER_CONNECTION or self.is_clogged:
+            self._counters.add("requests_refused_overloaded")
+            self.refuse(stream, Overloaded("too much is open or unread on this connection", at=self.node_id))
+        else:
+            handler.request_received(self, frame)
+
+    def _receive_event(self, frame: Frame) -> None:
+        header = self._event_header
+        if header is None:
+            header = decode_event_header(frame.header)
+            if not frame.flags & frames.MORE:
+                self._deliver_event(header, frame.body)
+                return
+            self._event_header = header
+            self._event_body = bytearray(frame.body)
+            return
+        if frame.header:
+            raise Malformed("an event begins before the one before it has ended")
+        if len(self._event_body) + len(frame.body) > limits.MAX_BODY_BYTES:
+            raise TooLarge(f"an event is over the bound of {limits.MAX_BODY_BYTES} bytes")
+        self._event_body += frame.body
+        if not frame.flags & frames.MORE:
+            body = bytes(self._event_body)
+            self._event_header, self._event_body = None, bytearray()
+            self._deliver_event(header, body)
+
+    def _deliver_event(self, header: EventHeader, body: bytes) -> None:
+        if self.handler is None:
+            self._counters.add("events_dropped_no_handler")
+        else:
+            self.handler.event_received(self, header, body)
+
+    # The end
+
+    def on_lost(self, callback: Callable[[Connection, MicroError], None]) -> None:
+        """Call `callback` once at the end, before the handler's `connection_lost` (at once when it has ended)."""
+        if self.error is not None:
+            callback(self, self.error)
+        else:
+            self._lost_callbacks.append(callback)
+
+    def abort(self, error: MicroError) -> None:
+        """End at once for `error`: owners are told now, the socket is closed behind."""
+        self._lose(error)
+        self._close_socket_behind()
+
+    async def close(self) -> None:
+        """Write what is queued, close the socket, tell the owners. Safe to call twice."""
+        if self.error is None and self._outgoing:
+            self._paused = False
+            self._flush()
+        await self._socket.close()
+        self._lose(Closed(f"the connection to {self.remote} was closed here"))
+
+    async def wait_closed(self) -> None:
+        """Wait for the end, whoever causes it."""
+        await self._closed.wait()
+
+    def _fail(self, violation: MicroError) -> None:
+        self._counters.add("protocol_violations")
+        log.warning("connection broken off", extra={"remote": self.remote, "reason": violation.detail})
+        self._lose(LinkLost(f"the connection to {self.remote} was broken off: {violation.detail}", at=self.node_id))
+        self._close_socket_behind()
+
+    def _close_socket_behind(self) -> None:
+        task = self._loop.create_task(self._socket.close())
+        _closing.add(task)
+        task.add_done_callback(_closing.discard)
+
+    def _lose(self, error: MicroError) -> None:
+        if self.error is not None:
+            return
+        self.error = error
+        owners = list(self.streams.values())
+        self.streams.clear()
+        self._peer_streams = 0
+        self._outgoing, self._bytes_unsent = [], 0
+        self._event_body = bytearray()
+        for owner in owners:
+            self._tell(owner.connection_lost, error)
+        for callback in self._lost_callbacks:
+            self._tell(callback, self, error)
+        if self.handler is not None:
+            self._tell(self.handler.connection_lost, self, error)
+        self._closed.set()
+        self._call_writable()
+
+    def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
+        try:
+            callback(*arguments)
+        except Exception:
+            # One owner's bug must not keep the news from the others.
+            log.exception("an owner failed on the end of its connection", extra={"remote": self.remote})
+            self._counters.add("connection_bugs")
