@@ -1,0 +1,1 @@
+"""Where does this frame go: calls, streams and messages forwarded by route, bodies untouched."""

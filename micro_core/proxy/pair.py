@@ -1,0 +1,166 @@
+"""A forwarded call: two streams of two connections, and what may still be done about it.
+
+    caller ── stream ──> CallerEnd ─ Pair ─ CalleeEnd <── stream ── next hop
+
+Frames are passed on inside the callback that brought them: no task, no decoding. The pair keeps the request until
+the first answer, so that a hop that refused unstarted work can be passed over.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from micro_core.rpc.connection import Connection
+from micro_core.spec.errors import MicroError, error_from_wire
+from micro_core.spec.table import Route
+from micro_core.wire.frames import MORE, Frame, Kind, encode, restream
+from micro_core.wire.header import CallHeader, decode_map
+
+if TYPE_CHECKING:
+    from micro_core.proxy.proxy import Proxy
+
+_REQUEST, _RESPONSE, _ERROR, _DATA = int(Kind.REQUEST), int(Kind.RESPONSE), int(Kind.ERROR), int(Kind.DATA)
+_END, _CANCEL = int(Kind.END), int(Kind.CANCEL)
+_BREAKS_RETRY = frozenset({_DATA, _END})
+_ANSWERS = frozenset({_RESPONSE, _DATA})
+
+
+class Pair:
+    """One call passing through this node."""
+
+    __slots__ = (
+        "_answer_goes_on",
+        "callee",
+        "callee_stream",
+        "caller",
+        "caller_end",
+        "caller_stream",
+        "deadline",
+        "header",
+        "is_over",
+        "proxy",
+        "request",
+        "route",
+        "started_at",
+        "tried",
+        "waiting",
+    )
+
+    def __init__(self, proxy: Proxy, caller: Connection, frame: Frame, header: CallHeader, started_at: float) -> None:
+        self.proxy = proxy
+        self.caller = caller
+        self.caller_stream = frame.stream
+        self.caller_end = CallerEnd(self)
+        self.callee: Connection | None = None
+        self.callee_stream = 0
+        self.header = header
+        self.request: Frame | None = frame
+        """Kept while a refusal by the next hop could still be answered by trying another route."""
+        self.route: Route | None = None
+        self.tried: list[Route] = []
+        self.waiting: list[Frame] = []
+        """What the caller sent while the next hop is being dialled: bounded by the stream's credit."""
+        self.started_at = started_at
+        self.deadline = started_at + header.timeout_ms / 1000
+        self.is_over = False
+        self._answer_goes_on = False
+
+    # ------------------------------------------------------- from the caller
+
+    def pass_on(self, frame: Frame) -> None:
+        """A frame of the caller, for the callee."""
+        kind = frame.kind
+        callee = self.callee
+        if kind == _CANCEL:
+            if callee is not None:
+                callee.send(restream(frame, self.callee_stream))
+            self.finish()
+            return
+        if callee is None:
+            self.waiting.append(frame)
+            return
+        if kind in _BREAKS_RETRY:
+            # More than the request has gone out: another route would see only half of it.
+            self.request = None
+        callee.send(restream(frame, self.callee_stream))
+
+    def caller_lost(self) -> None:
+        if self.callee is not None:
+            self.callee.send(encode(Kind.CANCEL, self.callee_stream))
+        self.finish()
+
+    # ------------------------------------------------------- from the callee
+
+    def answer(self, frame: Frame) -> None:
+        """A frame of the callee, for the caller."""
+        kind = frame.kind
+        if kind == _ERROR:
+            if self.request is not None and self.proxy.passed_over(self, error_from_wire(decode_map(frame.header))):
+                return
+            self.caller.send(restream(frame, self.caller_stream))
+            self.finish()
+            return
+        self.caller.send(restream(frame, self.caller_stream))
+        if kind in _ANSWERS:
+            self.request = None
+            if kind == _RESPONSE:
+                self._answer_goes_on = True
+            if self._answer_goes_on and not frame.flags & MORE:
+                self.finish()
+        elif kind == _END:
+            # The serving side ends a stream when its handler has returned: nothing follows.
+            self.finish()
+
+    def callee_lost(self, error: MicroError) -> None:
+        self.callee = None
+        self.proxy.callee_lost(self, error)
+
+    # ---------------------------------------------------------------- ends
+
+    def refuse(self, error: MicroError) -> None:
+        """End the call towards the caller with `error`, and cancel what runs beyond."""
+        self.caller.send_error(self.caller_stream, error)
+        if self.callee is not None:
+            self.callee.send(encode(Kind.CANCEL, self.callee_stream))
+        self.finish()
+
+    def detach_callee(self) -> None:
+        if self.callee is not None:
+            self.callee.close_stream(self.callee_stream)
+            self.callee = None
+
+    def finish(self) -> None:
+        if self.is_over:
+            return
+        self.is_over = True
+        self.caller.close_stream(self.caller_stream)
+        self.detach_callee()
+        self.waiting.clear()
+        self.request = None
+        self.proxy.finished(self)
+
+
+class CallerEnd:
+    """Owner of the stream on the caller's connection."""
+
+    __slots__ = ("frame_received", "pair")
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.frame_received = pair.pass_on
+
+    def connection_lost(self, error: MicroError) -> None:  # noqa: ARG002 - there is nobody left to tell
+        self.pair.caller_lost()
+
+
+class CalleeEnd:
+    """Owner of the stream on the next hop's connection."""
+
+    __slots__ = ("frame_received", "pair")
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.frame_received = pair.answer
+
+    def connection_lost(self, error: MicroError) -> None:
+        self.pair.callee_lost(error)

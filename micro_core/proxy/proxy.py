@@ -1,0 +1,341 @@
+"""The proxy: the handler of every socket of a node, local or tunnelled.
+
+A request for one of the node's own services goes to its server; any other gets a plan, a pair of streams, and from
+then on only callbacks. A connection to a next hop is dialled in a task, once, when there is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Coroutine, Sequence
+
+from micro_core.proxy.forward import check_may_pass, no_route, onward_header, usable_routes
+from micro_core.proxy.pair import CalleeEnd, Pair
+from micro_core.routing.lookup import rank
+from micro_core.routing.router import Router
+from micro_core.rpc.connection import Connection
+from micro_core.rpc.pool import Pool
+from micro_core.rpc.server import Server
+from micro_core.spec.clock import Clock, Random
+from micro_core.spec.driver import Counters
+from micro_core.spec.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    LinkLost,
+    Malformed,
+    MicroError,
+    Overloaded,
+    Unreachable,
+)
+from micro_core.spec.table import LOCAL_LINK, Route, RouteKey
+from micro_core.spec.tunnel import Priority, Session
+from micro_core.wire import limits
+from micro_core.wire.frames import MORE, Frame, encode
+from micro_core.wire.header import CallHeader, CallMode, EventHeader, decode_call_header
+
+CHANNEL = "rpc"
+"""Tunnel channel on which nodes accept each other's calls."""
+
+CONNECT_TIMEOUT_S = 3.0
+"""How long one next hop may take to accept a connection before the next route is tried."""
+
+SessionDialer = Callable[[str, Priority], Session]
+"""`dial(peer, priority)`: a session on `CHANNEL`; raises Unreachable when no link stands."""
+
+EventHandler = Callable[[Connection, EventHeader, bytes], None]
+
+
+class Proxy:
+    """Forwards by route. One per node; a ConnectionHandler.
+
+    `own_services` are answered by `server` here. `pool` dials local instances, `dial_session` peers.
+    """
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        at: str,
+        router: Router,
+        server: Server,
+        own_services: Collection[str],
+        pool: Pool,
+        dial_session: SessionDialer,
+        clock: Clock,
+        random: Random,
+        logger: logging.Logger,
+        counters: Counters,
+    ) -> None:
+        self.node_id = node_id
+        self.at = at
+        self._router = router
+        self._server = server
+        self._own_services = frozenset(own_services)
+        self._pool = pool
+        self._dial_session = dial_session
+        self._now = clock.now
+        self._random = random
+        self._log = logger
+        self._counters = counters
+        self._pairs: set[Pair] = set()
+        self._outstanding: dict[RouteKey, int] = {}
+        self._peer_connections: dict[tuple[str, Priority], Connection] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._deadline_timer: asyncio.TimerHandle | None = None
+        self._deadline_at = float("inf")
+        self._on_event: EventHandler | None = None
+        self._accepted: set[Connection] = set()
+        self._idle = asyncio.Event()
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that pass through now."""
+        return len(self._pairs)
+
+    def outstanding(self, key: RouteKey) -> int:
+        """Calls that use a route now."""
+        return self._outstanding.get(key, 0)
+
+    def on_event(self, handler: EventHandler) -> None:
+        """Who takes the messages that peers send."""
+        self._on_event = handler
+
+    def accept_session(self, session: Session) -> None:
+        """A peer opened a session on `CHANNEL`."""
+        self._accepted.add(
+            Connection(session, dialed=False, handler=self, node_id=self.node_id, counters=self._counters)
+        )
+
+    def accept_socket(self, connection: Connection) -> None:
+        """Remember a local connection, so that closing the node closes it."""
+        self._accepted.add(connection)
+
+    # ------------------------------------------------------ ConnectionHandler
+
+    def request_received(self, connection: Connection, frame: Frame) -> None:
+        try:
+            header = decode_call_header(frame.header)
+        except Malformed as error:
+            self._counters.add("proxy_headers_malformed")
+            error.at = error.at or self.at
+            connection.send_error(frame.stream, error)
+            return
+        if header.service in self._own_services and header.metadata.get("micro-router", self.node_id) == self.node_id:
+            self._server.serve(connection, frame, header)
+            return
+        refusal = check_may_pass(header, self.node_id, at=self.at)
+        if refusal is not None:
+            self._counters.add("proxy_calls_refused")
+            connection.send_error(frame.stream, refusal)
+            return
+        pair = Pair(self, connection, frame, header, self._now())
+        connection.attach(frame.stream, pair.caller_end)
+        self._pairs.add(pair)
+        if pair.deadline < self._deadline_at:
+            self._arm(pair.deadline)
+        self._forward(pair, None)
+
+    def event_received(self, connection: Connection, header: EventHeader, body: bytes) -> None:
+        if self._on_event is None:
+            self._counters.add("proxy_events_without_topics")
+            return
+        self._on_event(connection, header, body)
+
+    def connection_lost(self, connection: Connection, error: MicroError) -> None:  # noqa: ARG002 - pairs are told each
+        self._accepted.discard(connection)
+        for key, known in list(self._peer_connections.items()):
+            if known is connection:
+                del self._peer_connections[key]
+
+    # ------------------------------------------------------------- forwarding
+
+    def _forward(self, pair: Pair, reason: MicroError | None) -> None:
+        """Send the request along the best route not tried yet, or give the caller `reason`."""
+        header = pair.header
+        known = self._router.lookup(header.service)
+        routes = usable_routes(header, known, came_from=pair.caller.peer_id)
+        if pair.tried:
+            routes = [route for route in routes if route not in pair.tried]
+        if not routes:
+            pair.refuse(reason or no_route(header, len(known), at=self.at))
+            return
+        route = routes[0] if len(routes) == 1 else self._ranked(routes)[0]
+        pair.route = route
+        pair.tried.append(route)
+        self._outstanding[route.key] = self._outstanding.get(route.key, 0) + 1
+        if route.link == LOCAL_LINK:
+            connection = self._pool.find(route.address)
+            if connection is None:
+                self._start(self._dial_local(pair, route))
+                return
+        else:
+            try:
+                connection = self._peer_connection(route.gateway, _priority(pair))
+            except Unreachable as error:
+                self._release(pair)
+                self._forward(pair, error)
+                return
+        self._attach(pair, connection)
+
+    def _ranked(self, routes: Sequence[Route]) -> Sequence[Route]:
+        return rank(routes, now=self._now(), outstanding=self.outstanding, random=self._random)
+
+    def _attach(self, pair: Pair, connection: Connection) -> None:
+        frame = pair.request
+        if frame is None or pair.is_over:
+            return
+        if connection.buffered_bytes > limits.MAX_CONNECTION_BUFFER_BYTES:
+            self._counters.add("proxy_calls_overloaded")
+            self._release(pair)
+            hop = Overloaded(f"too much is waiting for the next hop of {pair.header.service}", at=self.at)
+            self._forward(pair, hop)
+            return
+        elapsed_ms = int((self._now() - pair.started_at) * 1000)
+        header = onward_header(pair.header, self.node_id, elapsed_ms)
+        pair.callee = connection
+        stream = pair.callee_stream = connection.open_stream(CalleeEnd(pair))
+        connection.send(encode(frame.kind, stream, header, frame.body, frame.flags))
+        if pair.waiting:
+            waiting, pair.waiting = pair.waiting, []
+            for held in waiting:
+                pair.pass_on(held)
+
+    async def _dial_local(self, pair: Pair, route: Route) -> None:
+        try:
+            connection = await self._pool.get(route.address, timeout_s=CONNECT_TIMEOUT_S)
+        except MicroError as error:
+            if not pair.is_over:
+                error.at = error.at or self.at
+                self._release(pair)
+                self._forward(pair, error)
+            return
+        self._attach(pair, connection)
+
+    def _peer_connection(self, peer: str, priority: Priority) -> Connection:
+        connection = self._peer_connections.get((peer, priority))
+        if connection is None:
+            session = self._dial_session(peer, priority)
+            connection = Connection(session, dialed=True, handler=self, node_id=self.node_id, counters=self._counters)
+            self._peer_connections[(peer, priority)] = connection
+        return connection
+
+    def peer_connection(self, peer: str) -> Connection:
+        """The connection on which messages go to `peer`; raises Unreachable."""
+        return self._peer_connection(peer, Priority.EVENTS)
+
+    # -------------------------------------------------------- what pairs tell
+
+    def passed_over(self, pair: Pair, error: MicroError) -> bool:
+        """The next hop refused. True when the call goes on along another route.
+
+        Only what promises that nothing was started may be tried elsewhere, and not when the service itself
+        said so about an endpoint.
+        """
+        if not error.retry_is_safe or self._now() >= pair.deadline:
+            return False
+        routes = usable_routes(pair.header, self._router.lookup(pair.header.service), came_from=pair.caller.peer_id)
+        if all(route in pair.tried for route in routes):
+            return False
+        self._counters.add("proxy_calls_rerouted")
+        pair.detach_callee()
+        self._release(pair)
+        self._forward(pair, error)
+        return True
+
+    def callee_lost(self, pair: Pair, error: MicroError) -> None:
+        """The connection to the next hop is gone with the call in flight."""
+        self._release(pair)
+        where = "the service" if pair.route is None or pair.route.link == LOCAL_LINK else "the next node"
+        lost = LinkLost(
+            f"the connection to {where} broke during the call to {pair.header.service}: {error.detail}",
+            at=self.at,
+            hint="whether it was handled is not known; call again if that is harmless",
+        )
+        if pair.request is not None and pair.header.idempotent:
+            self._forward(pair, lost)
+            return
+        pair.refuse(lost)
+
+    def finished(self, pair: Pair) -> None:
+        self._pairs.discard(pair)
+        if not self._pairs:
+            self._idle.set()
+        self._release(pair)
+
+    def _release(self, pair: Pair) -> None:
+        if pair.route is None:
+            return
+        key, pair.route = pair.route.key, None
+        left = self._outstanding.get(key, 0) - 1
+        if left > 0:
+            self._outstanding[key] = left
+        else:
+            self._outstanding.pop(key, None)
+
+    # ---------------------------------------------------------------- deadlines
+
+    def _arm(self, deadline: float) -> None:
+        # One timer for all pairs, moved only to earlier: with equal timeouts it fires once a timeout, not once a call.
+        self._deadline_at = deadline
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+        delay = max(0.0, deadline - self._now())
+        self._deadline_timer = asyncio.get_running_loop().call_later(delay, self._sweep)
+
+    def _sweep(self) -> None:
+        now = self._now()
+        self._deadline_timer, self._deadline_at = None, float("inf")
+        for pair in [pair for pair in self._pairs if pair.deadline <= now]:
+            self._counters.add("proxy_deadlines_exceeded")
+            timeout_s = pair.header.timeout_ms / 1000
+            pair.refuse(DeadlineExceeded(f"{pair.header.service} did not answer within {timeout_s:.3g} s", at=self.at))
+        if self._pairs:
+            self._arm(min(pair.deadline for pair in self._pairs))
+
+    # --------------------------------------------------------------------- end
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new calls on the connections that stand (GOAWAY), wait for those in flight."""
+        for connection in list(self._accepted):
+            connection.goaway()
+        if self._pairs:
+            self._idle.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._idle.wait()
+            except TimeoutError:
+                self._counters.add("proxy_calls_cut_by_drain", len(self._pairs))
+
+    async def close(self) -> None:
+        """End the calls that pass and every connection."""
+        for pair in list(self._pairs):
+            pair.refuse(Cancelled("the node stopped", at=self.at))
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        connections = [*self._accepted, *self._peer_connections.values()]
+        await asyncio.gather(*(connection.close() for connection in connections), return_exceptions=True)
+        await self._pool.close()
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._counters.add("proxy_tasks_failed")
+            self._log.error("proxy task failed", exc_info=error)
+
+
+def _priority(pair: Pair) -> Priority:
+    """Streams and requests in several pieces travel where nobody small waits behind them."""
+    header: CallHeader = pair.header
+    request = pair.request
+    if header.bulk or header.mode != CallMode.UNARY or (request is not None and request.flags & MORE):
+        return Priority.BULK
+    return Priority.CALLS
