@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import random
+
+from micro_core.network.peers import (
+    DialFailed,
+    DropLink,
+    KeepLink,
+    LinkDown,
+    LinkUp,
+    PeerEffect,
+    PeerOptions,
+    Peers,
+    Resolve,
+    Resolved,
+)
+from micro_core.spec import Candidate
+
+
+def peers(*seeds: str, target: int = 3) -> Peers:
+    return Peers(seeds, PeerOptions(target_links=target), random.Random(1))
+
+
+def candidates(*addresses: str) -> Resolved:
+    return Resolved([Candidate(address=address, priority=number) for number, address in enumerate(addresses)])
+
+
+def kept(effects: list[PeerEffect]) -> list[str]:
+    return [effect.address for effect in effects if isinstance(effect, KeepLink)]
+
+
+def test_seeds_are_kept_from_the_start_and_the_resolvers_asked() -> None:
+    state = peers("a:1", "b:1")
+    effects = state.start(0.0)
+    assert kept(effects) == ["a:1", "b:1"]
+    assert Resolve() in effects
+
+
+def test_only_the_target_number_of_candidates_is_dialled() -> None:
+    state = peers(target=3)
+    state.start(0.0)
+    assert len(kept(state.handle(candidates(*(f"c{n}:1" for n in range(20))), 0.0))) == 3
+
+
+def test_the_best_come_first_and_one_place_is_drawn_among_the_rest() -> None:
+    drawn = set()
+    for seed in range(40):
+        state = Peers((), PeerOptions(target_links=3), random.Random(seed))
+        state.start(0.0)
+        chosen = kept(state.handle(candidates(*(f"c{n}:1" for n in range(10))), 0.0))
+        assert chosen[:2] == ["c0:1", "c1:1"]
+        drawn.add(chosen[2])
+    assert len(drawn) > 3
+
+
+def test_accepted_links_count_towards_the_target() -> None:
+    state = peers(target=2)
+    state.start(0.0)
+    state.handle(LinkUp("peer-a", None, 0.01), 0.0)
+    state.handle(LinkUp("peer-b", None, 0.01), 0.0)
+    assert kept(state.handle(candidates("c:1"), 0.0)) == []
+
+
+def test_a_lost_link_is_replaced() -> None:
+    state = peers(target=1)
+    state.start(0.0)
+    state.handle(LinkUp("peer-a", None, 0.01), 0.0)
+    state.handle(candidates("c:1"), 0.0)
+    assert kept(state.handle(LinkDown("peer-a"), 1.0)) == ["c:1"]
+
+
+def test_an_address_that_turns_out_to_be_ourselves_is_dropped_and_another_tried() -> None:
+    state = peers(target=1)
+    state.start(0.0)
+    assert kept(state.handle(candidates("self:1", "other:1"), 0.0)) == ["self:1"]
+    effects = state.handle(DialFailed("self:1", hopeless=True), 0.1)
+    assert DropLink("self:1") in effects
+    assert kept(effects) == ["other:1"]
+
+
+def test_a_seed_is_never_dropped() -> None:
+    state = peers("seed:1", target=1)
+    state.start(0.0)
+    for _ in range(10):
+        assert state.handle(DialFailed("seed:1", hopeless=True), 0.1) == []
+
+
+def test_resolvers_are_asked_sooner_while_links_are_missing() -> None:
+    state = peers(target=1)
+    state.start(0.0)
+    assert state.wake_at is not None
+    assert state.wake_at <= 5.0
+    state.handle(LinkUp("peer-a", None, 0.01), 0.0)
+    assert Resolve() in state.wake(state.wake_at)
+    assert state.wake_at > 50.0
