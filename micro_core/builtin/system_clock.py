@@ -1,0 +1,17 @@
+"""The real clock: what everything but a simulation runs on."""
+
+from __future__ import annotations
+
+import time
+
+
+class SystemClock:
+    """`now` is `time.monotonic`, which is also asyncio's `loop.time`; `wall` is `time.time`."""
+
+    __slots__ = ()
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()
