@@ -1,0 +1,528 @@
+"""One call, as two state machines: the caller's (`ClientCall`) and the serving side's (`ServerCall`).
+
+    OPEN ──REQUESTED──> ANSWERING ──RESPONSE_BEGUN──> RESPONDING
+      │                     │                             │
+      └───── RESPONDED, REPLY_ENDED, FAILED, CANCELLED ───┴──> ENDED
+
+OPEN: the caller is still sending (the request's pieces, or its items). ANSWERING: it has sent all. RESPONDING: the
+first piece of a RESPONSE is out, the rest follows as DATA. The serving side's answer, END or ERROR ends the call,
+whether the caller has finished or not. Where the caller streams, the REQUEST's body is empty and each item is a
+message of DATA frames; its END half-closes.
+
+Credit, each direction for itself: a frame costs its body plus the 12 bytes of a frame's head (so that a flood of
+empty items is bounded too). A sender starts with `limits.STREAM_WINDOW_BYTES`; the receiver grants again what has been
+consumed, once that is half a window. Pieces of a message that somebody waits for are consumed as they arrive (the
+message is bounded by `limits.MAX_BODY_BYTES`); whole items are consumed when they are taken. A reader that stops
+can thus be made to hold one message and one window, no more.
+
+Pure: frames in, effects out; bytes to send are an effect or a return value. No I/O, clock or randomness.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from micro_core.spec.errors import Malformed, MicroError, TooLarge, error_from_wire
+from micro_core.wire import frames, limits
+from micro_core.wire.frames import HEAD, MORE, Frame, Kind
+from micro_core.wire.header import CallMode, decode_map, encode_map
+
+FRAME_COST_BYTES = HEAD.size
+"""What a frame costs beyond its body."""
+
+MAX_CREDIT_BYTES = 1 << 30
+"""More credit than this is a peer's mistake: nobody grants what it cannot have consumed."""
+
+BEGUN = "begun"
+"""Key in an ERROR's map: the handler had begun when it raised. Then not even an error whose class promises
+`retry_is_safe` (a handler may pass on the Overloaded of somebody it called) allows a second send."""
+
+_REQUEST, _RESPONSE, _ERROR, _DATA, _END, _CANCEL, _CREDIT = (
+    int(kind) for kind in (Kind.REQUEST, Kind.RESPONSE, Kind.ERROR, Kind.DATA, Kind.END, Kind.CANCEL, Kind.CREDIT)
+)
+_CALLER_STREAMS = (CallMode.CLIENT_STREAM, CallMode.BIDIRECTIONAL)
+_SERVER_STREAMS = (CallMode.SERVER_STREAM, CallMode.BIDIRECTIONAL)
+
+
+class CallState(enum.Enum):
+    """How far a call has come; the same word means the same at both ends."""
+
+    OPEN = "open"
+    """The caller is sending its request or its items."""
+    ANSWERING = "answering"
+    """The caller has sent all; the serving side sends items, or nothing yet."""
+    RESPONDING = "responding"
+    """A RESPONSE has begun and goes on."""
+    ENDED = "ended"
+    """Over: nothing more is sent or believed."""
+
+
+class CallEvent(enum.Enum):
+    """What moves a call on."""
+
+    REQUESTED = "requested"
+    """The request is whole, or the caller half-closed."""
+    REPLY_ITEM = "reply item"
+    """A frame of an item from the serving side."""
+    RESPONSE_BEGUN = "response begun"
+    RESPONDED = "responded"
+    """The RESPONSE is whole."""
+    REPLY_ENDED = "reply ended"
+    """The serving side's stream of items has ended well."""
+    FAILED = "failed"
+    """ERROR, a violation, a lost connection."""
+    CANCELLED = "cancelled"
+    """The caller gave up."""
+
+
+_ENDINGS = {CallEvent.FAILED: CallState.ENDED, CallEvent.CANCELLED: CallState.ENDED}
+
+TRANSITIONS: Mapping[CallState, Mapping[CallEvent, CallState]] = {
+    CallState.OPEN: {
+        CallEvent.REQUESTED: CallState.ANSWERING,
+        CallEvent.REPLY_ITEM: CallState.OPEN,
+        CallEvent.RESPONSE_BEGUN: CallState.RESPONDING,
+        CallEvent.RESPONDED: CallState.ENDED,
+        CallEvent.REPLY_ENDED: CallState.ENDED,
+        **_ENDINGS,
+    },
+    CallState.ANSWERING: {
+        CallEvent.REPLY_ITEM: CallState.ANSWERING,
+        CallEvent.RESPONSE_BEGUN: CallState.RESPONDING,
+        CallEvent.RESPONDED: CallState.ENDED,
+        CallEvent.REPLY_ENDED: CallState.ENDED,
+        **_ENDINGS,
+    },
+    CallState.RESPONDING: {
+        CallEvent.RESPONDED: CallState.ENDED,
+        # The caller may end its items while the answer is on its way.
+        CallEvent.REQUESTED: CallState.RESPONDING,
+        **_ENDINGS,
+    },
+    CallState.ENDED: {CallEvent.FAILED: CallState.ENDED, CallEvent.CANCELLED: CallState.ENDED},
+}
+
+
+class Transmit(NamedTuple):
+    """Send these bytes."""
+
+    data: bytes
+
+
+class Room(NamedTuple):
+    """All that was queued has been handed out: the next message may come."""
+
+
+class Answered(NamedTuple):
+    """Client: the answer, whole. The call is over."""
+
+    header: bytes
+    body: bytes
+
+
+class Requested(NamedTuple):
+    """Server: the request, whole."""
+
+    body: bytes
+
+
+class ItemsArrived(NamedTuple):
+    """At least one item waits in `incoming`."""
+
+
+class ItemsEnded(NamedTuple):
+    """The peer sends no more items. At the client, the call is over."""
+
+
+class Failed(NamedTuple):
+    """The call is over with `error`; `begun` when a handler had begun to work on it."""
+
+    error: MicroError
+    begun: bool = True
+
+
+class CancelledByCaller(NamedTuple):
+    """Server: the caller gave up. The call is over."""
+
+
+Effect = Transmit | Room | Answered | Requested | ItemsArrived | ItemsEnded | Failed | CancelledByCaller
+_NOTHING: list[Effect] = []
+
+
+class Outgoing:
+    """One direction's sending end: frames wait here for credit."""
+
+    __slots__ = ("_unsent", "credit_bytes")
+
+    def __init__(self) -> None:
+        self.credit_bytes = limits.STREAM_WINDOW_BYTES
+        self._unsent: deque[tuple[bytes, int]] = deque()
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._unsent
+
+    def push(self, kind: int, stream: int, header: bytes, body: bytes) -> bytes:
+        """Queue a message and return what may be sent now. Raises TooLarge, and then queues nothing."""
+        cost = len(body) + FRAME_COST_BYTES
+        if len(body) <= limits.MAX_FRAME_BODY_BYTES and not self._unsent and cost <= self.credit_bytes:
+            frames.check_sizes(header, body)
+            self.credit_bytes -= cost
+            return frames.encode(kind, stream, header, body)
+        remaining = len(body)
+        for data in frames.encode_message(kind, stream, header, body):
+            piece = min(remaining, limits.MAX_FRAME_BODY_BYTES)
+            remaining -= piece
+            self._unsent.append((data, piece + FRAME_COST_BYTES))
+        return self._take()
+
+    def push_last(self, data: bytes) -> bytes:
+        """Queue a frame that costs nothing (END) behind what waits; return what may be sent now."""
+        if not self._unsent:
+            return data
+        self._unsent.append((data, 0))
+        return b""
+
+    def grant(self, granted_bytes: int) -> bytes:
+        """More credit; return what may be sent now. Raises Malformed when it passes all reason."""
+        self.credit_bytes += granted_bytes
+        if self.credit_bytes > MAX_CREDIT_BYTES:
+            raise Malformed(f"credit of {self.credit_bytes} bytes for one call")
+        return self._take()
+
+    def clear(self) -> None:
+        self._unsent.clear()
+
+    def _take(self) -> bytes:
+        unsent = self._unsent
+        taken: list[bytes] = []
+        while unsent and unsent[0][1] <= self.credit_bytes:
+            data, cost = unsent.popleft()
+            self.credit_bytes -= cost
+            taken.append(data)
+        return b"".join(taken)
+
+
+class Incoming:
+    """One direction's receiving end: puts messages together, keeps whole items, accounts for credit."""
+
+    __slots__ = ("_consumed", "_items", "_partial", "_partial_cost", "window_bytes")
+
+    def __init__(self) -> None:
+        self.window_bytes = limits.STREAM_WINDOW_BYTES
+        """What the peer may still send."""
+        self._consumed = 0
+        self._partial: bytearray | None = None
+        self._partial_cost = 0
+        self._items: deque[tuple[bytes, int]] = deque()
+
+    @property
+    def has_items(self) -> bool:
+        return bool(self._items)
+
+    @property
+    def is_between_messages(self) -> bool:
+        return self._partial is None
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of bodies kept here."""
+        return sum(len(body) for body, _ in self._items) + (len(self._partial) if self._partial is not None else 0)
+
+    def receive(self, frame: Frame) -> bytes | None:
+        """Take in a frame of a message; the message when it is whole, not yet consumed.
+
+        Raises Malformed (over its credit) or TooLarge; the call is then beyond repair.
+        """
+        body = frame.body
+        cost = len(body) + FRAME_COST_BYTES
+        self.window_bytes -= cost
+        if self.window_bytes < 0:
+            raise Malformed("the peer sent more than its credit")
+        partial = self._partial
+        if partial is None and not frame.flags & MORE:
+            self._partial_cost = cost
+            return body
+        if partial is None:
+            partial = self._partial = bytearray()
+        if len(partial) + len(body) > limits.MAX_BODY_BYTES:
+            raise TooLarge(
+                f"a message is over the bound of {limits.MAX_BODY_BYTES} bytes",
+                hint="send it as a stream of smaller items",
+            )
+        partial += body
+        if frame.flags & MORE:
+            if self._items:
+                self._partial_cost += cost
+            else:
+                self._consumed += cost
+            return None
+        self._partial = None
+        self._partial_cost += cost
+        return bytes(partial)
+
+    def keep(self, item: bytes) -> None:
+        """Keep the message that `receive` has just returned until it is taken."""
+        self._items.append((item, self._partial_cost))
+        self._partial_cost = 0
+
+    def take(self) -> bytes:
+        """The oldest item; it counts as consumed now."""
+        item, cost = self._items.popleft()
+        self._consumed += cost
+        if not self._items and self._partial is not None:
+            # Somebody waits for the message that is under way: its pieces no longer wait behind another.
+            self._consumed += self._partial_cost
+            self._partial_cost = 0
+        return item
+
+    def due_grant(self) -> int:
+        """Bytes to grant now, or 0 while less than half a window has been consumed."""
+        if self._consumed * 2 < limits.STREAM_WINDOW_BYTES:
+            return 0
+        granted, self._consumed = self._consumed, 0
+        self.window_bytes += granted
+        return granted
+
+    def clear(self) -> None:
+        self._items.clear()
+        self._partial = None
+
+
+class _Call:
+    """What both ends of a call share."""
+
+    __slots__ = ("incoming", "mode", "outgoing", "state", "stream")
+
+    def __init__(self, stream: int, mode: int) -> None:
+        self.stream = stream
+        self.mode = mode
+        self.state = CallState.OPEN
+        self.incoming = Incoming()
+        self.outgoing = Outgoing()
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more will be sent or received."""
+        return self.state is CallState.ENDED and self.outgoing.is_empty
+
+    def take_item(self) -> tuple[bytes, bytes]:
+        """The oldest item and the bytes to send for it (a grant, or nothing)."""
+        item = self.incoming.take()
+        return item, self._due_credit()
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        self._move(CallEvent.FAILED)
+        self.outgoing.clear()
+
+    def _move(self, event: CallEvent) -> None:
+        to = TRANSITIONS[self.state].get(event)
+        if to is None:
+            raise Malformed(f"a call that is {self.state.value} cannot have its {event.value}")
+        self.state = to
+
+    def _due_credit(self) -> bytes:
+        if self.state is CallState.ENDED:
+            return b""
+        granted = self.incoming.due_grant()
+        return frames.encode_credit(self.stream, granted) if granted else b""
+
+    def _receive_credit(self, frame: Frame) -> list[Effect]:
+        outgoing = self.outgoing
+        was_waiting = not outgoing.is_empty
+        data = outgoing.grant(frames.decode_credit(frame.body))
+        effects: list[Effect] = [Transmit(data)] if data else []
+        if was_waiting and outgoing.is_empty:
+            effects.append(Room())
+        return effects
+
+    def _receive_item(self, frame: Frame) -> list[Effect]:
+        item = self.incoming.receive(frame)
+        if item is None:
+            return self._credit_effect()
+        self.incoming.keep(item)
+        return [ItemsArrived()]
+
+    def _credit_effect(self) -> list[Effect]:
+        data = self._due_credit()
+        return [Transmit(data)] if data else _NOTHING
+
+
+class ClientCall(_Call):
+    """The caller's end."""
+
+    __slots__ = ("_response_header",)
+
+    def __init__(self, stream: int, mode: int) -> None:
+        super().__init__(stream, mode)
+        self._response_header = b""
+
+    def begin(self, header: bytes, body: bytes) -> bytes:
+        """The bytes that open the call. `body` is the request; empty where the caller streams. Raises TooLarge."""
+        data = self.outgoing.push(_REQUEST, self.stream, header, body)
+        if self.mode not in _CALLER_STREAMS:
+            self.state = CallState.ANSWERING
+        return data
+
+    def send_item(self, body: bytes) -> bytes:
+        """Queue an item; bytes to send now. Legal while OPEN. Raises TooLarge."""
+        return self.outgoing.push(_DATA, self.stream, b"", body)
+
+    def end(self) -> bytes:
+        """Half-close; bytes to send now."""
+        if self.state is not CallState.OPEN:
+            return b""
+        self._move(CallEvent.REQUESTED)
+        return self.outgoing.push_last(frames.encode(_END, self.stream))
+
+    def cancel(self) -> bytes:
+        """Give up; bytes to send now, none when the call is over."""
+        if self.state is CallState.ENDED:
+            return b""
+        self._finish(CallEvent.CANCELLED)
+        return frames.encode(_CANCEL, self.stream)
+
+    def receive(self, frame: Frame) -> list[Effect]:
+        """What a frame of the serving side means. Never raises: a violation fails this call, and cancels it there."""
+        if self.state is CallState.ENDED:
+            return _NOTHING
+        try:
+            return self._receive(frame)
+        except MicroError as violation:
+            return [Transmit(self.cancel()), Failed(violation)]
+
+    def _receive(self, frame: Frame) -> list[Effect]:
+        kind = frame.kind
+        if kind == _RESPONSE:
+            if self.mode in _SERVER_STREAMS or self.state is CallState.RESPONDING:
+                raise Malformed("a RESPONSE where none belongs")
+            self._response_header = frame.header
+            return self._receive_response(frame)
+        if kind == _DATA:
+            if self.state is CallState.RESPONDING:
+                return self._receive_response(frame)
+            if self.mode not in _SERVER_STREAMS:
+                raise Malformed("an item in answer to a call that expects one response")
+            self._move(CallEvent.REPLY_ITEM)
+            return self._receive_item(frame)
+        if kind == _CREDIT:
+            return self._receive_credit(frame)
+        if kind == _END:
+            if self.mode not in _SERVER_STREAMS or not self.incoming.is_between_messages:
+                raise Malformed("an END before the answer is whole")
+            self._finish(CallEvent.REPLY_ENDED)
+            return [ItemsEnded()]
+        if kind == _ERROR:
+            wire = decode_map(frame.header)
+            self._finish(CallEvent.FAILED)
+            begun = not isinstance(wire, dict) or bool(wire.get(BEGUN))
+            return [Failed(error_from_wire(wire), begun)]
+        raise Malformed(f"a {Kind(kind).name} frame from the serving side")
+
+    def _receive_response(self, frame: Frame) -> list[Effect]:
+        body = self.incoming.receive(frame)
+        if body is None:
+            self.state = CallState.RESPONDING
+            return self._credit_effect()
+        self._finish(CallEvent.RESPONDED)
+        return [Answered(self._response_header, body)]
+
+    def _finish(self, event: CallEvent) -> None:
+        self._move(event)
+        self.outgoing.clear()
+
+
+class ServerCall(_Call):
+    """The serving side's end. After its last word it lives on until all of it has been sent (`is_over`)."""
+
+    __slots__ = ("_has_request",)
+
+    def __init__(self, stream: int, mode: int) -> None:
+        super().__init__(stream, mode)
+        self._has_request = False
+
+    def receive(self, frame: Frame) -> list[Effect]:
+        """What a frame of the caller means, its REQUEST first. Never raises: a violation is answered with ERROR."""
+        try:
+            return self._receive(frame)
+        except MicroError as violation:
+            if self.state is CallState.ENDED:
+                return _NOTHING
+            return [Transmit(self.fail(violation)), Failed(violation)]
+
+    def respond(self, header: bytes, body: bytes) -> bytes:
+        """The answer and the end; bytes to send now. Raises TooLarge, and the call then still stands."""
+        if self.state is CallState.ENDED:
+            return b""
+        data = self.outgoing.push(_RESPONSE, self.stream, header, body)
+        self._move(CallEvent.RESPONDED)
+        return data
+
+    def send_item(self, body: bytes) -> bytes:
+        """Queue an item; bytes to send now. Raises TooLarge."""
+        if self.state is CallState.ENDED:
+            return b""
+        return self.outgoing.push(_DATA, self.stream, b"", body)
+
+    def end(self) -> bytes:
+        """The end of the items and of the call; bytes to send now."""
+        if self.state is CallState.ENDED:
+            return b""
+        self._move(CallEvent.REPLY_ENDED)
+        return self.outgoing.push_last(frames.encode(_END, self.stream))
+
+    def fail(self, error: MicroError, *, begun: bool = False) -> bytes:
+        """The end with an error, at once: what waited is dropped. `begun`: a handler had begun."""
+        if self.state is CallState.ENDED and self.outgoing.is_empty:
+            return b""
+        self._move(CallEvent.FAILED)
+        self.outgoing.clear()
+        self.incoming.clear()
+        wire = error.to_wire()
+        if begun:
+            wire[BEGUN] = 1
+        return frames.encode(_ERROR, self.stream, encode_map(wire))
+
+    def _receive(self, frame: Frame) -> list[Effect]:
+        kind = frame.kind
+        if kind == _CREDIT:
+            return self._receive_credit(frame)
+        if kind == _CANCEL:
+            self._move(CallEvent.CANCELLED)
+            self.outgoing.clear()
+            self.incoming.clear()
+            return [CancelledByCaller()]
+        if kind == _REQUEST and not self._has_request:
+            self._has_request = True
+            return self._receive_first(frame)
+        if self.state is not CallState.OPEN:
+            if self.state is CallState.ENDED:
+                return _NOTHING
+            raise Malformed(f"a {Kind(kind).name} frame after the request was whole")
+        if kind == _DATA:
+            if self.mode in _CALLER_STREAMS:
+                return self._receive_item(frame)
+            return self._receive_request(frame)
+        if kind == _END and self.mode in _CALLER_STREAMS and self.incoming.is_between_messages:
+            self._move(CallEvent.REQUESTED)
+            return [ItemsEnded()]
+        raise Malformed(f"a {Kind(kind).name} frame where none belongs")
+
+    def _receive_first(self, frame: Frame) -> list[Effect]:
+        if self.mode not in _CALLER_STREAMS:
+            return self._receive_request(frame)
+        if frame.body or frame.flags & MORE:
+            raise Malformed("the REQUEST of a call whose caller streams has a body", hint="send items as DATA")
+        self.incoming.receive(frame)
+        return _NOTHING
+
+    def _receive_request(self, frame: Frame) -> list[Effect]:
+        body = self.incoming.receive(frame)
+        if body is None:
+            return self._credit_effect()
+        self._move(CallEvent.REQUESTED)
+        return [Requested(body)]
