@@ -1,0 +1,140 @@
+"""The two ends of a measured path, as processes: `load.py serve|call|mixed ...`. Used by whole_path.py.
+
+A closed loop: `in_flight` workers, each with one call outstanding. Prints one JSON object: calls per second, p50 and
+p99 in microseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+WARM_UP_S = 0.5
+SERVICE = "bench.echo"
+SUBJECT = "bench.echo"
+
+Call = Callable[[bytes], Awaitable[bytes]]
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+async def measure(call: Call, *, size: int, in_flight: int, seconds: float) -> dict[str, float]:
+    """Run the loop; calls that began before the warm-up's end are not counted."""
+    payload = bytes(size)
+    latencies: list[float] = []
+    clock = time.perf_counter
+    begin = clock() + WARM_UP_S
+    end = begin + seconds
+
+    async def worker() -> None:
+        while (started := clock()) < end:
+            answer = await call(payload)
+            if len(answer) != size:
+                raise SystemExit(f"{len(answer)} bytes came back of {size}")
+            if started >= begin:
+                latencies.append(clock() - started)
+
+    await asyncio.gather(*(worker() for _ in range(in_flight)))
+    latencies.sort()
+    return {
+        "calls_per_s": len(latencies) / seconds,
+        "p50_us": percentile(latencies, 0.50) * 1e6,
+        "p99_us": percentile(latencies, 0.99) * 1e6,
+        "calls": float(len(latencies)),
+    }
+
+
+async def micro_serve() -> None:
+    from micro_core import Service
+
+    service = Service(SERVICE)
+
+    @service.endpoint("Echo.Echo")
+    async def echo(body: bytes) -> bytes:
+        return body
+
+    @service.endpoint("Echo.Take")
+    async def take(items) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001 - set below: an AsyncIterator
+        total = 0
+        async for item in items:
+            total += len(item)
+        return total
+
+    await service.start()
+    print("ready", flush=True)
+    await stopped()
+    await service.stop()
+
+
+async def nats_serve(url: str) -> None:
+    import nats
+
+    client = await nats.connect(url)
+
+    async def echo(message) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+        await message.respond(message.data)
+
+    await client.subscribe(SUBJECT, cb=echo)
+    await client.flush()
+    print("ready", flush=True)
+    await stopped()
+    await client.close()
+
+
+async def micro_call(address: str) -> tuple[Call, Callable[[], Awaitable[None]]]:
+    from micro_core import Client
+    from micro_core.wire.codec import BYTES
+
+    client = Client(proxy=address)
+    await client.start()
+
+    async def call(payload: bytes) -> bytes:
+        answer: bytes = await client.call(SERVICE, "Echo.Echo", payload, content_type=BYTES, timeout_s=30.0)
+        return answer
+
+    return call, client.close
+
+
+async def nats_call(url: str) -> tuple[Call, Callable[[], Awaitable[None]]]:
+    import nats
+
+    client = await nats.connect(url)
+
+    async def call(payload: bytes) -> bytes:
+        return (await client.request(SUBJECT, payload, timeout=30.0)).data
+
+    return call, client.close
+
+
+async def stopped() -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+async def main(arguments: list[str]) -> None:
+    match arguments:
+        case ["serve", "micro"]:
+            await micro_serve()
+        case ["serve", "nats", url]:
+            await nats_serve(url)
+        case ["call", system, address, size, in_flight, seconds]:
+            opener = micro_call if system == "micro" else nats_call
+            call, close = await opener(address)
+            figures = await measure(call, size=int(size), in_flight=int(in_flight), seconds=float(seconds))
+            await close()
+            print(json.dumps(figures))
+        case _:
+            raise SystemExit(__doc__)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1:]))
