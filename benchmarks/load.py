@@ -101,6 +101,27 @@ async def micro_call(address: str) -> tuple[Call, Callable[[], Awaitable[None]]]
     return call, client.close
 
 
+async def micro_bulk(address: str, size: int) -> None:
+    """Send `size` bytes as one client stream; prints `started`, then the rate."""
+    from micro_core import Client
+    from micro_core.wire.codec import BYTES
+
+    client = Client(proxy=address)
+    await client.start()
+    item = bytes(64 * 1024)
+    print("started", flush=True)
+    begin = time.perf_counter()
+    async with client.stream(SERVICE, "Echo.Take", content_type=BYTES, timeout_s=600.0) as stream:
+        for _ in range(size // len(item)):
+            await stream.send(item)
+        await stream.end()
+        total = await stream.receive()
+    if total != size:
+        raise SystemExit(f"{total} bytes arrived of {size}")
+    print(json.dumps({"mib_per_s": size / 2**20 / (time.perf_counter() - begin)}), flush=True)
+    await client.close()
+
+
 async def nats_call(url: str) -> tuple[Call, Callable[[], Awaitable[None]]]:
     import nats
 
@@ -132,6 +153,8 @@ async def main(arguments: list[str]) -> None:
             figures = await measure(call, size=int(size), in_flight=int(in_flight), seconds=float(seconds))
             await close()
             print(json.dumps(figures))
+        case ["bulk", address, size]:
+            await micro_bulk(address, int(size))
         case _:
             raise SystemExit(__doc__)
 

@@ -59,14 +59,19 @@ class Demo:
 
     def environment(self, site: str, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MICRO_")}
-        return {**clean, "MICRO_CONFIG": str(self.configs[site]), **(extra or {})}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{clean.get('PATH', '')}"
+        return {**clean, "PATH": path, "MICRO_CONFIG": str(self.configs[site]), **(extra or {})}
 
     def start(self, title: str, site: str, command: list[str]) -> None:
         """Start a process and wait for its line that says `ready`."""
         say(f"[{site}] $ {shlex.join(command)}")
         with (self.directory / f"{title}.log").open("w") as log:
             process = subprocess.Popen(
-                command, env=self.environment(site), stdout=subprocess.PIPE, stderr=log, text=True
+                [found(command[0]), *command[1:]],
+                env=self.environment(site),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
             )
         self.processes.append(process)
         assert process.stdout is not None
@@ -81,7 +86,12 @@ class Demo:
         prefix = "".join(f"{name}={value} " for name, value in (extra or {}).items())
         say(f"[us] $ {prefix}{shlex.join(command)}")
         done = subprocess.run(
-            command, env=self.environment("us", extra), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+            [found(command[0]), *command[1:]],
+            env=self.environment("us", extra),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
         )
         print(done.stdout + done.stderr)
         if done.returncode != 0:
@@ -93,7 +103,7 @@ class Demo:
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
             done = subprocess.run(
-                ["micro", "network", "services", "--json"],
+                [found("micro"), "network", "services", "--json"],
                 env=self.environment("us"),
                 capture_output=True,
                 text=True,
@@ -115,6 +125,12 @@ class Demo:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def found(program: str) -> str:
+    """`micro` beside the Python that runs this, wherever PATH points."""
+    beside = Path(sys.executable).parent / program
+    return str(beside) if beside.exists() else program
 
 
 def say(text: str) -> None:
