@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from micro_core.rpc.calls import BEGUN
 from micro_core.rpc.connection import Connection
 from micro_core.spec.errors import MicroError, error_from_wire
 from micro_core.spec.table import Route
@@ -95,7 +96,7 @@ class Pair:
         """A frame of the callee, for the caller."""
         kind = frame.kind
         if kind == _ERROR:
-            if self.request is not None and self.proxy.passed_over(self, error_from_wire(decode_map(frame.header))):
+            if self.request is not None and self._is_passed_over(frame):
                 return
             self.caller.send(restream(frame, self.caller_stream))
             self.finish()
@@ -111,6 +112,12 @@ class Pair:
             # The serving side ends a stream when its handler has returned: nothing follows.
             self.finish()
 
+    def _is_passed_over(self, frame: Frame) -> bool:
+        wire = decode_map(frame.header)
+        if isinstance(wire, dict) and wire.get(BEGUN):
+            return False
+        return self.proxy.passed_over(self, error_from_wire(wire))
+
     def callee_lost(self, error: MicroError) -> None:
         self.callee = None
         self.proxy.callee_lost(self, error)
@@ -119,7 +126,7 @@ class Pair:
 
     def refuse(self, error: MicroError) -> None:
         """End the call towards the caller with `error`, and cancel what runs beyond."""
-        self.caller.send_error(self.caller_stream, error)
+        self.caller.refuse(self.caller_stream, error)
         if self.callee is not None:
             self.callee.send(encode(Kind.CANCEL, self.callee_stream))
         self.finish()

@@ -119,7 +119,7 @@ class Proxy:
         except Malformed as error:
             self._counters.add("proxy_headers_malformed")
             error.at = error.at or self.at
-            connection.send_error(frame.stream, error)
+            connection.refuse(frame.stream, error)
             return
         if header.service in self._own_services and header.metadata.get("micro-router", self.node_id) == self.node_id:
             self._server.serve(connection, frame, header)
@@ -127,7 +127,7 @@ class Proxy:
         refusal = check_may_pass(header, self.node_id, at=self.at)
         if refusal is not None:
             self._counters.add("proxy_calls_refused")
-            connection.send_error(frame.stream, refusal)
+            connection.refuse(frame.stream, refusal)
             return
         pair = Pair(self, connection, frame, header, self._now())
         connection.attach(frame.stream, pair.caller_end)
@@ -193,8 +193,14 @@ class Proxy:
             return
         elapsed_ms = int((self._now() - pair.started_at) * 1000)
         header = onward_header(pair.header, self.node_id, elapsed_ms)
-        pair.callee = connection
-        stream = pair.callee_stream = connection.open_stream(CalleeEnd(pair))
+        try:
+            stream = connection.open_stream(CalleeEnd(pair))
+        except MicroError as error:
+            # Ended, draining or full: nothing has been sent, so the next route may serve.
+            self._release(pair)
+            self._forward(pair, error)
+            return
+        pair.callee, pair.callee_stream = connection, stream
         connection.send(encode(frame.kind, stream, header, frame.body, frame.flags))
         if pair.waiting:
             waiting, pair.waiting = pair.waiting, []
