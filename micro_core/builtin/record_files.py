@@ -187,7 +187,7 @@ def _decode(content: bytes, name: str) -> Record:
         raise Malformed(f"{name}: owner is not a short text")
     if record_name(instance.id) != name:
         raise Malformed(f"{name}: holds the record of another instance")
-    return Record(instance, check_lease(float(lease_s)), owner)
+    return Record(instance, float(check_lease(lease_s)), owner)
 
 
 def _temporary_path(directory: Path) -> Path:
