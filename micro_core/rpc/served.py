@@ -1,0 +1,304 @@
+"""One call being served: the owner of its stream, and the one task that runs its handler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from micro_core.rpc.calls import (
+    Answered,
+    CallState,
+    CancelledByCaller,
+    Failed,
+    ItemsArrived,
+    ItemsEnded,
+    Requested,
+    Room,
+    ServerCall,
+    Transmit,
+)
+from micro_core.rpc.connection import Connection
+from micro_core.rpc.context import CallContext
+from micro_core.rpc.interceptors import CallInfo
+from micro_core.rpc.schema import Convert, HandlerShape, to_plain
+from micro_core.spec.errors import DeadlineExceeded, InternalError, MicroError
+from micro_core.spec.registry import Endpoint
+from micro_core.wire import codec
+from micro_core.wire.frames import Frame
+from micro_core.wire.header import CallHeader, CallMode, ResponseHeader, encode_header
+
+if TYPE_CHECKING:
+    from micro_core.rpc.server import Server
+
+log = logging.getLogger(__name__)
+
+_CALLER_STREAMS = (CallMode.CLIENT_STREAM, CallMode.BIDIRECTIONAL)
+_SERVER_STREAMS = (CallMode.SERVER_STREAM, CallMode.BIDIRECTIONAL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedEndpoint:
+    """A handler, read once."""
+
+    endpoint: Endpoint
+    mode: int
+    handler: Callable[..., Any]
+    shape: HandlerShape
+    convert: Convert
+
+    def arguments(self, request: Any, context: CallContext) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the handler is called with."""
+        positional = (request,) if self.shape.takes_request else ()
+        named = {self.shape.context_name: context} if self.shape.context_name else {}
+        return positional, named
+
+
+class ServedCall:
+    """From REQUEST to the last frame of the answer."""
+
+    __slots__ = (
+        "_begun",
+        "_items_ended",
+        "_timer",
+        "_waiter",
+        "call",
+        "connection",
+        "context",
+        "header",
+        "proceed",
+        "served",
+        "server",
+        "task",
+    )
+
+    def __init__(
+        self, server: Server, connection: Connection, *, stream: int, header: CallHeader, served: ServedEndpoint
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + header.timeout_ms / 1000
+        self.server = server
+        self.connection = connection
+        self.header = header
+        self.served = served
+        self.proceed = server.proceed
+        self.call = ServerCall(stream, header.mode)
+        self.task: asyncio.Task[None] | None = None
+        self.context = CallContext(
+            service=header.service,
+            endpoint=header.endpoint,
+            metadata=header.metadata,
+            peer=connection.peer_id or connection.remote,
+            deadline=deadline,
+            clock=loop.time,
+            via=header.via,
+        )
+        self._waiter: asyncio.Future[None] | None = None
+        self._items_ended = False
+        self._begun = False
+        self._timer = loop.call_at(deadline, self._expire)
+        if header.mode in _CALLER_STREAMS:
+            self._start(b"")
+
+    # StreamOwner
+
+    def frame_received(self, frame: Frame) -> None:
+        for effect in self.call.receive(frame):
+            match effect:
+                case Transmit(data):
+                    self.connection.send(data)
+                case Requested(body):
+                    self._start(body)
+                case ItemsArrived():
+                    self._wake()
+                case ItemsEnded():
+                    self._items_ended = True
+                    self._wake()
+                case Room():
+                    self._wake()
+                    self._settle()
+                case CancelledByCaller():
+                    self.server.counters.add("calls_cancelled")
+                    self._stop()
+                case Failed():
+                    self.server.counters.add("calls_malformed")
+                    self._stop()
+                case Answered():  # only a caller is answered
+                    pass
+
+    def connection_lost(self, error: MicroError) -> None:  # noqa: ARG002 - whatever it was, nobody waits any more
+        self.call.lost()
+        self._stop()
+
+    # The task
+
+    def _start(self, body: bytes) -> None:
+        self.task = asyncio.get_running_loop().create_task(self._run(body))
+        self.task.add_done_callback(self._task_ended)
+
+    async def _run(self, body: bytes) -> None:
+        try:
+            request = self._request(body)
+            if self.proceed is None:
+                answer = await self._handle(request)
+            else:
+                answer = await self._intercepted(request)
+            if self.header.mode in _SERVER_STREAMS:
+                self._send(self.call.end())
+            else:
+                self._respond(answer)
+        except MicroError as error:
+            self._fail(error)
+        except Exception as error:  # the task's root: a handler may raise anything
+            log.exception("handler failed", extra={"service": self.header.service, "endpoint": self.header.endpoint})
+            self._fail(InternalError(f"{type(error).__name__}: {error!s:.500}"))
+
+    def _request(self, body: bytes) -> Any:
+        if self.header.mode in _CALLER_STREAMS:
+            return _Items(self)
+        if not self.served.shape.takes_request:
+            return None
+        return self.served.convert(codec.decode(body, self.header.content_type), "")
+
+    async def _intercepted(self, request: Any) -> Any:
+        assert self.proceed is not None
+        header = self.header
+
+        async def last(info: CallInfo) -> Any:
+            self.context.metadata = info.metadata
+            return await self._handle(info.request)
+
+        return await self.proceed(last)(
+            CallInfo(
+                side="server",
+                service=header.service,
+                endpoint=header.endpoint,
+                mode=header.mode,
+                metadata=dict(header.metadata),
+                request=request,
+                timeout_s=self.context.remaining_s,
+                peer=self.context.peer,
+            )
+        )
+
+    async def _handle(self, request: Any) -> Any:
+        self._begun = True
+        served = self.served
+        positional, named = served.arguments(request, self.context)
+        if self.header.mode in _SERVER_STREAMS:
+            items = served.handler(*positional, **named)
+            if asyncio.iscoroutine(items):
+                items = await items
+            await self._send_items(items)
+            return None
+        if served.shape.is_async:
+            return await served.handler(*positional, **named)
+        return await asyncio.to_thread(served.handler, *positional, **named)
+
+    # Streams
+
+    async def next_item(self) -> Any:
+        """The caller's next item; raises StopAsyncIteration after its END."""
+        incoming = self.call.incoming
+        while not incoming.has_items:
+            if self._items_ended:
+                raise StopAsyncIteration
+            await self._wait()
+        item, grant = self.call.take_item()
+        self._send(grant)
+        return self.served.convert(codec.decode(item, self.header.content_type), "")
+
+    async def _send_items(self, items: AsyncIterator[Any]) -> None:
+        try:
+            async for item in items:
+                self._send(self.call.send_item(codec.encode(to_plain(item), self.header.content_type)))
+                while not self.call.outgoing.is_empty:
+                    await self._wait()
+                if self.connection.is_paused:
+                    await self.connection.writable()
+        finally:
+            if isinstance(items, AsyncGenerator):
+                await items.aclose()
+
+    async def _wait(self) -> None:
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            waiter = self._waiter = asyncio.get_running_loop().create_future()
+        # Shielded: a bidirectional handler may wait here for items and for room at once, in two tasks.
+        await asyncio.shield(waiter)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # The answer
+
+    def _respond(self, answer: Any) -> None:
+        content_type, metadata = self.header.content_type, self.context.response_metadata
+        body = codec.encode(to_plain(answer), content_type)
+        header = b""
+        if metadata or content_type != codec.MSGPACK:
+            header = encode_header(ResponseHeader(content_type, metadata))
+        self._send(self.call.respond(header, body))
+
+    def _fail(self, error: MicroError) -> None:
+        self.server.counters.add("calls_failed")
+        if error.code >= 900:
+            # Trouble with this side's own configuration is nothing a peer would believe.
+            error = InternalError(error.detail, hint=error.hint)
+        error.at = error.at or self.server.at
+        self._send(self.call.fail(error, begun=self._begun))
+
+    def _send(self, data: bytes) -> None:
+        if data:
+            self.connection.send(data)
+
+    def _expire(self) -> None:
+        self.server.counters.add("calls_expired")
+        error = DeadlineExceeded(
+            f"{self.header.service} {self.header.endpoint} took longer than {self.header.timeout_ms / 1000:.3g} s",
+            at=self.server.at,
+        )
+        self._send(self.call.fail(error, begun=True))
+        self._stop()
+
+    # Ends
+
+    def _stop(self) -> None:
+        self.context.cancelled = True
+        if self.task is not None and not self.task.done():
+            self.task.cancel()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Let go of what is finished: the stream when all is said, the call when its task is done too."""
+        if self.call.is_over:
+            self._timer.cancel()
+            self.connection.close_stream(self.call.stream)
+            if self.task is None or self.task.done():
+                self.server.call_ended(self)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            if self.call.state is not CallState.ENDED:
+                # Nobody asked for it: the handler cancelled itself.
+                self._fail(InternalError("the handler was cancelled"))
+        elif (error := task.exception()) is not None:
+            log.error("a served call broke", extra={"endpoint": self.header.endpoint}, exc_info=error)
+            self.server.counters.add("call_bugs")
+        self._settle()
+
+
+class _Items:
+    """The caller's items, as the handler iterates them."""
+
+    def __init__(self, call: ServedCall) -> None:
+        self._call = call
+
+    def __aiter__(self) -> _Items:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self._call.next_item()
