@@ -52,24 +52,19 @@ class RecordView:
 
     def __init__(self, directory: Path, *, check_owner: bool) -> None:
         self._directory = directory
-        self._check_owner = check_owner
         self._lock = threading.Lock()
         self._files: dict[str, _File] = {}
         self._live: Mapping[str, Instance] = {}
         self._directory_modified_ns: int | None = None
-        self._directory_seen_at = -math.inf
+        self._directory_changed_at = -math.inf
+        self._directory_read_at = -math.inf
         self._next_expiry = math.inf
-        self._next_owner_check = -math.inf
+        self._next_owner_check = -math.inf if check_owner else math.inf
         self._counters = CountersInMemory()
 
     def is_current(self, now: float) -> bool:
         """True when a refresh would find nothing new: one `stat`. Raises OSError."""
-        return (
-            now < self._next_expiry
-            and now < self._next_owner_check
-            and now - self._directory_seen_at > SETTLE_S
-            and self._modified_ns() == self._directory_modified_ns
-        )
+        return now < self._next_expiry and now < self._next_owner_check and self._is_settled(self._modified_ns())
 
     def refresh(self, now: float, wall: float) -> Mapping[str, Instance]:
         """The live records by id; the very same map as before when nothing changed. Raises OSError."""
@@ -89,6 +84,12 @@ class RecordView:
         for name, amount in counted.values.items():
             counters.add(name, amount)
 
+    def _is_settled(self, modified_ns: int | None) -> bool:
+        return (
+            modified_ns == self._directory_modified_ns
+            and self._directory_read_at - self._directory_changed_at > SETTLE_S
+        )
+
     def _modified_ns(self) -> int | None:
         try:
             return self._directory.stat().st_mtime_ns
@@ -97,10 +98,11 @@ class RecordView:
 
     def _read_changed(self, now: float, wall: float) -> bool:
         modified_ns = self._modified_ns()
-        if modified_ns == self._directory_modified_ns and now - self._directory_seen_at > SETTLE_S:
+        if self._is_settled(modified_ns):
             return False
         if modified_ns != self._directory_modified_ns:
-            self._directory_modified_ns, self._directory_seen_at = modified_ns, now
+            self._directory_modified_ns, self._directory_changed_at = modified_ns, now
+        self._directory_read_at = now
         before, self._files = self._files, {}
         for entry in self._entries(wall):
             try:
@@ -146,24 +148,30 @@ class RecordView:
         for name, file in list(self._files.items()):
             if file.expires_at > now:
                 continue
-            path = self._directory / name
-            try:
-                current = self._read(path, now, wall)
-            except FileNotFoundError:
-                current = None
-            if current is not None and current.expires_at > now:
-                has_changed |= current.record != file.record
-                self._files[name] = current
-                continue
-            if current is not None:
-                self._sweep(path, current.signature, "registry_records_expired")
-            del self._files[name]
-            has_changed = True
+            renewed = self._find_renewed(name, file, now, wall)
+            if renewed is None:
+                del self._files[name]
+                has_changed = True
+            else:
+                self._files[name] = renewed
+                has_changed |= renewed.record != file.record
         self._next_expiry = min((file.expires_at for file in self._files.values()), default=math.inf)
         return has_changed
 
+    def _find_renewed(self, name: str, file: _File, now: float, wall: float) -> _File | None:
+        path = self._directory / name
+        try:
+            # The same signature means no renewal, whatever the wall clock says by now.
+            current = file if sign(path.lstat()) == file.signature else self._read(path, now, wall)
+        except FileNotFoundError:
+            return None
+        if current.expires_at > now:
+            return current
+        self._sweep(path, current.signature, "registry_records_expired")
+        return None
+
     def _drop_orphans(self, now: float) -> bool:
-        if not self._check_owner or now < self._next_owner_check:
+        if now < self._next_owner_check:
             return False
         self._next_owner_check = now + OWNER_CHECK_S
         owners = {file.record.owner for file in self._files.values() if file.record}

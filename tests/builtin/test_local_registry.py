@@ -1,0 +1,466 @@
+"""What is particular to the registry in files: crashes, garbage, clocks, several processes, many records."""
+
+import asyncio
+import json
+import os
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from micro_core.builtin.local_registry import LocalRegistry, LocalRegistryOptions
+from micro_core.builtin.process_identity import is_gone, process_token
+from micro_core.builtin.record_files import (
+    MAX_FILE_BYTES,
+    Record,
+    path_part,
+    read_record,
+    record_name,
+    renew_record,
+    sweep_record,
+    write_record,
+)
+from micro_core.builtin.record_view import RecordView
+from micro_core.spec import (
+    CountersInMemory,
+    DriverContext,
+    Instance,
+    OptionError,
+    RegistryEventKind,
+    TooLarge,
+    Unreachable,
+)
+
+GREETER = Instance(service="greeter", id="greeter-1", address="tcp://127.0.0.1:4001")
+MakeContext = Callable[..., DriverContext]
+Opener = Callable[..., Awaitable[LocalRegistry]]
+
+OWNER = """
+import asyncio, logging, random, sys, time
+from micro_core.builtin.local_registry import LocalRegistry, LocalRegistryOptions
+from micro_core.spec import CountersInMemory, DriverContext, Instance
+
+class RealClock:
+    now = staticmethod(time.monotonic)
+    wall = staticmethod(time.time)
+
+async def main(state_dir, prefix, count, lease_s, check_owner):
+    context = DriverContext(
+        node_id="b" * 32, network="go.micro", site="eu", state_dir=state_dir, clock=RealClock(),
+        random=random.Random(1), logger=logging.getLogger("test"), counters=CountersInMemory(),
+    )
+    registry = LocalRegistry(LocalRegistryOptions(check_owner=check_owner == "True"), context)
+    await registry.start()
+    instances = [
+        Instance(service="greeter", id=f"{prefix}-{number}", address="tcp://127.0.0.1:4001") for number in range(count)
+    ]
+    for instance in instances:
+        await registry.register(instance, lease_s=lease_s)
+    print("registered", flush=True)
+    sys.stdin.readline()
+    for instance in instances:
+        await registry.register(instance, lease_s=lease_s)
+    print("renewed", flush=True)
+    sys.stdin.readline()
+    await registry.close()
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), sys.argv[5]))
+"""
+
+
+class OwnerProcess:
+    """Another process that registers instances, then renews them once, then withdraws them, a line of input each."""
+
+    def __init__(self, state_dir: str, prefix: str, *, count: int = 1, lease_s: float = 30, check_owner: bool = True):
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                textwrap.dedent(OWNER),
+                state_dir,
+                prefix,
+                str(count),
+                str(lease_s),
+                str(check_owner),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    async def heard(self, word: str) -> None:
+        assert self._process.stdout is not None
+        async with asyncio.timeout(20):
+            assert (await asyncio.to_thread(self._process.stdout.readline)).strip() == word
+
+    def go_on(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+async def opened(make_context: MakeContext) -> AsyncIterator[Opener]:
+    registries: list[LocalRegistry] = []
+
+    async def opener(**options: bool) -> LocalRegistry:
+        registry = LocalRegistry(LocalRegistryOptions(poll_s=0.02, **options), make_context())
+        await registry.start()
+        registries.append(registry)
+        return registry
+
+    yield opener
+    for registry in registries:
+        await registry.close()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    path = tmp_path / "records"
+    path.mkdir()
+    return path
+
+
+def counted(context: DriverContext) -> dict[str, int]:
+    assert isinstance(context.counters, CountersInMemory)
+    return context.counters.values
+
+
+async def registry_with_context(make_context: MakeContext) -> tuple[LocalRegistry, DriverContext]:
+    context = make_context()
+    registry = LocalRegistry(LocalRegistryOptions(poll_s=0.02), context)
+    await registry.start()
+    return registry, context
+
+
+@pytest.mark.parametrize("check_owner", [False, True])
+async def test_the_records_of_a_killed_process_are_gone_within_their_lease_and_a_second(
+    opened: Opener, make_context: MakeContext, check_owner: bool
+) -> None:
+    lease_s = 1.0 if not check_owner else 60.0
+    reader = await opened(check_owner=check_owner)
+    watch = aiter(await reader.watch())
+    owner = OwnerProcess(make_context().state_dir, "owned", lease_s=lease_s, check_owner=check_owner)
+    try:
+        await owner.heard("registered")
+        async with asyncio.timeout(10):
+            assert (await anext(watch)).kind is RegistryEventKind.CREATED
+            owner.go_on()
+            await owner.heard("renewed")
+            killed_at = time.monotonic()
+            owner.kill()
+            assert (await anext(watch)).kind is RegistryEventKind.DELETED
+        # With `check_owner` nobody waits for the lease: looking once a second is enough.
+        assert time.monotonic() - killed_at < (lease_s + 1 if not check_owner else 3)
+        assert await reader.instances() == []
+        assert list(reader.directory.iterdir()) == []
+    finally:
+        owner.end()
+
+
+async def test_two_processes_that_write_at_once_lose_nothing(opened: Opener, make_context: MakeContext) -> None:
+    reader = await opened()
+    watch = aiter(await reader.watch("greeter"))
+    owners = [OwnerProcess(make_context().state_dir, f"process-{number}", count=100) for number in range(2)]
+    try:
+        for number in range(50):
+            await reader.register(replace(GREETER, id=f"own-{number}"), lease_s=30)
+        expected = {f"process-{process}-{number}" for process in range(2) for number in range(100)}
+        expected |= {f"own-{number}" for number in range(50)}
+        seen: set[str] = set()
+        async with asyncio.timeout(20):
+            while seen != expected:
+                event = await anext(watch)
+                assert event.kind is RegistryEventKind.CREATED
+                assert event.instance is not None
+                assert event.instance.id not in seen
+                seen.add(event.instance.id)
+        assert {instance.id for instance in await reader.instances()} == expected
+        for owner in owners:
+            await owner.heard("registered")
+            owner.go_on()
+            await owner.heard("renewed")
+            owner.go_on()
+        gone: set[str] = set()
+        async with asyncio.timeout(20):
+            while len(gone) < 200:
+                event = await anext(watch)
+                assert event.kind is RegistryEventKind.DELETED
+                assert event.instance is not None
+                gone.add(event.instance.id)
+        assert gone == {name for name in expected if name.startswith("process-")}
+    finally:
+        for owner in owners:
+            owner.end()
+
+
+async def test_two_thousand_instances_are_registered_seen_and_withdrawn(opened: Opener) -> None:
+    writer, reader = await opened(), await opened()
+    watch = aiter(await reader.watch())
+    instances = [replace(GREETER, id=f"greeter-{number}", service=f"service-{number % 50}") for number in range(2_000)]
+    for instance in instances:
+        await writer.register(instance, lease_s=60)
+    assert len(await reader.instances()) == 2_000
+    assert len(await reader.instances("service-7")) == 40
+    # The watch, unread meanwhile, may be told to read anew; it holds no more than its bound.
+    async with asyncio.timeout(10):
+        assert (await anext(watch)).kind in {RegistryEventKind.CREATED, RegistryEventKind.RESYNC}
+    began = time.monotonic()
+    for instance in instances:
+        await writer.register(instance, lease_s=60)
+    renewal_s = time.monotonic() - began
+    began = time.monotonic()
+    for instance in instances:
+        await writer.register(replace(instance, version="2"), lease_s=60)
+    assert renewal_s < time.monotonic() - began
+    await writer.close()
+    assert await reader.instances() == []
+
+
+async def test_a_watch_of_two_thousand_standing_instances_begins_with_each_of_them(opened: Opener) -> None:
+    writer, reader = await opened(), await opened()
+    for number in range(2_000):
+        await writer.register(replace(GREETER, id=f"greeter-{number}"), lease_s=60)
+    watch = aiter(await reader.watch())
+    async with asyncio.timeout(10):
+        events = [await anext(watch) for _ in range(2_000)]
+    assert {event.kind for event in events} == {RegistryEventKind.CREATED}
+    assert len({event.instance.id for event in events if event.instance}) == 2_000
+
+
+async def test_garbage_in_the_directory_is_ignored_and_counted_once(make_context: MakeContext) -> None:
+    registry, context = await registry_with_context(make_context)
+    await registry.register(GREETER, lease_s=30)
+    whole = (registry.directory / record_name(GREETER.id)).read_bytes()
+    garbage = {
+        "empty.json": b"",
+        "half.json": whole[: len(whole) // 2],
+        "binary.json": bytes(range(256)),
+        "list.json": b"[1, 2]",
+        "deep.json": b"[" * 30_000,
+        "number.json": b'{"instance": {}, "lease_s": ' + b"9" * 5_000 + b"}",
+        "huge.json": b" " * (MAX_FILE_BYTES + 1),
+        record_name("endless"): json.dumps(
+            {"instance": {"service": "greeter", "id": "endless", "address": "tcp://x"}, "lease_s": 1e300}
+        ).encode(),
+        record_name("other"): whole,
+    }
+    for name, content in garbage.items():
+        (registry.directory / name).write_bytes(content)
+    (registry.directory / "directory.json").mkdir()
+    (registry.directory / "link.json").symlink_to(registry.directory / record_name(GREETER.id))
+    os.mkfifo(registry.directory / "pipe.json")
+    (registry.directory / "note.txt").write_text("not a record")
+    assert await registry.instances() == [GREETER]
+    assert await registry.instances() == [GREETER]
+    assert counted(context)["registry_records_malformed"] == len(garbage) + 3
+    assert all((registry.directory / name).exists() for name in garbage)
+    await registry.close()
+    assert not (registry.directory / record_name(GREETER.id)).exists()
+
+
+async def test_a_directory_that_somebody_removed_comes_back_with_the_next_renewal(opened: Opener) -> None:
+    registry = await opened()
+    await registry.register(GREETER, lease_s=30)
+    for path in registry.directory.iterdir():
+        path.unlink()
+    registry.directory.rmdir()
+    assert await registry.instances() == []
+    await registry.register(GREETER, lease_s=30)
+    assert await registry.instances() == [GREETER]
+
+
+async def test_a_record_that_somebody_removed_comes_back_with_the_next_renewal(opened: Opener) -> None:
+    owner, other = await opened(), await opened()
+    await owner.register(GREETER, lease_s=30)
+    await other.deregister(GREETER)
+    assert await owner.instances() == []
+    await owner.register(GREETER, lease_s=30)
+    assert await other.instances() == [GREETER]
+
+
+async def test_directories_are_for_this_user_only(opened: Opener) -> None:
+    registry = await opened()
+    await registry.register(GREETER, lease_s=30)
+    for path in (registry.directory, registry.directory.parent, registry.directory.parent.parent):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert stat.S_IMODE((registry.directory / record_name(GREETER.id)).stat().st_mode) == 0o600
+
+
+async def test_a_state_directory_that_cannot_be_used_is_unreachable(make_context: MakeContext, tmp_path: Path) -> None:
+    registry = LocalRegistry(LocalRegistryOptions(), replace(make_context(), state_dir=str(tmp_path / "file" / "x")))
+    os.close(os.open(tmp_path / "file", os.O_CREAT))
+    with pytest.raises(Unreachable, match="registry's directory"):
+        await registry.start()
+
+
+async def test_a_record_that_does_not_fit_its_file_is_too_large(opened: Opener) -> None:
+    registry = await opened()
+    # Control characters take six bytes each in JSON.
+    with pytest.raises(TooLarge, match=str(MAX_FILE_BYTES)):
+        await registry.register(
+            replace(GREETER, metadata={f"key-{number}": "\x01" * 4_000 for number in range(10)}), lease_s=30
+        )
+    assert await registry.instances() == []
+    assert list(registry.directory.iterdir()) == []
+
+
+async def test_a_poll_that_fails_is_counted_and_goes_on(
+    make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, context = await registry_with_context(make_context)
+    watch = aiter(await registry.watch())
+    with monkeypatch.context() as broken:
+        failed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def refuse(*_: object) -> bool:
+            loop.call_soon_threadsafe(failed.set)
+            raise PermissionError(13, "Permission denied")
+
+        broken.setattr(registry._view, "is_current", refuse)
+        async with asyncio.timeout(5):
+            await failed.wait()
+    await registry.register(GREETER, lease_s=30)
+    async with asyncio.timeout(5):
+        assert (await anext(watch)).instance == GREETER
+    assert counted(context)["registry_poll_failed"] >= 1
+    await registry.close()
+
+
+@pytest.mark.parametrize("poll_s", [0, -1, float("nan"), 3_600])
+def test_an_interval_out_of_bounds_is_an_option_error(make_context: MakeContext, poll_s: float) -> None:
+    with pytest.raises(OptionError, match="poll_s"):
+        LocalRegistry(LocalRegistryOptions(poll_s=poll_s), make_context())
+
+
+# The files themselves, on a clock of the test's own.
+
+
+def record(instance_id: str = "greeter-1", *, lease_s: float = 10.0, owner: str = "") -> Record:
+    return Record(replace(GREETER, id=instance_id), lease_s, owner)
+
+
+def test_a_lease_runs_from_the_last_renewal(directory: Path) -> None:
+    view = RecordView(directory, check_owner=False)
+    inode = write_record(directory, record(), wall=1_000.0)
+    assert list(view.refresh(now=0.0, wall=1_001.0)) == ["greeter-1"]
+    assert renew_record(directory, "greeter-1", inode, wall=1_008.0)
+    assert list(view.refresh(now=16.9, wall=1_017.9)) == ["greeter-1"]
+    assert list(view.refresh(now=17.1, wall=1_018.1)) == []
+    assert list(directory.iterdir()) == []
+    assert not renew_record(directory, "greeter-1", inode, wall=1_019.0)
+
+
+def test_setting_the_wall_clock_neither_kills_nor_keeps_a_record_that_was_read(directory: Path) -> None:
+    view = RecordView(directory, check_owner=False)
+    write_record(directory, record(), wall=1_000.0)
+    assert len(view.refresh(now=0.0, wall=1_000.0)) == 1
+    assert len(view.refresh(now=9.0, wall=9_000.0)) == 1
+    assert len(view.refresh(now=10.1, wall=1_010.1)) == 0
+
+
+def test_a_record_from_the_future_lives_for_one_lease(directory: Path) -> None:
+    view = RecordView(directory, check_owner=False)
+    write_record(directory, record(), wall=9_000.0)
+    assert len(view.refresh(now=0.0, wall=1_000.0)) == 1
+    assert view.refresh(now=9.9, wall=1_009.9)
+    assert view.is_current(now=9.9)
+    assert not view.is_current(now=10.0)
+    assert view.refresh(now=10.0, wall=1_010.0) == {}
+
+
+def test_a_quiet_directory_is_current_once_its_time_has_settled(directory: Path) -> None:
+    view = RecordView(directory, check_owner=False)
+    write_record(directory, record(lease_s=100.0), wall=1_000.0)
+    first = view.refresh(now=0.0, wall=1_000.0)
+    assert not view.is_current(now=1.0)  # another write may have had the same tick
+    assert view.refresh(now=1.0, wall=1_001.0) is first
+    view.refresh(now=2.5, wall=1_002.5)
+    assert view.is_current(now=3.0)
+    write_record(directory, record("greeter-2", lease_s=100.0), wall=1_003.0)
+    assert not view.is_current(now=3.0)
+    assert len(view.refresh(now=3.0, wall=1_003.0)) == 2
+
+
+def test_two_changes_in_one_tick_of_the_file_system_are_both_seen(directory: Path) -> None:
+    view = RecordView(directory, check_owner=False)
+    write_record(directory, record("one"), wall=1_000.0)
+    tick = directory.stat().st_mtime_ns
+    assert len(view.refresh(now=0.0, wall=1_000.0)) == 1
+    write_record(directory, record("two"), wall=1_000.0)
+    os.utime(directory, ns=(tick, tick))
+    assert len(view.refresh(now=0.1, wall=1_000.1)) == 2
+
+
+def test_a_sweeper_that_comes_too_late_puts_the_renewed_record_back(directory: Path) -> None:
+    inode = write_record(directory, record(), wall=1_000.0)
+    path = directory / record_name("greeter-1")
+    seen, _ = read_record(path)
+    assert renew_record(directory, "greeter-1", inode, wall=1_020.0)
+    sweep_record(path, seen)
+    assert read_record(path)[1] == record()
+    assert [entry.name for entry in directory.iterdir()] == [path.name]
+    sweep_record(path, read_record(path)[0])
+    sweep_record(path, seen)
+    assert list(directory.iterdir()) == []
+
+
+def test_what_a_crashed_writer_left_half_written_is_cleared_away_in_time(directory: Path) -> None:
+    view = RecordView(directory, check_owner=False)
+    left = directory / "1-2-abcd.tmp"
+    left.write_text("{")
+    os.utime(left, (1_000.0, 1_000.0))
+    assert len(view.refresh(now=0.0, wall=1_010.0)) == 0
+    assert left.exists()
+    view.refresh(now=1.0, wall=1_100.0)
+    assert not left.exists()
+
+
+def test_the_records_of_a_process_that_is_gone_are_dropped_before_their_lease(directory: Path) -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", "from micro_core.builtin.process_identity import process_token as t; print(t())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    gone = child.stdout.strip()
+    if not gone:
+        pytest.skip("this system does not tell who runs")
+    write_record(directory, record("gone", owner=gone), wall=1_000.0)
+    write_record(directory, record("here", owner=process_token()), wall=1_000.0)
+    write_record(directory, record("elsewhere", owner="another-boot/pid:[1] 1 1"), wall=1_000.0)
+    assert sorted(RecordView(directory, check_owner=True).refresh(now=0.0, wall=1_000.0)) == ["elsewhere", "here"]
+
+
+@pytest.mark.parametrize("token", ["", "x", "a b c", "a 1", "a 1 2 3", "a -1 2", f"a {'9' * 50} 1", "a \u0661 1"])
+def test_a_process_that_cannot_be_told_is_not_gone(token: str) -> None:
+    assert not is_gone(token)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/x", ".hidden", "a/b", "a\0b", "x" * 500, "\udc80"])
+def test_a_name_is_one_part_of_a_path_whatever_it_holds(name: str) -> None:
+    for part in (path_part(name), record_name(name)):
+        assert 0 < len(part.encode()) <= 255
+        assert not part.startswith(".")
+        assert "/" not in part
+        assert "\0" not in part
+
+
+def test_names_that_are_alike_stay_apart() -> None:
+    names = ["a", "A", "a/b", "a%2Fb", "x" * 300, "x" * 301, "", ".", "_"]
+    assert len({record_name(name).lower() for name in names}) == len(names)
+    assert path_part("go.micro") == "go.micro"
