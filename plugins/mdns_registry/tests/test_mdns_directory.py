@@ -133,7 +133,9 @@ def test_a_listener_agrees_with_the_owner_after_any_loss_and_reordering() -> Non
     """The owner registers and withdraws at random; a third of all messages is lost and many come late."""
     for seed in range(200):
         chance = random.Random(seed)
-        known, own, sent, beats, next_sequence = directory(), {}, [], 0, 1
+        known, beats, next_sequence = directory(), 0, 1
+        own: dict[str, tuple[int, Instance]] = {}
+        sent: list[tuple[int, Instance | Beat]] = []
         for _ in range(40):
             name = str(chance.randrange(5))
             if chance.random() < 0.6:
@@ -142,14 +144,14 @@ def test_a_listener_agrees_with_the_owner_after_any_loss_and_reordering() -> Non
             else:
                 own.pop(name, None)
             beats += 1
-            sent += [("record", *record) for record in own.values()]
-            sent.append(("beat", beats, beat(beats, next_sequence, *(sequence for sequence, _ in own.values()))))
+            sent += own.values()
+            sent.append((beats, beat(beats, next_sequence, *(sequence for sequence, _ in own.values()))))
             chance.shuffle(sent)
             while sent and chance.random() < 0.9:
-                kind, number, payload = sent.pop()
+                number, payload = sent.pop()
                 if chance.random() < 0.33:
                     continue
-                if kind == "beat":
+                if isinstance(payload, Beat):
                     known.beat("a", payload, 0.0)
                 elif known.is_wanted("a", number):
                     known.put("a", number, payload, LEASE_S, 0.0)

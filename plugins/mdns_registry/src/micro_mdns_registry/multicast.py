@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -49,6 +49,9 @@ MAX_KNOWN_ANSWERS = 24
 MAX_QUESTIONS = 20
 """Names asked for in one packet, for the same reason."""
 
+REPEAT_S = 1.0
+"""Seconds between the two announcements of a name."""
+
 _KNOWN_TTL_S = 4_500
 _IP_VERSIONS = {"4": IPVersion.V4Only, "6": IPVersion.V6Only, "both": IPVersion.All}
 _HINT = "check that the interface is up and allows multicast, or set interfaces=127.0.0.1 for this host alone"
@@ -80,11 +83,12 @@ class Multicast:
         self._count = count
         self._zeroconf: AsyncZeroconf | None = None
         self._askers: list[_Asker] = []
-        self._repeats: set[asyncio.Future[None]] = set()
 
     async def open(self) -> None:
         """Join the multicast group. Raises Unreachable."""
         try:
+            # First, because a missing interface shows here; the library's constructor would leave a socket behind.
+            await self._open_askers()
             self._zeroconf = AsyncZeroconf(
                 interfaces=self._interfaces or InterfaceChoice.All, ip_version=self._ip_version
             )
@@ -93,9 +97,6 @@ class Multicast:
             await self.close()
             raise Unreachable(f"mdns: cannot join multicast: {error}", hint=_HINT) from error
         self._zeroconf.zeroconf.async_add_listener(_Listener(self._heard), None)
-        for address in self._interfaces or get_all_addresses():
-            if isinstance(address, str) and ":" not in address and self._ip_version is not IPVersion.V6Only:
-                await self._open_asker(address)
 
     async def say_goodbye(self) -> None:
         """Retract every announcement that stands: three goodbyes within a quarter of a second."""
@@ -110,14 +111,11 @@ class Multicast:
         self._askers.clear()
         if zeroconf is not None:
             await zeroconf.async_close()
-        for repeats in self._repeats:
-            repeats.cancel()
-        await asyncio.gather(*self._repeats, return_exceptions=True)
 
-    async def announce(self, label: str, text: bytes, *, host: str, port: int, ttl_s: int) -> Announcement:
-        """Answer for `label` from now on and tell everybody, at once and twice more within half a second.
+    def announce(self, label: str, text: bytes, *, host: str, port: int, ttl_s: int) -> Announcement:
+        """Answer for `label` from now on, and tell everybody: now and in a second (RFC 6762 section 8.3).
 
-        Names are never used twice, so the second of probing for conflicts (RFC 6762 section 8.1) is left out.
+        Names are never used twice, so the second of probing for conflicts (section 8.1) is left out.
         """
         info = AsyncServiceInfo(
             self._type,
@@ -129,14 +127,15 @@ class Multicast:
             other_ttl=ttl_s,
             parsed_addresses=_addresses(host),
         )
-        zeroconf = self._opened()
-        return Announcement(info, self._keep(await zeroconf.async_register_service(info, cooperating_responders=True)))
+        self._opened().registry.async_add(info)
+        self._broadcast(info, None)
+        return Announcement(info, asyncio.get_running_loop().call_later(REPEAT_S, self._broadcast, info, None))
 
-    async def retract(self, announcement: Announcement) -> None:
+    def retract(self, announcement: Announcement) -> None:
         """Answer no more, and say goodbye (RFC 6762 section 10.1)."""
-        announcement.repeats.cancel()
-        if self._zeroconf is not None:
-            self._keep(await self._zeroconf.zeroconf.async_unregister_service(announcement.info))
+        announcement.repeat.cancel()
+        self._opened().registry.async_remove(announcement.info)
+        self._broadcast(announcement.info, 0)
 
     def tell(self, label: str, text: bytes, *, ttl_s: int) -> None:
         """Multicast one TXT record, once."""
@@ -172,25 +171,30 @@ class Multicast:
             out.add_answer_at_time(pointer, 0)
         return out
 
-    def _keep(self, repeats: Awaitable[None]) -> asyncio.Future[None]:
-        future = asyncio.ensure_future(repeats)
-        self._repeats.add(future)
-        future.add_done_callback(self._repeats.discard)
-        return future
+    def _broadcast(self, info: ServiceInfo, ttl_s: int | None) -> None:
+        if self._zeroconf is not None:
+            zeroconf = self._zeroconf.zeroconf
+            # Address records are shared by all names of an owner: no goodbye for them.
+            zeroconf.async_send(zeroconf.generate_service_broadcast(info, ttl_s, broadcast_addresses=ttl_s is None))
 
     def _opened(self) -> Zeroconf:
         if self._zeroconf is None:
             raise Unreachable("mdns: the registry is not started", hint="await start() first")
         return self._zeroconf.zeroconf
 
-    async def _open_asker(self, address: str) -> None:
-        try:
-            asker = await _Asker.open(address, self._heard)
-        except OSError:
-            # One interface of many may be down or without multicast; the others serve.
-            self._count("mdns_interfaces_failed")
-        else:
-            self._askers.append(asker)
+    async def _open_askers(self) -> None:
+        if self._ip_version is IPVersion.V6Only:
+            return
+        for address in self._interfaces or get_all_addresses():
+            if ":" in address:
+                continue
+            try:
+                self._askers.append(await _Asker.open(address, self._heard))
+            except OSError as error:
+                if self._interfaces:
+                    raise OSError(f"{address}: {error}") from error
+                # One interface of many may be down or without multicast; the others serve.
+                self._count("mdns_interfaces_failed")
 
     def _heard(self, name: str, text: bytes) -> None:
         label, dot, rest = name.partition(".")
@@ -200,10 +204,10 @@ class Multicast:
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """An announced name, and the task that tells it twice more."""
+    """An announced name, and the timer that tells it again."""
 
     info: ServiceInfo
-    repeats: asyncio.Future[None]
+    repeat: asyncio.TimerHandle
 
 
 class _Listener(RecordUpdateListener):
@@ -268,8 +272,8 @@ class _Asker(asyncio.DatagramProtocol):
             self._transport.close()
 
 
-def _parse_interfaces(words: str) -> list[str | int | tuple[tuple[str, int, int], int]]:
-    addresses: list[str | int | tuple[tuple[str, int, int], int]] = []
+def _parse_interfaces(words: str) -> list[str]:
+    addresses: list[str] = []
     for word in filter(None, (part.strip() for part in words.split(","))):
         try:
             ipaddress.ip_address(word)

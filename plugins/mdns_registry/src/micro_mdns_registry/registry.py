@@ -2,7 +2,7 @@
 
 Everybody listens; nobody polls. What goes over the network:
 
-- a record when it is registered or changed: three times within half a second, then only when asked for;
+- a record when it is registered or changed: at once and a second later, then only when asked for;
 - one beat per *process*, a third of its shortest lease apart, naming all its records in some 60 bytes. Beats, not
   records, renew leases, so standing traffic does not grow with the number or size of records;
 - questions: twice on starting, and for records that a beat names and that did not arrive, after a random pause.
@@ -108,8 +108,6 @@ class MdnsRegistry:
         self._heard_at = -math.inf
         self._caretaker: asyncio.Task[None] | None = None
         self._browsing: asyncio.Task[None] | None = None
-        # Changes of one's own records are told one after the other, so that sequence numbers go out in order.
-        self._turn = asyncio.Lock()
         self._multicast = Multicast(
             service_type(context.network, options.domain or context.site),
             interfaces=options.interfaces,
@@ -134,16 +132,15 @@ class MdnsRegistry:
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._ask_timer is not None:
             self._ask_timer.cancel()
-        async with self._turn:
-            told = bool(self._own)
-            for own in self._own.values():
-                own.announcement.repeats.cancel()
-            self._own.clear()
-            if told:
-                self._send_beat()
-                await self._multicast.say_goodbye()
-                self._send_beat()
-            await self._multicast.close()
+        told = bool(self._own)
+        for own in self._own.values():
+            own.announcement.repeat.cancel()
+        self._own.clear()
+        if told:
+            self._send_beat()
+            await self._multicast.say_goodbye()
+            self._send_beat()
+        await self._multicast.close()
         await self._watches.close()
 
     async def register(self, instance: Instance, *, lease_s: float) -> None:
@@ -152,19 +149,17 @@ class MdnsRegistry:
         instance = check_instance(instance)
         if not 0 < lease_s <= MAX_LEASE_S:
             raise BadRequest(f"mdns: a lease of {lease_s} s", hint=f"between 0 and {MAX_LEASE_S:.0f} seconds")
-        async with self._turn:
-            standing = self._own.get(instance.id)
-            if standing is not None and standing.instance == instance and standing.lease_s == lease_s:
-                standing.ends_at = self._now() + lease_s + GRACE_S
-                self._directory.renew(self._owner, standing.sequence, self._now())
-            else:
-                await self._publish(instance, lease_s, standing)
+        standing = self._own.get(instance.id)
+        if standing is not None and standing.instance == instance and standing.lease_s == lease_s:
+            standing.ends_at = self._now() + lease_s + GRACE_S
+            self._directory.renew(self._owner, standing.sequence, self._now())
+        else:
+            self._publish(instance, lease_s, standing)
 
     async def deregister(self, instance: Instance) -> None:
         """Withdraw the record, if this object registered it: on mDNS only its owner can."""
         self._check_open()
-        async with self._turn:
-            await self._withdraw(instance.id)
+        self._withdraw(instance.id)
 
     async def instances(self, service: str | None = None) -> list[Instance]:
         """What has been heard. The first call waits for first answers, at most `browse_s` after `start`."""
@@ -182,13 +177,13 @@ class MdnsRegistry:
         if self._caretaker is None:
             raise Unreachable("mdns: the registry is not open", hint="await start() first, and do not use it closed")
 
-    async def _publish(self, instance: Instance, lease_s: float, standing: _Own | None) -> None:
+    def _publish(self, instance: Instance, lease_s: float, standing: _Own | None) -> None:
         text = encode_record(instance, lease_s)
         if standing is None and len(self._own) >= MAX_STANDING:
             raise Overloaded(f"mdns: {MAX_STANDING} records are registered by this process already")
         sequence = self._next_sequence
         host, port = _host_and_port(instance.address)
-        announcement = await self._multicast.announce(
+        announcement = self._multicast.announce(
             f"{self._owner}-{sequence}",
             text,
             host=host,
@@ -201,20 +196,19 @@ class MdnsRegistry:
         self._own[instance.id] = _Own(instance, sequence, lease_s, now + lease_s + GRACE_S, announcement)
         self._watches.publish(self._directory.put(self._owner, sequence, instance, lease_s, now))
         if standing is not None:
-            await self._multicast.retract(standing.announcement)
+            self._multicast.retract(standing.announcement)
         self._next_beat_at = min(self._next_beat_at, now + self._beat_interval_s())
         self._changed.set()
 
-    async def _withdraw(self, instance_id: str) -> None:
+    def _withdraw(self, instance_id: str) -> None:
         own = self._own.pop(instance_id, None)
         if own is None:
             return
         self._watches.publish(self._directory.remove(self._owner, own.sequence))
-        # The first beat goes before anything is awaited: a caller that is cancelled has still withdrawn.
         self._urgent_beats = URGENT_BEATS - 1
         self._send_beat()
         self._changed.set()
-        await self._multicast.retract(own.announcement)
+        self._multicast.retract(own.announcement)
 
     def _receive(self, label: str, text: bytes) -> None:
         matched = _LABEL.fullmatch(label)
@@ -309,16 +303,15 @@ class MdnsRegistry:
         if now > wakes_at + GRACE_S:
             # This process was stopped for a while: first read what has arrived meanwhile, then give up.
             await asyncio.sleep(DRAIN_S)
-        await self._lapse(now)
+        self._lapse(now)
         if self._next_beat_at <= now:
             self._send_beat()
         self._watches.publish(self._directory.expire(self._now()))
 
-    async def _lapse(self, now: float) -> None:
-        async with self._turn:
-            for instance_id in [own.instance.id for own in self._own.values() if own.ends_at <= now]:
-                self._count("mdns_own_leases_lapsed")
-                await self._withdraw(instance_id)
+    def _lapse(self, now: float) -> None:
+        for instance_id in [own.instance.id for own in self._own.values() if own.ends_at <= now]:
+            self._count("mdns_own_leases_lapsed")
+            self._withdraw(instance_id)
 
     def _beat_interval_s(self) -> float:
         shortest = min((own.lease_s for own in self._own.values()), default=math.inf)
