@@ -1,6 +1,7 @@
 """What neighbours tell each other about the graph: `connect`, `peer`, `close`.
 
-A message is a msgpack array, one multicast of the tunnel's `network` channel. Pure; everything read is checked.
+A message is a msgpack array on the channel `network`: a greeting and its answer go to one peer, news to all of them by
+multicast. Pure; everything read is checked.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from micro_core.spec.names import check_node_id
 from micro_core.wire import limits
 
 CHANNEL = "network"
-"""Multicast channel of these messages."""
+"""Channel of these messages: sessions for the greeting and its answer, multicast for news."""
 
 ADVERT_CHANNEL = "advert"
 """Unicast channel of routing messages: one session a direction, each message behind a u32 length."""

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 
-from micro_core.network.adverts import AdvertReader, AdvertWriter
 from micro_core.network.graph import MAX_AGE_S, Graph, GraphNode
 from micro_core.network.messages import (
     ADVERT_CHANNEL,
@@ -38,6 +37,7 @@ from micro_core.network.peers import (
     Resolve,
     Resolved,
 )
+from micro_core.network.sessions import MessageReader, MessageWriter
 from micro_core.routing.metric import link_cost_us
 from micro_core.routing.router import Router
 from micro_core.spec.clock import Clock, Random
@@ -89,7 +89,8 @@ class Network:
         self._counters = counters
         self._graph = Graph(record)
         self._peers = Peers(tuple(seeds), options or PeerOptions(), random)
-        self._writers: dict[str, AdvertWriter] = {}
+        self._adverts: dict[str, MessageWriter] = {}
+        self._greetings: dict[str, MessageWriter] = {}
         self._dialed: dict[str, str] = {}
         self._failures: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -105,6 +106,7 @@ class Network:
         """Open the channels, start the tunnel, keep the seeds, ask the resolvers."""
         self._is_open = True
         self._tunnel.subscribe(CHANNEL, self._message_received)
+        self._tunnel.listen(CHANNEL, self._greeting_session)
         self._tunnel.listen(ADVERT_CHANNEL, self._advert_session)
         self._tunnel.on_link_up(self._link_up)
         self._tunnel.on_link_down(self._link_down)
@@ -128,7 +130,7 @@ class Network:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for writer in list(self._writers.values()):
+        for writer in (*self._adverts.values(), *self._greetings.values()):
             with contextlib.suppress(MicroError):
                 await writer.close()
         await self._tunnel.close()
@@ -160,13 +162,11 @@ class Network:
         address = self._dialed_address(link)
         self._announce(f"linked to {link.peer_name} ({link.site}) over {link.driver} at {link.remote}")
         self._failures.pop(address or "", None)
-        writer = self._writers.pop(link.peer, None)
-        if writer is not None:
+        if self._forget_writers(link.peer):
             self._router.neighbour_down(link.peer)
         try:
-            self._writers[link.peer] = AdvertWriter(
-                self._tunnel.dial(ADVERT_CHANNEL, peer=link.peer, priority=Priority.CONTROL)
-            )
+            self._adverts[link.peer] = self._open(ADVERT_CHANNEL, link.peer)
+            self._greetings[link.peer] = self._open(CHANNEL, link.peer)
         except Unreachable:
             # The link went between the handshake and here; `_link_down` follows.
             self._counters.add("network_links_lost_at_start")
@@ -174,12 +174,12 @@ class Network:
         self._router.neighbour_up(link.peer, _cost_us(link))
         self._carry_out(self._peers.handle(LinkUp(link.peer, address, link.rtt_s), self._clock.now()))
         self._renew_own()
-        self._tell(Connect(record=self._graph.own))
+        self._tell_one(link.peer, Connect(record=self._graph.own))
         self._arm()
 
     def _link_down(self, link: LinkInfo, error: MicroError) -> None:
         self._announce(f"lost {link.peer_name} ({link.site}): {error}")
-        self._writers.pop(link.peer, None)
+        self._forget_writers(link.peer)
         self._router.neighbour_down(link.peer)
         if self._is_open:
             self._carry_out(self._peers.handle(LinkDown(link.peer), self._clock.now()))
@@ -220,7 +220,7 @@ class Network:
             case Connect(record=record):
                 if record.id == peer:
                     self._spread(self._graph.receive((record,), now), now, but=peer)
-                self._tell(Peer(records=self._graph.records(now)))
+                self._tell_one(peer, Peer(records=self._graph.records(now)))
             case Peer(records=records):
                 self._spread(self._graph.receive(records, now), now, but=peer)
             case Close(incarnation=incarnation):
@@ -246,17 +246,36 @@ class Network:
     # ---------------------------------------------------------------- adverts
 
     def _advert_session(self, session: Session) -> None:
+        self._read(session, lambda payload: self._router.receive(session.peer, payload))
+
+    def _greeting_session(self, session: Session) -> None:
+        self._read(session, lambda payload: self._message_received(session.peer, payload))
+
+    def _read(self, session: Session, receive: Callable[[bytes], None]) -> None:
         peer = session.peer
 
         def refused(error: MicroError) -> None:
-            self._counters.add("network_adverts_refused")
-            self._log.warning("routing message refused", extra={"peer": peer, "reason": str(error)})
+            self._counters.add("network_messages_refused")
+            self._log.warning("a peer's message was refused", extra={"peer": peer, "reason": str(error)})
             self._keep(self._tunnel.unlink(peer))
 
-        session.start(AdvertReader(lambda payload: self._router.receive(peer, payload), refused))
+        session.start(MessageReader(receive, refused))
+
+    def _open(self, channel: str, peer: str) -> MessageWriter:
+        return MessageWriter(self._tunnel.dial(channel, peer=peer, priority=Priority.CONTROL))
+
+    def _forget_writers(self, peer: str) -> bool:
+        self._greetings.pop(peer, None)
+        return self._adverts.pop(peer, None) is not None
+
+    def _tell_one(self, peer: str, message: NetworkMessage) -> None:
+        writer = self._greetings.get(peer)
+        if writer is not None:
+            for payload in encode(message):
+                writer.send(payload)
 
     def _send_advert(self, peer: str, payload: bytes) -> None:
-        writer = self._writers.get(peer)
+        writer = self._adverts.get(peer)
         if writer is None:
             self._counters.add("network_adverts_without_link")
             return
@@ -309,7 +328,7 @@ class Network:
         if now >= self._measure_at:
             self._measure_at = now + MEASURE_S
             for link in self._tunnel.links():
-                if link.peer in self._writers:
+                if link.peer in self._adverts:
                     self._router.neighbour_cost(link.peer, _cost_us(link))
         self._graph.expire(now)
         if now >= self._renew_at:

@@ -1,6 +1,6 @@
-"""Routing messages over tunnel sessions: each behind a u32 length, one session a direction and peer.
+"""Messages to one peer over a tunnel session: each behind a u32 length, one session a direction, peer and channel.
 
-A thin shell: the router reads and writes the messages, the tunnel keeps order and credit.
+A thin shell: others read and write the messages, the tunnel keeps order and credit.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from micro_core.wire import limits
 _LENGTH = struct.Struct(">I")
 
 
-def frame_advert(payload: bytes) -> bytes:
+def frame_message(payload: bytes) -> bytes:
     """`payload` behind its length; raises TooLarge above `limits.MAX_ADVERT_BYTES`."""
     if len(payload) > limits.MAX_ADVERT_BYTES:
-        raise TooLarge(f"a routing message of {len(payload)} bytes is over the bound of {limits.MAX_ADVERT_BYTES}")
+        raise TooLarge(f"a message of {len(payload)} bytes is over the bound of {limits.MAX_ADVERT_BYTES}")
     return _LENGTH.pack(len(payload)) + payload
 
 
-class AdvertReader:
-    """Receiver of the session on which a peer sends its adverts.
+class MessageReader:
+    """Receiver of the session on which a peer sends its messages.
 
     `receive(payload)` is called for each message; what it raises, and any violation of the form, goes to
     `refused(error)` once, after which nothing more is read.
@@ -43,7 +43,7 @@ class AdvertReader:
             while len(self._rest) >= _LENGTH.size:
                 (length,) = _LENGTH.unpack_from(self._rest)
                 if length > limits.MAX_ADVERT_BYTES:
-                    raise Malformed(f"a routing message announces {length} bytes")
+                    raise Malformed(f"a message announces {length} bytes")
                 if len(self._rest) < _LENGTH.size + length:
                     return
                 payload = self._rest[_LENGTH.size : _LENGTH.size + length]
@@ -65,7 +65,7 @@ class AdvertReader:
         self._rest = b""
 
 
-class AdvertWriter:
+class MessageWriter:
     """Receiver of our own sending session to a peer: it only writes."""
 
     def __init__(self, socket: Socket) -> None:
@@ -73,7 +73,7 @@ class AdvertWriter:
         socket.start(self)
 
     def send(self, payload: bytes) -> None:
-        self._socket.write(frame_advert(payload))
+        self._socket.write(frame_message(payload))
 
     async def close(self) -> None:
         await self._socket.close()
@@ -82,10 +82,10 @@ class AdvertWriter:
         """A peer has nothing to say here; whatever comes is ignored."""
 
     def pause_writing(self) -> None:
-        """Adverts are bounded by the router's own acknowledgements: no more than a window is ever unread."""
+        """What is written is bounded by its writer: the router waits for acknowledgements, the graph tells news only."""
 
     def resume_writing(self) -> None:
         """See `pause_writing`."""
 
     def socket_lost(self, error: MicroError) -> None:
-        """The tunnel tells the end of the link, and the router then forgets the neighbour."""
+        """The tunnel tells the end of the link."""
