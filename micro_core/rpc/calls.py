@@ -7,13 +7,11 @@
 OPEN: the caller is still sending (the request's pieces, or its items). ANSWERING: it has sent all. RESPONDING: the
 first piece of a RESPONSE is out, the rest follows as DATA. The serving side's answer, END or ERROR ends the call,
 whether the caller has finished or not. Where the caller streams, the REQUEST's body is empty and each item is a
-message of DATA frames; its END half-closes.
+message of DATA frames; its END half-closes. A caller that does not know the kind of an endpoint opens BIDIRECTIONAL:
+the serving side takes the first item for the request where it wants one, and answers as the endpoint does. The first
+DATA of the serving side may carry a response header.
 
-Credit, each direction for itself: a frame costs its body plus the 12 bytes of a frame's head (so that a flood of
-empty items is bounded too). A sender starts with `limits.STREAM_WINDOW_BYTES`; the receiver grants again what has been
-consumed, once that is half a window. Pieces of a message that somebody waits for are consumed as they arrive (the
-message is bounded by `limits.MAX_BODY_BYTES`); whole items are consumed when they are taken. A reader that stops
-can thus be made to hold one message and one window, no more.
+Each direction has its own credit (credit.py).
 
 Pure: frames in, effects out; bytes to send are an effect or a return value. No I/O, clock or randomness.
 """
@@ -21,20 +19,14 @@ Pure: frames in, effects out; bytes to send are an effect or a return value. No 
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from micro_core.spec.errors import Malformed, MicroError, TooLarge, error_from_wire
-from micro_core.wire import frames, limits
-from micro_core.wire.frames import HEAD, MORE, Frame, Kind
+from micro_core.rpc.credit import Incoming, Outgoing
+from micro_core.spec.errors import Malformed, MicroError, error_from_wire
+from micro_core.wire import frames
+from micro_core.wire.frames import MORE, Frame, Kind
 from micro_core.wire.header import CallMode, decode_map, encode_map
-
-FRAME_COST_BYTES = HEAD.size
-"""What a frame costs beyond its body."""
-
-MAX_CREDIT_BYTES = 1 << 30
-"""More credit than this is a peer's mistake: nobody grants what it cannot have consumed."""
 
 BEGUN = "begun"
 """Key in an ERROR's map: the handler had begun when it raised. Then not even an error whose class promises
@@ -152,146 +144,6 @@ Effect = Transmit | Room | Answered | Requested | ItemsArrived | ItemsEnded | Fa
 _NOTHING: list[Effect] = []
 
 
-class Outgoing:
-    """One direction's sending end: frames wait here for credit."""
-
-    __slots__ = ("_unsent", "credit_bytes")
-
-    def __init__(self) -> None:
-        self.credit_bytes = limits.STREAM_WINDOW_BYTES
-        self._unsent: deque[tuple[bytes, int]] = deque()
-
-    @property
-    def is_empty(self) -> bool:
-        return not self._unsent
-
-    def push(self, kind: int, stream: int, header: bytes, body: bytes) -> bytes:
-        """Queue a message and return what may be sent now. Raises TooLarge, and then queues nothing."""
-        cost = len(body) + FRAME_COST_BYTES
-        if len(body) <= limits.MAX_FRAME_BODY_BYTES and not self._unsent and cost <= self.credit_bytes:
-            frames.check_sizes(header, body)
-            self.credit_bytes -= cost
-            return frames.encode(kind, stream, header, body)
-        remaining = len(body)
-        for data in frames.encode_message(kind, stream, header, body):
-            piece = min(remaining, limits.MAX_FRAME_BODY_BYTES)
-            remaining -= piece
-            self._unsent.append((data, piece + FRAME_COST_BYTES))
-        return self._take()
-
-    def push_last(self, data: bytes) -> bytes:
-        """Queue a frame that costs nothing (END) behind what waits; return what may be sent now."""
-        if not self._unsent:
-            return data
-        self._unsent.append((data, 0))
-        return b""
-
-    def grant(self, granted_bytes: int) -> bytes:
-        """More credit; return what may be sent now. Raises Malformed when it passes all reason."""
-        self.credit_bytes += granted_bytes
-        if self.credit_bytes > MAX_CREDIT_BYTES:
-            raise Malformed(f"credit of {self.credit_bytes} bytes for one call")
-        return self._take()
-
-    def clear(self) -> None:
-        self._unsent.clear()
-
-    def _take(self) -> bytes:
-        unsent = self._unsent
-        taken: list[bytes] = []
-        while unsent and unsent[0][1] <= self.credit_bytes:
-            data, cost = unsent.popleft()
-            self.credit_bytes -= cost
-            taken.append(data)
-        return b"".join(taken)
-
-
-class Incoming:
-    """One direction's receiving end: puts messages together, keeps whole items, accounts for credit."""
-
-    __slots__ = ("_consumed", "_items", "_partial", "_partial_cost", "window_bytes")
-
-    def __init__(self) -> None:
-        self.window_bytes = limits.STREAM_WINDOW_BYTES
-        """What the peer may still send."""
-        self._consumed = 0
-        self._partial: bytearray | None = None
-        self._partial_cost = 0
-        self._items: deque[tuple[bytes, int]] = deque()
-
-    @property
-    def has_items(self) -> bool:
-        return bool(self._items)
-
-    @property
-    def is_between_messages(self) -> bool:
-        return self._partial is None
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of bodies kept here."""
-        return sum(len(body) for body, _ in self._items) + (len(self._partial) if self._partial is not None else 0)
-
-    def receive(self, frame: Frame) -> bytes | None:
-        """Take in a frame of a message; the message when it is whole, not yet consumed.
-
-        Raises Malformed (over its credit) or TooLarge; the call is then beyond repair.
-        """
-        body = frame.body
-        cost = len(body) + FRAME_COST_BYTES
-        self.window_bytes -= cost
-        if self.window_bytes < 0:
-            raise Malformed("the peer sent more than its credit")
-        partial = self._partial
-        if partial is None and not frame.flags & MORE:
-            self._partial_cost = cost
-            return body
-        if partial is None:
-            partial = self._partial = bytearray()
-        if len(partial) + len(body) > limits.MAX_BODY_BYTES:
-            raise TooLarge(
-                f"a message is over the bound of {limits.MAX_BODY_BYTES} bytes",
-                hint="send it as a stream of smaller items",
-            )
-        partial += body
-        if frame.flags & MORE:
-            if self._items:
-                self._partial_cost += cost
-            else:
-                self._consumed += cost
-            return None
-        self._partial = None
-        self._partial_cost += cost
-        return bytes(partial)
-
-    def keep(self, item: bytes) -> None:
-        """Keep the message that `receive` has just returned until it is taken."""
-        self._items.append((item, self._partial_cost))
-        self._partial_cost = 0
-
-    def take(self) -> bytes:
-        """The oldest item; it counts as consumed now."""
-        item, cost = self._items.popleft()
-        self._consumed += cost
-        if not self._items and self._partial is not None:
-            # Somebody waits for the message that is under way: its pieces no longer wait behind another.
-            self._consumed += self._partial_cost
-            self._partial_cost = 0
-        return item
-
-    def due_grant(self) -> int:
-        """Bytes to grant now, or 0 while less than half a window has been consumed."""
-        if self._consumed * 2 < limits.STREAM_WINDOW_BYTES:
-            return 0
-        granted, self._consumed = self._consumed, 0
-        self.window_bytes += granted
-        return granted
-
-    def clear(self) -> None:
-        self._items.clear()
-        self._partial = None
-
-
 class _Call:
     """What both ends of a call share."""
 
@@ -355,11 +207,11 @@ class _Call:
 class ClientCall(_Call):
     """The caller's end."""
 
-    __slots__ = ("_response_header",)
+    __slots__ = ("response_header",)
 
     def __init__(self, stream: int, mode: int) -> None:
         super().__init__(stream, mode)
-        self._response_header = b""
+        self.response_header = b""
 
     def begin(self, header: bytes, body: bytes) -> bytes:
         """The bytes that open the call. `body` is the request; empty where the caller streams. Raises TooLarge."""
@@ -398,9 +250,9 @@ class ClientCall(_Call):
     def _receive(self, frame: Frame) -> list[Effect]:
         kind = frame.kind
         if kind == _RESPONSE:
-            if self.mode in _SERVER_STREAMS or self.state is CallState.RESPONDING:
+            if self.mode == CallMode.SERVER_STREAM or self.state is CallState.RESPONDING:
                 raise Malformed("a RESPONSE where none belongs")
-            self._response_header = frame.header
+            self.response_header = frame.header
             return self._receive_response(frame)
         if kind == _DATA:
             if self.state is CallState.RESPONDING:
@@ -408,6 +260,8 @@ class ClientCall(_Call):
             if self.mode not in _SERVER_STREAMS:
                 raise Malformed("an item in answer to a call that expects one response")
             self._move(CallEvent.REPLY_ITEM)
+            if frame.header:
+                self.response_header = frame.header
             return self._receive_item(frame)
         if kind == _CREDIT:
             return self._receive_credit(frame)
@@ -429,7 +283,7 @@ class ClientCall(_Call):
             self.state = CallState.RESPONDING
             return self._credit_effect()
         self._finish(CallEvent.RESPONDED)
-        return [Answered(self._response_header, body)]
+        return [Answered(self.response_header, body)]
 
     def _finish(self, event: CallEvent) -> None:
         self._move(event)
@@ -462,11 +316,11 @@ class ServerCall(_Call):
         self._move(CallEvent.RESPONDED)
         return data
 
-    def send_item(self, body: bytes) -> bytes:
-        """Queue an item; bytes to send now. Raises TooLarge."""
+    def send_item(self, body: bytes, header: bytes = b"") -> bytes:
+        """Queue an item; bytes to send now. `header` (a response header) goes with the first one. Raises TooLarge."""
         if self.state is CallState.ENDED:
             return b""
-        return self.outgoing.push(_DATA, self.stream, b"", body)
+        return self.outgoing.push(_DATA, self.stream, header, body)
 
     def end(self) -> bytes:
         """The end of the items and of the call; bytes to send now."""

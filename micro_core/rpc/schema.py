@@ -1,16 +1,10 @@
-"""Type hints of a handler: to JSON Schema for the registry, and to checks of what arrives.
-
-Understood: dataclasses, TypedDicts, pydantic models (never imported here: recognised by their methods), `dict`, `list`,
-`tuple[T, ...]`, enums, `Literal`, unions, scalars, `Any`. Unknown fields are ignored, so that callers may be newer than
-services. Pure.
-"""
+"""The signature of a handler: what kind of endpoint it is, and the JSON Schemas that go into the registry. Pure."""
 
 from __future__ import annotations
 
 import collections.abc
 import dataclasses
 import enum
-import functools
 import inspect
 import types
 import typing
@@ -18,18 +12,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union
 
 from micro_core.rpc.context import CallContext
-from micro_core.spec.errors import BadRequest, ConfigError
+from micro_core.rpc.validation import SCALARS, field_types, is_pydantic
+from micro_core.spec.errors import ConfigError
 from micro_core.spec.registry import EndpointKind
-
-Convert = Callable[[Any, str], Any]
-"""Takes a decoded value and its path (`address.city`), returns it as the type wanted, or raises BadRequest."""
 
 _STREAMS = (
     collections.abc.AsyncIterator,
     collections.abc.AsyncIterable,
     collections.abc.AsyncGenerator,
 )
-_SCALARS: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", bytes: "string"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,67 +73,6 @@ def json_schema(hint: Any) -> dict[str, object]:
     return _schema(hint, ())
 
 
-@functools.lru_cache(maxsize=4_096)
-def converter(hint: Any) -> Convert:
-    """The check and conversion for a type. Raises ConfigError for a type nothing can be checked against."""
-    if hint is Any or hint is object or isinstance(hint, typing.TypeVar):
-        return _anything
-    if hint is None or hint is type(None):
-        return _none
-    if hint in _SCALARS:
-        return _scalar(hint)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return converter(arguments[0])
-    if origin in (Union, types.UnionType):
-        return _union(arguments)
-    if origin is Literal:
-        return _literal(arguments)
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return _enum(hint)
-    if is_pydantic(hint):
-        return _pydantic(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _dataclass(hint)
-    if typing.is_typeddict(hint):
-        return _typed_dict(hint)
-    container = origin or hint
-    if container in (dict, collections.abc.Mapping, collections.abc.MutableMapping):
-        return _dict(arguments)
-    if container in (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable):
-        return _list(
-            list if container in (collections.abc.Sequence, collections.abc.Iterable) else container, arguments
-        )
-    raise ConfigError(
-        f"requests and responses cannot be of type {hint!r}", hint="use a dataclass, TypedDict, dict or scalar"
-    )
-
-
-def to_plain(value: Any) -> Any:
-    """A response or request as maps, lists and scalars, ready for a codec. Plain values pass as they are."""
-    kind = type(value)
-    if value is None or kind in _SCALARS:
-        return value
-    if kind is dict:
-        return {key: to_plain(entry) for key, entry in value.items()}
-    if kind in (list, tuple, set, frozenset):
-        return [to_plain(entry) for entry in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, enum.Enum):
-        return to_plain(value.value)
-    if is_pydantic(kind):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return {key: to_plain(entry) for key, entry in value.items()}
-    return value
-
-
-def is_pydantic(hint: Any) -> bool:
-    """Whether a type is a pydantic model, without importing pydantic."""
-    return isinstance(hint, type) and hasattr(hint, "model_validate") and hasattr(hint, "model_json_schema")
-
-
 def _parameters(function: Callable[..., Any], name: str, hints: Mapping[str, Any]) -> tuple[str, str]:
     wanted = list(inspect.signature(function).parameters.values())
     context = next((p.name for p in wanted if hints.get(p.name) is CallContext or p.name == "context"), "")
@@ -159,206 +89,11 @@ def _item_type(hint: Any) -> Any:
     return arguments[0] if arguments else Any
 
 
-def _describe(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
-
-
-def _mismatch(path: str, expected: str, value: Any) -> BadRequest:
-    return BadRequest(f"{path or 'request'}: expected {expected}, got {_describe(value)}")
-
-
-def _anything(value: Any, path: str) -> Any:  # noqa: ARG001 - the shape of every Convert
-    return value
-
-
-def _none(value: Any, path: str) -> None:
-    if value is not None:
-        raise _mismatch(path, "null", value)
-
-
-def _scalar(wanted: type) -> Convert:
-    def convert(value: Any, path: str) -> Any:
-        if type(value) is wanted:
-            return value
-        if wanted is float and type(value) is int:
-            return float(value)
-        raise _mismatch(path, wanted.__name__, value)
-
-    return convert
-
-
-def _union(arguments: tuple[Any, ...]) -> Convert:
-    converts = [converter(argument) for argument in arguments]
-    allows_none = type(None) in arguments
-    others = [argument for argument in arguments if argument is not type(None)]
-    expected = " or ".join(getattr(argument, "__name__", str(argument)) for argument in others)
-
-    def convert(value: Any, path: str) -> Any:
-        if value is None and allows_none:
-            return None
-        for one in converts:
-            try:
-                return one(value, path)
-            except BadRequest:
-                if len(others) == 1 and one is not _none:
-                    raise
-        raise _mismatch(path, expected, value)
-
-    return convert
-
-
-def _literal(allowed: tuple[Any, ...]) -> Convert:
-    def convert(value: Any, path: str) -> Any:
-        for one in allowed:
-            if type(one) is type(value) and one == value:
-                return value
-        raise BadRequest(f"{path or 'request'}: expected one of {', '.join(map(repr, allowed))}, got {value!r:.60}")
-
-    return convert
-
-
-def _enum(wanted: type[enum.Enum]) -> Convert:
-    allowed = ", ".join(repr(member.value) for member in wanted)
-
-    def convert(value: Any, path: str) -> Any:
-        try:
-            return wanted(value)
-        except (ValueError, TypeError) as error:
-            raise BadRequest(f"{path or 'request'}: expected one of {allowed}, got {value!r:.60}") from error
-
-    return convert
-
-
-def _pydantic(model: Any) -> Convert:
-    def convert(value: Any, path: str) -> Any:
-        try:
-            return model.model_validate(value)
-        except ValueError as error:  # pydantic's ValidationError is one
-            errors = getattr(error, "errors", None)
-            if errors is None:
-                raise BadRequest(f"{path or 'request'}: {error}") from error
-            first = errors()[0]
-            where = ".".join([*([path] if path else []), *map(str, first["loc"])])
-            raise BadRequest(f"{where or 'request'}: {first['msg']}") from error
-
-    return convert
-
-
-def _fields(path: str, value: Any, name: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise _mismatch(path, f"a map ({name})", value)
-    return value
-
-
-def _dataclass(wanted: Any) -> Convert:
-    # Read at first use, so that types may refer to themselves.
-    @functools.cache
-    def plan() -> list[tuple[str, Convert, bool]]:
-        hints = _hints(wanted)
-        return [
-            (
-                field.name,
-                converter(hints[field.name]),
-                field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
-            )
-            for field in dataclasses.fields(wanted)
-            if field.init
-        ]
-
-    def convert(value: Any, path: str) -> Any:
-        if type(value) is wanted:
-            return value
-        given = _fields(path, value, wanted.__name__)
-        found: dict[str, Any] = {}
-        for name, one, is_required in plan():
-            where = f"{path}.{name}" if path else name
-            if name in given:
-                found[name] = one(given[name], where)
-            elif is_required:
-                raise BadRequest(f"{where}: missing field")
-        try:
-            return wanted(**found)
-        except (ValueError, TypeError) as error:  # a __post_init__ that refuses
-            raise BadRequest(f"{path or 'request'}: {error}") from error
-
-    return convert
-
-
-def _typed_dict(wanted: Any) -> Convert:
-    @functools.cache
-    def plan() -> list[tuple[str, Convert, bool]]:
-        return [(name, converter(hint), name in wanted.__required_keys__) for name, hint in _hints(wanted).items()]
-
-    def convert(value: Any, path: str) -> Any:
-        given = _fields(path, value, wanted.__name__)
-        found: dict[str, Any] = {}
-        for name, one, is_required in plan():
-            where = f"{path}.{name}" if path else name
-            if name in given:
-                found[name] = one(given[name], where)
-            elif is_required:
-                raise BadRequest(f"{where}: missing field")
-        return found
-
-    return convert
-
-
-def _dict(arguments: tuple[Any, ...]) -> Convert:
-    key_of, value_of = (converter(arguments[0]), converter(arguments[1])) if arguments else (_anything, _anything)
-
-    def convert(value: Any, path: str) -> Any:
-        given = _fields(path, value, "dict")
-        if value_of is _anything and key_of is _anything:
-            return given
-        return {
-            key_of(key, f"{path or 'request'} key"): value_of(entry, f"{path}.{key}" if path else str(key))
-            for key, entry in given.items()
-        }
-
-    return convert
-
-
-def _list(container: Any, arguments: tuple[Any, ...]) -> Convert:
-    if container is tuple and arguments and arguments[-1] is not Ellipsis:
-        return _fixed_tuple(tuple(converter(argument) for argument in arguments))
-    item_of = converter(arguments[0]) if arguments else _anything
-
-    def convert(value: Any, path: str) -> Any:
-        if not isinstance(value, (list, tuple)):
-            raise _mismatch(path, "list", value)
-        try:
-            return container(item_of(entry, f"{path}[{index}]") for index, entry in enumerate(value))
-        except TypeError as error:  # entries of a set that cannot be hashed
-            raise BadRequest(f"{path or 'request'}: {error}") from error
-
-    return convert
-
-
-def _fixed_tuple(items: tuple[Convert, ...]) -> Convert:
-    def convert(value: Any, path: str) -> Any:
-        if not isinstance(value, (list, tuple)) or len(value) != len(items):
-            raise _mismatch(path, f"list of {len(items)}", value)
-        return tuple(
-            one(entry, f"{path}[{index}]") for index, (one, entry) in enumerate(zip(items, value, strict=True))
-        )
-
-    return convert
-
-
-def _hints(wanted: Any) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(wanted)
-    except NameError as error:
-        raise ConfigError(
-            f"a field of {wanted.__name__} cannot be resolved: {error}", hint="define the type at the top of the module"
-        ) from error
-
-
 def _schema(hint: Any, above: tuple[Any, ...]) -> dict[str, object]:
     if hint is None or hint is type(None):
         return {"type": "null"}
-    if hint in _SCALARS:
-        schema: dict[str, object] = {"type": _SCALARS[hint]}
+    if hint in SCALARS:
+        schema: dict[str, object] = {"type": SCALARS[hint]}
         return schema | {"contentEncoding": "binary"} if hint is bytes else schema
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
@@ -387,7 +122,7 @@ def _object_schema(hint: Any, above: tuple[Any, ...]) -> dict[str, object]:
     # A type inside itself is named, not unrolled.
     if hint in above:
         return {"title": hint.__name__, "type": "object"}
-    hints = _hints(hint)
+    hints = field_types(hint)
     if typing.is_typeddict(hint):
         required = [name for name in hints if name in hint.__required_keys__]
     else:

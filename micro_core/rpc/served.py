@@ -23,8 +23,10 @@ from micro_core.rpc.calls import (
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.context import CallContext
 from micro_core.rpc.interceptors import CallInfo
-from micro_core.rpc.schema import Convert, HandlerShape, to_plain
-from micro_core.spec.errors import DeadlineExceeded, InternalError, MicroError
+from micro_core.rpc.schema import HandlerShape
+from micro_core.rpc.validation import Convert, to_plain
+from micro_core.rpc.wakeup import Wakeup
+from micro_core.spec.errors import BadRequest, DeadlineExceeded, InternalError, MicroError
 from micro_core.spec.registry import Endpoint
 from micro_core.wire import codec
 from micro_core.wire.frames import Frame
@@ -63,7 +65,7 @@ class ServedCall:
         "_begun",
         "_items_ended",
         "_timer",
-        "_waiter",
+        "_wakeup",
         "call",
         "connection",
         "context",
@@ -95,7 +97,7 @@ class ServedCall:
             clock=loop.time,
             via=header.via,
         )
-        self._waiter: asyncio.Future[None] | None = None
+        self._wakeup = Wakeup()
         self._items_ended = False
         self._begun = False
         self._timer = loop.call_at(deadline, self._expire)
@@ -112,12 +114,12 @@ class ServedCall:
                 case Requested(body):
                     self._start(body)
                 case ItemsArrived():
-                    self._wake()
+                    self._wakeup.wake()
                 case ItemsEnded():
                     self._items_ended = True
-                    self._wake()
+                    self._wakeup.wake()
                 case Room():
-                    self._wake()
+                    self._wakeup.wake()
                     self._settle()
                 case CancelledByCaller():
                     self.server.counters.add("calls_cancelled")
@@ -140,12 +142,12 @@ class ServedCall:
 
     async def _run(self, body: bytes) -> None:
         try:
-            request = self._request(body)
+            request = await self._request(body)
             if self.proceed is None:
                 answer = await self._handle(request)
             else:
                 answer = await self._intercepted(request)
-            if self.header.mode in _SERVER_STREAMS:
+            if self.served.mode in _SERVER_STREAMS:
                 self._send(self.call.end())
             else:
                 self._respond(answer)
@@ -155,12 +157,18 @@ class ServedCall:
             log.exception("handler failed", extra={"service": self.header.service, "endpoint": self.header.endpoint})
             self._fail(InternalError(f"{type(error).__name__}: {error!s:.500}"))
 
-    def _request(self, body: bytes) -> Any:
+    async def _request(self, body: bytes) -> Any:
+        served = self.served
         if self.header.mode in _CALLER_STREAMS:
-            return _Items(self)
-        if not self.served.shape.takes_request:
-            return None
-        return self.served.convert(codec.decode(body, self.header.content_type), "")
+            if served.mode in _CALLER_STREAMS:
+                return _Items(self)
+            if not served.shape.takes_request:
+                return None
+            try:
+                return await self.next_item()
+            except StopAsyncIteration as error:
+                raise BadRequest(f"{self.header.endpoint} takes a request, and the caller sent none") from error
+        return served.convert(codec.decode(body, self.header.content_type), "") if served.shape.takes_request else None
 
     async def _intercepted(self, request: Any) -> Any:
         assert self.proceed is not None
@@ -187,7 +195,7 @@ class ServedCall:
         self._begun = True
         served = self.served
         positional, named = served.arguments(request, self.context)
-        if self.header.mode in _SERVER_STREAMS:
+        if served.mode in _SERVER_STREAMS:
             items = served.handler(*positional, **named)
             if asyncio.iscoroutine(items):
                 items = await items
@@ -205,43 +213,52 @@ class ServedCall:
         while not incoming.has_items:
             if self._items_ended:
                 raise StopAsyncIteration
-            await self._wait()
+            await self._wakeup.wait()
         item, grant = self.call.take_item()
         self._send(grant)
         return self.served.convert(codec.decode(item, self.header.content_type), "")
 
     async def _send_items(self, items: AsyncIterator[Any]) -> None:
+        header = b""
+        is_first = True
+        content_type = codec.MSGPACK
         try:
             async for item in items:
-                self._send(self.call.send_item(codec.encode(to_plain(item), self.header.content_type)))
+                value = to_plain(item)
+                if is_first:
+                    is_first = False
+                    content_type = self._content_type(value)
+                    if content_type != self.header.content_type:
+                        header = encode_header(ResponseHeader(content_type))
+                self._send(self.call.send_item(codec.encode(value, content_type), header))
+                header = b""
                 while not self.call.outgoing.is_empty:
-                    await self._wait()
+                    await self._wakeup.wait()
                 if self.connection.is_paused:
                     await self.connection.writable()
         finally:
             if isinstance(items, AsyncGenerator):
                 await items.aclose()
 
-    async def _wait(self) -> None:
-        waiter = self._waiter
-        if waiter is None or waiter.done():
-            waiter = self._waiter = asyncio.get_running_loop().create_future()
-        # Shielded: a bidirectional handler may wait here for items and for room at once, in two tasks.
-        await asyncio.shield(waiter)
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     # The answer
 
     def _respond(self, answer: Any) -> None:
-        content_type, metadata = self.header.content_type, self.context.response_metadata
-        body = codec.encode(to_plain(answer), content_type)
+        value, metadata = to_plain(answer), self.context.response_metadata
+        content_type = self._content_type(value)
+        body = codec.encode(value, content_type)
         header = b""
         if metadata or content_type != codec.MSGPACK:
             header = encode_header(ResponseHeader(content_type, metadata))
         self._send(self.call.respond(header, body))
+
+    def _content_type(self, value: Any) -> str:
+        """The caller's own content type, where the value can be said in it."""
+        wanted = self.header.content_type
+        if (wanted == codec.BYTES and not isinstance(value, bytes)) or (
+            wanted == codec.TEXT and not isinstance(value, str)
+        ):
+            return codec.MSGPACK
+        return wanted
 
     def _fail(self, error: MicroError) -> None:
         self.server.counters.add("calls_failed")

@@ -17,8 +17,9 @@ from typing import Any
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.context import CallContext
 from micro_core.rpc.interceptors import Interceptor, chain
-from micro_core.rpc.schema import converter, json_schema, read_handler
+from micro_core.rpc.schema import json_schema, read_handler
 from micro_core.rpc.served import ServedCall, ServedEndpoint
+from micro_core.rpc.validation import converter
 from micro_core.spec.broker import Message
 from micro_core.spec.driver import Counters, CountersInMemory
 from micro_core.spec.errors import (
@@ -257,7 +258,7 @@ class Server:
                 at=self.at,
                 hint=f"one of: {near}" if near else "",
             )
-        if served.mode != header.mode:
+        if header.mode not in (served.mode, CallMode.BIDIRECTIONAL):
             return BadRequest(
                 f"{header.endpoint} is {_MODE_NAMES[served.mode]}, and was called as {_MODE_NAMES[header.mode]}",
                 at=self.at,

@@ -1,0 +1,243 @@
+"""Where a call goes, and what is tried again.
+
+To the `address` given, else to the proxy (a node, by name or address), else to an instance from the registry. Tried
+again is only what certainly did not begin, or may be done twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from micro_core.rpc.caller import CallFailed, UnaryCall
+from micro_core.rpc.calls import Answered
+from micro_core.rpc.connection import Connection
+from micro_core.rpc.interceptors import CallInfo
+from micro_core.rpc.pool import Pool
+from micro_core.rpc.registry_view import RegistryView
+from micro_core.rpc.selector import Selector
+from micro_core.rpc.validation import to_plain
+from micro_core.spec.clock import Clock, Random
+from micro_core.spec.driver import Counters
+from micro_core.spec.errors import (
+    DeadlineExceeded,
+    Draining,
+    MicroError,
+    Overloaded,
+    ServiceNotFound,
+    TooLarge,
+    Unreachable,
+)
+from micro_core.spec.registry import Instance
+from micro_core.wire import codec, limits
+from micro_core.wire.header import CallHeader, encode_header
+
+NETWORK_SERVICE = "go.micro.network"
+"""The name of every node as a service."""
+
+FIRST_BACKOFF_S = 0.02
+LAST_BACKOFF_S = 1.0
+"""Before a second attempt, a random time up to a bound that doubles from the first to the last."""
+
+_TRY_AGAIN = (Unreachable, Overloaded, Draining)
+"""What another instance might do better at, when doing the work twice does no harm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallOptions:
+    """How one call is to be made."""
+
+    address: str | None = None
+    content_type: str = codec.MSGPACK
+    idempotent: bool = False
+    retries: int = 1
+
+
+class Dispatcher:
+    """Chooses, connects, sends, tries again. `at` is the place in the errors made here."""
+
+    def __init__(
+        self,
+        *,
+        at: str,
+        proxy: str,
+        view: RegistryView,
+        pool: Pool,
+        selector: Selector,
+        clock: Clock,
+        random: Random,
+        counters: Counters,
+    ) -> None:
+        self.proxy = proxy
+        self._at = at
+        self._view = view
+        self._pool = pool
+        self._selector = selector
+        self._clock = clock
+        self._random = random
+        self._counters = counters
+        self._loop = asyncio.get_running_loop()
+
+    async def call(self, info: CallInfo, options: CallOptions) -> Answered:
+        """A unary call, with its retries, within `info.timeout_s`."""
+        body = codec.encode(to_plain(info.request), options.content_type)
+        deadline = self._loop.time() + info.timeout_s
+        tried: set[str] = set()
+        attempt = 0
+        while True:
+            to, instance = "", None
+            try:
+                to, instance = await self._choose(info.service, options.address, tried, deadline)
+                connection = await self._connection(to, deadline)
+                return await self._attempt(connection, to, self.header(info, options, deadline), body, deadline)
+            except CallFailed as failed:
+                error = failed.error
+                may_repeat = not failed.may_have_begun or (
+                    isinstance(error, _TRY_AGAIN) and (options.idempotent or _is_idempotent(instance, info.endpoint))
+                )
+            except MicroError as refusal:
+                error, may_repeat = refusal, bool(to) and refusal.retry_is_safe
+            if attempt >= options.retries or not may_repeat or not await self._back_off(attempt, deadline):
+                error.at = error.at or self._at
+                raise error
+            attempt += 1
+            tried.add(to)
+            self._counters.add("calls_retried")
+
+    async def connect(self, info: CallInfo, options: CallOptions, deadline: float) -> tuple[Connection, str]:
+        """A connection for a streaming call, and the address it goes to; call `ended` for it in the end."""
+        tried: set[str] = set()
+        attempt = 0
+        while True:
+            to, _ = await self._choose(info.service, options.address, tried, deadline)
+            try:
+                connection = await self._connection(to, deadline)
+            except MicroError as error:
+                if attempt >= options.retries or not error.retry_is_safe or not await self._back_off(attempt, deadline):
+                    error.at = error.at or self._at
+                    raise
+                attempt += 1
+                tried.add(to)
+            else:
+                self._selector.started(to)
+                return connection, to
+
+    def ended(self, to: str, error: MicroError | None) -> None:
+        """A call to `to` has ended, well (None) or not: the selector should know."""
+        timed_out_here = isinstance(error, DeadlineExceeded) and error.at == self._at
+        if timed_out_here or isinstance(error, _TRY_AGAIN):
+            self._selector.failed(to, self._clock.now())
+        else:
+            self._selector.succeeded(to)
+
+    def header(self, info: CallInfo, options: CallOptions, deadline: float) -> bytes:
+        """The call header with the time that remains. Raises DeadlineExceeded, TooLarge."""
+        remaining_s = deadline - self._loop.time()
+        if remaining_s <= 0:
+            raise DeadlineExceeded("the time had run out before the call was sent", at=self._at)
+        if len(info.metadata) > limits.MAX_METADATA_ENTRIES:
+            raise TooLarge(
+                f"{len(info.metadata)} metadata entries are over the bound of {limits.MAX_METADATA_ENTRIES}",
+                at=self._at,
+            )
+        return encode_header(
+            CallHeader(
+                service=info.service,
+                endpoint=info.endpoint,
+                mode=info.mode,
+                timeout_ms=max(1, int(remaining_s * 1000)),
+                content_type=options.content_type,
+                metadata=info.metadata,
+                idempotent=options.idempotent,
+            )
+        )
+
+    async def _attempt(self, connection: Connection, to: str, header: bytes, body: bytes, deadline: float) -> Answered:
+        call = UnaryCall(connection)
+        self._selector.started(to)
+        try:
+            answer = await call.run(header, body, deadline, self._at)
+        except CallFailed as failed:
+            self.ended(to, failed.error)
+            raise
+        except BaseException:
+            self._selector.gave_up(to)
+            raise
+        self._selector.succeeded(to)
+        return answer
+
+    async def _choose(
+        self, service: str, address: str | None, tried: set[str], deadline: float
+    ) -> tuple[str, Instance | None]:
+        if address:
+            return address, None
+        if self.proxy:
+            if is_address(self.proxy):
+                return self.proxy, None
+            service = self.proxy
+        instances = self._view.find(service) or await self._look_up(service, deadline)
+        instance = self._selector.choose(instances, self._clock.now(), avoid=frozenset(tried))
+        # Whether an endpoint is idempotent is known only of the service itself, not through a node.
+        return instance.address, None if self.proxy else instance
+
+    async def _look_up(self, service: str, deadline: float) -> tuple[Instance, ...]:
+        try:
+            async with asyncio.timeout_at(deadline):
+                found = await self._view.look_up(service)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the registry did not answer in time", at=self._at) from error
+        if found:
+            return found
+        if self.proxy:
+            raise ServiceNotFound(
+                f"no node {service} in the registry of this site",
+                at=self._at,
+                hint="start one with `micro run`, or unset MICRO_PROXY",
+            )
+        raise ServiceNotFound(
+            f"no instance of {service} in the registry of this site",
+            at=self._at,
+            hint=f"is it on another site? MICRO_PROXY={NETWORK_SERVICE} calls through this site's node",
+        )
+
+    async def _connection(self, to: str, deadline: float) -> Connection:
+        connection = self._pool.find(to)
+        if connection is None or connection.open_streams:
+            # The pool also knows when one more connection is worth its cost.
+            connection = await self._dialed(to, deadline)
+        if connection.is_clogged:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await connection.writable()
+            except TimeoutError as error:
+                raise DeadlineExceeded(f"{to} did not take the call in time", at=self._at) from error
+        return connection
+
+    async def _dialed(self, to: str, deadline: float) -> Connection:
+        try:
+            return await self._pool.get(to, max(0.0, deadline - self._loop.time()))
+        except Unreachable as error:
+            if self._loop.time() >= deadline:
+                raise DeadlineExceeded(f"the time ran out while connecting to {to}", at=self._at) from error
+            # It rests for a while, and the others serve.
+            self._selector.started(to)
+            self._selector.failed(to, self._clock.now())
+            raise
+
+    async def _back_off(self, attempt: int, deadline: float) -> bool:
+        pause_s = self._random.uniform(0.0, min(FIRST_BACKOFF_S * 2**attempt, LAST_BACKOFF_S))
+        if self._loop.time() + pause_s >= deadline:
+            return False
+        await asyncio.sleep(pause_s)
+        return True
+
+
+def is_address(proxy: str) -> bool:
+    """Whether a proxy is written as an address (`tcp://host:port`, `host:port`), not as a service's name."""
+    return "://" in proxy or proxy.rpartition(":")[2].isdigit()
+
+
+def _is_idempotent(instance: Instance | None, endpoint: str) -> bool:
+    known: Any = () if instance is None else instance.endpoints
+    return any(one.name == endpoint and one.idempotent for one in known)

@@ -1,0 +1,125 @@
+"""What a client knows of the registry: instances by service, kept fresh by a watch, so that a call asks nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from micro_core.spec.driver import Counters
+from micro_core.spec.errors import MicroError
+from micro_core.spec.registry import Instance, Registry, RegistryEventKind, RegistryWatch
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 0.2
+LAST_PAUSE_S = 5.0
+"""Pause before a broken watch is begun again; it doubles from the first to the last."""
+
+
+class RegistryView:
+    """The live instances of every service, by name.
+
+    While the registry is away the last knowledge stands: the selector sets aside what has died meanwhile.
+    """
+
+    def __init__(self, registry: Registry, counters: Counters) -> None:
+        self._registry = registry
+        self._counters = counters
+        self._by_service: dict[str, dict[str, Instance]] = {}
+        self._lists: dict[str, tuple[Instance, ...]] = {}
+        self._watch: RegistryWatch | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._starting = asyncio.Lock()
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._end_watch()
+
+    def find(self, service: str) -> tuple[Instance, ...]:
+        """The instances known of `service`. Costs no I/O."""
+        found = self._lists.get(service)
+        if found is None:
+            records = self._by_service.get(service)
+            if not records:
+                return ()
+            found = self._lists[service] = tuple(records.values())
+        return found
+
+    async def look_up(self, service: str) -> tuple[Instance, ...]:
+        """Ask the registry, for a service that is not known here: it may have registered a moment ago.
+
+        The first look-up also begins the watch. Raises Unreachable when the registry is away.
+        """
+        if self._task is None:
+            async with self._starting:
+                if self._task is None:
+                    await self._begin()
+        found = tuple(await self._registry.instances(service))
+        for instance in found:
+            self._put(instance)
+        return found
+
+    async def _begin(self) -> None:
+        # The watch first: what changes between the two is then told by the watch.
+        self._watch = await self._registry.watch()
+        try:
+            await self._read_all()
+        except BaseException:
+            await self._end_watch()
+            raise
+        self._task = asyncio.get_running_loop().create_task(self._follow())
+
+    async def _follow(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                if self._watch is None:
+                    self._watch = await self._registry.watch()
+                    await self._read_all()
+                    pause_s = FIRST_PAUSE_S
+                await self._read_watch(self._watch)
+            except MicroError as error:
+                log.info("the watch of the registry broke", extra={"reason": str(error)})
+            except Exception:  # the task's root: one bad record must not end the view
+                log.exception("the watch of the registry failed")
+            self._counters.add("registry_watch_restarts")
+            await self._end_watch()
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, LAST_PAUSE_S)
+
+    async def _read_watch(self, watch: RegistryWatch) -> None:
+        async for event in watch:
+            if event.kind is RegistryEventKind.RESYNC or event.instance is None:
+                await self._read_all()
+            elif event.kind is RegistryEventKind.DELETED:
+                self._remove(event.instance)
+            else:
+                self._put(event.instance)
+
+    async def _read_all(self) -> None:
+        records = await self._registry.instances()
+        self._by_service.clear()
+        self._lists.clear()
+        for instance in records:
+            self._put(instance)
+
+    def _put(self, instance: Instance) -> None:
+        self._by_service.setdefault(instance.service, {})[instance.id] = instance
+        self._lists.pop(instance.service, None)
+
+    def _remove(self, instance: Instance) -> None:
+        records = self._by_service.get(instance.service)
+        if records is not None and records.pop(instance.id, None) is not None:
+            self._lists.pop(instance.service, None)
+            if not records:
+                del self._by_service[instance.service]
+
+    async def _end_watch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            try:
+                await watch.close()
+            except MicroError as error:
+                log.info("the watch of the registry did not close", extra={"reason": str(error)})
