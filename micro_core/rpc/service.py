@@ -1,0 +1,312 @@
+"""A service, as people type it: handlers, a name, and `run()`.
+
+service = Service("go.micro.srv.greeter")
+
+@service.handler
+class Say:
+    async def hello(self, request: HelloRequest) -> HelloReply: ...
+
+service.run()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import random as random_source
+import secrets
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from micro_core.builtin.system_clock import SystemClock
+from micro_core.rpc.client import Client
+from micro_core.rpc.connection import Connection
+from micro_core.rpc.defaults import Runtime, build_runtime
+from micro_core.rpc.handlers import endpoint_name, marks_of
+from micro_core.rpc.interceptors import Interceptor
+from micro_core.rpc.server import MAX_CONCURRENT_CALLS, Server, Subscriber
+from micro_core.spec.broker import Broker, Subscription
+from micro_core.spec.clock import Clock, Random
+from micro_core.spec.driver import Counters, CountersInMemory
+from micro_core.spec.errors import ConfigError, Conflict, Draining, MicroError
+from micro_core.spec.names import check_service_name
+from micro_core.spec.registry import Instance, Registry
+from micro_core.spec.transport import Listener, Socket, Transport
+
+log = logging.getLogger(__name__)
+
+LEASE_S = 30.0
+"""How long the registry believes in an instance that has stopped renewing."""
+
+DRAIN_S = 10.0
+"""How long `stop` waits for the calls that run."""
+
+HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
+ClassT = TypeVar("ClassT")
+
+
+class Service:
+    """One instance of a service.
+
+    Without drivers it uses those that the settings name. A registry, transport or broker that is handed in has been
+    started by its owner and stays the owner's. `address` is where to listen, empty for any free place on loopback.
+    `client` calls others with the same drivers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        version: str = "latest",
+        registry: Registry | None = None,
+        transport: Transport | None = None,
+        broker: Broker | None = None,
+        metadata: Mapping[str, str] | None = None,
+        address: str = "",
+        instance_id: str = "",
+        lease_s: float = LEASE_S,
+        interceptors: Sequence[Interceptor] = (),
+        max_concurrent: int = MAX_CONCURRENT_CALLS,
+        clock: Clock | None = None,
+        random: Random | None = None,
+        counters: Counters | None = None,
+        settings: Any = None,
+    ) -> None:
+        self.name = check_service_name(name)
+        self.version = version
+        self.id = instance_id or f"{name}-{secrets.token_hex(6)}"
+        self.counters: Counters = counters if counters is not None else CountersInMemory()
+        self.server = Server(
+            name, at=self.id, counters=self.counters, interceptors=interceptors, max_concurrent=max_concurrent
+        )
+        self._registry = registry
+        self._transport = transport
+        self._broker = broker
+        self._metadata = dict(metadata or {})
+        self._address = address
+        self._lease_s = lease_s
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._random: Random = random if random is not None else random_source.Random()  # noqa: S311 - jitter
+        self._settings = settings
+        self._runtime: Runtime | None = None
+        self._client: Client | None = None
+        self._listener: Listener | None = None
+        self._instance: Instance | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self._subscriptions: list[Subscription] = []
+        self._connections: set[Connection] = set()
+        self._started_wall = self._started_now = 0.0
+        self._is_stopped = False
+        self.server.add("Debug.Health", self._health, idempotent=True, description="Whether the instance serves.")
+        self.server.add("Debug.Stats", self._stats, idempotent=True, description="Counts, uptime and memory.")
+
+    # What it serves
+
+    def handler(self, handler: ClassT) -> ClassT:
+        """Serve the public methods of a class (made without arguments) or of an object: `Say.hello` is `Say.Hello`.
+
+        Raises ConfigError for a signature that is no handler's, Conflict for a name that is taken.
+        """
+        target = handler() if isinstance(handler, type) else handler
+        prefix = type(target).__name__
+        for attribute, method in inspect.getmembers(target, callable):
+            if attribute.startswith("_") or inspect.isclass(method):
+                continue
+            marks = marks_of(method)
+            if marks.topic:
+                self.server.add_subscriber(marks.topic, method, queue=marks.queue)
+            else:
+                name = marks.name or f"{prefix}.{endpoint_name(attribute)}"
+                self.server.add(name, method, idempotent=marks.idempotent)
+        return handler
+
+    def endpoint(self, name: str, *, idempotent: bool = False) -> Callable[[HandlerT], HandlerT]:
+        """Serve a function as `name`."""
+
+        def add(function: HandlerT) -> HandlerT:
+            self.server.add(name, function, idempotent=idempotent)
+            return function
+
+        return add
+
+    def subscriber(self, topic: str, *, queue: str = "") -> Callable[[HandlerT], HandlerT]:
+        """Hand every message of `topic` to a function; with `queue`, one member of the group gets each."""
+
+        def add(function: HandlerT) -> HandlerT:
+            if self._listener is not None:
+                raise Conflict(f"{self.name} runs already", at=self.id, hint="add subscribers before `start`")
+            self.server.add_subscriber(topic, function, queue=queue)
+            return function
+
+        return add
+
+    # Life
+
+    @property
+    def address(self) -> str:
+        """Where it listens, with its scheme; empty before `start`."""
+        return self._listener.address if self._listener is not None else ""
+
+    @property
+    def instance(self) -> Instance:
+        """Its record in the registry. Raises ConfigError before `start`."""
+        if self._instance is None:
+            raise ConfigError(f"{self.name} has not been started", at=self.id)
+        return self._instance
+
+    @property
+    def client(self) -> Client:
+        """For calls to other services. Raises ConfigError before `start`."""
+        if self._client is None:
+            raise ConfigError(f"{self.name} has not been started", at=self.id)
+        return self._client
+
+    async def start(self) -> None:
+        """Listen, subscribe, register. Raises ConfigError, Conflict (address in use), Unreachable (registry away)."""
+        if self._listener is not None or self._is_stopped:
+            raise Conflict(f"{self.name} was started already", at=self.id)
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop(drain_s=0.0)
+            raise
+
+    async def stop(self, *, drain_s: float = DRAIN_S) -> None:
+        """Withdraw from the registry, refuse new calls, wait for those that run, close. Safe to call twice."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
+        await self._withdraw()
+        if self._listener is not None:
+            await self._listener.close()
+        for connection in self._connections:
+            connection.goaway()
+        if not await self.server.drain(drain_s):
+            log.warning("calls were cancelled to stop", extra={"service": self.name})
+        await asyncio.gather(*(connection.close() for connection in list(self._connections)))
+        if self._client is not None:
+            await self._client.close()
+        if self._runtime is not None:
+            await self._runtime.close()
+
+    def run(self) -> None:
+        """Start, and serve until SIGINT or SIGTERM; a second signal does not wait for running calls."""
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+        try:
+            asyncio.run(self._run())
+        except MicroError as error:
+            raise SystemExit(f"{self.name}: {error}") from error
+
+    async def _run(self) -> None:
+        signals = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def signalled() -> None:
+            if signals.is_set():
+                hurry.set()
+            signals.set()
+
+        hurry = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, signalled)
+        await self.start()
+        log.info("%s serves at %s", self.id, self.address)
+        await signals.wait()
+        stopping = loop.create_task(self.stop())
+        hurrying = loop.create_task(hurry.wait())
+        await asyncio.wait({stopping, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        if not stopping.done():
+            stopping.cancel()
+        await asyncio.gather(stopping, hurrying, return_exceptions=True)
+
+    # Inside
+
+    async def _start(self) -> None:
+        self._started_wall, self._started_now = self._clock.wall(), self._clock.now()
+        registry, transport, broker = self._registry, self._transport, self._broker
+        if registry is None or transport is None:
+            self._runtime = await build_runtime(self._settings)
+            registry = self._registry = registry or self._runtime.registry
+            transport = transport or self._runtime.transport
+            broker = broker or self._runtime.broker
+        self._listener = await transport.listen(self._address, self._accept)
+        self._client = Client(
+            registry=registry,
+            transport=transport,
+            broker=broker,
+            proxy=self._runtime.proxy if self._runtime is not None else None,
+            name=self.id,
+            clock=self._clock,
+            random=self._random,
+            counters=self.counters,
+        )
+        for subscriber in self.server.subscribers:
+            self._subscriptions.append(await self._subscribe(broker, subscriber))
+        self._instance = Instance(
+            service=self.name,
+            id=self.id,
+            address=self._listener.address,
+            version=self.version,
+            metadata=self._metadata,
+            endpoints=self.server.endpoints,
+        )
+        await registry.register(self._instance, lease_s=self._lease_s)
+        self._renewing = asyncio.get_running_loop().create_task(self._renew(registry, self._instance))
+
+    async def _subscribe(self, broker: Broker | None, subscriber: Subscriber) -> Subscription:
+        if broker is None:
+            raise ConfigError(
+                f"{self.name} subscribes to {subscriber.endpoint.name}, and there is no broker", at=self.id
+            )
+        return await broker.subscribe(subscriber.endpoint.name, subscriber.receive, queue=subscriber.endpoint.queue)
+
+    def _accept(self, socket: Socket) -> None:
+        connection = Connection(socket, dialed=False, handler=self.server, node_id=self.id[:64], counters=self.counters)
+        self._connections.add(connection)
+        connection.on_lost(lambda lost, _error: self._connections.discard(lost))
+        if self._is_stopped:
+            connection.goaway()
+
+    async def _renew(self, registry: Registry, instance: Instance) -> None:
+        failed = False
+        while True:
+            # After a failure sooner: the lease may be running out while the registry is away.
+            period_s = min(1.0, self._lease_s / 10) if failed else self._lease_s / 3
+            await asyncio.sleep(period_s * self._random.uniform(0.8, 1.0))
+            try:
+                await registry.register(instance, lease_s=self._lease_s)
+                failed = False
+            except MicroError as error:
+                failed = True
+                self.counters.add("lease_renewals_failed")
+                log.warning("the lease was not renewed", extra={"service": self.name, "reason": str(error)})
+            except Exception:  # the task's root: a driver's bug must not end the renewing
+                failed = True
+                self.counters.add("lease_renewals_failed")
+                log.exception("the lease was not renewed", extra={"service": self.name})
+
+    async def _withdraw(self) -> None:
+        if self._instance is not None and self._registry is not None:
+            try:
+                await self._registry.deregister(self._instance)
+            except MicroError as error:
+                log.warning("not withdrawn; the lease will run out", extra={"reason": str(error)})
+        for subscription in self._subscriptions:
+            try:
+                await subscription.close()
+            except MicroError as error:
+                log.warning("a subscription did not close", extra={"reason": str(error)})
+
+    async def _health(self) -> dict[str, str]:
+        if self.server.is_draining:
+            raise Draining("stopping", at=self.id)
+        return self.server.health()
+
+    async def _stats(self) -> dict[str, Any]:
+        return self.server.stats(self._started_wall, self._clock.now() - self._started_now)
