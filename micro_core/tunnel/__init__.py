@@ -1,0 +1,1 @@
+"""Links to other nodes: who they are, and sessions on channels over them."""
