@@ -1,0 +1,489 @@
+"""The HTTP resolver against real servers on 127.0.0.1."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import http.server
+import ipaddress
+import json
+import logging
+import random
+import ssl
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from micro_http_resolver import create, fetching, micro_resolver
+from micro_http_resolver.document import MAX_NODES, parse_nodes
+from micro_http_resolver.options import HttpOptions
+from micro_http_resolver.resolver import HttpResolver
+
+from micro_core.spec import (
+    Candidate,
+    CountersInMemory,
+    DriverContext,
+    Forbidden,
+    Malformed,
+    MicroError,
+    OptionError,
+    TooLarge,
+    Unreachable,
+)
+
+NODES = {
+    "nodes": [{"address": "b.example:8085", "priority": 5, "weight": 2}, {"address": "192.0.2.1:8085", "priority": 1}]
+}
+
+
+class HandClock:
+    """Moves when told."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+
+    def now(self) -> float:
+        return self.time
+
+    def wall(self) -> float:
+        return self.time
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.requests.append((self.path, dict(self.headers)))
+        status, headers, body = self.server.answer(self.path)
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        try:
+            self.wfile.write(body)
+        except OSError:
+            self.server.broken += 1
+
+    def log_message(self, *args: object) -> None:
+        """Tests are quiet."""
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers what `answer` says."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.broken = 0
+        self.answer: Callable[[str], tuple[int, dict[str, str], bytes]] = lambda _: (
+            200,
+            {},
+            json.dumps(NODES).encode(),
+        )
+        self.scheme = "http"
+
+    def says(self, document: object = None, *, body: bytes = b"", status: int = 200, cache_control: str = "") -> None:
+        content = body or json.dumps(document).encode()
+        headers = {"Cache-Control": cache_control} if cache_control else {}
+        self.answer = lambda _: (status, headers, content)
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+    def url(self, path: str = "/nodes", host: str = "127.0.0.1") -> str:
+        return f"{self.scheme}://{host}:{self.port}{path}"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def context(clock: HandClock | None = None) -> DriverContext:
+    return DriverContext(
+        node_id="test",
+        network="go.micro",
+        site="eu",
+        state_dir="/nowhere",
+        clock=clock or HandClock(),
+        random=random.Random(1),
+        logger=logging.getLogger("test.http"),
+        counters=CountersInMemory(),
+    )
+
+
+async def started(options: HttpOptions, clock: HandClock | None = None) -> HttpResolver:
+    resolver = HttpResolver(options, context(clock))
+    await resolver.start()
+    return resolver
+
+
+async def resolved(options: HttpOptions) -> list[Candidate]:
+    return await (await started(options)).resolve("go.micro")
+
+
+async def failure(options: HttpOptions) -> MicroError:
+    with pytest.raises(MicroError) as caught:
+        await resolved(options)
+    return caught.value
+
+
+def test_the_hook_describes_the_driver_and_the_token_is_a_secret() -> None:
+    driver = micro_resolver()
+    assert (driver.name, driver.options, driver.create) == ("http", HttpOptions, create)
+    assert HttpOptions.__dataclass_fields__["token"].metadata["secret"] is True
+    assert isinstance(create(HttpOptions(url="http://h/"), context()), HttpResolver)
+
+
+async def test_nodes_come_in_order_of_priority(server: Server) -> None:
+    assert await resolved(HttpOptions(url=server.url(), ttl_s=30.0)) == [
+        Candidate(address="192.0.2.1:8085", priority=1, ttl_s=30.0),
+        Candidate(address="b.example:8085", priority=5, weight=2, ttl_s=30.0),
+    ]
+
+
+async def test_the_networks_name_is_filled_in_and_the_token_sent(server: Server) -> None:
+    await resolved(HttpOptions(url=server.url("/nodes?name={network}"), token="geheim"))
+    resolver = await started(HttpOptions(url=server.url("/nodes?name={network}")))
+    await resolver.resolve("a b/c")
+    assert [path for path, _ in server.requests] == ["/nodes?name=go.micro", "/nodes?name=a%20b%2Fc"]
+    assert server.requests[0][1]["Authorization"] == "Bearer geheim"
+    assert server.requests[0][1]["Host"] == f"127.0.0.1:{server.port}"
+    assert "Authorization" not in server.requests[1][1]
+
+
+@pytest.mark.parametrize(
+    ("cache_control", "kept_s"),
+    [("", 60), ("public, max-age=300", 300), ("no-store, max-age=300", 1)],
+)
+async def test_a_document_is_kept_as_long_as_its_server_says(server: Server, cache_control: str, kept_s: float) -> None:
+    server.says(NODES, cache_control=cache_control)
+    clock = HandClock()
+    resolver = await started(HttpOptions(url=server.url(), ttl_s=60.0), clock)
+    assert {one.ttl_s for one in await resolver.resolve("go.micro")} == {kept_s}
+    clock.time += kept_s - 0.5
+    await asyncio.gather(*(resolver.resolve("go.micro") for _ in range(5)))
+    assert len(server.requests) == 1
+    clock.time += 0.5
+    await asyncio.gather(*(resolver.resolve("go.micro") for _ in range(5)))
+    assert len(server.requests) == 2
+
+
+async def test_a_failure_is_not_kept(server: Server) -> None:
+    server.says({}, status=503)
+    resolver = await started(HttpOptions(url=server.url()))
+    with pytest.raises(Unreachable, match="503"):
+        await resolver.resolve("go.micro")
+    server.says(NODES)
+    assert len(await resolver.resolve("go.micro")) == 2
+
+
+@pytest.mark.parametrize("status", [204, 404, 401, 500])
+async def test_any_status_but_200_is_unreachable(server: Server, status: int) -> None:
+    server.says(NODES, status=status)
+    error = await failure(HttpOptions(url=server.url()))
+    assert isinstance(error, Unreachable)
+    assert str(status) in error.detail
+    assert ("token" in error.hint) == (status in (401, 404))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"<html>", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "list of nodes"),
+        (b'{"nodes": {}}', "list of nodes"),
+        (b'{"nodes": ["a:1"]}', r"nodes\[0\] is not a map"),
+        (b'{"nodes": [{"address": "a:1"}, {"address": 7}]}', r"nodes\[1\]\.address"),
+        (b'{"nodes": [{"address": ""}]}', r"nodes\[0\]\.address"),
+        (b'{"nodes": [{"address": "no-port"}]}', "no valid port"),
+        (b'{"nodes": [{"address": ":8085"}]}', "names no host"),
+        (b'{"nodes": [{"address": "a b:8085"}]}', "names no host"),
+        (b'{"nodes": [{"address": "a\\n:8085"}]}', r"nodes\[0\]\.address"),
+        (b'{"nodes": [{"address": "a:1", "priority": "high"}]}', "priority"),
+        (b'{"nodes": [{"address": "a:1", "priority": true}]}', "priority"),
+        (b'{"nodes": [{"address": "a:1", "weight": -1}]}', "weight"),
+        (json.dumps({"nodes": [{"address": "a:1"}] * (MAX_NODES + 1)}).encode(), "over the 256"),
+    ],
+)
+def test_a_wrong_document_is_malformed_and_the_entry_is_named(body: bytes, says: str) -> None:
+    with pytest.raises(Malformed, match=says):
+        parse_nodes(body, ttl_s=60.0)
+
+
+async def test_addresses_may_name_their_tunnel(server: Server) -> None:
+    server.says({"nodes": [{"address": "quic://[2001:db8::1]:8085", "comment": "ignored"}]})
+    assert [one.address for one in await resolved(HttpOptions(url=server.url()))] == ["quic://[2001:db8::1]:8085"]
+
+
+async def test_reading_stops_at_max_bytes(server: Server) -> None:
+    server.says(body=b" " * 5_000_000)
+    assert isinstance(await failure(HttpOptions(url=server.url(), max_bytes=10_000)), TooLarge)
+    server.says(body=json.dumps(NODES).encode().ljust(10_000))
+    assert len(await resolved(HttpOptions(url=server.url(), max_bytes=10_000))) == 2
+
+
+Speaker = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
+
+
+@pytest.fixture
+async def speaks() -> AsyncIterator[Callable[[bytes, bool], object]]:
+    """A raw server: says some bytes, then ends or stays silent."""
+    servers: list[asyncio.Server] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def start(said: bytes, silent: bool) -> str:
+        async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(said)
+            if not silent:
+                writer.close()
+
+        server = await asyncio.start_server(speak, "127.0.0.1", 0)
+        servers.append(server)
+        return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+
+    yield start
+    for writer in writers:
+        writer.close()
+    for server in servers:
+        server.close()
+        await server.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"]
+)
+async def test_the_deadline_is_over_all_of_it(speaks: Callable[..., object], said: bytes) -> None:
+    url = await speaks(said, True)  # type: ignore[misc]  # see the fixture
+    error = await failure(HttpOptions(url=url, timeout_s=0.3))
+    assert isinstance(error, Unreachable)
+    assert "within 0.3 s" in error.detail
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (b"", Malformed),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", Malformed),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", Malformed),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n{}", Malformed),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n{}", Malformed),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", Malformed),
+    ],
+)
+async def test_what_is_not_http_is_told(speaks: Callable[..., object], said: bytes, kind: type[MicroError]) -> None:
+    url = await speaks(said, False)  # type: ignore[misc]
+    assert isinstance(await failure(HttpOptions(url=url)), (kind, Unreachable))
+
+
+async def test_chunked_and_unmeasured_documents_are_read(speaks: Callable[..., object]) -> None:
+    body = json.dumps(NODES).encode()
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    for said in (chunked, b"HTTP/1.0 200 OK\r\n\r\n" + body, b"HTTP/1.1 103 Early Hints\r\n\r\n" + chunked):
+        url = await speaks(said, False)  # type: ignore[misc]
+        assert len(await resolved(HttpOptions(url=url))) == 2
+
+
+async def test_nobody_there_is_unreachable(server: Server) -> None:
+    server.server_close()
+    error = await failure(HttpOptions(url=server.url()))
+    assert isinstance(error, Unreachable)
+    assert "cannot connect to 127.0.0.1" in error.detail
+    assert isinstance(await failure(HttpOptions(url="http://nodes.invalid/")), Unreachable)
+
+
+def redirect(server: Server, *locations: str) -> None:
+    """The first paths /0, /1 ... redirect; whatever else is asked gets the nodes."""
+
+    def answer(path: str) -> tuple[int, dict[str, str], bytes]:
+        step = int(path[1:]) if path[1:].isdigit() else len(locations)
+        if step < len(locations):
+            return 302, {"Location": locations[step]}, b"moved"
+        return 200, {}, json.dumps(NODES).encode()
+
+    server.answer = answer
+
+
+async def test_redirects_are_followed_and_the_token_stays_with_its_host(server: Server) -> None:
+    redirect(server, "/1", server.url("/nodes", host="localhost"))
+    assert len(await resolved(HttpOptions(url=server.url("/0"), token="geheim"))) == 2
+    assert [(path, "Authorization" in headers) for path, headers in server.requests] == [
+        ("/0", True),
+        ("/1", True),
+        ("/nodes", False),
+    ]
+
+
+async def test_redirects_are_counted(server: Server) -> None:
+    redirect(server, *["/0"])
+    error = await failure(HttpOptions(url=server.url("/0"), max_redirects=3))
+    assert "more than 3 times" in error.detail
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize(
+    "location", ["", "ftp://127.0.0.1/", "file:///etc/passwd", "http://[", "http://user:pw@127.0.0.1/"]
+)
+async def test_a_redirect_to_nowhere_is_told(server: Server, location: str) -> None:
+    redirect(server, location or "gopher:")
+    assert isinstance(await failure(HttpOptions(url=server.url("/0"))), Malformed)
+
+
+async def test_a_public_host_may_not_redirect_into_private_networks(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = fetching._is_private
+    monkeypatch.setattr(fetching, "_is_private", lambda address: address != "127.0.0.1" and private(address))
+    redirect(server, server.url("/nodes", host="127.0.0.2"))
+    error = await failure(HttpOptions(url=server.url("/0")))
+    assert isinstance(error, Forbidden)
+    assert "127.0.0.2" in error.detail
+    assert "allow_private" in error.hint
+    redirect(server, "http://169.254.169.254/latest/meta-data")
+    assert isinstance(await failure(HttpOptions(url=server.url("/0"))), Forbidden)
+    redirect(server, server.url("/nodes", host="127.0.0.1"))
+    assert len(await resolved(HttpOptions(url=server.url("/0"), allow_private=True))) == 2
+
+
+async def test_the_address_that_was_checked_is_the_one_connected_to(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that answers with another address each time is asked once a hop."""
+    answers = iter([["127.0.0.1"], ["192.0.2.1"]])
+
+    async def find(target: object) -> list[str]:
+        return next(answers)
+
+    monkeypatch.setattr(fetching, "_find_addresses", find)
+    assert len(await resolved(HttpOptions(url=server.url(host="rebinding.example")))) == 2
+    assert next(answers) == ["192.0.2.1"]
+    assert server.requests[0][1]["Host"] == f"rebinding.example:{server.port}"
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("10.1.2.3", True),
+        ("169.254.169.254", True),
+        ("100.64.0.1", True),
+        ("0.0.0.0", True),
+        ("224.0.0.251", True),
+        ("::1", True),
+        ("fe80::1%eth0", True),
+        ("fd00::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("2002:7f00:1::", True),
+        ("64:ff9b::a00:1", True),
+        ("8.8.8.8", False),
+        ("2606:4700::1111", False),
+        ("::ffff:8.8.8.8", False),
+        ("64:ff9b::808:808", False),
+    ],
+)
+def test_private_addresses_are_known_in_every_dress(address: str, expected: bool) -> None:
+    assert fetching._is_private(address) is expected
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of its own authority, for localhost and 127.0.0.1, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "micro test")])
+    now = dt.datetime.now(dt.UTC)
+    built = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            critical=False,
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + built.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
+
+
+@pytest.fixture
+def secure(server: Server, certificate: Path) -> Server:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    server.scheme = "https"
+    server.handle_error = lambda *args: None  # type: ignore[method-assign]  # refused handshakes are expected
+    return server
+
+
+async def test_https_is_verified(secure: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("localhost", "127.0.0.1"):
+        assert len(await resolved(HttpOptions(url=secure.url(host=host), ca_file=str(certificate)))) == 2
+    error = await failure(HttpOptions(url=secure.url()))
+    assert isinstance(error, Unreachable)
+    assert "ca_file" in error.hint
+    assert "verify failed" in error.detail
+
+    async def find(target: object) -> list[str]:
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(fetching, "_find_addresses", find)
+    error = await failure(HttpOptions(url=secure.url(host="other.example"), ca_file=str(certificate)))
+    assert "other.example" in error.detail
+    assert "ca_file" in error.hint, "the pinned address does not stand in for the name"
+
+
+async def test_https_never_redirects_to_http(secure: Server, certificate: Path) -> None:
+    redirect(secure, f"http://127.0.0.1:{secure.port}/nodes")
+    assert isinstance(await failure(HttpOptions(url=secure.url("/0"), ca_file=str(certificate))), Forbidden)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [HttpOptions(), HttpOptions(url="http://h/", token="a\r\nX: y")],
+)
+def test_options_that_mean_nothing_are_refused(options: HttpOptions) -> None:
+    with pytest.raises(OptionError):
+        HttpResolver(options, context())
+
+
+@pytest.mark.parametrize("url", ["nodes.json", "ftp://h/", "http://", "http://h:x/", "http://h/a b", "http://ü/"])
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(OptionError, match="URL"):
+        HttpResolver(HttpOptions(url=url), context())
+
+
+async def test_a_missing_ca_file_is_an_option_error() -> None:
+    with pytest.raises(OptionError, match="nowhere"):
+        await started(HttpOptions(url="https://h/", ca_file="/nowhere.pem"))
+
+
+async def test_unstarted_or_closed_it_is_unreachable(server: Server) -> None:
+    with pytest.raises(Unreachable, match="not started"):
+        await HttpResolver(HttpOptions(url=server.url()), context()).resolve("go.micro")
+    resolver = await started(HttpOptions(url=server.url()))
+    await resolver.close()
+    await resolver.close()
+    with pytest.raises(Unreachable, match="not started"):
+        await resolver.resolve("go.micro")
