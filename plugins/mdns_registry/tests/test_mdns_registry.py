@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from micro_mdns_registry import create, micro_registry
-from micro_mdns_registry.multicast import Multicast
+from micro_mdns_registry.multicast import Multicast, ipv4_addresses
 from micro_mdns_registry.options import MdnsOptions
 from micro_mdns_registry.registry import MdnsRegistry, service_type
 
@@ -349,6 +349,10 @@ async def test_the_largest_record_crosses_the_network(another: Opener) -> None:
     await owner.register(large, lease_s=30)
     assert await next_event(watch) == ("created", large)
     assert await (await another()).instances() == [large]
+
+
+def test_every_interface_includes_loopback() -> None:
+    assert LOOPBACK in ipv4_addresses()
 
 
 async def test_an_interface_that_is_not_there_is_unreachable_with_a_hint() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
+import ifaddr
 from zeroconf import (  # type: ignore[attr-defined]  # offered "for backwards compatibility", so not re-exported
     DNSIncoming,
     DNSOutgoing,
@@ -25,7 +26,6 @@ from zeroconf import (  # type: ignore[attr-defined]  # offered "for backwards c
     RecordUpdateListener,
     ServiceInfo,
     Zeroconf,
-    get_all_addresses,
 )
 from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 from zeroconf.const import (
@@ -185,7 +185,7 @@ class Multicast:
     async def _open_askers(self) -> None:
         if self._ip_version is IPVersion.V6Only:
             return
-        for address in self._interfaces or get_all_addresses():
+        for address in self._interfaces or ipv4_addresses():
             if ":" in address:
                 continue
             try:
@@ -270,6 +270,11 @@ class _Asker(asyncio.DatagramProtocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+
+
+def ipv4_addresses() -> list[str]:
+    """Every IPv4 address of this machine."""
+    return [str(one.ip) for adapter in ifaddr.get_adapters() for one in adapter.ips if one.is_IPv4]
 
 
 def _parse_interfaces(words: str) -> list[str]:

@@ -3,7 +3,7 @@
 Everybody listens; nobody polls. What goes over the network:
 
 - a record when it is registered or changed: at once and a second later, then only when asked for;
-- one beat per *process*, a third of its shortest lease apart, naming all its records in some 60 bytes. Beats, not
+- one beat per *process*, a third of its shortest lease apart, naming all its records in some 90 bytes. Beats, not
   records, renew leases, so standing traffic does not grow with the number or size of records;
 - questions: twice on starting, and for records that a beat names and that did not arrive, after a random pause.
 
