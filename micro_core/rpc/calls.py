@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from micro_core.rpc.credit import Incoming, Outgoing
@@ -104,7 +105,8 @@ class Transmit(NamedTuple):
     data: bytes
 
 
-class Room(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Room:
     """All that was queued has been handed out: the next message may come."""
 
 
@@ -121,11 +123,13 @@ class Requested(NamedTuple):
     body: bytes
 
 
-class ItemsArrived(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ItemsArrived:
     """At least one item waits in `incoming`."""
 
 
-class ItemsEnded(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ItemsEnded:
     """The peer sends no more items. At the client, the call is over."""
 
 
@@ -136,7 +140,8 @@ class Failed(NamedTuple):
     begun: bool = True
 
 
-class CancelledByCaller(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CancelledByCaller:
     """Server: the caller gave up. The call is over."""
 
 

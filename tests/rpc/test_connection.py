@@ -1,0 +1,351 @@
+"""Frames over a socket: what one end writes the other's owners get, and what a bad peer can and cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from micro_core.rpc.connection import MAX_UNREAD_REFUSALS, Connection
+from micro_core.spec import CountersInMemory
+from micro_core.spec.errors import (
+    Closed,
+    Draining,
+    Ended,
+    LinkLost,
+    MicroError,
+    Overloaded,
+    ServiceNotFound,
+    error_from_wire,
+)
+from micro_core.wire import frames, limits
+from micro_core.wire.frames import Frame, FrameDecoder, Kind
+from micro_core.wire.header import EventHeader, decode_map, encode_header, encode_hello
+
+if TYPE_CHECKING:
+    from tests.rpc.conftest import PairedSocket
+
+Connect = Callable[..., tuple[Connection, Connection]]
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
+
+
+class Owner:
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.errors: list[MicroError] = []
+
+    def frame_received(self, frame: Frame) -> None:
+        self.frames.append(frame)
+
+    def connection_lost(self, error: MicroError) -> None:
+        self.errors.append(error)
+
+
+class Handler(Owner):
+    """Attaches an owner to each request, when `attaches`."""
+
+    attaches = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[Frame] = []
+        self.owners: list[Owner] = []
+        self.events: list[tuple[EventHeader, bytes]] = []
+
+    def request_received(self, connection: Connection, frame: Frame) -> None:
+        self.requests.append(frame)
+        if self.attaches:
+            self.owners.append(Owner())
+            connection.attach(frame.stream, self.owners[-1])
+
+    def event_received(self, connection: Connection, header: EventHeader, body: bytes) -> None:
+        self.events.append((header, body))
+
+    def connection_lost(self, connection: Connection, error: MicroError) -> None:  # type: ignore[override]
+        self.errors.append(error)
+
+
+def counted(connection: Connection) -> dict[str, int]:
+    assert isinstance(connection._counters, CountersInMemory)
+    return connection._counters.values
+
+
+def answers(socket: PairedSocket) -> list[Frame]:
+    return list(FrameDecoder().receive_data(bytes(socket.sent)))
+
+
+async def test_frames_reach_the_owner_of_their_stream(connect: Connect, until: Until) -> None:
+    handler, owner = Handler(), Owner()
+    near, far = connect(None, handler)
+    stream = near.open_stream(owner)
+    near.send(frames.encode(Kind.REQUEST, stream, b"header", b"body"))
+    await until(lambda: bool(handler.requests))
+    far.send(frames.encode(Kind.RESPONSE, stream, b"", b"answer"))
+    await until(lambda: bool(owner.frames))
+    assert handler.requests[0].body == b"body"
+    assert owner.frames[0].body == b"answer"
+
+
+async def test_the_side_that_dialled_numbers_its_streams_odd_and_the_other_even(connect: Connect) -> None:
+    near, far = connect()
+    assert [near.open_stream(Owner()) for _ in range(3)] == [1, 3, 5]
+    assert [far.open_stream(Owner()) for _ in range(3)] == [2, 4, 6]
+
+
+async def test_both_sides_learn_who_the_other_is(pair: tuple[PairedSocket, PairedSocket], until: Until) -> None:
+    near = Connection(pair[0], dialed=True, node_id="left")
+    far = Connection(pair[1], dialed=False, node_id="right")
+    await until(lambda: near.wire_version == far.wire_version == 1)
+    assert (near.peer_id, far.peer_id) == ("right", "left")
+
+
+async def test_what_is_sent_in_one_turn_of_the_loop_is_written_once(
+    pair: tuple[PairedSocket, PairedSocket], until: Until
+) -> None:
+    handler = Handler()
+    near = Connection(pair[0], dialed=True)
+    Connection(pair[1], dialed=False, handler=handler)
+    for _ in range(50):
+        near.send(frames.encode(Kind.REQUEST, near.open_stream(Owner()), b"h", b"b"))
+    assert pair[0].sent == b""
+    await until(lambda: len(handler.requests) == 50)
+    assert len(pair[1]._inbox) == 0
+
+
+async def test_a_frame_for_a_stream_that_is_closed_is_dropped_and_counted(connect: Connect, until: Until) -> None:
+    near, far = connect(None, Handler())
+    stream = near.open_stream(Owner())
+    near.close_stream(stream)
+    far.send(frames.encode(Kind.RESPONSE, stream, b"", b"late"))
+    await until(lambda: counted(near).get("frames_for_closed_stream") == 1)
+    assert near.error is None
+
+
+async def test_every_owner_hears_of_the_end_exactly_once_and_then_the_handler(
+    pair: tuple[PairedSocket, PairedSocket],
+) -> None:
+    handler = Handler()
+    near = Connection(pair[0], dialed=True, handler=handler)
+    owners = [Owner() for _ in range(3)]
+    for owner in owners:
+        near.open_stream(owner)
+    pair[0].lose(LinkLost("cut"))
+    near.socket_lost(LinkLost("again"))
+    assert [[error.detail for error in owner.errors] for owner in owners] == [["cut"]] * 3
+    assert [error.detail for error in handler.errors] == ["cut"]
+    assert near.open_streams == 0
+    with pytest.raises(LinkLost):
+        near.open_stream(Owner())
+
+
+async def test_closing_tells_the_near_owners_closed_and_the_far_ones_ended(connect: Connect, until: Until) -> None:
+    handler, owner = Handler(), Owner()
+    near, far = connect(None, handler)
+    near.send(frames.encode(Kind.REQUEST, near.open_stream(owner), b"h"))
+    await until(lambda: bool(handler.owners))
+    await near.close()
+    await far.wait_closed()
+    assert isinstance(owner.errors[0], Closed)
+    assert isinstance(handler.owners[0].errors[0], Ended)
+
+
+async def test_an_owner_that_fails_at_the_end_keeps_the_news_from_nobody(
+    pair: tuple[PairedSocket, PairedSocket], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Faulty(Owner):
+        def connection_lost(self, error: MicroError) -> None:
+            raise RuntimeError("bug")
+
+    near, owner = Connection(pair[0], dialed=True), Owner()
+    near.open_stream(Faulty())
+    near.open_stream(owner)
+    pair[0].lose(LinkLost("cut"))
+    assert len(owner.errors) == 1
+    assert "an owner failed" in caplog.text
+
+
+# What a peer may not do: each of these ends its own connection and no other.
+
+HELLO = frames.encode(Kind.HELLO, 0, encode_hello("peer"))
+REQUEST = frames.encode(Kind.REQUEST, 1, b"h")
+VIOLATIONS = {
+    "no hello": REQUEST,
+    "two hellos": HELLO + HELLO,
+    "hello of another version": frames.encode(Kind.HELLO, 0, b"\x91\x91\x63"),
+    "unknown kind": HELLO + b"\x00\x00\x00\x08\xff\x00\x00\x00\x00\x01\x00\x00",
+    "endless frame": HELLO + b"\xff\xff\xff\xff" + bytes(16),
+    "a request on stream 0": HELLO + frames.encode(Kind.REQUEST, 0, b"h"),
+    "a stream of ours": HELLO + frames.encode(Kind.REQUEST, 2, b"h"),
+    "a stream used before": HELLO + REQUEST + frames.encode(Kind.CANCEL, 1) + REQUEST,
+    "streams backwards": HELLO + frames.encode(Kind.REQUEST, 5, b"h") + frames.encode(Kind.REQUEST, 3, b"h"),
+    "a long ping": HELLO + frames.encode(Kind.PING, 0, b"", bytes(33)),
+    "garbage for an event": HELLO + frames.encode(Kind.EVENT, 0, b"\xc1", b"x"),
+}
+
+
+@pytest.mark.parametrize("violation", VIOLATIONS.values(), ids=VIOLATIONS.keys())
+async def test_a_violation_ends_its_connection_and_leaves_others_alone(
+    violation: bytes, pair: tuple[PairedSocket, PairedSocket], connect: Connect, until: Until
+) -> None:
+    handler = Handler()
+    handler.attaches = False
+    other_near, other_far = connect(None, handler)
+    victim = Connection(pair[1], dialed=False, handler=handler, counters=CountersInMemory())
+    pair[0].start(_Ignore())
+    pair[0].write(violation)
+    await until(lambda: victim.error is not None)
+    assert isinstance(victim.error, LinkLost)
+    assert counted(victim)["protocol_violations"] == 1
+    assert other_near.error is None
+    assert other_far.error is None
+    await until(lambda: pair[0].error is not None)
+
+
+class _Ignore:
+    def data_received(self, data: bytes) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+    def socket_lost(self, error: MicroError) -> None: ...
+
+
+async def test_an_event_longer_than_the_bound_ends_the_connection_before_it_is_kept(
+    pair: tuple[PairedSocket, PairedSocket], until: Until
+) -> None:
+    handler = Handler()
+    victim = Connection(pair[1], dialed=False, handler=handler, counters=CountersInMemory())
+    pair[0].start(_Ignore())
+    header = encode_header(EventHeader("topic", "0" * 32))
+    piece = bytes(limits.MAX_FRAME_BODY_BYTES)
+    pair[0].write(HELLO + frames.encode(Kind.EVENT, 0, header, piece, frames.MORE))
+    for _ in range(limits.MAX_BODY_BYTES // len(piece)):
+        pair[0].write(frames.encode(Kind.EVENT, 0, b"", piece, frames.MORE))
+    await until(lambda: victim.error is not None)
+    assert handler.events == []
+
+
+async def test_an_event_in_pieces_arrives_whole(connect: Connect, until: Until) -> None:
+    handler = Handler()
+    near, _ = connect(None, handler)
+    body = bytes(range(256)) * 1024
+    for size in (0, 10, len(body)):
+        header = encode_header(EventHeader("orders", "1" * 32))
+        near.send(b"".join(frames.encode_message(Kind.EVENT, 0, header, body[:size])))
+    await until(lambda: len(handler.events) == 3)
+    assert [event for _, event in handler.events] == [b"", body[:10], body]
+    assert handler.events[2][0].topic == "orders"
+
+
+async def test_a_peer_cannot_open_more_streams_than_the_bound(
+    connect: Connect, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_STREAMS_PER_CONNECTION", 3)
+    handler, owner = Handler(), Owner()
+    near, far = connect(None, handler)
+    for stream in (1, 3, 5):
+        near.streams[stream] = Owner()
+        near.send(frames.encode(Kind.REQUEST, stream, b"h"))
+    near.streams[7] = owner
+    near.send(frames.encode(Kind.REQUEST, 7, b"h"))
+    await until(lambda: bool(owner.frames))
+    assert isinstance(error_from_wire(decode_map(owner.frames[0].header)), Overloaded)
+    assert len(handler.requests) == 3
+    with pytest.raises(Overloaded):
+        near.open_stream(owner)
+    assert far.open_stream(owner) == 2, "the peer's streams do not count as ours"
+    far.close_stream(5)
+    near.streams[9] = Owner()
+    near.send(frames.encode(Kind.REQUEST, 9, b"h"))
+    await until(lambda: len(handler.requests) == 4)
+
+
+async def test_a_side_without_a_handler_refuses_requests(connect: Connect, until: Until) -> None:
+    owner = Owner()
+    near, _ = connect(None, None)
+    near.send(frames.encode(Kind.REQUEST, near.open_stream(owner), b"h"))
+    await until(lambda: bool(owner.frames))
+    assert isinstance(error_from_wire(decode_map(owner.frames[0].header)), ServiceNotFound)
+
+
+async def test_after_goaway_the_peer_knows_and_new_requests_are_refused_as_draining(
+    connect: Connect, until: Until
+) -> None:
+    owner = Owner()
+    near, far = connect(None, Handler())
+    far.goaway()
+    near.send(frames.encode(Kind.REQUEST, near.open_stream(owner), b"h"))
+    await until(lambda: bool(owner.frames) and near.is_draining)
+    assert isinstance(error_from_wire(decode_map(owner.frames[0].header)), Draining)
+
+
+async def test_a_ping_is_answered_with_its_own_body(pair: tuple[PairedSocket, PairedSocket], until: Until) -> None:
+    Connection(pair[1], dialed=False)
+    pair[0].start(_Ignore())
+    pair[0].write(HELLO + frames.encode(Kind.PING, 0, b"", b"12345678"))
+    await until(lambda: len(answers(pair[1])) == 2)
+    assert answers(pair[1])[1] == Frame(Kind.PONG, 0, 0, b"", b"12345678")
+
+
+async def test_while_the_socket_is_full_bytes_wait_here_and_are_counted(
+    pair: tuple[PairedSocket, PairedSocket], until: Until
+) -> None:
+    near = Connection(pair[0], dialed=True)
+    handler = Handler()
+    far = Connection(pair[1], dialed=False, handler=handler)
+    await until(lambda: far.wire_version == 1)
+    pair[1].pause_reading()
+    stream = near.open_stream(Owner())
+    piece = bytes(limits.MAX_FRAME_BODY_BYTES)
+    near.send(frames.encode(Kind.REQUEST, stream, b"h", piece))
+    called: list[str] = []
+    while not near.is_paused:
+        near.send(frames.encode(Kind.DATA, stream, b"", piece))
+        await until(lambda: near.buffered_bytes == 0 or near.is_paused)
+    assert not near.is_clogged
+    near.on_writable(lambda: called.append("room"))
+    while not near.is_clogged:
+        near.send(frames.encode(Kind.DATA, stream, b"", piece))
+    assert near.buffered_bytes > limits.MAX_CONNECTION_BUFFER_BYTES
+    written = len(pair[0].sent)
+    assert written < 1024 * 1024, "nothing more is given to a full socket"
+    pair[1].resume_reading()
+    await near.writable()
+    assert called == ["room"]
+    assert near.buffered_bytes == 0
+
+
+async def test_whoever_waits_for_room_is_woken_by_the_end(
+    pair: tuple[PairedSocket, PairedSocket],
+) -> None:
+    near = Connection(pair[0], dialed=True)
+    near.pause_writing()
+    called: list[str] = []
+    near.on_writable(lambda: called.append("end"))
+    pair[0].lose(LinkLost("cut"))
+    assert called == ["end"]
+    with pytest.raises(LinkLost):
+        await near.writable()
+
+
+async def test_a_peer_that_asks_and_never_reads_is_cut_off(
+    pair: tuple[PairedSocket, PairedSocket], until: Until
+) -> None:
+    victim = Connection(pair[1], dialed=False, counters=CountersInMemory())
+    victim.pause_writing()
+    pair[0].start(_Ignore())
+    pair[0].write(HELLO)
+    pair[0].write(
+        b"".join(frames.encode(Kind.REQUEST, 1 + 2 * number, b"h") for number in range(MAX_UNREAD_REFUSALS + 1))
+    )
+    await until(lambda: victim.error is not None)
+    assert victim.buffered_bytes == 0
+
+
+async def test_a_connection_that_nears_the_end_of_its_stream_numbers_asks_to_be_replaced(connect: Connect) -> None:
+    near, _ = connect()
+    near._next_stream = 0xFFFF_FFFF - 10
+    near.open_stream(Owner())
+    assert near.is_draining
+    near._next_stream = 0xFFFF_FFFF + 2
+    with pytest.raises(Draining):
+        near.open_stream(Owner())
