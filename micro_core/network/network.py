@@ -159,7 +159,7 @@ class Network:
     # ------------------------------------------------------------------ links
 
     def _link_up(self, link: LinkInfo) -> None:
-        address = self._dialed_address(link)
+        address = link.dialed_address or None
         self._announce(f"linked to {link.peer_name} ({link.site}) over {link.driver} at {link.remote}")
         self._failures.pop(address or "", None)
         if self._forget_writers(link.peer):
@@ -196,15 +196,6 @@ class Network:
             self._failures.pop(next(iter(self._failures)))
         hopeless = isinstance(error, Unauthorized)
         self._carry_out(self._peers.handle(DialFailed(address, hopeless), self._clock.now()))
-
-    def _dialed_address(self, link: LinkInfo) -> str | None:
-        if not link.dialed:
-            return None
-        bare = link.remote.partition("://")[2] or link.remote
-        for address in self._tunnel.kept_addresses():
-            if (address.partition("://")[2] or address) == bare:
-                return address
-        return link.remote
 
     # ------------------------------------------------------------------ graph
 

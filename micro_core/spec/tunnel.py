@@ -127,6 +127,8 @@ class LinkInfo:
     local: str
     remote: str
     dialed: bool
+    dialed_address: str = ""
+    """The address as it was given to dial; empty for an accepted link."""
     rtt_s: float | None
     rtt_variance_s: float | None
     loss: float | None

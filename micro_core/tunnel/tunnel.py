@@ -1,0 +1,387 @@
+"""The tunnel: all links of a node. Dials, listens, redials, keeps one link a peer, hands out sessions.
+
+Two links to one peer: of those dialled by the same node the newer generation stands; of those dialled by both at
+once, the one dialled by the node with the smaller id. A link of an earlier life of the peer never stands against one of a later.
+Both ends apply the same rule to the same facts, so they keep the same link.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from micro_core.spec.clock import Clock, Random
+from micro_core.spec.driver import Counters
+from micro_core.spec.errors import (
+    BadRequest,
+    Closed,
+    Conflict,
+    LinkLost,
+    MicroError,
+    TooLarge,
+    Unauthorized,
+    Unreachable,
+)
+from micro_core.spec.names import short_id
+from micro_core.spec.transport import Listener
+from micro_core.spec.tunnel import (
+    ChannelListener,
+    DialMode,
+    Link,
+    LinkDriver,
+    LinkInfo,
+    MessageReceiver,
+    Priority,
+    Session,
+)
+from micro_core.tunnel.backoff import Backoff
+from micro_core.tunnel.handshake import NONCE_BYTES, Greeting, Handshake, HandshakeKeys
+from micro_core.tunnel.identity import NodeIdentity, is_member, is_signed_by, membership_proof, node_id_of
+from micro_core.tunnel.link import LinkEnvironment, LinkPeer
+from micro_core.tunnel.session import TunnelSession
+from micro_core.wire import limits
+
+MAX_PENDING_LINKS = 128
+"""Accepted links whose handshake is not done; more are closed and counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelOptions:
+    """Times of a tunnel."""
+
+    keepalive_s: float = 1.0
+    """Seconds between pings, jittered by a tenth."""
+
+    dead_after_missed: int = 3
+    """A peer not heard for so many keepalives is dead."""
+
+    dial_timeout_s: float = 5.0
+    """How long a dial and its handshake may take."""
+
+    redial_first_s: float = 0.2
+    redial_last_s: float = 15.0
+    """Bounds of the pause between two dials of a kept address."""
+
+    redial_refused_s: float = 30.0
+    """The pause where the peer refused: another network, another token, oneself."""
+
+
+@dataclass(slots=True)
+class _Channel:
+    """Implements `ChannelListener`."""
+
+    channel: str
+    _forget: Callable[[], None]
+
+    def close(self) -> None:
+        self._forget()
+
+
+class TunnelHost:
+    """Implements `Tunnel`. `listeners` are (driver, address), with None for a driver that only dials."""
+
+    def __init__(
+        self,
+        *,
+        identity: NodeIdentity,
+        name: str,
+        site: str,
+        network: str,
+        token: str,
+        listeners: Sequence[tuple[LinkDriver, str | None]],
+        clock: Clock,
+        random: Random,
+        logger: logging.Logger,
+        counters: Counters,
+        incarnation: int | None = None,
+        options: TunnelOptions | None = None,
+    ) -> None:
+        self.node_id = identity.node_id
+        self._options = options or TunnelOptions()
+        self._clock = clock
+        self._random = random
+        self._log = logger
+        self._counters = counters
+        self._drivers = list(listeners)
+        self._greeting = Greeting(
+            public_key=identity.public_bytes,
+            network=network,
+            name=name,
+            site=site,
+            addresses=(),
+            incarnation=int(clock.wall() * 1000) if incarnation is None else incarnation,
+            generation=0,
+        )
+        self._keys = HandshakeKeys(
+            sign=identity.sign,
+            is_signed_by=is_signed_by,
+            prove_membership=lambda transcript: membership_proof(network, token, transcript),
+            is_member=lambda transcript, proof: is_member(network, token, transcript, proof),
+            node_id_of=node_id_of,
+        )
+        self._environment = LinkEnvironment(
+            owner=self,
+            clock=clock,
+            random=random,
+            logger=logger,
+            counters=counters,
+            keepalive_s=self._options.keepalive_s,
+            dead_after_missed=self._options.dead_after_missed,
+            make_handshake=self._make_handshake,
+        )
+        self._links: dict[str, LinkPeer] = {}
+        self._pending: set[LinkPeer] = set()
+        self._open_listeners: list[Listener] = []
+        self._accepting: dict[str, Callable[[Session], None]] = {}
+        self._receiving: dict[str, list[MessageReceiver]] = {}
+        self._kept: dict[str, asyncio.Task[None]] = {}
+        self._up_callbacks: list[Callable[[LinkInfo], None]] = []
+        self._down_callbacks: list[Callable[[LinkInfo, MicroError], None]] = []
+        self._failed_callbacks: list[Callable[[str, MicroError], None]] = []
+        self._is_closed = False
+
+    # ------------------------------------------------------------------- life
+
+    def address(self) -> list[str]:
+        return [listener.address for listener in self._open_listeners]
+
+    async def connect(self) -> None:
+        for driver, address in self._drivers:
+            await driver.start()
+            if address is not None:
+                self._open_listeners.append(await driver.listen(address, self._accept))
+        self._greeting = replace(self._greeting, addresses=tuple(self.address()))
+
+    async def close(self) -> None:
+        self._is_closed = True
+        kept, self._kept = list(self._kept.values()), {}
+        for task in kept:
+            task.cancel()
+        await asyncio.gather(*kept, return_exceptions=True)
+        for listener in self._open_listeners:
+            await listener.close()
+        links = [*self._links.values(), *self._pending]
+        await asyncio.gather(*(link.close() for link in links))
+        for driver, _ in self._drivers:
+            await driver.close()
+
+    # ------------------------------------------------------------------ links
+
+    def links(self) -> list[LinkInfo]:
+        return [link.info() for link in self._links.values()]
+
+    async def link_to(self, address: str, *, timeout_s: float | None = None) -> LinkInfo:
+        """Dial and shake hands; returns the link that stands, which may be an older one to the same peer."""
+        timeout_s = timeout_s or self._options.dial_timeout_s
+        driver, bare = self._driver_for(address)
+        dialed = await driver.dial(bare, timeout_s=timeout_s)
+        link = self._begin(dialed, dialed=True, address=address)
+        try:
+            # A handshake bounds its own time, and its end completes `ready`.
+            await asyncio.shield(link.ready)
+        except asyncio.CancelledError:
+            link.abort(Closed("the dial was given up"))
+            raise
+        except MicroError:
+            standing = self._links.get(link.peer_id)
+            if standing is None:
+                raise
+            # The dial met a peer that is linked already.
+            return standing.info()
+        return link.info()
+
+    async def unlink(self, peer: str) -> None:
+        link = self._links.get(peer)
+        if link is not None:
+            await link.close()
+
+    def keep_link(self, address: str) -> None:
+        """Dial `address`, and again whenever there is no link to whoever answers there. Idempotent."""
+        if address not in self._kept and not self._is_closed:
+            task = asyncio.get_running_loop().create_task(self._keep(address))
+            task.add_done_callback(self._keeper_done)
+            self._kept[address] = task
+
+    def drop_link(self, address: str) -> None:
+        """Stop dialling `address`; a link that stands is left."""
+        task = self._kept.pop(address, None)
+        if task is not None:
+            task.cancel()
+
+    def on_link_up(self, callback: Callable[[LinkInfo], None]) -> None:
+        self._up_callbacks.append(callback)
+
+    def on_link_down(self, callback: Callable[[LinkInfo, MicroError], None]) -> None:
+        self._down_callbacks.append(callback)
+
+    def on_dial_failed(self, callback: Callable[[str, MicroError], None]) -> None:
+        """`callback(address, error)` after each failed dial of a kept address."""
+        self._failed_callbacks.append(callback)
+
+    # --------------------------------------------------------------- channels
+
+    def dial(self, channel: str, *, peer: str, priority: Priority = Priority.CALLS) -> Session:
+        link = self._links.get(peer)
+        if link is None:
+            raise Unreachable(
+                f"no link to node {short_id(peer)}", at=short_id(self.node_id), hint="micro network connections"
+            )
+        return link.open_session(channel, priority)
+
+    def listen(self, channel: str, accept: Callable[[Session], None]) -> ChannelListener:
+        if channel in self._accepting:
+            raise Conflict(f"somebody listens on channel {channel} already")
+        self._accepting[channel] = accept
+        return _Channel(channel, lambda: self._stop_listening(channel))
+
+    def send(self, channel: str, payload: bytes, *, mode: DialMode, priority: Priority = Priority.CONTROL) -> int:
+        if mode is DialMode.UNICAST:
+            raise BadRequest("unicast goes over a session", hint="dial the channel")
+        if len(payload) > limits.MAX_MULTICAST_BYTES:
+            raise TooLarge(f"a multicast of {len(payload)} bytes is over the bound of {limits.MAX_MULTICAST_BYTES}")
+        is_broadcast = mode is DialMode.BROADCAST
+        links = list(self._links.values())
+        return sum(link.multicast(channel, payload, priority, broadcast=is_broadcast) for link in links)
+
+    def subscribe(self, channel: str, receive: MessageReceiver) -> ChannelListener:
+        receivers = self._receiving.setdefault(channel, [])
+        if not receivers:
+            for link in self._links.values():
+                link.listen(channel)
+        receivers.append(receive)
+        return _Channel(channel, lambda: self._unsubscribe(channel, receive))
+
+    # -------------------------------------------------------------- LinkOwner
+
+    def link_proved(self, link: LinkPeer) -> bool:
+        self._pending.discard(link)
+        standing = self._links.get(link.peer_id)
+        if standing is not None:
+            if not self._supersedes(link, standing):
+                self._counters.add("tunnel_links_duplicate")
+                return False
+            self._counters.add("tunnel_links_replaced")
+            self._links[link.peer_id] = link
+            standing.abort(LinkLost("replaced by a newer link to the same node"))
+        self._links[link.peer_id] = link
+        asyncio.get_running_loop().call_soon(self._announce_up, link)
+        return True
+
+    def link_ended(self, link: LinkPeer, error: MicroError) -> None:
+        self._pending.discard(link)
+        if link.peer is None or self._links.get(link.peer_id) is not link:
+            return
+        del self._links[link.peer_id]
+        for callback in self._down_callbacks:
+            callback(link.info(), error)
+
+    def session_opened(self, link: LinkPeer, channel: str, session: TunnelSession) -> bool:  # noqa: ARG002
+        accept = self._accepting.get(channel)
+        if accept is None:
+            self._counters.add("tunnel_sessions_refused")
+            return False
+        accept(session)
+        return True
+
+    def message_received(self, link: LinkPeer, channel: str, payload: bytes) -> None:
+        receivers = self._receiving.get(channel)
+        if not receivers:
+            self._counters.add("tunnel_messages_unwanted")
+            return
+        for receive in list(receivers):
+            receive(link.peer_id, payload)
+
+    # ----------------------------------------------------------------- inside
+
+    def _accept(self, link: Link) -> None:
+        accepted = self._begin(link, dialed=False, address="")
+        if len(self._pending) > MAX_PENDING_LINKS or self._is_closed:
+            self._counters.add("tunnel_links_refused")
+            accepted.abort(Unreachable("too many links are waiting for their handshake"))
+
+    def _begin(self, link: Link, *, dialed: bool, address: str) -> LinkPeer:
+        if dialed:
+            self._greeting = replace(self._greeting, generation=self._greeting.generation + 1)
+        peer = LinkPeer(link, dialed=dialed, greeting=self._greeting, environment=self._environment)
+        peer.dialed_address = address
+        self._pending.add(peer)
+        peer.start()
+        return peer
+
+    def _make_handshake(self, dialed: bool, greeting: Greeting, binding: bytes) -> Handshake:
+        nonce = self._random.getrandbits(NONCE_BYTES * 8).to_bytes(NONCE_BYTES, "big")
+        return Handshake(dialed=dialed, own=greeting, nonce=nonce, channel_binding=binding, keys=self._keys)
+
+    def _supersedes(self, new: LinkPeer, old: LinkPeer) -> bool:
+        assert new.peer is not None
+        assert old.peer is not None
+        if new.peer.incarnation != old.peer.incarnation:
+            return new.peer.incarnation > old.peer.incarnation
+        if new.dialed == old.dialed:
+            generations = [(link.own if link.dialed else link.peer) for link in (new, old)]
+            first, second = generations
+            assert first is not None
+            assert second is not None
+            return first.generation > second.generation
+        by_us = self.node_id < new.peer_id
+        return new.dialed is by_us
+
+    def _announce_up(self, link: LinkPeer) -> None:
+        if link.error is not None:
+            return
+        for channel in self._receiving:
+            link.listen(channel)
+        info = link.info()
+        self._log.info("link up", extra={"peer": info.peer_name, "driver": info.driver})
+        for callback in self._up_callbacks:
+            callback(info)
+
+    def _driver_for(self, address: str) -> tuple[LinkDriver, str]:
+        scheme, separator, bare = address.partition("://")
+        for driver, _ in self._drivers:
+            if not separator or driver.scheme == scheme:
+                return driver, bare if separator else address
+        known = ", ".join(driver.scheme for driver, _ in self._drivers) or "none"
+        raise Unreachable(
+            f"no tunnel driver for {address}",
+            hint=f"drivers in use: {known}; name one with --plugins, as in --plugins quic",
+        )
+
+    async def _keep(self, address: str) -> None:
+        backoff = Backoff(random=self._random, first_s=self._options.redial_first_s, last_s=self._options.redial_last_s)
+        while True:
+            try:
+                info = await self.link_to(address)
+            except MicroError as error:
+                for callback in self._failed_callbacks:
+                    callback(address, error)
+                refused = isinstance(error, Unauthorized)
+                await asyncio.sleep(self._options.redial_refused_s if refused else backoff.next_s())
+                continue
+            backoff.reset()
+            link = self._links.get(info.peer)
+            if link is not None:
+                await link.wait_ended()
+            await asyncio.sleep(backoff.next_s())
+            while (standing := self._links.get(info.peer)) is not None:
+                # Replaced, or the peer has dialled us meanwhile.
+                await standing.wait_ended()
+
+    def _keeper_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._counters.add("tunnel_keepers_failed")
+            self._log.error("keeping a link failed", exc_info=error)
+
+    def _stop_listening(self, channel: str) -> None:
+        self._accepting.pop(channel, None)
+
+    def _unsubscribe(self, channel: str, receive: MessageReceiver) -> None:
+        receivers = self._receiving.get(channel, [])
+        if receive in receivers:
+            receivers.remove(receive)
+            if not receivers:
+                del self._receiving[channel]
+                for link in self._links.values():
+                    link.unlisten(channel)
