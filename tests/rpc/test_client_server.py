@@ -1,0 +1,708 @@
+"""Client and server over sockets in memory: what a call promises, end to end."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from micro_core.rpc.context import CallContext
+from micro_core.rpc.interceptors import CallInfo, Next
+from micro_core.rpc.server import Server
+from micro_core.spec import CountersInMemory
+from micro_core.spec.errors import (
+    BadRequest,
+    Closed,
+    ConfigError,
+    Conflict,
+    DeadlineExceeded,
+    Draining,
+    Ended,
+    EndpointNotFound,
+    Forbidden,
+    InternalError,
+    LinkLost,
+    Malformed,
+    MicroError,
+    NotFound,
+    Overloaded,
+    ServiceNotFound,
+    TooLarge,
+    Unreachable,
+)
+from micro_core.wire import codec, frames, limits
+from micro_core.wire.frames import Kind
+from micro_core.wire.header import CallMode
+
+if TYPE_CHECKING:
+    from tests.rpc.conftest import Rig
+
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
+GREETER = "go.micro.srv.greeter"
+
+
+class Mood(enum.Enum):
+    WARM = "warm"
+    COOL = "cool"
+
+
+@dataclass
+class Address:
+    city: str
+    lines: list[str] = field(default_factory=list)
+
+
+@dataclass
+class HelloRequest:
+    name: str
+    times: int = 1
+    mood: Mood = Mood.WARM
+    address: Address | None = None
+
+
+@dataclass
+class HelloReply:
+    msg: str
+
+
+async def hello(request: HelloRequest) -> HelloReply:
+    return HelloReply(msg=f"Hello {request.name}" + "!" * request.times)
+
+
+async def echo(request: Any) -> Any:
+    return request
+
+
+async def count_to(request: int) -> AsyncIterator[int]:
+    for number in range(request):
+        yield number
+
+
+async def add_up(numbers: AsyncIterator[int]) -> int:
+    return sum([number async for number in numbers])
+
+
+async def double(numbers: AsyncIterator[int]) -> AsyncIterator[int]:
+    async for number in numbers:
+        yield number * 2
+
+
+def greeter(**options: Any) -> Server:
+    server = Server(GREETER, at="greeter-1", **options)
+    server.add("Say.Hello", hello)
+    server.add("Say.Echo", echo)
+    server.add("Say.CountTo", count_to)
+    server.add("Say.AddUp", add_up)
+    server.add("Say.Double", double)
+    return server
+
+
+def counted(server: Server) -> dict[str, int]:
+    assert isinstance(server.counters, CountersInMemory)
+    return server.counters.values
+
+
+# Unary calls
+
+
+async def test_a_call_returns_the_answer(rig: Rig) -> None:
+    await rig.serve(greeter())
+    assert await rig.client.call(GREETER, "Say.Hello", {"name": "John"}) == {"msg": "Hello John!"}
+
+
+async def test_requests_and_answers_may_be_dataclasses(rig: Rig) -> None:
+    await rig.serve(greeter())
+    reply = await rig.client.call(
+        GREETER, "Say.Hello", HelloRequest("John", 2, Mood.COOL, Address("York")), response_type=HelloReply
+    )
+    assert reply == HelloReply("Hello John!!")
+
+
+@pytest.mark.parametrize("content_type", [codec.MSGPACK, codec.JSON])
+async def test_the_answer_comes_in_the_content_type_of_the_request(rig: Rig, content_type: str) -> None:
+    await rig.serve(greeter())
+    value = {"text": "grüß", "list": [1, 2.5, None, True], "map": {"a": {}}}
+    assert await rig.client.call(GREETER, "Say.Echo", value, content_type=content_type) == value
+
+
+async def test_bytes_travel_as_they_are(rig: Rig) -> None:
+    await rig.serve(greeter())
+    assert await rig.client.call(GREETER, "Say.Echo", b"\x00\xff", content_type=codec.BYTES) == b"\x00\xff"
+
+
+async def test_many_calls_share_one_connection(rig: Rig) -> None:
+    await rig.serve(greeter())
+    answers = await asyncio.gather(*(rig.client.call(GREETER, "Say.Echo", number) for number in range(500)))
+    assert answers == list(range(500))
+    assert len(rig.transport.sockets) == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 1_000_000, limits.MAX_BODY_BYTES])
+async def test_bodies_up_to_the_bound_arrive_whole_both_ways(rig: Rig, size: int) -> None:
+    await rig.serve(greeter())
+    body = bytes(size)
+    assert await rig.client.call(GREETER, "Say.Echo", body, content_type=codec.BYTES) == body
+
+
+async def test_a_request_over_the_bound_is_refused_before_anything_is_sent(rig: Rig) -> None:
+    await rig.serve(greeter())
+    await rig.client.call(GREETER, "Say.Echo", 1)
+    sent = len(rig.transport.sockets[0].sent)
+    with pytest.raises(TooLarge, match=str(limits.MAX_BODY_BYTES)):
+        await rig.client.call(GREETER, "Say.Echo", bytes(limits.MAX_BODY_BYTES + 1), content_type=codec.BYTES)
+    assert len(rig.transport.sockets[0].sent) == sent
+
+
+async def test_an_answer_over_the_bound_is_too_large_at_the_service(rig: Rig) -> None:
+    server = greeter()
+
+    async def huge() -> bytes:
+        return bytes(limits.MAX_BODY_BYTES + 1)
+
+    server.add("Say.Huge", huge)
+    await rig.serve(server)
+    with pytest.raises(TooLarge) as caught:
+        await rig.client.call(GREETER, "Say.Huge")
+    assert caught.value.at == "greeter-1"
+
+
+async def test_metadata_reaches_the_handler_with_the_peer_and_the_time_left(rig: Rig) -> None:
+    seen: list[CallContext] = []
+    server = greeter()
+
+    async def look(request: None, context: CallContext) -> None:
+        seen.append(context)
+        assert 1.0 < context.remaining_s <= 2.0
+
+    server.add("Say.Look", look)
+    await rig.serve(server)
+    await rig.client.call(GREETER, "Say.Look", metadata={"trace": "1"}, timeout_s=2.0)
+    assert seen[0].metadata == {"trace": "1"}
+    assert (seen[0].service, seen[0].endpoint) == (GREETER, "Say.Look")
+    assert seen[0].peer
+
+
+async def test_a_synchronous_handler_runs_in_a_thread_and_blocks_nobody(rig: Rig) -> None:
+    release = threading.Event()
+    server = greeter()
+
+    def slow(request: int) -> str:
+        release.wait(5.0)
+        return threading.current_thread().name
+
+    server.add("Say.Slow", slow)
+    await rig.serve(server)
+    waiting = asyncio.create_task(rig.client.call(GREETER, "Say.Slow", 1))
+    assert await rig.client.call(GREETER, "Say.Echo", "meanwhile") == "meanwhile"
+    release.set()
+    assert await waiting != threading.main_thread().name
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("request_value", "message"),
+    [
+        ({}, "name: missing field"),
+        (None, "name: missing field"),
+        ({"nmae": "John"}, "name: missing field"),
+        ({"name": 7}, "name: expected str, got int"),
+        ({"name": "J", "times": "3"}, "times: expected int, got str"),
+        ({"name": "J", "times": True}, "times: expected int, got bool"),
+        ({"name": "J", "mood": "hot"}, "mood: expected one of 'warm', 'cool', got 'hot'"),
+        ({"name": "J", "address": {}}, "address.city: missing field"),
+        ({"name": "J", "address": {"city": "Y", "lines": ["a", 2]}}, "address.lines[1]: expected str, got int"),
+        ({"name": "J", "address": 3}, "address: expected a map (Address), got int"),
+        ("John", "request: expected a map (HelloRequest), got str"),
+    ],
+)
+async def test_a_wrong_request_is_refused_naming_the_field(rig: Rig, request_value: Any, message: str) -> None:
+    await rig.serve(greeter())
+    with pytest.raises(BadRequest) as caught:
+        await rig.client.call(GREETER, "Say.Hello", request_value)
+    assert caught.value.detail == message
+    assert caught.value.at == "greeter-1"
+
+
+async def test_unknown_fields_are_ignored(rig: Rig) -> None:
+    await rig.serve(greeter())
+    answer = await rig.client.call(GREETER, "Say.Hello", {"name": "John", "shoe_size": 43})
+    assert answer == {"msg": "Hello John!"}
+
+
+@pytest.mark.parametrize(
+    "error_class", [NotFound, Forbidden, Conflict, Overloaded, Draining, DeadlineExceeded, Unreachable]
+)
+async def test_an_error_of_a_handler_is_raised_as_the_same_class_by_the_caller(
+    rig: Rig, error_class: type[MicroError]
+) -> None:
+    server, runs = greeter(), []
+
+    async def refuse() -> None:
+        runs.append(1)
+        raise error_class("not today", hint="tomorrow")
+
+    server.add("Say.Refuse", refuse)
+    await rig.serve(server)
+    with pytest.raises(error_class) as caught:
+        await rig.client.call(GREETER, "Say.Refuse", retries=3)
+    error = caught.value
+    assert (type(error), error.detail, error.hint, error.at) == (error_class, "not today", "tomorrow", "greeter-1")
+    assert len(runs) == 1, "a handler that had begun is not run again, whatever it raised"
+
+
+async def test_an_error_that_names_its_place_keeps_it(rig: Rig) -> None:
+    server = greeter()
+
+    async def refuse() -> None:
+        raise NotFound("no such order", at="orders-3", id="order-not-found")
+
+    server.add("Say.Refuse", refuse)
+    await rig.serve(server)
+    with pytest.raises(NotFound) as caught:
+        await rig.client.call(GREETER, "Say.Refuse")
+    assert (caught.value.at, caught.value.id) == ("orders-3", "order-not-found")
+
+
+async def test_any_other_exception_is_an_internal_error_without_a_traceback(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = greeter()
+
+    async def fail() -> None:
+        raise ZeroDivisionError("by zero")
+
+    server.add("Say.Fail", fail)
+    await rig.serve(server)
+    with pytest.raises(InternalError) as caught:
+        await rig.client.call(GREETER, "Say.Fail")
+    assert caught.value.detail == "ZeroDivisionError: by zero"
+    assert "Traceback" in caplog.text
+    assert counted(server)["calls_failed"] == 1
+
+
+async def test_trouble_with_the_service_s_own_configuration_is_an_internal_error(rig: Rig) -> None:
+    server = greeter()
+
+    async def fail() -> None:
+        raise ConfigError("no such option")
+
+    server.add("Say.Fail", fail)
+    await rig.serve(server)
+    with pytest.raises(InternalError, match="no such option"):
+        await rig.client.call(GREETER, "Say.Fail")
+
+
+async def test_an_unknown_service_is_not_found_at_once_and_the_hint_names_the_proxy(rig: Rig) -> None:
+    with pytest.raises(ServiceNotFound, match="MICRO_PROXY") as caught:
+        await asyncio.wait_for(rig.client.call("go.micro.srv.nobody", "Say.Hello"), 1.0)
+    assert caught.value.at == "client"
+
+
+async def test_an_unknown_endpoint_is_not_found_and_the_hint_names_others(rig: Rig) -> None:
+    await rig.serve(greeter())
+    with pytest.raises(EndpointNotFound, match=r"Say\.Hello"):
+        await rig.client.call(GREETER, "Say.Helo")
+
+
+async def test_an_address_that_changed_hands_does_not_answer_for_another_service(rig: Rig) -> None:
+    instance = await rig.serve(greeter())
+    with pytest.raises(ServiceNotFound):
+        await rig.client.call("go.micro.srv.other", "Say.Hello", {"name": "J"}, address=instance.address)
+
+
+async def test_a_streaming_endpoint_called_as_unary_is_a_bad_request(rig: Rig) -> None:
+    await rig.serve(greeter())
+    with pytest.raises(BadRequest, match="server-stream"):
+        await rig.client.call(GREETER, "Say.CountTo", 3)
+
+
+async def test_an_answer_that_does_not_fit_the_type_asked_for_is_malformed(rig: Rig) -> None:
+    await rig.serve(greeter())
+    with pytest.raises(Malformed, match="msg: missing field"):
+        await rig.client.call(GREETER, "Say.Echo", {"name": "J"}, response_type=HelloReply)
+
+
+async def test_a_body_that_is_garbage_or_too_deep_fails_its_call_and_no_other(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.serve(greeter())
+    await rig.client.call(GREETER, "Say.Echo", 1)
+    deep = b"\x91" * (limits.MAX_NESTING + 5) + b"\x90"
+    for body, expected in ((b"\xc1", Malformed), (deep, TooLarge)):
+        with monkeypatch.context() as patch, pytest.raises(expected):  # noqa: PT012 - the stream is what raises
+            patch.setattr(codec, "encode", lambda *_, body=body: body)
+            await rig.client.call(GREETER, "Say.Echo", 0)
+    assert await rig.client.call(GREETER, "Say.Echo", 2) == 2
+    assert len(rig.transport.sockets) == 1
+
+
+# Deadlines and cancellation
+
+
+async def test_the_deadline_holds_at_both_ends(rig: Rig, until: Until) -> None:
+    server, ended = greeter(), []
+
+    async def hang() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(1)
+
+    server.add("Say.Hang", hang)
+    await rig.serve(server)
+    begun = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        await rig.client.call(GREETER, "Say.Hang", timeout_s=0.1)
+    assert time.monotonic() - begun < 1.0
+    await until(lambda: bool(ended) and server.in_flight == 0)
+
+
+async def test_the_server_ends_a_call_whose_caller_does_not_enforce_its_deadline(rig: Rig, until: Until) -> None:
+    server, ended = greeter(), []
+
+    async def hang(request: None, context: CallContext) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(context.cancelled)
+
+    server.add("Say.Hang", hang)
+    await rig.serve(server)
+    stream = rig.client.stream(GREETER, "Say.Hang", None, timeout_s=0.05)
+    async with stream:
+        stream._timer.cancel()  # type: ignore[union-attr]
+        with pytest.raises(DeadlineExceeded) as caught:
+            await stream.receive()
+    assert caught.value.at == "greeter-1"
+    await until(lambda: ended == [True])
+
+
+async def test_cancelling_the_caller_cancels_the_handler(rig: Rig, until: Until) -> None:
+    server, begun, cancelled = greeter(), asyncio.Event(), []
+
+    async def hang() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(1)
+            raise
+
+    server.add("Say.Hang", hang)
+    await rig.serve(server)
+    task = asyncio.create_task(rig.client.call(GREETER, "Say.Hang"))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: bool(cancelled) and server.in_flight == 0)
+    assert counted(server)["calls_cancelled"] == 1
+    assert all(connection.open_streams == 0 for connection in rig.connections)
+
+
+async def test_a_handler_that_cancels_itself_is_an_internal_error(rig: Rig) -> None:
+    server = greeter()
+
+    async def leave() -> None:
+        raise asyncio.CancelledError
+
+    server.add("Say.Leave", leave)
+    await rig.serve(server)
+    with pytest.raises(InternalError, match="cancelled"):
+        await rig.client.call(GREETER, "Say.Leave")
+
+
+async def test_a_lost_connection_ends_every_call_on_it_on_both_sides(rig: Rig, until: Until) -> None:
+    server, begun = greeter(), []
+
+    async def hang() -> None:
+        begun.append(1)
+        await asyncio.Event().wait()
+
+    server.add("Say.Hang", hang)
+    await rig.serve(server)
+    calls = [asyncio.create_task(rig.client.call(GREETER, "Say.Hang")) for _ in range(3)]
+    await until(lambda: len(begun) == 3)
+    rig.transport.sockets[0].lose(LinkLost("cut"))
+    assert [type(error) for error in await asyncio.gather(*calls, return_exceptions=True)] == [LinkLost] * 3
+    await until(lambda: server.in_flight == 0)
+    assert len(begun) == 3, "what may have begun is not sent again"
+
+
+# Streams
+
+
+async def test_a_server_stream_yields_its_items(rig: Rig) -> None:
+    await rig.serve(greeter())
+    async with rig.client.stream(GREETER, "Say.CountTo", 5, mode=CallMode.SERVER_STREAM) as stream:
+        assert [item async for item in stream] == [0, 1, 2, 3, 4]
+        with pytest.raises(Ended):
+            await stream.receive()
+
+
+async def test_a_client_stream_is_answered_after_its_end(rig: Rig) -> None:
+    await rig.serve(greeter())
+    async with rig.client.stream(GREETER, "Say.AddUp", mode=CallMode.CLIENT_STREAM) as stream:
+        for number in range(10):
+            await stream.send(number)
+        await stream.end()
+        assert await stream.receive() == 45
+        with pytest.raises(Ended):
+            await stream.send(1)
+
+
+async def test_a_bidirectional_stream_talks_both_ways_and_survives_half_close(rig: Rig) -> None:
+    await rig.serve(greeter())
+    async with rig.client.stream(GREETER, "Say.Double", mode=CallMode.BIDIRECTIONAL) as stream:
+        for number in range(3):
+            await stream.send(number)
+            assert await stream.receive() == number * 2
+        await stream.send(21)
+        await stream.end()
+        with pytest.raises(BadRequest):
+            await stream.send(1)
+        assert [item async for item in stream] == [42]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "sends", "expected"),
+    [
+        ("Say.CountTo", [3], [0, 1, 2]),
+        ("Say.AddUp", [1, 2], [3]),
+        ("Say.Double", [4, 5], [8, 10]),
+        ("Say.Echo", ["x"], ["x"]),
+    ],
+)
+async def test_a_caller_that_does_not_know_the_kind_may_stream_to_any_endpoint(
+    rig: Rig, endpoint: str, sends: list[Any], expected: list[Any]
+) -> None:
+    await rig.serve(greeter())
+    async with rig.client.stream(GREETER, endpoint) as stream:
+        for item in sends:
+            await stream.send(item)
+        await stream.end()
+        assert [item async for item in stream] == expected
+
+
+async def test_an_answer_that_is_no_bytes_comes_back_from_a_stream_of_bytes(rig: Rig) -> None:
+    server = greeter()
+
+    async def measure(items: AsyncIterator[bytes]) -> int:
+        return sum([len(item) async for item in items])
+
+    async def measure_each(items: AsyncIterator[bytes]) -> AsyncIterator[int]:
+        async for item in items:
+            yield len(item)
+
+    server.add("Say.Measure", measure)
+    server.add("Say.MeasureEach", measure_each)
+    await rig.serve(server)
+    for endpoint, expected in (("Say.Measure", [5]), ("Say.MeasureEach", [2, 3])):
+        async with rig.client.stream(GREETER, endpoint, content_type=codec.BYTES) as stream:
+            await stream.send(b"ab")
+            await stream.send(b"abc")
+            await stream.end()
+            assert [item async for item in stream] == expected
+
+
+async def test_leaving_a_stream_cancels_its_handler(rig: Rig, until: Until) -> None:
+    server, closed = greeter(), []
+
+    async def forever() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+                await asyncio.sleep(0)
+        finally:
+            closed.append(1)
+
+    server.add("Say.Forever", forever)
+    await rig.serve(server)
+    async with rig.client.stream(GREETER, "Say.Forever", mode=CallMode.SERVER_STREAM) as stream:
+        assert await stream.receive() == 1
+    await until(lambda: bool(closed) and server.in_flight == 0)
+    with pytest.raises(Closed):  # noqa: PT012 - the stream is what raises
+        while True:
+            await stream.receive()
+
+
+async def test_an_error_ends_a_stream_after_the_items_before_it(rig: Rig) -> None:
+    server = greeter()
+
+    async def two_then_fail() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+        raise NotFound("no third")
+
+    server.add("Say.Fail", two_then_fail)
+    await rig.serve(server)
+    got = []
+    with pytest.raises(NotFound, match="no third"):  # noqa: PT012 - the stream is what raises
+        async with rig.client.stream(GREETER, "Say.Fail", mode=CallMode.SERVER_STREAM) as stream:
+            async for item in stream:
+                got.append(item)  # noqa: PERF401 - what came before the error counts
+    assert got == [1, 2]
+
+
+async def test_a_wrong_item_fails_the_call_naming_it(rig: Rig) -> None:
+    await rig.serve(greeter())
+    async with rig.client.stream(GREETER, "Say.AddUp", mode=CallMode.CLIENT_STREAM) as stream:
+        await stream.send("three")
+        with pytest.raises(BadRequest, match="expected int, got str"):
+            await stream.receive()
+
+
+async def test_a_reader_that_stops_holds_the_writer_and_its_memory(rig: Rig, until: Until) -> None:
+    server, sent = greeter(), []
+
+    async def pour() -> AsyncIterator[bytes]:
+        while True:
+            sent.append(1)
+            yield bytes(10_000)
+
+    server.add("Say.Pour", pour)
+    await rig.serve(server)
+    async with rig.client.stream(GREETER, "Say.Pour", mode=CallMode.SERVER_STREAM) as stream:
+        await stream.receive()
+        stuck = -1
+        while stuck != len(sent):
+            stuck = len(sent)
+            for _ in range(20):
+                await asyncio.sleep(0)
+        assert len(sent) * 10_000 < 2 * limits.STREAM_WINDOW_BYTES
+        for _ in range(100):
+            await stream.receive()
+        assert len(sent) > stuck
+
+
+async def test_a_writer_waits_for_a_handler_that_does_not_read(rig: Rig) -> None:
+    server = greeter()
+    go_on = asyncio.Event()
+
+    async def late(items: AsyncIterator[bytes]) -> int:
+        await go_on.wait()
+        return sum([len(item) async for item in items])
+
+    server.add("Say.Late", late)
+    await rig.serve(server)
+    async with rig.client.stream(GREETER, "Say.Late", mode=CallMode.CLIENT_STREAM) as stream:
+        with pytest.raises(TimeoutError):  # noqa: PT012 - the stream is what raises
+            async with asyncio.timeout(0.1):
+                for _ in range(1000):
+                    await stream.send(bytes(50_000))
+        assert len(rig.transport.sockets[0].sent) < 2 * limits.STREAM_WINDOW_BYTES
+        go_on.set()
+        await stream.end()
+        assert await stream.receive() >= 250_000
+
+
+# What runs at once, and the end
+
+
+async def test_above_the_bound_calls_are_refused_as_overloaded(rig: Rig, until: Until) -> None:
+    server, release = greeter(max_concurrent=2), asyncio.Event()
+
+    async def wait() -> str:
+        await release.wait()
+        return "done"
+
+    server.add("Say.Wait", wait)
+    await rig.serve(server)
+    running = [asyncio.create_task(rig.client.call(GREETER, "Say.Wait")) for _ in range(2)]
+    await until(lambda: server.in_flight == 2)
+    with pytest.raises(Overloaded):
+        await rig.client.call(GREETER, "Say.Wait", retries=0)
+    release.set()
+    assert await asyncio.gather(*running) == ["done", "done"]
+    assert await rig.client.call(GREETER, "Say.Wait", retries=0) == "done"
+
+
+async def test_draining_finishes_what_runs_and_refuses_what_is_new(rig: Rig, until: Until) -> None:
+    server, release = greeter(), asyncio.Event()
+
+    async def wait() -> str:
+        await release.wait()
+        return "done"
+
+    server.add("Say.Wait", wait)
+    await rig.serve(server)
+    running = asyncio.create_task(rig.client.call(GREETER, "Say.Wait"))
+    await until(lambda: server.in_flight == 1)
+    draining = asyncio.create_task(server.drain(5.0))
+    await until(lambda: server.is_draining)
+    with pytest.raises(Draining):
+        await rig.client.call(GREETER, "Say.Echo", 1, retries=0)
+    release.set()
+    assert await running == "done"
+    assert await draining is True
+
+
+async def test_draining_does_not_wait_for_ever(rig: Rig, until: Until) -> None:
+    server = greeter()
+
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    server.add("Say.Hang", hang)
+    await rig.serve(server)
+    running = asyncio.create_task(rig.client.call(GREETER, "Say.Hang"))
+    await until(lambda: server.in_flight == 1)
+    assert await server.drain(0.01) is False
+    with pytest.raises(InternalError):
+        await running
+
+
+# Interceptors
+
+
+async def test_interceptors_wrap_both_sides_the_first_outermost(rig: Rig) -> None:
+    order: list[str] = []
+
+    def named(name: str) -> Callable[[CallInfo, Next], Awaitable[Any]]:
+        async def interceptor(call: CallInfo, proceed: Next) -> Any:
+            order.append(f"{name} {call.side} {call.metadata.get('by', '')}".strip())
+            call.metadata["by"] = name
+            answer = await proceed(call)
+            order.append(name)
+            return answer
+
+        return interceptor
+
+    server = greeter(interceptors=[named("c"), named("d")])
+    await rig.serve(server)
+    client = rig.new_client(interceptors=[named("a"), named("b")])
+    assert await client.call(GREETER, "Say.Hello", {"name": "J"}) == {"msg": "Hello J!"}
+    assert order == ["a client", "b client a", "c server b", "d server c", "d", "c", "b", "a"]
+
+
+async def test_an_interceptor_may_refuse_before_the_handler_runs(rig: Rig) -> None:
+    async def guard(call: CallInfo, proceed: Next) -> Any:
+        if call.metadata.get("token") != "let me in":
+            raise Forbidden("no token")
+        return await proceed(call)
+
+    await rig.serve(greeter(interceptors=[guard]))
+    with pytest.raises(Forbidden):
+        await rig.client.call(GREETER, "Say.Echo", 1)
+    with pytest.raises(Forbidden):
+        async with rig.client.stream(GREETER, "Say.Double") as stream:
+            await stream.receive()
+    assert await rig.client.call(GREETER, "Say.Echo", 1, metadata={"token": "let me in"}) == 1
+
+
+async def test_frames_of_a_call_that_nobody_sent_end_the_connection_alone(rig: Rig, until: Until) -> None:
+    instance = await rig.serve(greeter())
+    await rig.client.call(GREETER, "Say.Echo", 1)
+    bad = await rig.transport.dial(instance.address, timeout_s=1.0)
+    bad.write(frames.encode(Kind.RESPONSE, 2, b"", b""))
+    await until(lambda: any(connection.error is not None for connection in rig.connections))
+    assert await rig.client.call(GREETER, "Say.Echo", 2) == 2
+    assert len(rig.transport.dialed) == 2
