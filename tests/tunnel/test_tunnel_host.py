@@ -1,0 +1,361 @@
+"""Tunnels of several nodes in one process, over links of four lanes and of one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from micro_core.builtin.memory_tunnel import MemoryTunnel, MemoryTunnelOptions
+from micro_core.builtin.system_clock import SystemClock
+from micro_core.spec import (
+    Closed,
+    Conflict,
+    CountersInMemory,
+    DialMode,
+    DriverContext,
+    LinkLost,
+    MicroError,
+    Priority,
+    Session,
+    Unauthorized,
+    Unreachable,
+)
+from micro_core.tunnel.identity import NodeIdentity
+from micro_core.tunnel.tunnel import TunnelHost, TunnelOptions
+from micro_core.wire import limits
+
+PATIENCE_S = 5.0
+
+
+class Reader:
+    """A receiver that remembers."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.data = bytearray()
+        self.error: MicroError | None = None
+        self.is_paused = False
+        self.pauses = 0
+        session.start(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+
+    def pause_writing(self) -> None:
+        self.is_paused = True
+        self.pauses += 1
+
+    def resume_writing(self) -> None:
+        self.is_paused = False
+
+    def socket_lost(self, error: MicroError) -> None:
+        assert self.error is None, "told twice"
+        self.error = error
+
+
+async def until(condition: Callable[[], bool], what: str = "it") -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0)
+    assert condition(), what
+
+
+class Nodes:
+    """Makes tunnels that listen at their own name."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        self.hosts: list[TunnelHost] = []
+        self.drivers: dict[str, MemoryTunnel] = {}
+
+    async def node(
+        self, name: str, *, network: str = "go.micro", token: str = "secret", incarnation: int = 1, **options: Any
+    ) -> TunnelHost:
+        identity = NodeIdentity.from_private_bytes(name.encode().ljust(32, b"\0"))
+        counters = CountersInMemory()
+        source = random.Random(len(self.hosts))
+        context = DriverContext(
+            node_id=name,
+            network=network,
+            site="test",
+            state_dir="",
+            clock=SystemClock(),
+            random=source,
+            logger=logging.getLogger("test"),
+            counters=counters,
+        )
+        driver = MemoryTunnel(MemoryTunnelOptions(lanes=self.lanes), context)
+        host = TunnelHost(
+            identity=identity,
+            name=name,
+            site="test",
+            network=network,
+            token=token,
+            listeners=[(driver, name)],
+            clock=SystemClock(),
+            random=source,
+            logger=logging.getLogger("test"),
+            counters=counters,
+            incarnation=incarnation,
+            options=TunnelOptions(redial_first_s=0.001, redial_last_s=0.01, **options),
+        )
+        await host.connect()
+        self.hosts.append(host)
+        self.drivers[name] = driver
+        return host
+
+
+@pytest.fixture(params=[4, 1], ids=["four-lanes", "one-lane"])
+async def nodes(request: pytest.FixtureRequest) -> AsyncIterator[Nodes]:
+    made = Nodes(request.param)
+    yield made
+    for host in made.hosts:
+        await host.close()
+
+
+@pytest.fixture
+def pair(nodes: Nodes) -> Callable[[], Awaitable[tuple[TunnelHost, TunnelHost]]]:
+    async def make() -> tuple[TunnelHost, TunnelHost]:
+        a, b = await nodes.node("a"), await nodes.node("b")
+        await a.link_to("memory://b")
+        await until(lambda: bool(b.links()))
+        return a, b
+
+    return make
+
+
+Pair = Callable[[], Awaitable[tuple[TunnelHost, TunnelHost]]]
+
+
+def connect(
+    dialler: TunnelHost, listener: TunnelHost, priority: Priority = Priority.CALLS
+) -> tuple[Reader, list[Reader]]:
+    accepted: list[Reader] = []
+    listener.listen("test", lambda session: accepted.append(Reader(session)))
+    return Reader(dialler.dial("test", peer=listener.node_id, priority=priority)), accepted
+
+
+async def test_both_ends_know_the_same_of_their_link(pair: Pair) -> None:
+    a, b = await pair()
+    (at_a,), (at_b,) = a.links(), b.links()
+    assert (at_a.peer, at_a.peer_name, at_a.dialed) == (b.node_id, "b", True)
+    assert (at_b.peer, at_b.peer_name, at_b.dialed) == (a.node_id, "a", False)
+    assert at_a.generation == at_b.generation
+
+
+@pytest.mark.parametrize("direction", ["dialler opens", "acceptor opens"])
+async def test_either_side_of_a_link_opens_sessions_and_serves(pair: Pair, direction: str) -> None:
+    a, b = await pair()
+    opener, server = (a, b) if direction == "dialler opens" else (b, a)
+    near, accepted = connect(opener, server)
+    near.session.write(b"question")
+    await until(lambda: bool(accepted) and accepted[0].data == b"question")
+    accepted[0].session.write(b"answer")
+    await until(lambda: near.data == b"answer")
+    assert accepted[0].session.peer == opener.node_id
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+async def test_a_large_transfer_arrives_whole_and_in_order(pair: Pair, priority: Priority) -> None:
+    a, b = await pair()
+    near, accepted = connect(a, b, priority)
+    sent = random.Random(7).randbytes(5 * limits.SESSION_WINDOW_BYTES)
+    near.session.write(sent)
+    await until(lambda: bool(accepted) and len(accepted[0].data) == len(sent))
+    assert accepted[0].data == sent
+
+
+async def test_a_reader_that_stops_holds_one_window_and_no_more(pair: Pair) -> None:
+    a, b = await pair()
+    near, accepted = connect(a, b)
+    near.session.write(b"x")
+    await until(lambda: bool(accepted))
+    accepted[0].session.pause_reading()
+    near.session.write(bytes(4 * limits.SESSION_WINDOW_BYTES))
+    assert near.is_paused
+    (far,) = [session for link in b._links.values() for session in link.sessions.values()]
+    for _ in range(2_000):
+        await asyncio.sleep(0)
+    assert sum(len(held) for held in far._held) <= limits.SESSION_WINDOW_BYTES
+    accepted[0].session.resume_reading()
+    await until(lambda: len(accepted[0].data) == 1 + 4 * limits.SESSION_WINDOW_BYTES)
+    assert not near.is_paused
+
+
+async def test_a_session_that_is_not_read_keeps_no_other_waiting(pair: Pair) -> None:
+    a, b = await pair()
+    near, accepted = connect(a, b)
+    near.session.write(b"x")
+    await until(lambda: bool(accepted))
+    accepted[0].session.pause_reading()
+    near.session.write(bytes(4 * limits.SESSION_WINDOW_BYTES))
+    other = Reader(a.dial("test", peer=b.node_id))
+    other.session.write(b"hello")
+    await until(lambda: len(accepted) == 2 and accepted[1].data == b"hello")
+
+
+async def test_a_channel_nobody_listens_on_refuses_with_a_reason(pair: Pair) -> None:
+    a, b = await pair()
+    reader = Reader(a.dial("nowhere", peer=b.node_id))
+    await until(lambda: reader.error is not None)
+    assert isinstance(reader.error, Unreachable)
+    assert "nowhere" in str(reader.error)
+
+
+async def test_what_was_written_before_a_close_arrives_before_the_end(pair: Pair) -> None:
+    a, b = await pair()
+    near, accepted = connect(a, b)
+    near.session.write(bytes(2 * limits.SESSION_WINDOW_BYTES))
+    await near.session.close()
+    await near.session.close()
+    await until(lambda: bool(accepted) and accepted[0].error is not None)
+    assert len(accepted[0].data) == 2 * limits.SESSION_WINDOW_BYTES
+    assert isinstance(near.error, Closed)
+
+
+async def test_sessions_end_with_their_link_at_once(nodes: Nodes, pair: Pair) -> None:
+    a, b = await pair()
+    near, accepted = connect(a, b)
+    near.session.write(b"x")
+    await until(lambda: bool(accepted))
+    down: list[str] = []
+    a.on_link_down(lambda info, error: down.append(info.peer_name))
+    nodes.drivers["a"].links[0].cut()
+    assert isinstance(near.error, LinkLost)
+    assert isinstance(accepted[0].error, LinkLost)
+    assert down == ["b"]
+    with pytest.raises(Unreachable):
+        a.dial("test", peer=b.node_id)
+
+
+async def test_a_multicast_reaches_every_listening_peer_exactly_once(nodes: Nodes) -> None:
+    hub = await nodes.node("hub")
+    heard: dict[str, list[tuple[str, bytes]]] = {}
+    for name in ("one", "two", "deaf"):
+        spoke = await nodes.node(name)
+        heard[name] = []
+        if name != "deaf":
+            spoke.subscribe("news", lambda peer, payload, name=name: heard[name].append((peer, payload)))  # type: ignore[misc]
+        await spoke.link_to("memory://hub")
+    await until(lambda: hub.send("news", b"probe", mode=DialMode.MULTICAST) == 2)
+    await until(lambda: all((hub.node_id, b"probe") in heard[name] for name in ("one", "two")))
+    for entries in heard.values():
+        entries.clear()
+    for number in range(50):
+        assert hub.send("news", b"%d" % number, mode=DialMode.MULTICAST) == 2
+    await until(lambda: all(len(heard[name]) >= 50 for name in ("one", "two")))
+    expected = [(hub.node_id, b"%d" % number) for number in range(50)]
+    assert heard == {"one": expected, "two": expected, "deaf": []}
+
+
+async def test_a_broadcast_goes_to_every_link_and_who_does_not_listen_counts_it(pair: Pair) -> None:
+    a, b = await pair()
+    assert a.send("anything", b"x", mode=DialMode.BROADCAST) == 1
+    await until(lambda: b._counters.values.get("tunnel_messages_unwanted") == 1)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [({"network": "another"}, "network"), ({"token": "wrong"}, "token")],
+    ids=["another-network", "wrong-token"],
+)
+async def test_a_stranger_is_not_linked_and_told_why(nodes: Nodes, other: dict[str, str], reason: str) -> None:
+    a, b = await nodes.node("a"), await nodes.node("b", **other)  # type: ignore[arg-type]
+    with pytest.raises(Unauthorized, match=reason):
+        await a.link_to("memory://b")
+    await until(lambda: not b._pending)
+    assert a.links() == b.links() == []
+
+
+async def test_a_node_does_not_link_to_itself(nodes: Nodes) -> None:
+    a = await nodes.node("a")
+    with pytest.raises(Unauthorized, match="itself"):
+        await a.link_to("memory://a")
+
+
+async def test_a_second_dial_replaces_the_link_at_both_ends(pair: Pair) -> None:
+    a, b = await pair()
+    near, _ = connect(a, b)
+    await a.link_to("memory://b")
+    await until(lambda: near.error is not None)
+    await until(lambda: len(b.links()) == 1 and a.links()[0].generation == b.links()[0].generation == 2)
+    assert isinstance(near.error, LinkLost)
+
+
+async def test_two_nodes_that_dial_each_other_at_once_keep_the_same_link(nodes: Nodes) -> None:
+    a, b = await nodes.node("a"), await nodes.node("b")
+    await asyncio.gather(a.link_to("memory://b"), b.link_to("memory://a"), return_exceptions=True)
+    await until(lambda: len(a.links()) == 1 and len(b.links()) == 1)
+    await until(lambda: a.links()[0].dialed is not b.links()[0].dialed)
+    near, accepted = connect(a, b)
+    near.session.write(b"x")
+    await until(lambda: bool(accepted) and accepted[0].data == b"x")
+
+
+async def test_a_later_life_of_a_peer_replaces_the_earlier(nodes: Nodes) -> None:
+    a = await nodes.node("a")
+    await nodes.node("b", incarnation=1)
+    await a.link_to("memory://b")
+    nodes.hosts[1]._open_listeners[0]
+    await nodes.hosts[1]._open_listeners[0].close()
+    again = await nodes.node("b", incarnation=2)
+    await again.link_to("memory://a")
+    await until(lambda: len(again.links()) == 1)
+    near, accepted = connect(a, again)
+    near.session.write(b"x")
+    await until(lambda: bool(accepted) and accepted[0].data == b"x")
+
+
+async def test_a_kept_link_comes_back_after_it_was_cut(nodes: Nodes, pair: Pair) -> None:
+    a, b = await nodes.node("a"), await nodes.node("b")
+    failures: list[str] = []
+    a.on_dial_failed(lambda address, error: failures.append(address))
+    a.keep_link("memory://b")
+    a.keep_link("memory://b")
+    await until(lambda: bool(a.links()))
+    nodes.drivers["a"].links[-1].cut()
+    assert a.links() == []
+    await until(lambda: bool(a.links()))
+    a.drop_link("memory://b")
+    assert b.node_id == a.links()[0].peer
+
+
+async def test_a_dead_peer_is_noticed_though_nothing_is_said(nodes: Nodes) -> None:
+    a = await nodes.node("a", keepalive_s=0.02)
+    await nodes.node("b", keepalive_s=0.02)
+    await a.link_to("memory://b")
+    lost: list[MicroError] = []
+    a.on_link_down(lambda info, error: lost.append(error))
+    for link in nodes.drivers["a"].links:
+        assert link.other is not None
+        link.other.receive = lambda lane, data: None  # type: ignore[method-assign]
+        link.receive = lambda lane, data: None  # type: ignore[method-assign]
+    await until(lambda: bool(lost))
+    assert "nothing heard" in str(lost[0])
+
+
+async def test_a_channel_has_one_listener(pair: Pair) -> None:
+    _, b = await pair()
+    listener = b.listen("test", lambda session: None)
+    with pytest.raises(Conflict):
+        b.listen("test", lambda session: None)
+    listener.close()
+    b.listen("test", lambda session: None)
+
+
+async def test_closing_leaves_no_task_behind(nodes: Nodes) -> None:
+    before = asyncio.all_tasks()
+    a, b = await nodes.node("a"), await nodes.node("b")
+    a.keep_link("memory://b")
+    b.keep_link("memory://nowhere")
+    await until(lambda: bool(a.links()))
+    connect(a, b)
+    await a.close()
+    await b.close()
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() <= before
