@@ -306,6 +306,8 @@ class ServerCall(_Call):
 
     def receive(self, frame: Frame) -> list[Effect]:
         """What a frame of the caller means, its REQUEST first. Never raises: a violation is answered with ERROR."""
+        if self.is_over:
+            return _NOTHING
         try:
             return self._receive(frame)
         except MicroError as violation:

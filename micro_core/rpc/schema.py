@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union
 
 from micro_core.rpc.context import CallContext
-from micro_core.rpc.validation import SCALARS, field_types, is_pydantic
+from micro_core.rpc.validation import SCALARS, field_types, is_pydantic, required_keys
 from micro_core.spec.errors import ConfigError
 from micro_core.spec.registry import EndpointKind
 
@@ -124,7 +124,7 @@ def _object_schema(hint: Any, above: tuple[Any, ...]) -> dict[str, object]:
         return {"title": hint.__name__, "type": "object"}
     hints = field_types(hint)
     if typing.is_typeddict(hint):
-        required = [name for name in hints if name in hint.__required_keys__]
+        required = required_keys(hint)
     else:
         required = [
             field.name

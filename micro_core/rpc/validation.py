@@ -96,6 +96,18 @@ def field_types(wanted: Any) -> dict[str, Any]:
         ) from error
 
 
+def required_keys(wanted: Any) -> list[str]:
+    """The keys that a TypedDict demands."""
+    # `__required_keys__` alone does not see NotRequired inside annotations that are texts (PEP 563).
+    hints = typing.get_type_hints(wanted, include_extras=True)
+    marks = {name: typing.get_origin(hint) for name, hint in hints.items()}
+    return [
+        name
+        for name, mark in marks.items()
+        if mark is typing.Required or (mark is not typing.NotRequired and name in wanted.__required_keys__)
+    ]
+
+
 def _describe(value: Any) -> str:
     return "null" if value is None else type(value).__name__
 
@@ -226,7 +238,8 @@ def _dataclass(wanted: Any) -> Convert:
 def _typed_dict(wanted: Any) -> Convert:
     @functools.cache
     def plan() -> list[tuple[str, Convert, bool]]:
-        return [(name, converter(hint), name in wanted.__required_keys__) for name, hint in field_types(wanted).items()]
+        required = required_keys(wanted)
+        return [(name, converter(hint), name in required) for name, hint in field_types(wanted).items()]
 
     def convert(value: Any, path: str) -> Any:
         given = _fields(path, value, wanted.__name__)

@@ -207,8 +207,8 @@ def connect(
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     """Let the loop turn until `condition` holds."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - turns of the loop, not time
-            await asyncio.sleep(0)
+        while not condition():
+            await asyncio.sleep(0)  # turns of the loop, not time
 
 
 class HandClock:
