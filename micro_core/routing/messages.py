@@ -1,0 +1,129 @@
+"""Routing messages as bytes: msgpack arrays, bounded and checked. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from micro_core.routing.events import UNREACHABLE_US, Ack, Advert, Announce, Beat, RoutingMessage, Solicit, Withdraw
+from micro_core.spec.errors import BadRequest, Malformed, TooLarge
+from micro_core.spec.names import INTEREST_PREFIX, check_node_id, check_service_name
+from micro_core.wire import limits
+
+_ADVERT, _ACK, _SOLICIT, _BEAT = 1, 2, 3, 4
+_BEGINS, _ENDS = 1, 2
+MAX_VERSIONS = 16
+MAX_INTEGER = 2**63 - 1
+
+
+def encode(message: RoutingMessage) -> bytes:
+    """`message` as bytes."""
+    match message:
+        case Advert(number=number, entries=entries, begins=begins, ends=ends):
+            flags = _BEGINS * begins | _ENDS * ends
+            return _pack([_ADVERT, number, flags, [_entry_fields(entry) for entry in entries]])
+        case Ack(number):
+            return _pack([_ACK, number])
+        case Solicit():
+            return _pack([_SOLICIT])
+        case Beat(origin, incarnation, number):
+            return _pack([_BEAT, origin, incarnation, number])
+
+
+def decode(payload: bytes) -> RoutingMessage:
+    """Read a message; raises Malformed, or TooLarge for more than a neighbour may send at once."""
+    if len(payload) > limits.MAX_ADVERT_BYTES:
+        raise TooLarge(f"a routing message of {len(payload)} bytes")
+    try:
+        value = msgpack.unpackb(
+            payload, raw=False, strict_map_key=True, max_array_len=limits.MAX_EVENTS_PER_ADVERT, max_map_len=0
+        )
+    except (msgpack.exceptions.UnpackException, ValueError, TypeError, RecursionError) as error:
+        raise Malformed(f"routing message: {error!s:.120}") from error
+    try:
+        match value:
+            case [1, int() as number, int() as flags, list() as entries]:
+                return Advert(
+                    number=_count(number),
+                    entries=tuple(_entry(fields) for fields in entries),
+                    begins=bool(flags & _BEGINS),
+                    ends=bool(flags & _ENDS),
+                )
+            case [2, int() as number]:
+                return Ack(_count(number))
+            case [3]:
+                return Solicit()
+            case [4, str() as origin, int() as incarnation, int() as number]:
+                return Beat(check_node_id(origin), _count(incarnation), _count(number))
+    except BadRequest as error:
+        raise Malformed(f"routing message: {error.detail}") from error
+    raise Malformed("routing message: neither advert, ack, solicit nor beat")
+
+
+def _entry_fields(entry: Announce | Withdraw) -> list[Any]:
+    head = [entry.origin, entry.incarnation, entry.sequence, entry.service]
+    if isinstance(entry, Withdraw):
+        return [*head, entry.is_final]
+    tail = [list(entry.versions), entry.capacity, entry.site, entry.network, entry.metric_us, list(entry.path)]
+    return head + tail
+
+
+def _entry(fields: object) -> Announce | Withdraw:
+    match fields:
+        case [str() as origin, int() as incarnation, int() as sequence, str() as service, bool() as is_final]:
+            return Withdraw(
+                origin=check_node_id(origin),
+                incarnation=_count(incarnation),
+                sequence=_count(sequence),
+                service=_service(service),
+                is_final=is_final,
+            )
+        case [
+            str() as origin,
+            int() as incarnation,
+            int() as sequence,
+            str() as service,
+            list() as versions,
+            int() as capacity,
+            str() as site,
+            str() as network,
+            int() as metric_us,
+            list() as path,
+            *_,
+        ] if len(versions) <= MAX_VERSIONS and 0 < len(path) <= limits.MAX_HOPS and 0 <= capacity <= 64:
+            return Announce(
+                origin=check_node_id(origin),
+                incarnation=_count(incarnation),
+                sequence=_count(sequence),
+                service=_service(service),
+                versions=tuple(_text(version) for version in versions),
+                capacity=capacity,
+                site=_text(site),
+                network=_text(network),
+                metric_us=min(_count(metric_us), UNREACHABLE_US),
+                path=tuple(check_node_id(router) for router in path),
+            )
+    raise Malformed("routing message: an entry is neither an announcement nor a withdrawal")
+
+
+def _service(name: str) -> str:
+    check_service_name(name.removeprefix(INTEREST_PREFIX))
+    return name
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > 253:
+        raise Malformed("routing message: not a text of at most 253 characters")
+    return value
+
+
+def _count(value: int) -> int:
+    if isinstance(value, bool) or not 0 <= value <= MAX_INTEGER:
+        raise Malformed("routing message: a number out of range")
+    return value
+
+
+def _pack(value: object) -> bytes:
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed

@@ -1,0 +1,159 @@
+"""One neighbour: what it was told, what it has acknowledged, what is to be told next.
+
+Adverts are numbered, acknowledged in order and sent again until they are; whoever misses one asks for everything. The
+net effect of many changes is told once (coalescing). Pure.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from micro_core.routing.events import Ack, Advert, Announce, Effect, SendMessage, Solicit, Withdraw
+from micro_core.routing.metric import SteadyCost
+from micro_core.wire import limits
+
+RESEND_FIRST_S = 1.0
+RESEND_LAST_S = 8.0
+"""Bounds of the pause before an unacknowledged advert is sent again; it doubles between them."""
+
+RESYNC_AFTER_TRIES = 5
+"""After so many tries the neighbour gets the full table instead."""
+
+MAX_UNACKNOWLEDGED = 64
+"""Adverts on their way to one neighbour; further changes wait and are merged."""
+
+Key = tuple[str, str]
+"""(origin, service)"""
+
+Export = Callable[[Key], Announce | None]
+"""What the neighbour should hold for a key now: None for nothing."""
+
+
+@dataclass(slots=True)
+class _OnTheWay:
+    advert: Advert
+    sent_at: float
+    tries: int = 1
+
+    def due_at(self) -> float:
+        return self.sent_at + min(RESEND_LAST_S, RESEND_FIRST_S * 2.0 ** (self.tries - 1))
+
+
+@dataclass(slots=True)
+class Neighbour:
+    """State towards one neighbour. Invariant: numbers on the way are consecutive and end at `_number`."""
+
+    peer: str
+    cost: SteadyCost
+    told: dict[Key, Announce] = field(default_factory=dict)
+    """What it holds from us, once all that is on the way has arrived."""
+    dirty: set[Key] = field(default_factory=set)
+    flush_at: float | None = None
+    expected: int = 0
+    """Number of the next advert from it; 0 until a full table has begun."""
+    confirmed: set[Key] | None = None
+    """During a full table: what it has named so far."""
+    learned: set[Key] = field(default_factory=set)
+    """What we hold from it."""
+    _number: int = 0
+    _solicited_at: int = 0
+    _on_the_way: deque[_OnTheWay] = field(default_factory=deque)
+
+    # ------------------------------------------------------------------ telling
+
+    def mark(self, key: Key, when: float) -> None:
+        """`key` may have changed; tell what came of it at `when`, or earlier if something else is due."""
+        self.dirty.add(key)
+        self.flush_at = when if self.flush_at is None else min(self.flush_at, when)
+
+    def tell_everything(self, keys: Iterable[Key], export: Export, now: float) -> list[Effect]:
+        """Send the full table anew; what was on the way is void."""
+        self.told.clear()
+        self.dirty.clear()
+        self.flush_at = None
+        self._on_the_way.clear()
+        entries: list[Announce | Withdraw] = []
+        for key in keys:
+            announce = export(key)
+            if announce is not None:
+                self.told[key] = announce
+                entries.append(announce)
+        return self._send(entries, now, is_full=True)
+
+    def flush(self, export: Export, withdrawal: Callable[[Key], Withdraw], now: float) -> list[Effect]:
+        """Tell the net effect of what was marked, if its time has come and there is room."""
+        if self.flush_at is None or now < self.flush_at or len(self._on_the_way) >= MAX_UNACKNOWLEDGED:
+            return []
+        self.flush_at = None
+        entries: list[Announce | Withdraw] = []
+        for key in sorted(self.dirty):
+            wanted, held = export(key), self.told.get(key)
+            if wanted == held:
+                continue
+            if wanted is not None:
+                self.told[key] = wanted
+                entries.append(wanted)
+            else:
+                del self.told[key]
+                entries.append(withdrawal(key))
+        self.dirty.clear()
+        return self._send(entries, now, is_full=False) if entries else []
+
+    def acknowledged(self, number: int) -> None:
+        while self._on_the_way and self._on_the_way[0].advert.number <= number:
+            self._on_the_way.popleft()
+
+    def resend(self, now: float) -> list[Effect] | None:
+        """Send again what is overdue; None when the neighbour needs the full table."""
+        effects: list[Effect] = []
+        for entry in self._on_the_way:
+            if entry.due_at() <= now:
+                if entry.tries >= RESYNC_AFTER_TRIES:
+                    return None
+                entry.tries += 1
+                entry.sent_at = now
+                effects.append(SendMessage(self.peer, entry.advert))
+        return effects
+
+    def wake_at(self) -> float | None:
+        times = [entry.due_at() for entry in self._on_the_way]
+        if self.flush_at is not None and len(self._on_the_way) < MAX_UNACKNOWLEDGED:
+            times.append(self.flush_at)
+        return min(times, default=None)
+
+    def _send(self, entries: list[Announce | Withdraw], now: float, *, is_full: bool) -> list[Effect]:
+        step = limits.MAX_EVENTS_PER_ADVERT // 4
+        chunks = [entries[start : start + step] for start in range(0, len(entries), step)] or [[]]
+        effects: list[Effect] = []
+        for place, chunk in enumerate(chunks):
+            self._number += 1
+            advert = Advert(
+                number=self._number,
+                entries=tuple(chunk),
+                begins=is_full and place == 0,
+                ends=is_full and place == len(chunks) - 1,
+            )
+            self._on_the_way.append(_OnTheWay(advert, now))
+            effects.append(SendMessage(self.peer, advert))
+        return effects
+
+    # ---------------------------------------------------------------- listening
+
+    def accepts(self, advert: Advert) -> tuple[bool, list[Effect]]:
+        """Whether `advert` is next in order, and what to answer. One that begins a full table is always next."""
+        if advert.begins:
+            self.expected, self._solicited_at = advert.number, 0
+            self.confirmed = set()
+        if self.expected == 0 or advert.number > self.expected:
+            # Something was lost on the way, or we have just come up: nothing can be built on this. Ask once, and
+            # again when the neighbour repeats itself, which shows that the question was lost.
+            is_repeated = advert.number <= self._solicited_at
+            is_first, self._solicited_at = self._solicited_at == 0, max(self._solicited_at, advert.number)
+            return False, [SendMessage(self.peer, Solicit())] if is_first or is_repeated else []
+        answer: list[Effect] = [SendMessage(self.peer, Ack(max(advert.number, self.expected - 1)))]
+        if advert.number < self.expected:
+            return False, answer
+        self.expected += 1
+        return True, answer
