@@ -52,6 +52,8 @@ class CallState(enum.Enum):
     ENDED = "ended"
     """Over: nothing more is sent or believed."""
 
+    __hash__ = object.__hash__  # the table is looked up several times a call; Enum's own hash is interpreted
+
 
 class CallEvent(enum.Enum):
     """What moves a call on."""
@@ -69,6 +71,8 @@ class CallEvent(enum.Enum):
     """ERROR, a violation, a lost connection."""
     CANCELLED = "cancelled"
     """The caller gave up."""
+
+    __hash__ = object.__hash__
 
 
 _ENDINGS = {CallEvent.FAILED: CallState.ENDED, CallEvent.CANCELLED: CallState.ENDED}

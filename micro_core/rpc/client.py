@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import random as random_source
 from collections.abc import Mapping, Sequence
@@ -267,12 +268,19 @@ class Client:
 
 
 def _info(service: str, endpoint: str, metadata: Mapping[str, str] | None, timeout_s: float) -> CallInfo:
+    _check_names(service, endpoint)
     return CallInfo(
         side="client",
-        service=check_service_name(service),
-        endpoint=check_endpoint_name(endpoint),
+        service=service,
+        endpoint=endpoint,
         mode=CallMode.UNARY,
         metadata=dict(metadata or {}),
         request=None,
         timeout_s=min(timeout_s, limits.MAX_TIMEOUT_S),
     )
+
+
+@functools.lru_cache(maxsize=4_096)
+def _check_names(service: str, endpoint: str) -> None:
+    check_service_name(service)
+    check_endpoint_name(endpoint)

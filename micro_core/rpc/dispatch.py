@@ -14,7 +14,7 @@ from micro_core.rpc.caller import CallFailed, UnaryCall
 from micro_core.rpc.calls import Answered
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.interceptors import CallInfo
-from micro_core.rpc.pool import Pool
+from micro_core.rpc.pool import BUSY_STREAMS, Pool
 from micro_core.rpc.registry_view import RegistryView
 from micro_core.rpc.selector import Selector
 from micro_core.rpc.validation import to_plain
@@ -203,7 +203,7 @@ class Dispatcher:
 
     async def _connection(self, to: str, deadline: float) -> Connection:
         connection = self._pool.find(to)
-        if connection is None or connection.open_streams:
+        if connection is None or connection.open_streams >= BUSY_STREAMS:
             # The pool also knows when one more connection is worth its cost.
             connection = await self._dialed(to, deadline)
         if connection.is_clogged:
