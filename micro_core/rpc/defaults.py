@@ -72,7 +72,7 @@ class Toolbox:
         """The driver's object, with its options out of the settings. Raises PluginBroken, OptionError."""
         driver = self.catalog.load(entry)
         words = (entry.name, entry.qualified, entry.name + "_" + (entry.role.value if entry.role else ""))
-        options = build_options(driver.options, self.settings.plugin_values(*words), entry.name)
+        options: Any = build_options(driver.options, self.settings.plugin_values(*words), entry.name)
         return driver.create(options, context)
 
     def build_all(self, role: Role, context: DriverContext) -> list[Any]:
