@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from micro_core.builtin.system_clock import SystemClock
+from micro_core.config import Settings
 from micro_core.rpc.caller import ClientStream, read_value
 from micro_core.rpc.connection import Connection
-from micro_core.rpc.defaults import Runtime, build_runtime
+from micro_core.rpc.defaults import Runtime, build_runtime, joined_interceptors
 from micro_core.rpc.dispatch import NETWORK_SERVICE, CallOptions, Dispatcher, is_address
 from micro_core.rpc.interceptors import CallInfo, Interceptor, chain
 from micro_core.rpc.pool import Pool
@@ -36,9 +37,9 @@ class Client:
     """Calls services and publishes messages.
 
     Without arguments it uses the drivers that the settings name, started with the first call and closed by `close()`.
-    A registry, transport or broker that is handed in has been started by its owner and stays the owner's. `proxy`
-    sends every call through a node: a service name found in the registry, or an address; from MICRO_PROXY when None,
-    none when empty. `name` is the place in the errors made here.
+    A registry, transport, broker or runtime that is handed in has been started by its owner and stays the owner's.
+    `proxy` sends every call through a node: a service name found in the registry, or an address; from MICRO_PROXY when
+    None, none when empty. `name` is the place in the errors made here.
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class Client:
         clock: Clock | None = None,
         random: Random | None = None,
         counters: Counters | None = None,
-        settings: Any = None,
+        settings: Settings | None = None,
+        runtime: Runtime | None = None,
         connections_per_address: int = 1,
     ) -> None:
         self.name = name
@@ -70,7 +72,8 @@ class Client:
         self._selector = Selector(self._random, strategy)
         self._interceptors = tuple(interceptors)
         self._per_address = connections_per_address
-        self._runtime: Runtime | None = None
+        self._runtime = runtime
+        self._owns_runtime = False
         self._view: RegistryView | None = None
         self._pool: Pool | None = None
         self._dispatcher: Dispatcher | None = None
@@ -89,9 +92,8 @@ class Client:
             await self._pool.close()
         if self._view is not None:
             await self._view.close()
-        if self._runtime is not None:
-            runtime, self._runtime = self._runtime, None
-            await runtime.close()
+        if self._runtime is not None and self._owns_runtime:
+            await self._runtime.close()
 
     async def __aenter__(self) -> Client:
         await self.start()
@@ -208,14 +210,19 @@ class Client:
         if self._broker is None and dispatcher.proxy:
             await self._publish_through_node(dispatcher.proxy, topic, message, timeout_s)
             return message.id
-        broker = self._broker or (self._runtime.broker if self._runtime is not None else None)
-        if broker is None:
-            raise ConfigError("no broker to publish through", at=self.name, hint="set MICRO_PROXY or hand in a broker")
         try:
-            await asyncio.wait_for(broker.publish(topic, message), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await (await self._usable_broker()).publish(topic, message)
         except TimeoutError as error:
             raise DeadlineExceeded("the broker did not take the message in time", at=self.name) from error
         return message.id
+
+    async def _usable_broker(self) -> Broker:
+        if self._broker is not None:
+            return self._broker
+        if self._runtime is None:
+            raise ConfigError("no broker to publish through", at=self.name, hint="set MICRO_PROXY or hand in a broker")
+        return await self._runtime.open_broker()
 
     async def _publish_through_node(self, proxy: str, topic: str, message: Message, timeout_s: float) -> None:
         # A call, not a bare event: so that a refusal comes back.
@@ -239,14 +246,17 @@ class Client:
 
     async def _start(self) -> Dispatcher:
         registry, transport, proxy = self._registry, self._transport, self._proxy
-        if registry is None or transport is None:
-            if self._runtime is None:
-                self._runtime = await build_runtime(self._settings)
+        if self._runtime is None and (registry is None or transport is None):
+            self._runtime = await build_runtime(self._settings)
+            self._owns_runtime = True
+        if self._runtime is not None:
+            self._interceptors = joined_interceptors(self._runtime, "client", self._interceptors)
             registry = registry or self._runtime.registry
             transport = transport or self._runtime.transport
             proxy = self._runtime.proxy if proxy is None else proxy
-        elif proxy is None:
-            proxy = os.environ.get("MICRO_PROXY", "")
+        proxy = os.environ.get("MICRO_PROXY", "") if proxy is None else proxy
+        assert registry is not None
+        assert transport is not None
 
         async def dial(address: str) -> Socket:
             return await transport.dial(address, timeout_s=limits.DEFAULT_TIMEOUT_S)

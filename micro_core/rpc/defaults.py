@@ -1,13 +1,19 @@
-"""The drivers that the settings name, built and started: what a Client, a Service or a node stands on."""
+"""The drivers that the settings name, built and started: what a Client or Service without arguments stands on.
+
+Drivers of a role that are named in `plugins` come first; the built-in default follows, unless it is blocked
+(`block = ["local"]`) or another built-in of the role is named instead. So a service that uses mDNS is still found by
+a command on the same machine that does not.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import random
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from micro_core.builtin.joined_registry import JoinedRegistry
@@ -16,129 +22,130 @@ from micro_core.builtin.system_clock import SystemClock
 from micro_core.config import Settings, build_options, load_settings
 from micro_core.plugins import Catalog, Entry
 from micro_core.spec.broker import Broker
-from micro_core.spec.driver import Counters, CountersInMemory, DriverContext, Role
-from micro_core.spec.errors import ConfigError
-from micro_core.spec.names import check_network_name, check_site
+from micro_core.spec.driver import CountersInMemory, DriverContext, Role
 from micro_core.spec.registry import Registry
 from micro_core.spec.transport import Transport
 
-DEFAULT_WORDS: dict[Role, tuple[str, ...]] = {
-    Role.REGISTRY: ("registry:local",),
-    Role.TRANSPORT: ("transport:tcp", "transport:unix"),
-    Role.BROKER: ("broker:node",),
-    Role.TUNNEL: (),
-    Role.TABLE: ("table:memory",),
-    Role.RESOLVER: ("resolver:registry",),
+DEFAULTS = {
+    Role.REGISTRY: ("local",),
+    # Both, so that an address of either kind can be dialled; services listen on the first.
+    Role.TRANSPORT: ("tcp", "unix"),
+    Role.BROKER: ("node",),
 }
-"""What serves where no plugin of a role is named: all of it works with nothing installed."""
-
-
-class Toolbox:
-    """Settings and catalog together: picks and builds drivers. Nothing is imported before it is built."""
-
-    def __init__(self, settings: Settings, catalog: Catalog | None = None, counters: Counters | None = None) -> None:
-        self.settings = settings
-        self.catalog = catalog if catalog is not None else Catalog.discover()
-        self.counters: Counters = counters if counters is not None else CountersInMemory()
-        node = settings.node
-        self.chosen = self.catalog.select(node.plugins, blocked=node.block)
-        self._check_tables()
-
-    def entries(self, role: Role) -> list[Entry]:
-        """The plugins of a role: those named, else the defaults; with the registry resolver always among them."""
-        named = [entry for entry in self.chosen if entry.role is role]
-        if role is Role.TABLE and len(named) > 1:
-            raise ConfigError("a node has one route table", hint=f"choose one of {', '.join(e.name for e in named)}")
-        defaults = self.catalog.select(DEFAULT_WORDS[role], blocked=self.settings.node.block)
-        if role in (Role.TRANSPORT, Role.RESOLVER):
-            return [*named, *(entry for entry in defaults if entry not in named)]
-        return named or defaults
-
-    def context(self, node_id: str) -> DriverContext:
-        """What drivers are lent, before there is a registry or transport."""
-        node = self.settings.node
-        return DriverContext(
-            node_id=node_id,
-            network=check_network_name(node.network),
-            site=check_site(node.site),
-            state_dir=str(self.settings.state_dir()),
-            clock=SystemClock(),
-            random=random.SystemRandom(),
-            logger=logging.getLogger("micro"),
-            counters=self.counters,
-        )
-
-    def build(self, entry: Entry, context: DriverContext) -> Any:
-        """The driver's object, with its options out of the settings. Raises PluginBroken, OptionError."""
-        driver = self.catalog.load(entry)
-        words = (entry.name, entry.qualified, entry.name + "_" + (entry.role.value if entry.role else ""))
-        options: Any = build_options(driver.options, self.settings.plugin_values(*words), entry.name)
-        return driver.create(options, context)
-
-    def build_all(self, role: Role, context: DriverContext) -> list[Any]:
-        return [self.build(entry, context) for entry in self.entries(role)]
-
-    def transport(self, context: DriverContext) -> Transport:
-        return JoinedTransport(self.build_all(Role.TRANSPORT, context))
-
-    def registry(self, context: DriverContext) -> Registry:
-        built: Sequence[Registry] = self.build_all(Role.REGISTRY, context)
-        return built[0] if len(built) == 1 else JoinedRegistry(built, self.counters)
-
-    def broker(self, context: DriverContext) -> Broker:
-        """One broker: the first that is named."""
-        entries = self.entries(Role.BROKER)
-        if len(entries) > 1:
-            raise ConfigError("a site has one broker", hint=f"choose one of {', '.join(e.name for e in entries)}")
-        broker: Broker = self.build(entries[0], context)
-        return broker
-
-    def _check_tables(self) -> None:
-        for word in self.settings.plugin_tables():
-            if not any(entry.answers_to(word) for entry in self.catalog.entries):
-                self.catalog.find(word)
 
 
 @dataclass(slots=True, kw_only=True)
 class Runtime:
-    """Started drivers, and what else the settings say."""
+    """Started drivers, and the settings they come from. The broker is built when it is first wanted."""
 
+    settings: Settings
+    catalog: Catalog
+    context: DriverContext
     registry: Registry
     transport: Transport
-    broker: Broker | None
-    proxy: str
-    site: str
-    settings: Any
+    broker: Broker | None = None
+    hooks: list[object] = field(default_factory=list)
+    _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def proxy(self) -> str:
+        """The node through which calls go; empty for none."""
+        return self.settings.node.proxy
+
+    async def open_broker(self) -> Broker:
+        """The settings' broker, started. Raises ConfigError, Unreachable."""
+        async with self._opening:
+            if self.broker is None:
+                entries = drivers_of(self.catalog, self.settings, Role.BROKER)
+                broker: Broker = build(self.catalog, self.settings, entries[0], self.context)
+                await broker.start()
+                self.broker = broker
+            return self.broker
+
+    def interceptors(self, side: str) -> list[Callable[..., Any]]:
+        """What the installed hooks put round every call on `side` ("client" or "server")."""
+        if not self.hooks:
+            return []
+        import pluggy
+
+        from micro_core.spec import hookspecs
+
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        for module in self.hooks:
+            manager.register(module)
+        return [interceptor for found in manager.hook.micro_interceptors(side=side) for interceptor in found]
 
     async def close(self) -> None:
-        """Close the drivers."""
+        """Close the drivers. Safe to call twice."""
         if self.broker is not None:
             await self.broker.close()
         await self.registry.close()
         await self.transport.close()
 
 
-async def build_runtime(settings: Any = None) -> Runtime:
-    """Load settings (unless given), build the drivers they name, start them. Raises ConfigError, Unreachable."""
-    chosen: Settings = settings if settings is not None else load_settings()
-    # Reading distributions' metadata and a settings file: a few milliseconds of blocking, off the loop.
-    toolbox = await asyncio.to_thread(Toolbox, chosen)
-    context = toolbox.context(f"client-{secrets.token_hex(8)}")
-    transport, registry = toolbox.transport(context), toolbox.registry(context)
-    broker = toolbox.broker(replace(context, registry=registry, transport=transport))
-    runtime = Runtime(
+async def build_runtime(settings: Settings | None = None, *, catalog: Catalog | None = None) -> Runtime:
+    """Build and start registry and transport. Raises ConfigError and its kind, Unreachable."""
+    settings = settings if settings is not None else load_settings()
+    catalog = catalog if catalog is not None else Catalog.discover()
+    context = process_context(settings)
+    transport = JoinedTransport(
+        [build(catalog, settings, entry, context) for entry in drivers_of(catalog, settings, Role.TRANSPORT)]
+    )
+    registries: list[Registry] = [
+        build(catalog, settings, entry, context) for entry in drivers_of(catalog, settings, Role.REGISTRY)
+    ]
+    registry = registries[0] if len(registries) == 1 else JoinedRegistry(registries, context.counters)
+    hooks = catalog.load_hooks(blocked=settings.node.block)
+    await transport.start()
+    try:
+        await registry.start()
+    except BaseException:
+        await transport.close()
+        raise
+    return Runtime(
+        settings=settings,
+        catalog=catalog,
+        context=replace(context, registry=registry, transport=transport),
         registry=registry,
         transport=transport,
-        broker=broker,
-        proxy=chosen.node.proxy,
-        site=chosen.node.site,
-        settings=chosen,
+        hooks=hooks,
     )
-    try:
-        await transport.start()
-        await registry.start()
-        await broker.start()
-    except BaseException:
-        await runtime.close()
-        raise
-    return runtime
+
+
+def drivers_of(catalog: Catalog, settings: Settings, role: Role) -> list[Entry]:
+    """The drivers of `role` that the settings mean, in order. Raises PluginMissing, PluginAmbiguous."""
+    blocked = settings.node.block
+    named = [entry for entry in catalog.select(settings.plugin_words, blocked=blocked) if entry.role is role]
+    if any(entry.is_builtin and entry.name not in DEFAULTS[role] for entry in named):
+        return named
+    defaults = catalog.select([f"{role.value}:{name}" for name in DEFAULTS[role]], blocked=blocked)
+    return list(dict.fromkeys([*named, *defaults])) or catalog.select([f"{role.value}:{DEFAULTS[role][0]}"])
+
+
+def build(catalog: Catalog, settings: Settings, entry: Entry, context: DriverContext) -> Any:
+    """The driver's object, built and not started. Raises PluginBroken, OptionError."""
+    driver = catalog.load(entry)
+    options: Any = build_options(driver.options, settings.plugin_values(entry.name, entry.qualified), entry.name)
+    logger = logging.getLogger(f"micro.{entry.qualified}")
+    return driver.create(options, replace(context, logger=logger))
+
+
+def process_context(settings: Settings, *, counters: CountersInMemory | None = None) -> DriverContext:
+    """What drivers of a process that is not a node are lent."""
+    return DriverContext(
+        # The shape of a node's id, and never one: nobody holds its key.
+        node_id=base64.b32encode(secrets.token_bytes(20)).decode().lower(),
+        network=settings.node.network,
+        site=settings.node.site,
+        state_dir=str(settings.state_dir()),
+        clock=SystemClock(),
+        random=random.Random(),  # noqa: S311 - jitter
+        logger=logging.getLogger("micro"),
+        counters=counters if counters is not None else CountersInMemory(),
+    )
+
+
+def joined_interceptors(runtime: Runtime | None, side: str, own: Sequence[Any]) -> tuple[Any, ...]:
+    """The hooks' interceptors outside, the program's own inside."""
+    return (*(runtime.interceptors(side) if runtime is not None else ()), *own)

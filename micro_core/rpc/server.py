@@ -16,7 +16,7 @@ from typing import Any
 
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.context import CallContext
-from micro_core.rpc.interceptors import Interceptor, chain
+from micro_core.rpc.interceptors import Interceptor, Next, chain
 from micro_core.rpc.schema import json_schema, read_handler
 from micro_core.rpc.served import ServedCall, ServedEndpoint
 from micro_core.rpc.validation import converter
@@ -85,7 +85,8 @@ class Server:
         self.at = at or name
         self.counters: Counters = counters if counters is not None else CountersInMemory()
         self.is_draining = False
-        self.proceed = partial(chain, list(interceptors)) if interceptors else None
+        self.proceed: Callable[[Next], Next] | None = None
+        self.intercept(interceptors)
         self._max_concurrent = max_concurrent
         self._endpoints: dict[str, ServedEndpoint] = {}
         self._subscribers: list[Subscriber] = []
@@ -94,6 +95,10 @@ class Server:
         self._idle: asyncio.Event | None = None
         self._requests = 0
         self._requests_by_endpoint: dict[str, int] = {}
+
+    def intercept(self, interceptors: Sequence[Interceptor]) -> None:
+        """Put these round every call from now on, the first outermost, instead of those before."""
+        self.proceed = partial(chain, list(interceptors)) if interceptors else None
 
     # What is served
 

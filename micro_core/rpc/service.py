@@ -21,9 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from micro_core.builtin.system_clock import SystemClock
+from micro_core.config import Settings, load_settings
 from micro_core.rpc.client import Client
 from micro_core.rpc.connection import Connection
-from micro_core.rpc.defaults import Runtime, build_runtime
+from micro_core.rpc.defaults import Runtime, build_runtime, joined_interceptors
 from micro_core.rpc.handlers import endpoint_name, marks_of
 from micro_core.rpc.interceptors import Interceptor
 from micro_core.rpc.server import MAX_CONCURRENT_CALLS, Server, Subscriber
@@ -66,13 +67,13 @@ class Service:
         metadata: Mapping[str, str] | None = None,
         address: str = "",
         instance_id: str = "",
-        lease_s: float = LEASE_S,
+        lease_s: float | None = None,
         interceptors: Sequence[Interceptor] = (),
         max_concurrent: int = MAX_CONCURRENT_CALLS,
         clock: Clock | None = None,
         random: Random | None = None,
         counters: Counters | None = None,
-        settings: Any = None,
+        settings: Settings | None = None,
     ) -> None:
         self.name = check_service_name(name)
         self.version = version
@@ -81,12 +82,14 @@ class Service:
         self.server = Server(
             name, at=self.id, counters=self.counters, interceptors=interceptors, max_concurrent=max_concurrent
         )
+        self._interceptors = tuple(interceptors)
         self._registry = registry
         self._transport = transport
         self._broker = broker
         self._metadata = dict(metadata or {})
         self._address = address
-        self._lease_s = lease_s
+        self._lease_s = LEASE_S if lease_s is None else lease_s
+        self._lease_is_given = lease_s is not None
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._random: Random = random if random is not None else random_source.Random()  # noqa: S311 - jitter
         self._settings = settings
@@ -196,8 +199,11 @@ class Service:
 
     def run(self) -> None:
         """Start, and serve until SIGINT or SIGTERM; a second signal does not wait for running calls."""
-        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
         try:
+            if self._settings is None and (self._registry is None or self._transport is None):
+                self._settings = load_settings()
+            level = self._settings.node.log.upper() if self._settings is not None else "WARNING"
+            logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
             asyncio.run(self._run())
         except MicroError as error:
             raise SystemExit(f"{self.name}: {error}") from error
@@ -231,16 +237,20 @@ class Service:
         self._started_wall, self._started_now = self._clock.wall(), self._clock.now()
         registry, transport, broker = self._registry, self._transport, self._broker
         if registry is None or transport is None:
-            self._runtime = await build_runtime(self._settings)
-            registry = self._registry = registry or self._runtime.registry
-            transport = transport or self._runtime.transport
-            broker = broker or self._runtime.broker
+            runtime = self._runtime = await build_runtime(self._settings)
+            registry, transport = registry or runtime.registry, transport or runtime.transport
+            if not self._lease_is_given:
+                self._lease_s = runtime.settings.node.lease
+            if broker is None and self.server.subscribers:
+                broker = await runtime.open_broker()
+            self.server.intercept(joined_interceptors(runtime, "server", self._interceptors))
+        self._registry = registry
         self._listener = await transport.listen(self._address, self._accept)
         self._client = Client(
             registry=registry,
             transport=transport,
             broker=broker,
-            proxy=self._runtime.proxy if self._runtime is not None else None,
+            runtime=self._runtime,
             name=self.id,
             clock=self._clock,
             random=self._random,

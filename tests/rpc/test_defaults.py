@@ -1,0 +1,184 @@
+"""What a Service and a Client without arguments stand on."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from micro_core import CallInfo, Client, Service
+from micro_core.config import load_settings
+from micro_core.plugins import Catalog, Entry
+from micro_core.rpc.defaults import Runtime, build_runtime, drivers_of
+from micro_core.spec import CountersInMemory, Driver, NoOptions, Role, hookimpl
+from micro_core.spec.errors import ConfigError, PluginMissing, ServiceNotFound
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICRO_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("MICRO_SITE", "eu")
+    monkeypatch.delenv("MICRO_PROXY", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+async def test_a_service_and_a_client_of_one_site_find_each_other_without_a_word() -> None:
+    service = Service("go.micro.srv.greeter")
+
+    async def hello(name: str) -> str:
+        return f"Hello {name}"
+
+    service.endpoint("Say.Hello")(hello)
+    await service.start()
+    assert service.instance.address.startswith("tcp://127.0.0.1:")
+    async with Client() as client:
+        assert await client.call("go.micro.srv.greeter", "Say.Hello", "John") == "Hello John"
+        assert await service.client.call("go.micro.srv.greeter", "Say.Hello", "me") == "Hello me"
+    await service.stop()
+    async with Client() as client:
+        with pytest.raises(ServiceNotFound):
+            await client.call("go.micro.srv.greeter", "Say.Hello", "John")
+
+
+async def test_services_of_another_site_are_not_seen() -> None:
+    service = Service("go.micro.srv.greeter")
+    await service.start()
+    async with Client(settings=load_settings({"node.site": "us"})) as client:
+        with pytest.raises(ServiceNotFound):
+            await client.call("go.micro.srv.greeter", "Debug.Health")
+    await service.stop()
+
+
+async def test_the_proxy_and_the_lease_come_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICRO_PROXY", "go.micro.network")
+    monkeypatch.setenv("MICRO_LEASE", "7")
+    service = Service("go.micro.srv.greeter")
+    await service.start()
+    assert service._lease_s == 7.0
+    async with Client() as client:
+        with pytest.raises(ServiceNotFound, match="no node"):
+            await client.call("go.micro.srv.greeter", "Debug.Health")
+    await service.stop()
+
+
+async def test_a_plugin_that_is_not_installed_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICRO_PLUGINS", "redis")
+    with pytest.raises(PluginMissing, match="pip install"):
+        await Service("s").start()
+
+
+def entries(*extra: Entry) -> Catalog:
+    builtin = [
+        Entry(role=role, name=name, distribution="micro-network", version="1", module=f"builtin.{name}")
+        for role, name in (
+            (Role.REGISTRY, "local"),
+            (Role.REGISTRY, "memory"),
+            (Role.TRANSPORT, "memory"),
+            (Role.TRANSPORT, "tcp"),
+            (Role.TRANSPORT, "unix"),
+        )
+    ]
+    return Catalog([*builtin, *extra])
+
+
+MDNS = Entry(role=Role.REGISTRY, name="mdns", distribution="micro-mdns-registry", version="1", module="m")
+QUIC = Entry(role=Role.TUNNEL, name="quic", distribution="micro-quic-tunnel", version="1", module="q")
+
+
+@pytest.mark.parametrize(
+    ("plugins", "block", "expected"),
+    [
+        ("", "", ["local"]),
+        ("quic", "", ["local"]),
+        ("quic,mdns", "", ["mdns", "local"]),
+        ("mdns", "local", ["mdns"]),
+        ("registry:memory", "", ["memory"]),
+    ],
+)
+def test_named_registries_come_before_the_default(plugins: str, block: str, expected: list[str]) -> None:
+    settings = load_settings({"node.plugins": plugins, "node.block": block}, environ={})
+    assert [entry.name for entry in drivers_of(entries(MDNS, QUIC), settings, Role.REGISTRY)] == expected
+
+
+@pytest.fixture
+async def runtime(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Runtime]:
+    module = types.ModuleType("rpc_test_hooks")
+
+    async def mark(call: CallInfo, proceed: Any) -> Any:
+        call.metadata["hook"] = call.side
+        return await proceed(call)
+
+    @hookimpl
+    def micro_interceptors(side: str) -> list[Any]:
+        return [mark]
+
+    module.micro_interceptors = micro_interceptors  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "rpc_test_hooks", module)
+    found = Catalog.discover().entries
+    hook = Entry(role=None, name="mark", distribution="micro-mark", version="1", module="rpc_test_hooks")
+    runtime = await build_runtime(catalog=Catalog([*found, hook]))
+    yield runtime
+    await runtime.close()
+
+
+async def test_interceptors_of_installed_hooks_wrap_calls(runtime: Runtime) -> None:
+    seen: list[dict[str, str]] = []
+
+    async def look(call: CallInfo, proceed: Any) -> Any:
+        seen.append(dict(call.metadata))
+        return await proceed(call)
+
+    service = Service("s", registry=runtime.registry, transport=runtime.transport, interceptors=[look])
+    await service.start()
+    client = Client(runtime=runtime)
+    await client.call("s", "Debug.Health")
+    assert seen == [{"hook": "client"}]
+    await client.close()
+    await service.stop()
+    assert await runtime.registry.instances() == [], "a runtime that was lent is still open"
+
+
+async def test_the_broker_is_opened_when_it_is_wanted_and_then_once(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broker:
+        def __init__(self) -> None:
+            self.calls: list[str] = []
+
+        async def start(self) -> None:
+            self.calls.append("start")
+
+        async def close(self) -> None:
+            self.calls.append("close")
+
+        async def publish(self, topic: str, message: Any) -> None:
+            self.calls.append(f"publish {topic}")
+
+    broker = Broker()
+
+    def load(self: Catalog, entry: Entry) -> Driver[Any]:
+        assert entry.role is Role.BROKER
+        return Driver(name="node", summary="", options=NoOptions, create=lambda options, context: broker)
+
+    monkeypatch.setattr(Catalog, "load", load)
+    client = Client(runtime=runtime)
+    await client.publish("orders.created", 1)
+    await client.publish("orders.created", 2)
+    await runtime.close()
+    assert broker.calls == ["start", "publish orders.created", "publish orders.created", "close"]
+
+
+def test_a_wrong_setting_ends_run_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICRO_LEASE", "soon")
+    with pytest.raises(SystemExit, match="lease"):
+        Service("s").run()
+
+
+def test_counters_of_a_service_are_its_own() -> None:
+    assert isinstance(Service("s").counters, CountersInMemory)
+    with pytest.raises(ConfigError):
+        assert Service("s").instance
