@@ -4,7 +4,7 @@ The hot path of the whole house. A frame that arrives costs one dictionary look-
 leaves is appended to a list, which is joined and written once per turn of the loop. No task, no future, no hook a frame.
 
 What is bounded: streams (`limits.MAX_STREAMS_PER_CONNECTION` a side), an incomplete frame (the decoder's bound), an
-incomplete event (`limits.MAX_BODY_BYTES`), refusals the peer does not read. What a stream may make us hold is its
+incomplete event (`limits.MAX_BODY_BYTES`), refusals the peer does not read, the wait for its HELLO. What a stream may make us hold is its
 owner's affair: its credit.
 """
 
@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from micro_core.rpc.event_assembly import EventAssembly
 from micro_core.spec.driver import Counters, CountersInMemory
 from micro_core.spec.errors import (
     Closed,
@@ -24,12 +25,11 @@ from micro_core.spec.errors import (
     MicroError,
     Overloaded,
     ServiceNotFound,
-    TooLarge,
 )
 from micro_core.spec.transport import Socket
 from micro_core.wire import frames, limits
 from micro_core.wire.frames import Frame, FrameDecoder, Kind
-from micro_core.wire.header import EventHeader, decode_event_header, decode_hello, encode_hello, encode_map
+from micro_core.wire.header import EventHeader, decode_hello, encode_hello, encode_map
 
 log = logging.getLogger(__name__)
 
@@ -82,38 +82,6 @@ class Connection:
     for a side that serves nothing. After the end, `error` holds the reason and `send` is ignored.
     """
 
-    __slots__ = (
-        "_bytes_unsent",
-        "_closed",
-        "_counters",
-        "_decoder",
-        "_event_body",
-        "_event_header",
-        "_flush_scheduled",
-        "_greeted",
-        "_last_peer_stream",
-        "_loop",
-        "_lost_callbacks",
-        "_next_stream",
-        "_outgoing",
-        "_paused",
-        "_peer_parity",
-        "_peer_streams",
-        "_sent_goaway",
-        "_socket",
-        "_unread_refusals",
-        "_writable_callbacks",
-        "bytes_received",
-        "dialed",
-        "error",
-        "handler",
-        "is_draining",
-        "node_id",
-        "peer_id",
-        "streams",
-        "wire_version",
-    )
-
     def __init__(
         self,
         socket: Socket,
@@ -151,11 +119,11 @@ class Connection:
         self._paused = False
         self._sent_goaway = False
         self._unread_refusals = 0
-        self._event_header: EventHeader | None = None
-        self._event_body: bytearray = bytearray()
+        self._event = EventAssembly()
         self._writable_callbacks: list[Callable[[], None]] = []
         self._lost_callbacks: list[Callable[[Connection, MicroError], None]] = []
         self._closed = asyncio.Event()
+        self._hello_timer = self._loop.call_later(limits.HANDSHAKE_TIMEOUT_S, self._hello_is_late)
 
         self.send(frames.encode(Kind.HELLO, 0, encode_hello(node_id)))
         socket.start(self)
@@ -318,6 +286,7 @@ class Connection:
                 raise Malformed(f"the first frame is {Kind(kind).name}, not HELLO")
             self.wire_version, self.peer_id = decode_hello(frame.header)
             self._greeted = True
+            self._hello_timer.cancel()
         elif kind == _REQUEST:
             self._receive_request(frame)
         elif kind == _EVENT:
@@ -352,30 +321,13 @@ class Connection:
             handler.request_received(self, frame)
 
     def _receive_event(self, frame: Frame) -> None:
-        header = self._event_header
-        if header is None:
-            header = decode_event_header(frame.header)
-            if not frame.flags & frames.MORE:
-                self._deliver_event(header, frame.body)
-                return
-            self._event_header = header
-            self._event_body = bytearray(frame.body)
+        whole = self._event.receive(frame)
+        if whole is None:
             return
-        if frame.header:
-            raise Malformed("an event begins before the one before it has ended")
-        if len(self._event_body) + len(frame.body) > limits.MAX_BODY_BYTES:
-            raise TooLarge(f"an event is over the bound of {limits.MAX_BODY_BYTES} bytes")
-        self._event_body += frame.body
-        if not frame.flags & frames.MORE:
-            body = bytes(self._event_body)
-            self._event_header, self._event_body = None, bytearray()
-            self._deliver_event(header, body)
-
-    def _deliver_event(self, header: EventHeader, body: bytes) -> None:
         if self.handler is None:
             self._counters.add("events_dropped_no_handler")
         else:
-            self.handler.event_received(self, header, body)
+            self.handler.event_received(self, *whole)
 
     # The end
 
@@ -403,6 +355,9 @@ class Connection:
         """Wait for the end, whoever causes it."""
         await self._closed.wait()
 
+    def _hello_is_late(self) -> None:
+        self._fail(Malformed(f"no HELLO within {limits.HANDSHAKE_TIMEOUT_S:.3g} s"))
+
     def _fail(self, violation: MicroError) -> None:
         self._counters.add("protocol_violations")
         log.warning("connection broken off", extra={"remote": self.remote, "reason": violation.detail})
@@ -418,11 +373,12 @@ class Connection:
         if self.error is not None:
             return
         self.error = error
+        self._hello_timer.cancel()
         owners = list(self.streams.values())
         self.streams.clear()
         self._peer_streams = 0
         self._outgoing, self._bytes_unsent = [], 0
-        self._event_body = bytearray()
+        self._event = EventAssembly()
         for owner in owners:
             self._tell(owner.connection_lost, error)
         for callback in self._lost_callbacks:

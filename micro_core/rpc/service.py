@@ -31,7 +31,7 @@ from micro_core.rpc.server import MAX_CONCURRENT_CALLS, Server, Subscriber
 from micro_core.spec.broker import Broker, Subscription
 from micro_core.spec.clock import Clock, Random
 from micro_core.spec.driver import Counters, CountersInMemory
-from micro_core.spec.errors import ConfigError, Conflict, Draining, MicroError
+from micro_core.spec.errors import ConfigError, Conflict, Draining, MicroError, Overloaded
 from micro_core.spec.names import check_service_name
 from micro_core.spec.registry import Instance, Registry
 from micro_core.spec.transport import Listener, Socket, Transport
@@ -43,6 +43,9 @@ LEASE_S = 30.0
 
 DRAIN_S = 10.0
 """How long `stop` waits for the calls that run."""
+
+MAX_CONNECTIONS = 4_096
+"""Sockets open at once: a caller needs one, and a process has few more descriptors by default."""
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 ClassT = TypeVar("ClassT")
@@ -278,6 +281,10 @@ class Service:
 
     def _accept(self, socket: Socket) -> None:
         connection = Connection(socket, dialed=False, handler=self.server, node_id=self.id[:64], counters=self.counters)
+        if len(self._connections) >= MAX_CONNECTIONS:
+            self.counters.add("connections_refused")
+            connection.abort(Overloaded(f"{MAX_CONNECTIONS} connections are open", at=self.id))
+            return
         self._connections.add(connection)
         connection.on_lost(lambda lost, _error: self._connections.discard(lost))
         if self._is_stopped:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from micro_core.rpc.connection import Connection
 from micro_core.rpc.context import CallContext
 from micro_core.rpc.interceptors import CallInfo, Next
 from micro_core.rpc.server import Server
@@ -38,7 +39,7 @@ from micro_core.spec.errors import (
 )
 from micro_core.wire import codec, frames, limits
 from micro_core.wire.frames import Kind
-from micro_core.wire.header import CallMode
+from micro_core.wire.header import CallMode, EventHeader, encode_header
 
 if TYPE_CHECKING:
     from tests.rpc.conftest import Rig
@@ -706,3 +707,60 @@ async def test_frames_of_a_call_that_nobody_sent_end_the_connection_alone(rig: R
     await until(lambda: any(connection.error is not None for connection in rig.connections))
     assert await rig.client.call(GREETER, "Say.Echo", 2) == 2
     assert len(rig.transport.dialed) == 2
+
+
+# Messages that a node hands over
+
+
+async def test_an_event_reaches_every_subscriber_of_its_topic_and_a_failing_one_disturbs_nobody(
+    rig: Rig, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, heard = greeter(), []
+
+    async def good(order: dict[str, int]) -> None:
+        heard.append(order["number"])
+
+    async def bad(order: dict[str, int]) -> None:
+        raise ZeroDivisionError
+
+    def in_a_thread(order: dict[str, int]) -> None:
+        heard.append(-order["number"])
+
+    for handler in (bad, good, in_a_thread):
+        server.add_subscriber("orders.created", handler)
+    instance = await rig.serve(server)
+    connection = Connection(await rig.transport.dial(instance.address, timeout_s=1.0), dialed=True)
+    for topic, body in (("orders.created", codec.encode({"number": 5})), ("other", b""), ("orders.created", b"\xc1")):
+        connection.send(
+            b"".join(frames.encode_message(Kind.EVENT, 0, encode_header(EventHeader(topic, "0" * 32)), body))
+        )
+    await until(lambda: len(heard) == 2 and counted(server).get("events_failed") == 4)
+    assert sorted(heard) == [-5, 5]
+    assert "a subscriber failed" in caplog.text
+    await connection.close()
+
+
+async def test_a_subscriber_that_does_not_keep_up_loses_the_newest(
+    rig: Rig, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("micro_core.rpc.server.MAX_CONCURRENT_EVENTS", 3)
+    server, heard, release = greeter(), [], asyncio.Event()
+
+    async def slow(number: int) -> None:
+        await release.wait()
+        heard.append(number)
+
+    server.add_subscriber("numbers", slow)
+    header = EventHeader("numbers", "0" * 32)
+    for number in range(5):
+        server.event_received(None, header, codec.encode(number))  # type: ignore[arg-type]  # not looked at
+    release.set()
+    await until(lambda: len(heard) == 3)
+    assert heard == [0, 1, 2]
+    assert counted(server)["events_dropped_overloaded"] == 2
+
+
+@pytest.mark.parametrize("handler", [count_to, add_up])
+def test_a_subscriber_must_take_one_message(handler: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError):
+        greeter().add_subscriber("numbers", handler)

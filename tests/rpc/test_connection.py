@@ -349,3 +349,13 @@ async def test_a_connection_that_nears_the_end_of_its_stream_numbers_asks_to_be_
     near._next_stream = 0xFFFF_FFFF + 2
     with pytest.raises(Draining):
         near.open_stream(Owner())
+
+
+async def test_a_peer_that_never_says_hello_is_cut_off(
+    pair: tuple[PairedSocket, PairedSocket], until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT_S", 0.01)
+    victim = Connection(pair[1], dialed=False)
+    await until(lambda: victim.error is not None)
+    assert victim.error is not None
+    assert "no HELLO" in victim.error.detail

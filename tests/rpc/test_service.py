@@ -262,6 +262,20 @@ class Plain:
             yield number
 
 
+async def test_connections_above_the_bound_are_closed_at_once(
+    rig: Rig, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("micro_core.rpc.service.MAX_CONNECTIONS", 1)
+    service = new_service(rig)
+    await service.start()
+    assert await rig.client.call(GREETER, "Debug.Health") == {"status": "ok"}
+    with pytest.raises(MicroError):
+        await rig.new_client().call(GREETER, "Debug.Health", retries=0)
+    assert await rig.client.call(GREETER, "Debug.Health") == {"status": "ok"}
+    assert service.server.counters.values["connections_refused"] == 1  # type: ignore[attr-defined]
+    await service.stop()
+
+
 # Over real sockets
 
 

@@ -1,0 +1,38 @@
+"""Events in pieces, put together. One at a time a connection, bounded by `limits.MAX_BODY_BYTES`. Pure."""
+
+from __future__ import annotations
+
+from micro_core.spec.errors import Malformed, TooLarge
+from micro_core.wire import limits
+from micro_core.wire.frames import MORE, Frame
+from micro_core.wire.header import EventHeader, decode_event_header
+
+
+class EventAssembly:
+    """EVENT frames in, whole events out."""
+
+    __slots__ = ("_body", "_header")
+
+    def __init__(self) -> None:
+        self._header: EventHeader | None = None
+        self._body = bytearray()
+
+    def receive(self, frame: Frame) -> tuple[EventHeader, bytes] | None:
+        """The event that `frame` completes, or None. Raises Malformed, TooLarge: the connection is beyond repair."""
+        header = self._header
+        if header is None:
+            header = decode_event_header(frame.header)
+            if not frame.flags & MORE:
+                return header, frame.body
+            self._header, self._body = header, bytearray(frame.body)
+            return None
+        if frame.header:
+            raise Malformed("an event begins before the one before it has ended")
+        if len(self._body) + len(frame.body) > limits.MAX_BODY_BYTES:
+            raise TooLarge(f"an event is over the bound of {limits.MAX_BODY_BYTES} bytes")
+        self._body += frame.body
+        if frame.flags & MORE:
+            return None
+        body = bytes(self._body)
+        self._header, self._body = None, bytearray()
+        return header, body
