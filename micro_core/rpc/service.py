@@ -27,6 +27,7 @@ from micro_core.rpc.connection import Connection
 from micro_core.rpc.defaults import Runtime, build_runtime, joined_interceptors
 from micro_core.rpc.handlers import endpoint_name, marks_of
 from micro_core.rpc.interceptors import Interceptor
+from micro_core.rpc.registration import LEASE_S, Registration
 from micro_core.rpc.server import MAX_CONCURRENT_CALLS, Server, Subscriber
 from micro_core.spec.broker import Broker, Subscription
 from micro_core.spec.clock import Clock, Random
@@ -37,9 +38,6 @@ from micro_core.spec.registry import Instance, Registry
 from micro_core.spec.transport import Listener, Socket, Transport
 
 log = logging.getLogger(__name__)
-
-LEASE_S = 30.0
-"""How long the registry believes in an instance that has stopped renewing."""
 
 DRAIN_S = 10.0
 """How long `stop` waits for the calls that run."""
@@ -100,7 +98,7 @@ class Service:
         self._client: Client | None = None
         self._listener: Listener | None = None
         self._instance: Instance | None = None
-        self._renewing: asyncio.Task[None] | None = None
+        self._registration: Registration | None = None
         self._subscriptions: list[Subscription] = []
         self._connections: set[Connection] = set()
         self._started_wall = self._started_now = 0.0
@@ -184,9 +182,6 @@ class Service:
         if self._is_stopped:
             return
         self._is_stopped = True
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
         await self._withdraw()
         if self._listener is not None:
             await self._listener.close()
@@ -247,7 +242,6 @@ class Service:
             if broker is None and self.server.subscribers:
                 broker = await runtime.open_broker()
             self.server.intercept(joined_interceptors(runtime, "server", self._interceptors))
-        self._registry = registry
         self._listener = await transport.listen(self._address, self._accept)
         self._client = Client(
             registry=registry,
@@ -269,8 +263,10 @@ class Service:
             metadata=self._metadata,
             endpoints=self.server.endpoints,
         )
-        await registry.register(self._instance, lease_s=self._lease_s)
-        self._renewing = asyncio.get_running_loop().create_task(self._renew(registry, self._instance))
+        self._registration = Registration(
+            registry, self._instance, lease_s=self._lease_s, counters=self.counters, random=self._random
+        )
+        await self._registration.start()
 
     async def _subscribe(self, broker: Broker | None, subscriber: Subscriber) -> Subscription:
         if broker is None:
@@ -290,30 +286,9 @@ class Service:
         if self._is_stopped:
             connection.goaway()
 
-    async def _renew(self, registry: Registry, instance: Instance) -> None:
-        failed = False
-        while True:
-            # After a failure sooner: the lease may be running out while the registry is away.
-            period_s = min(1.0, self._lease_s / 10) if failed else self._lease_s / 3
-            await asyncio.sleep(period_s * self._random.uniform(0.8, 1.0))
-            try:
-                await registry.register(instance, lease_s=self._lease_s)
-                failed = False
-            except MicroError as error:
-                failed = True
-                self.counters.add("lease_renewals_failed")
-                log.warning("the lease was not renewed", extra={"service": self.name, "reason": str(error)})
-            except Exception:  # the task's root: a driver's bug must not end the renewing
-                failed = True
-                self.counters.add("lease_renewals_failed")
-                log.exception("the lease was not renewed", extra={"service": self.name})
-
     async def _withdraw(self) -> None:
-        if self._instance is not None and self._registry is not None:
-            try:
-                await self._registry.deregister(self._instance)
-            except MicroError as error:
-                log.warning("not withdrawn; the lease will run out", extra={"reason": str(error)})
+        if self._registration is not None:
+            await self._registration.close()
         for subscription in self._subscriptions:
             try:
                 await subscription.close()
