@@ -1,0 +1,332 @@
+"""QUIC links over real UDP sockets on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from micro_quic_tunnel import create
+from micro_quic_tunnel.options import QuicOptions
+
+from micro_core.spec import (
+    Closed,
+    Conflict,
+    CountersInMemory,
+    DriverContext,
+    Ended,
+    Link,
+    LinkDriver,
+    LinkLost,
+    MicroError,
+    OptionError,
+    Unreachable,
+)
+
+PATIENCE_S = 15.0
+LANES = range(4)
+
+
+class SystemTime:
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()
+
+
+def driver(**options: Any) -> Any:
+    context = DriverContext(
+        node_id="test",
+        network="go.micro",
+        site="test",
+        state_dir="",
+        clock=SystemTime(),
+        random=random.Random(1),
+        logger=logging.getLogger("test"),
+        counters=CountersInMemory(),
+    )
+    return create(QuicOptions(**options), context)
+
+
+class Reader:
+    """A receiver that remembers, and tells when something changed."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.lanes: list[bytearray] = [bytearray() for _ in LANES]
+        self.writable: list[int] = []
+        self.error: MicroError | None = None
+        self.changed = asyncio.Event()
+        link.start(self)
+
+    def data_received(self, lane: int, data: bytes) -> None:
+        self.lanes[lane] += data
+        self.changed.set()
+
+    def lane_writable(self, lane: int) -> None:
+        self.writable.append(lane)
+        self.changed.set()
+
+    def link_lost(self, error: MicroError) -> None:
+        assert self.error is None, "told twice"
+        self.error = error
+        self.changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+class Pair:
+    """A listener, and links dialled to it."""
+
+    def __init__(self, here: LinkDriver, there: LinkDriver) -> None:
+        self.here = here
+        self.there = there
+        self.accepted: asyncio.Queue[Link] = asyncio.Queue()
+        self.address = ""
+
+    async def connect(self, address: str = "") -> tuple[Reader, Reader]:
+        near = await self.here.dial(address or self.address, timeout_s=5.0)
+        far = await asyncio.wait_for(self.accepted.get(), PATIENCE_S)
+        return Reader(near), Reader(far)
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    made = Pair(driver(), driver())
+    made.address = (await made.there.listen("127.0.0.1:0", made.accepted.put_nowait)).address
+    yield made
+    await made.here.close()
+    await made.there.close()
+
+
+async def test_every_lane_carries_bytes_in_order_both_ways(pair: Pair) -> None:
+    near, far = await pair.connect()
+    sent = [random.Random(lane).randbytes(300_000) for lane in LANES]
+    for start in range(0, 300_000, 10_000):
+        for lane in LANES:
+            near.link.write(lane, sent[lane][start : start + 10_000])
+            far.link.write(lane, sent[lane][start : start + 10_000])
+    await far.until(lambda: all(len(far.lanes[lane]) == 300_000 for lane in LANES))
+    await near.until(lambda: all(len(near.lanes[lane]) == 300_000 for lane in LANES))
+    assert [bytes(lane) for lane in far.lanes] == sent
+    assert [bytes(lane) for lane in near.lanes] == sent
+
+
+async def test_both_ends_have_the_same_binding_and_each_listener_its_own(pair: Pair) -> None:
+    near, far = await pair.connect()
+    assert near.link.channel_binding == far.link.channel_binding
+    assert len(near.link.channel_binding) == 32
+    other = Pair(pair.here, driver())
+    other.address = (await other.there.listen("127.0.0.1:0", other.accepted.put_nowait)).address
+    elsewhere, _ = await other.connect()
+    assert elsewhere.link.channel_binding != near.link.channel_binding
+    await other.there.close()
+
+
+async def test_nothing_is_lost_that_comes_before_the_start(pair: Pair) -> None:
+    near = await pair.here.dial(pair.address, timeout_s=5.0)
+    near.write(1, b"early")
+    far_link = await asyncio.wait_for(pair.accepted.get(), PATIENCE_S)
+    probe = Reader(near)
+    far_link.write(0, b"x")
+    await probe.until(lambda: probe.lanes[0] == b"x")
+    far = Reader(far_link)
+    await far.until(lambda: far.lanes[1] == b"early")
+
+
+async def test_a_lane_tells_what_it_holds_and_when_it_has_emptied(pair: Pair) -> None:
+    near, far = await pair.connect()
+    near.link.write(3, bytes(2_000_000))
+    assert near.link.buffered_bytes(3) > 1_000_000
+    await near.until(lambda: 3 in near.writable)
+    assert near.link.buffered_bytes(3) <= 64_000
+    await far.until(lambda: len(far.lanes[3]) == 2_000_000)
+
+
+async def test_the_peer_s_close_is_an_end_and_ours_a_close(pair: Pair) -> None:
+    near, far = await pair.connect()
+    near.link.write(1, b"last words")
+    await near.link.close()
+    await near.link.close()
+    await far.until(lambda: far.error is not None)
+    assert isinstance(near.error, Closed)
+    assert isinstance(far.error, Ended)
+    assert far.lanes[1] == b"last words"
+
+
+async def test_many_diallers_at_once_are_all_accepted(pair: Pair) -> None:
+    links = await asyncio.gather(*(pair.here.dial(pair.address, timeout_s=10.0) for _ in range(20)))
+    far = [await asyncio.wait_for(pair.accepted.get(), PATIENCE_S) for _ in links]
+    assert len({link.remote for link in far}) == 20
+
+
+async def test_a_dial_to_nobody_fails_in_time_and_says_what_to_check() -> None:
+    here = driver()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        started = time.monotonic()
+        with pytest.raises(Unreachable, match="UDP port"):
+            await here.dial(f"127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.6)
+        assert time.monotonic() - started < 3.0
+    await here.close()
+
+
+async def test_a_taken_port_is_a_conflict(pair: Pair) -> None:
+    with pytest.raises(Conflict, match="another port"):
+        await pair.there.listen(pair.address, pair.accepted.put_nowait)
+
+
+async def test_garbage_and_strange_packets_disturb_nobody(pair: Pair) -> None:
+    near, far = await pair.connect()
+    host, _, port = pair.address.removeprefix("quic://").rpartition(":")
+    source = random.Random(3)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        for size in [0, 1, 8, 20, 1200, 1500] * 20:
+            stranger.sendto(source.randbytes(size), (host, int(port)))
+            stranger.sendto(b"\xc0\x00\x00\x00\x01\x08" + source.randbytes(size), (host, int(port)))
+    near.link.write(1, b"still here")
+    await far.until(lambda: far.lanes[1] == b"still here")
+
+
+async def test_a_stream_that_is_no_lane_ends_that_link_only(pair: Pair) -> None:
+    near, far = await pair.connect()
+    other_near, other_far = await pair.connect()
+    near.link.quic.send_stream_data(16, b"x")  # type: ignore[attr-defined]
+    near.link.write(0, b"y")
+    await far.until(lambda: far.error is not None)
+    await near.until(lambda: near.error is not None)
+    other_near.link.write(1, b"fine")
+    await other_far.until(lambda: other_far.lanes[1] == b"fine")
+
+
+KILLED = """
+import asyncio, sys
+sys.path.insert(0, {here!r})
+from test_quic_links import Reader, driver
+
+async def main():
+    link = await driver().dial({address!r}, timeout_s=5.0)
+    reader = Reader(link)
+    link.write(1, b"alive")
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_peer_is_noticed_when_the_idle_time_is_over() -> None:
+    there = driver(idle_timeout_s=1.0)
+    accepted: asyncio.Queue[Link] = asyncio.Queue()
+    listener = await there.listen("127.0.0.1:0", accepted.put_nowait)
+    here = __file__.rpartition("/")[0]
+    # Not awaited: it is killed before it ends.
+    child = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-c", KILLED.format(here=here, address=listener.address)]
+    )
+    try:
+        far = Reader(await asyncio.wait_for(accepted.get(), PATIENCE_S))
+        await far.until(lambda: far.lanes[1] == b"alive")
+        child.kill()
+        await far.until(lambda: far.error is not None)
+        assert isinstance(far.error, LinkLost)
+    finally:
+        child.kill()
+        child.wait()
+        await there.close()
+
+
+class Relay:
+    """A path between two UDP sockets that loses what is too large, and some of the rest."""
+
+    def __init__(self, target: tuple[str, int], *, largest: int = 65_535, loss: float = 0.0) -> None:
+        self.target = target
+        self.largest = largest
+        self.loss = loss
+        self.random = random.Random(5)
+        self.dropped = 0
+        self._back: dict[tuple[str, int], socket.socket] = {}
+        self._loop = asyncio.get_running_loop()
+        self._front = self._socket()
+        self._loop.add_reader(self._front, self._from_dialler)
+        self.address = f"127.0.0.1:{self._front.getsockname()[1]}"
+
+    def _socket(self) -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.bind(("127.0.0.1", 0))
+        made.setblocking(False)
+        return made
+
+    def _passes(self, data: bytes) -> bool:
+        if len(data) > self.largest or self.random.random() < self.loss:
+            self.dropped += 1
+            return False
+        return True
+
+    def _from_dialler(self) -> None:
+        data, dialler = self._front.recvfrom(65_535)
+        if dialler not in self._back:
+            back = self._back[dialler] = self._socket()
+            self._loop.add_reader(back, self._to_dialler, back, dialler)
+        if self._passes(data):
+            self._back[dialler].sendto(data, self.target)
+
+    def _to_dialler(self, back: socket.socket, dialler: tuple[str, int]) -> None:
+        data = back.recv(65_535)
+        if self._passes(data):
+            self._front.sendto(data, dialler)
+
+    def close(self) -> None:
+        for made in (self._front, *self._back.values()):
+            self._loop.remove_reader(made)
+            made.close()
+
+
+def target_of(pair: Pair) -> tuple[str, int]:
+    host, _, port = pair.address.removeprefix("quic://").rpartition(":")
+    return host, int(port)
+
+
+async def test_a_path_that_drops_large_datagrams_is_found_out_and_used_with_small_ones(pair: Pair) -> None:
+    relay = Relay(target_of(pair), largest=1_300)
+    near, far = await pair.connect(relay.address)
+    near.link.write(1, bytes(100_000))
+    far.link.write(1, bytes(100_000))
+    await far.until(lambda: len(far.lanes[1]) == 100_000)
+    await near.until(lambda: len(near.lanes[1]) == 100_000)
+    assert relay.dropped > 0
+    await near.link.close()
+    relay.close()
+
+
+async def test_a_lossy_path_still_delivers_everything_in_order() -> None:
+    pair = Pair(driver(max_datagram_bytes=1200), driver(max_datagram_bytes=1200))
+    pair.address = (await pair.there.listen("127.0.0.1:0", pair.accepted.put_nowait)).address
+    relay = Relay(target_of(pair), loss=0.05)
+    near, far = await pair.connect(relay.address)
+    sent = random.Random(9).randbytes(200_000)
+    for start in range(0, len(sent), 5_000):
+        near.link.write(1, sent[start : start + 5_000])
+    await far.until(lambda: len(far.lanes[1]) == len(sent))
+    assert bytes(far.lanes[1]) == sent
+    assert relay.dropped > 0
+    await pair.here.close()
+    await pair.there.close()
+    relay.close()
+
+
+def test_impossible_options_are_refused_by_name() -> None:
+    for options in ({"congestion": "bbr"}, {"max_datagram_bytes": 100}):
+        with pytest.raises(OptionError, match=next(iter(options))):
+            driver(**options)
