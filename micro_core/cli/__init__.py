@@ -1,0 +1,1 @@
+"""The `micro` command: one file a group. Bodies import what they need when they run."""

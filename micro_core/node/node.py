@@ -17,7 +17,7 @@ from micro_core.rpc.connection import Connection
 from micro_core.rpc.registration import Registration
 from micro_core.rpc.server import Server
 from micro_core.spec.broker import Broker
-from micro_core.spec.driver import Counters
+from micro_core.spec.driver import CountersInMemory
 from micro_core.spec.errors import MicroError
 from micro_core.spec.registry import Instance, Registry
 from micro_core.spec.resolver import Resolver
@@ -55,8 +55,10 @@ class Node:
     listen_address: str
     lease_s: float
     metadata: Callable[[], dict[str, str]]
-    counters: Counters
+    counters: CountersInMemory
     log: logging.Logger
+    drivers: tuple[str, ...]
+    """What it was assembled of, as `tunnel:quic`."""
     address: str = ""
     """Where the node takes calls, once started."""
     _listener: Listener | None = None
@@ -114,8 +116,15 @@ class Node:
             "network": self.network_name,
             "address": self.address,
             "tunnel": self.tunnel.address(),
+            "drivers": list(self.drivers),
             "in_flight": self.proxy.in_flight,
+            "counters": self.counted(),
         }
+
+    def counted(self) -> dict[str, int]:
+        """All counters, by name."""
+        values = self.counters.values
+        return {name: values[name] for name in sorted(values)}
 
     def _accept(self, socket: Socket) -> None:
         self.proxy.accept_socket(

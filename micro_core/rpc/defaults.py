@@ -1,8 +1,7 @@
 """The drivers that the settings name, built and started: what a Client or Service without arguments stands on.
 
-Drivers of a role that are named in `plugins` come first; the built-in default follows, unless it is blocked
-(`block = ["local"]`) or another built-in of the role is named instead. So a service that uses mDNS is still found by
-a command on the same machine that does not.
+A driver that is named in `plugins` takes the place of its role's default. Transports and resolvers are added to it
+instead, unless blocked: an address of either kind can then be dialled, and nodes of one site find each other.
 """
 
 from __future__ import annotations
@@ -23,15 +22,23 @@ from micro_core.config import Settings, build_options, load_settings
 from micro_core.plugins import Catalog, Entry
 from micro_core.spec.broker import Broker
 from micro_core.spec.driver import CountersInMemory, DriverContext, Role
+from micro_core.spec.errors import ConfigError
 from micro_core.spec.registry import Registry
 from micro_core.spec.transport import Transport
 
-DEFAULTS = {
+DEFAULTS: dict[Role, tuple[str, ...]] = {
     Role.REGISTRY: ("local",),
     # Both, so that an address of either kind can be dialled; services listen on the first.
     Role.TRANSPORT: ("tcp", "unix"),
     Role.BROKER: ("node",),
+    Role.TUNNEL: (),
+    Role.TABLE: ("memory",),
+    Role.RESOLVER: ("registry",),
 }
+"""What serves where nothing of a role is named: all of it works with nothing installed."""
+
+SEVERAL = (Role.TRANSPORT, Role.RESOLVER)
+"""Roles whose defaults stand beside what is named."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,6 +95,7 @@ async def build_runtime(settings: Settings | None = None, *, catalog: Catalog | 
     """Build and start registry and transport. Raises ConfigError and its kind, Unreachable."""
     settings = settings if settings is not None else load_settings()
     catalog = catalog if catalog is not None else Catalog.discover()
+    check_tables(catalog, settings)
     context = process_context(settings)
     transport = JoinedTransport(
         [build(catalog, settings, entry, context) for entry in drivers_of(catalog, settings, Role.TRANSPORT)]
@@ -114,13 +122,26 @@ async def build_runtime(settings: Settings | None = None, *, catalog: Catalog | 
 
 
 def drivers_of(catalog: Catalog, settings: Settings, role: Role) -> list[Entry]:
-    """The drivers of `role` that the settings mean, in order. Raises PluginMissing, PluginAmbiguous."""
+    """The drivers of `role` that the settings mean, in order. Raises PluginMissing, PluginAmbiguous, ConfigError."""
     blocked = settings.node.block
     named = [entry for entry in catalog.select(settings.plugin_words, blocked=blocked) if entry.role is role]
-    if any(entry.is_builtin and entry.name not in DEFAULTS[role] for entry in named):
+    if len(named) > 1 and role in (Role.TABLE, Role.BROKER):
+        names = ", ".join(entry.name for entry in named)
+        raise ConfigError(f"several drivers are named for the role {role.value}: {names}", hint="name one")
+    if named and role not in SEVERAL:
         return named
     defaults = catalog.select([f"{role.value}:{name}" for name in DEFAULTS[role]], blocked=blocked)
-    return list(dict.fromkeys([*named, *defaults])) or catalog.select([f"{role.value}:{DEFAULTS[role][0]}"])
+    found = list(dict.fromkeys([*named, *defaults]))
+    if not found and role not in (Role.TUNNEL, Role.RESOLVER):
+        raise ConfigError(f"every driver for the role {role.value} is blocked", hint="take one -p no:NAME away")
+    return found
+
+
+def check_tables(catalog: Catalog, settings: Settings) -> None:
+    """Raise PluginMissing for a [plugins.NAME] whose plugin is not there: its options would be lost in silence."""
+    for word in settings.plugin_tables():
+        if not any(entry.answers_to(word) for entry in catalog.entries):
+            catalog.find(word)
 
 
 def build(catalog: Catalog, settings: Settings, entry: Entry, context: DriverContext) -> Any:

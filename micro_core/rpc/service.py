@@ -104,6 +104,7 @@ class Service:
         self._started_wall = self._started_now = 0.0
         self._is_stopped = False
         self.server.add("Debug.Health", self._health, idempotent=True, description="Whether the instance serves.")
+        self.server.add("Debug.Describe", self._describe, idempotent=True, description="What this service can do.")
         self.server.add("Debug.Stats", self._stats, idempotent=True, description="Counts, uptime and memory.")
 
     # What it serves
@@ -219,7 +220,7 @@ class Service:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, signalled)
         await self.start()
-        log.info("%s serves at %s", self.id, self.address)
+        print(f"ready {self.id} at {self.address}", flush=True)  # noqa: T201 - what a person who started it waits for
         await signals.wait()
         stopping = loop.create_task(self.stop())
         hurrying = loop.create_task(hurry.wait())
@@ -299,6 +300,21 @@ class Service:
         if self.server.is_draining:
             raise Draining("stopping", at=self.id)
         return self.server.health()
+
+    async def _describe(self) -> dict[str, Any]:
+        endpoints = [
+            {
+                "name": endpoint.name,
+                "kind": endpoint.kind.value,
+                "description": endpoint.description,
+                "request": endpoint.request,
+                "response": endpoint.response,
+                "idempotent": endpoint.idempotent,
+                "queue": endpoint.queue,
+            }
+            for endpoint in self.instance.endpoints
+        ]
+        return {"service": self.name, "version": self.version, "id": self.id, "endpoints": endpoints}
 
     async def _stats(self) -> dict[str, Any]:
         return self.server.stats(self._started_wall, self._clock.now() - self._started_now)

@@ -94,12 +94,12 @@ QUIC = Entry(role=Role.TUNNEL, name="quic", distribution="micro-quic-tunnel", ve
     [
         ("", "", ["local"]),
         ("quic", "", ["local"]),
-        ("quic,mdns", "", ["mdns", "local"]),
-        ("mdns", "local", ["mdns"]),
+        ("quic,mdns", "", ["mdns"]),
+        ("mdns,registry:local", "", ["mdns", "local"]),
         ("registry:memory", "", ["memory"]),
     ],
 )
-def test_named_registries_come_before_the_default(plugins: str, block: str, expected: list[str]) -> None:
+def test_named_registries_take_the_place_of_the_default(plugins: str, block: str, expected: list[str]) -> None:
     settings = load_settings({"node.plugins": plugins, "node.block": block}, environ={})
     assert [entry.name for entry in drivers_of(entries(MDNS, QUIC), settings, Role.REGISTRY)] == expected
 

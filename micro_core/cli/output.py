@@ -1,0 +1,129 @@
+"""What commands print, and the codes they exit with. Data goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import typer
+
+from micro_core.spec.errors import MicroError
+
+OK = 0
+SERVICE_ERROR = 1
+USAGE = 2
+CONFIGURATION = 3
+NOT_FOUND = 4
+DEADLINE = 5
+UNREACHABLE = 6
+DENIED = 7
+OVERLOADED = 8
+PARTIAL = 9
+INTERRUPTED = 130
+
+_CODES = {
+    401: DENIED,
+    403: DENIED,
+    404: NOT_FOUND,
+    408: DEADLINE,
+    429: OVERLOADED,
+    502: UNREACHABLE,
+    503: OVERLOADED,
+    508: UNREACHABLE,
+}
+
+
+def exit_code(error: MicroError) -> int:
+    """The exit code of a command that ended with `error`."""
+    return CONFIGURATION if error.code >= 900 else _CODES.get(error.code, SERVICE_ERROR)
+
+
+def show_json(schema: str, value: Mapping[str, Any]) -> None:
+    """One JSON object; `schema` (`micro.routes/1`) names its shape."""
+    typer.echo(json.dumps({"schema": schema, **value}, ensure_ascii=False, default=_plain))
+
+
+def show_value(value: object) -> None:
+    """A service's answer as one line of JSON; bytes as text where they are text, else as hex."""
+    typer.echo(json.dumps(value, ensure_ascii=False, default=_plain))
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> None:
+    """Aligned columns with upper-case titles; `empty` instead, on stderr, where there are no rows."""
+    if not rows:
+        note(empty)
+        return
+    texts = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(title), *(len(row[place]) for row in texts)) for place, title in enumerate(columns)]
+    for line in ([title.upper() for title in columns], *texts):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def note(text: str) -> None:
+    """A remark for people."""
+    typer.echo(text, err=True)
+
+
+def fail(error: MicroError, *, as_json: bool = False) -> NoReturn:
+    """Say what, where and what to try, and exit with the error's code."""
+    if as_json:
+        typer.echo(json.dumps({"schema": "micro.error/1", "error": error.to_wire()}, ensure_ascii=False))
+    typer.echo(f"{paint('error:', '31')} {error.detail}", err=True)
+    if error.at:
+        typer.echo(f"   at: {error.at}", err=True)
+    if error.hint:
+        typer.echo(f"  try: {error.hint}", err=True)
+    raise typer.Exit(exit_code(error))
+
+
+def guarded(run: Callable[[], None], *, as_json: bool = False) -> None:
+    """Run a command's body: errors become sentences, an interrupt exit code 130; MICRO_DEBUG=1 shows tracebacks."""
+    try:
+        run()
+    except MicroError as error:
+        if os.environ.get("MICRO_DEBUG"):
+            raise
+        fail(error, as_json=as_json)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader has gone (`micro ... | head`); nothing is left to say to anybody.
+        sys.stderr.close()
+        raise typer.Exit(OK) from None
+
+
+def paint(text: str, code: str) -> str:
+    """Colour, on a terminal that wants it (NO_COLOR)."""
+    if not sys.stderr.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\x1b[{code}m{text}\x1b[0m"
+
+
+def microseconds(value: int | None) -> str:
+    """`1.25 ms`: a time for people."""
+    if value is None:
+        return "-"
+    return f"{value} µs" if value < 1000 else f"{value / 1000:.2f} ms"
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, (list, tuple)):
+        return ",".join(str(item) for item in value) or "-"
+    # What a peer said is shown, never obeyed: no control characters on a terminal.
+    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (bytes, bytearray)):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.hex()
+    if isinstance(value, (set, frozenset, tuple)):
+        return list(value)
+    return str(value)

@@ -1,0 +1,71 @@
+"""`micro services`, `micro describe`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+from micro_core.cli.client import Common, client_of, run_command, settings_of
+from micro_core.cli.output import show_json, show_table
+from micro_core.routing.router import NODE_SERVICE as NETWORK_SERVICE
+from micro_core.rpc.client import Client
+from micro_core.rpc.defaults import build_runtime
+
+
+def list_services(common: Common, as_json: bool) -> None:
+    async def work() -> None:
+        settings = settings_of(common)
+        if settings.node.proxy:
+            async with client_of(settings) as client:
+                found = (await client.call(NETWORK_SERVICE, "Network.Services"))["services"]
+            rows = [{"service": e["service"], "instances": e["routes"], "sites": e["sites"]} for e in found]
+        else:
+            runtime = await build_runtime(settings)
+            try:
+                instances = await runtime.registry.instances()
+            finally:
+                await runtime.close()
+            names = sorted({instance.service for instance in instances})
+            rows = [
+                {
+                    "service": name,
+                    "instances": sum(instance.service == name for instance in instances),
+                    "sites": [settings.node.site],
+                }
+                for name in names
+            ]
+        if as_json:
+            show_json("micro.services/1", {"services": rows})
+        else:
+            cells = [[row["service"], row["instances"], row["sites"]] for row in rows]
+            show_table(["service", "instances", "sites"], cells, "no services yet; see: micro new service NAME")
+
+    run_command(work, as_json=as_json)
+
+
+def describe_service(service: str, address: str | None, common: Common, as_json: bool) -> None:
+    async def work() -> None:
+        settings = settings_of(common)
+        async with client_of(settings) as client:
+            described = await _described(client, service, address)
+        if as_json:
+            show_json("micro.describe/1", described)
+            return
+        typer.echo(f"{described['service']}  version {described['version']}  instance {described['id']}")
+        for endpoint in described["endpoints"]:
+            queue = f" in queue {endpoint['queue']}" if endpoint["queue"] else ""
+            typer.echo(f"\n{endpoint['name']}  ({endpoint['kind']}{queue})")
+            if endpoint["description"]:
+                typer.echo(f"  {endpoint['description']}")
+            for what in ("request", "response"):
+                if endpoint[what]:
+                    typer.echo(f"  {what}: {json.dumps(endpoint[what], ensure_ascii=False)}")
+
+    run_command(work, as_json=as_json)
+
+
+async def _described(client: Client, service: str, address: str | None) -> dict[str, Any]:
+    answer: dict[str, Any] = await client.call(service, "Debug.Describe", address=address)
+    return answer
