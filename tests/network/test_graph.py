@@ -122,7 +122,9 @@ def test_every_graph_within_reach_is_learned_by_flooding(seed: int) -> None:
     edges = {(a, b) for a in range(size) for b in range(a + 1, size) if source.random() < 0.4}
     near = {n: {b for a, b in edges if a == n} | {a for a, b in edges if b == n} for n in range(size)}
     graphs = {n: Graph(record(n, *sorted(near[n]))) for n in range(size)}
-    pending = [(n, to, (graphs[n].own,)) for n in range(size) for to in near[n]]
+    pending: list[tuple[int, int, tuple[NodeRecord, ...]]] = [
+        (n, to, (graphs[n].own,)) for n in range(size) for to in near[n]
+    ]
     while pending:
         sender, to, records = pending.pop(source.randrange(len(pending)))
         news = graphs[to].receive(tuple(replace(entry) for entry in records), now=0.0)

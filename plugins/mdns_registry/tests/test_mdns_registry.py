@@ -124,7 +124,7 @@ async def next_event(watch: RegistryWatch, timeout_s: float = 8.0) -> tuple[str,
 
 async def until(condition: Callable[[], bool], timeout_s: float = 8.0) -> None:
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in the library
+        while not condition():
             await asyncio.sleep(0.01)
 
 
