@@ -39,6 +39,10 @@ MAX_PING_BYTES = 32
 MAX_UNREAD_REFUSALS = 10_000
 """Refusals queued for a peer that goes on asking and does not read. One more ends the connection."""
 
+EAGER_FRAMES = 16
+"""Frames that are written without waiting for the end of the turn: the next hop begins on them while this one works on
+the rest. All of a busy turn in one write would have each process wait for the one before it."""
+
 LAST_STREAM = 0xFFFF_FFFF
 """Stream numbers are u32 and never reused; a connection near the end of them asks to be replaced."""
 
@@ -186,11 +190,16 @@ class Connection:
         """Queue one frame, or several joined; written at the end of this turn of the loop. Never blocks."""
         if self.error is not None:
             return
-        self._outgoing.append(data)
+        outgoing = self._outgoing
+        outgoing.append(data)
         self._bytes_unsent += len(data)
-        if not self._flush_scheduled and not self._paused:
+        if self._paused:
+            return
+        if len(outgoing) >= EAGER_FRAMES:
+            self._flush()
+        elif not self._flush_scheduled:
             self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._flush_scheduled_for_now)
 
     def refuse(self, stream: int, error: MicroError) -> None:
         """Answer a request with ERROR, without a stream. Ends the connection of a peer that never reads them."""
@@ -226,8 +235,11 @@ class Connection:
         if self.error is not None:
             raise self.error
 
-    def _flush(self) -> None:
+    def _flush_scheduled_for_now(self) -> None:
         self._flush_scheduled = False
+        self._flush()
+
+    def _flush(self) -> None:
         if self._paused or not self._outgoing:
             return
         outgoing, self._outgoing = self._outgoing, []

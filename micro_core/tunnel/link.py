@@ -41,6 +41,9 @@ LANE_ROOM_BYTES = {
 }
 """What a driver may have buffered of a lane before more is handed to it: little, so that order can still be changed."""
 
+EAGER_BYTES = 1_024
+"""Queued bytes that are handed to the driver without waiting for the end of the turn, so that the far end can begin."""
+
 SINGLE_LANE_ROOM_BYTES = 128 * 1024
 """The same where all priorities share one lane."""
 
@@ -160,7 +163,10 @@ class LinkPeer:
 
     def write(self, mux_session: MuxSession, data: bytes) -> bool:
         has_room = self._mux.write(mux_session, data)
-        self._schedule_flush()
+        if self._mux.queued(mux_session.priority) >= EAGER_BYTES and self.error is None:
+            self._flush()
+        else:
+            self._schedule_flush()
         return has_room
 
     def consumed(self, mux_session: MuxSession, count: int) -> None:
@@ -335,10 +341,13 @@ class LinkPeer:
     def _schedule_flush(self) -> None:
         if not self._flush_scheduled and self.error is None:
             self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush_scheduled = False
+        self._flush()
 
     def _flush(self) -> None:
-        self._flush_scheduled = False
         if self.error is not None or self.peer is None:
             return
         now = self._environment.clock.now()

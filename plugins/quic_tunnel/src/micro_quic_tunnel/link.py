@@ -18,6 +18,8 @@ from micro_core.spec import Closed, Counters, Ended, LinkLost, LinkReceiver, Mal
 
 LANES = 4
 LOW_MARK_BYTES = 16 * 1024
+EAGER_BYTES = 1_024
+"""Buffered bytes that leave without waiting for the end of the turn: a datagram worth its cost, and the far end can begin."""
 CLOSE_TIMEOUT_S = 1.0
 PROTOCOL_VIOLATION = 0x0A
 NO_ERROR = 0
@@ -78,9 +80,13 @@ class QuicLink:
         if self.ended.done() or self._is_closing:
             return
         self.quic.send_stream_data(4 * lane, data)
-        if self.buffered_bytes(lane) > LOW_MARK_BYTES:
+        buffered = self.buffered_bytes(lane)
+        if buffered > LOW_MARK_BYTES:
             self._is_above[lane] = True
-        self._schedule_transmit()
+        if buffered >= EAGER_BYTES:
+            self._transmit()
+        else:
+            self._schedule_transmit()
 
     def buffered_bytes(self, lane: int) -> int:
         # aioquic has no public figure for this; the sender's own offsets are the truth.
@@ -197,10 +203,13 @@ class QuicLink:
     def _schedule_transmit(self) -> None:
         if not self._transmit_scheduled:
             self._transmit_scheduled = True
-            self._loop.call_soon(self._transmit)
+            self._loop.call_soon(self._transmit_scheduled_for_now)
+
+    def _transmit_scheduled_for_now(self) -> None:
+        self._transmit_scheduled = False
+        self._transmit()
 
     def _transmit(self) -> None:
-        self._transmit_scheduled = False
         for data, address in self.quic.datagrams_to_send(now=self._loop.time()):
             self._send(data, address)
         self._arm()
