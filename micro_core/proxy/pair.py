@@ -34,7 +34,6 @@ class Pair:
         "callee",
         "callee_stream",
         "caller",
-        "caller_end",
         "caller_stream",
         "deadline",
         "header",
@@ -51,7 +50,6 @@ class Pair:
         self.proxy = proxy
         self.caller = caller
         self.caller_stream = frame.stream
-        self.caller_end = CallerEnd(self)
         self.callee: Connection | None = None
         self.callee_stream = 0
         self.header = header

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
 
 from micro_core.proxy.forward import check_may_pass, no_route, onward_header, usable_routes
-from micro_core.proxy.pair import CalleeEnd, Pair
+from micro_core.proxy.pair import CalleeEnd, CallerEnd, Pair
 from micro_core.routing.lookup import rank
 from micro_core.routing.router import Router
 from micro_core.rpc.connection import Connection
@@ -130,7 +130,7 @@ class Proxy:
             connection.refuse(frame.stream, refusal)
             return
         pair = Pair(self, connection, frame, header, self._now())
-        connection.attach(frame.stream, pair.caller_end)
+        connection.attach(frame.stream, CallerEnd(pair))
         self._pairs.add(pair)
         if pair.deadline < self._deadline_at:
             self._arm(pair.deadline)
