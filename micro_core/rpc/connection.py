@@ -39,7 +39,7 @@ MAX_PING_BYTES = 32
 MAX_UNREAD_REFUSALS = 10_000
 """Refusals queued for a peer that goes on asking and does not read. One more ends the connection."""
 
-EAGER_FRAMES = 16
+EAGER_FRAMES = 32
 """Frames that are written without waiting for the end of the turn: the next hop begins on them while this one works on
 the rest. All of a busy turn in one write would have each process wait for the one before it."""
 

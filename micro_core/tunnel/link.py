@@ -41,7 +41,7 @@ LANE_ROOM_BYTES = {
 }
 """What a driver may have buffered of a lane before more is handed to it: little, so that order can still be changed."""
 
-EAGER_BYTES = 1_024
+EAGER_BYTES = 4_096
 """Queued bytes that are handed to the driver without waiting for the end of the turn, so that the far end can begin."""
 
 SINGLE_LANE_ROOM_BYTES = 128 * 1024

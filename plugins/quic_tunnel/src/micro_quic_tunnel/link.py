@@ -18,7 +18,7 @@ from micro_core.spec import Closed, Counters, Ended, LinkLost, LinkReceiver, Mal
 
 LANES = 4
 LOW_MARK_BYTES = 16 * 1024
-EAGER_BYTES = 1_024
+EAGER_BYTES = 4_096
 """Buffered bytes that leave without waiting for the end of the turn: a datagram worth its cost, and the far end can begin."""
 CLOSE_TIMEOUT_S = 1.0
 PROTOCOL_VIOLATION = 0x0A
