@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from micro_core.rpc.connection import MAX_UNREAD_REFUSALS, Connection
+from micro_core.rpc.connection import EAGER_FRAMES, MAX_UNREAD_REFUSALS, Connection
 from micro_core.spec import CountersInMemory
 from micro_core.spec.errors import (
     Closed,
@@ -106,11 +106,23 @@ async def test_what_is_sent_in_one_turn_of_the_loop_is_written_once(
     handler = Handler()
     near = Connection(pair[0], dialed=True)
     Connection(pair[1], dialed=False, handler=handler)
-    for _ in range(50):
+    for _ in range(20):
         near.send(frames.encode(Kind.REQUEST, near.open_stream(Owner()), b"h", b"b"))
     assert pair[0].sent == b""
-    await until(lambda: len(handler.requests) == 50)
+    await until(lambda: len(handler.requests) == 20)
     assert len(pair[1]._inbox) == 0
+
+
+async def test_a_busy_turn_is_written_in_parts_so_that_the_next_hop_can_begin(
+    pair: tuple[PairedSocket, PairedSocket], until: Until
+) -> None:
+    handler = Handler()
+    near = Connection(pair[0], dialed=True)
+    Connection(pair[1], dialed=False, handler=handler)
+    for _ in range(EAGER_FRAMES):
+        near.send(frames.encode(Kind.REQUEST, near.open_stream(Owner()), b"h", b"b"))
+    assert pair[0].sent != b""
+    await until(lambda: len(handler.requests) == EAGER_FRAMES)
 
 
 async def test_a_frame_for_a_stream_that_is_closed_is_dropped_and_counted(connect: Connect, until: Until) -> None:
