@@ -50,6 +50,9 @@ from micro_core.tunnel.tunnel import TunnelHost
 MEASURE_S = 2.0
 """Seconds between two looks at the cost of each link."""
 
+FIRST_MEASURE_S = 0.3
+"""A new link's first ping is answered by then, on most paths."""
+
 RENEW_S = MAX_AGE_S / 3
 """Seconds between two renewals of the own record."""
 
@@ -175,6 +178,7 @@ class Network:
         self._carry_out(self._peers.handle(LinkUp(link.peer, address, link.rtt_s), self._clock.now()))
         self._renew_own()
         self._tell_one(link.peer, Connect(record=self._graph.own))
+        self._measure_at = min(self._measure_at, self._clock.now() + FIRST_MEASURE_S)
         self._arm()
 
     def _link_down(self, link: LinkInfo, error: MicroError) -> None:
@@ -319,7 +323,7 @@ class Network:
         if now >= self._measure_at:
             self._measure_at = now + MEASURE_S
             for link in self._tunnel.links():
-                if link.peer in self._adverts:
+                if link.peer in self._adverts and link.rtt_s is not None:
                     self._router.neighbour_cost(link.peer, _cost_us(link))
         self._graph.expire(now)
         if now >= self._renew_at:

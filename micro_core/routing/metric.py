@@ -40,14 +40,17 @@ class SteadyCost:
 
     cost_us: int
     _away: int = 0
+    _is_guess: bool = True
+    """Nothing was measured yet: the first figure is better than none, and is taken at once."""
 
     def measured(self, cost_us: int) -> bool:
         """Take a measurement; True when the advertised cost changed."""
+        was_guess, self._is_guess = self._is_guess, False
         if abs(cost_us - self.cost_us) <= SIGNIFICANT_CHANGE * self.cost_us:
             self._away = 0
             return False
         self._away += 1
-        if self._away < INTERVALS_BEFORE_CHANGE:
+        if self._away < INTERVALS_BEFORE_CHANGE and not was_guess:
             return False
         self._away = 0
         self.cost_us = cost_us
