@@ -149,6 +149,7 @@ class StreamSockets:
         self._refused = refused
         self._sockets: set[StreamSocket] = set()
         self._listeners: list[StreamListener] = []
+        self._is_closed = False
 
     def add(self, socket: StreamSocket) -> None:
         self._sockets.add(socket)
@@ -156,6 +157,10 @@ class StreamSockets:
 
     def admit(self, socket: StreamSocket) -> bool:
         """Keep an accepted socket, or refuse it when there are too many."""
+        if self._is_closed:
+            # Accepted by the system while the transport was being closed.
+            socket.abort()
+            return False
         if len(self._sockets) >= self._most:
             self._counters.add(self._refused)
             socket.abort()
@@ -167,6 +172,7 @@ class StreamSockets:
         self._listeners.append(listener)
 
     async def close(self) -> None:
+        self._is_closed = True
         for listener in self._listeners:
             await listener.close()
         await asyncio.gather(*(socket.close() for socket in list(self._sockets)))
