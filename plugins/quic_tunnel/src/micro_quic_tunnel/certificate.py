@@ -1,23 +1,29 @@
-"""The certificate of a listener: made at start, valid for nothing.
+"""The certificate of a listener: made at start, or read from files where somebody on the way insists.
 
-It is not verified by anybody. Its hash is the link's channel binding, which both nodes sign with their node keys: that
-is what authenticates (micro_core.tunnel.handshake).
+It is not verified by anybody, on purpose: names and authorities would prove nothing about a node. Its hash is the
+link's channel binding, which both nodes sign with their node keys: that is what authenticates, in core's handshake.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import hashlib
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import NameOID
+
+from micro_core.spec import OptionError
 
 NAME = "micro"
 
+Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | ed448.Ed448PrivateKey | rsa.RSAPrivateKey
+"""The kinds that TLS 1.3 signs with."""
 
-def make_certificate() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+
+def make_certificate() -> tuple[x509.Certificate, Key]:
     """A fresh self-signed certificate (ECDSA P-256) and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
@@ -32,6 +38,21 @@ def make_certificate() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         .not_valid_after(now + dt.timedelta(days=3650))
         .sign(key, hashes.SHA256())
     )
+    return certificate, key
+
+
+def read_certificate(certificate_file: str, key_file: str) -> tuple[x509.Certificate, Key]:
+    """The certificate and key of two PEM files; raises OptionError."""
+    try:
+        certificate = x509.load_pem_x509_certificate(Path(certificate_file).read_bytes())
+    except (OSError, ValueError) as error:
+        raise OptionError(f"quic.certificate_file: cannot read {certificate_file!r}: {error}") from error
+    try:
+        key = serialization.load_pem_private_key(Path(key_file).read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
+        raise OptionError(f"quic.key_file: cannot read {key_file!r}: {error}") from error
+    if not isinstance(key, Key) or key.public_key() != certificate.public_key():
+        raise OptionError(f"quic.key_file: {key_file!r} does not belong to the certificate")
     return certificate, key
 
 
