@@ -158,11 +158,14 @@ async def test_a_lane_tells_what_it_holds_and_when_it_has_emptied(pair: Pair) ->
 async def test_the_peer_s_close_is_an_end_and_ours_a_close(pair: Pair) -> None:
     near, far = await pair.connect()
     near.link.write(1, b"last words")
+    closed = time.monotonic()
     await near.link.close()
     await near.link.close()
     await far.until(lambda: far.error is not None)
     assert isinstance(near.error, Closed)
     assert isinstance(far.error, Ended)
+    # Known with the datagram that says so, not when QUIC has finished closing.
+    assert time.monotonic() - closed < 0.5
     assert far.lanes[1] == b"last words"
 
 
@@ -256,6 +259,7 @@ class Relay:
         self.loss = loss
         self.random = random.Random(5)
         self.dropped = 0
+        self.sizes: set[int] = set()
         self._back: dict[tuple[str, int], socket.socket] = {}
         self._loop = asyncio.get_running_loop()
         self._front = self._socket()
@@ -269,6 +273,7 @@ class Relay:
         return made
 
     def _passes(self, data: bytes) -> bool:
+        self.sizes.add(len(data))
         if len(data) > self.largest or self.random.random() < self.loss:
             self.dropped += 1
             return False
@@ -307,6 +312,32 @@ async def test_a_path_that_drops_large_datagrams_is_found_out_and_used_with_smal
     await near.until(lambda: len(near.lanes[1]) == 100_000)
     assert relay.dropped > 0
     await near.link.close()
+    relay.close()
+
+
+async def test_datagrams_are_as_large_as_the_route_takes_and_both_ends_use_the_size(pair: Pair) -> None:
+    relay = Relay(target_of(pair))
+    near, far = await pair.connect(relay.address)
+    far.link.write(1, bytes(300_000))
+    await near.until(lambda: len(near.lanes[1]) == 300_000)
+    assert max(relay.sizes) > 8_192
+    await near.link.close()
+    relay.close()
+
+
+async def test_a_size_that_was_asked_for_is_kept_to(pair: Pair) -> None:
+    exact = driver(max_datagram_bytes=1_400)
+    relay = Relay(target_of(pair), largest=1_400)
+    link = Reader(await exact.dial(relay.address, timeout_s=5.0))
+    far = Reader(await asyncio.wait_for(pair.accepted.get(), PATIENCE_S))
+    far.link.write(1, bytes(100_000))
+    await link.until(lambda: len(link.lanes[1]) == 100_000)
+    assert max(relay.sizes) == 1_400
+    assert relay.dropped == 0
+    relay.largest = 1_300
+    with pytest.raises(Unreachable, match="no answer"):
+        await exact.dial(relay.address, timeout_s=0.5)
+    await exact.close()
     relay.close()
 
 

@@ -56,11 +56,13 @@ class QuicTunnel:
         self._log = context.logger
         self._endpoints: set[QuicEndpoint] = set()
         self._said_fallback: set[str] = set()
+        self._is_closed = False
 
     async def start(self) -> None:
-        """Nothing to prepare."""
+        self._is_closed = False
 
     async def close(self) -> None:
+        self._is_closed = True
         await asyncio.gather(*(endpoint.close() for endpoint in list(self._endpoints)))
 
     async def dial(self, address: str, *, timeout_s: float) -> Link:
@@ -79,6 +81,11 @@ class QuicTunnel:
 
     async def listen(self, address: str, accept: Callable[[Link], None]) -> Listener:
         host, port = split_host_port(address.removeprefix("quic://"), self._options.port)
+        options = self._options
+        if options.certificate_file:
+            certificate, key = read_certificate(options.certificate_file, options.key_file)
+        else:
+            certificate, key = make_certificate()
         try:
             sock = await _bind(host, port)
         except OSError as error:
@@ -86,11 +93,6 @@ class QuicTunnel:
                 f"cannot listen on UDP {join_host_port(host or '*', port)}: {error.strerror or error}",
                 hint="choose another port: --listen :8086",
             ) from error
-        options = self._options
-        if options.certificate_file:
-            certificate, key = read_certificate(options.certificate_file, options.key_file)
-        else:
-            certificate, key = make_certificate()
 
         def configuration(initial_bytes: int) -> QuicConfiguration:
             # The dialler's first datagram was padded to its size, and has come through.
@@ -143,6 +145,8 @@ class QuicTunnel:
 
     async def _attempt(self, family: int, sockaddr: Any, size: int, patience_s: float, address: str) -> QuicLink | None:
         """A link, or None when nothing came of it in time; raises Unreachable when something says why."""
+        if self._is_closed:
+            raise Unreachable(f"cannot reach {address}: the tunnel is closed")
         try:
             sock = open_connected(family, sockaddr)
         except OSError as error:

@@ -111,18 +111,19 @@ class QuicEndpoint:
 
     def _received(self, batch: list[Datagram]) -> None:
         touched: dict[QuicLink, None] = {}
+        broken: set[QuicLink] = set()
         now = self._loop.time()
         for data, address, control in batch:
             link = self._link_for(data, address, control)
-            if link is None:
+            if link is None or link in broken:
                 continue
             try:
                 link.quic.receive_datagram(data, address, now=now)
             except Exception:  # noqa: BLE001 - the root: logged and counted
+                broken.add(link)
                 self._broke(link)
-                continue
             touched[link] = None
-        for link in touched:
+        for link in touched.keys() - broken:
             try:
                 self._process(link)
             except Exception:  # noqa: BLE001 - the root: logged and counted
@@ -141,7 +142,8 @@ class QuicEndpoint:
         """The root of what a datagram sets off: one peer's bytes may end one link."""
         self._counters.add("quic_internal_errors")
         self._log.exception("a link broke on what it received", extra={"remote": link.remote})
-        link.end(LinkLost(f"the link to {link.remote} broke on what it received"))
+        # In a turn of its own: should this raise too, it stops no other link.
+        self._loop.call_soon(link.abandon, LinkLost(f"the link to {link.remote} broke on what it received"), "broken")
 
     def _refused(self) -> None:
         """The peer's host has no such port. Believed while dialling only: such an answer is easily forged."""

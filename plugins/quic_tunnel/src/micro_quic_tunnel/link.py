@@ -119,7 +119,8 @@ class QuicLink:
             return
         self._is_closing = True
         try:
-            await self._wait_acknowledged()
+            if self._is_ready:
+                await self._wait_acknowledged()
         finally:
             self._close_connection(NO_ERROR, CLOSED_REASON)
             self.end(Closed(f"the link to {self.remote} was closed here"))
@@ -152,8 +153,10 @@ class QuicLink:
     def abandon(self, error: MicroError, reason: str = "") -> None:
         """End without ceremony, telling the other side if that is possible yet."""
         if not self.ended.done():
-            self._close_connection(NO_ERROR, reason)
-            self.end(error)
+            try:
+                self._close_connection(NO_ERROR, reason)
+            finally:
+                self.end(error)
 
     def end(self, error: MicroError) -> None:
         """Over, once: for whatever reason."""

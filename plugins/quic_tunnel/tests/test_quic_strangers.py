@@ -1,0 +1,301 @@
+"""Who has no business at a listener, and what a listener does under pressure."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from micro_quic_tunnel import create
+from micro_quic_tunnel import link as link_module
+from micro_quic_tunnel.driver import QuicTunnel
+from micro_quic_tunnel.options import QuicOptions
+
+from micro_core.spec import CountersInMemory, DriverContext, Link, LinkLost, MicroError, Unreachable
+
+PATIENCE_S = 15.0
+
+
+class SystemTime:
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()
+
+
+class Node:
+    """A driver, what it counted, and the links it accepted."""
+
+    def __init__(self, **options: Any) -> None:
+        self.counters = CountersInMemory()
+        context = DriverContext(
+            node_id="test",
+            network="go.micro",
+            site="test",
+            state_dir="",
+            clock=SystemTime(),
+            random=random.Random(1),
+            logger=logging.getLogger("test"),
+            counters=self.counters,
+        )
+        made = create(QuicOptions(**options), context)
+        assert isinstance(made, QuicTunnel)
+        self.driver = made
+        self.accepted: asyncio.Queue[Link] = asyncio.Queue()
+        self.address = ""
+
+    async def listen(self) -> Node:
+        self.address = (await self.driver.listen("127.0.0.1:0", self.accepted.put_nowait)).address
+        return self
+
+    def counted(self, name: str) -> int:
+        return self.counters.values.get(name, 0)
+
+    @property
+    def target(self) -> tuple[str, int]:
+        host, _, port = self.address.removeprefix("quic://").rpartition(":")
+        return host, int(port)
+
+
+class Reader:
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.got = bytearray()
+        self.error: MicroError | None = None
+        self.changed = asyncio.Event()
+        link.start(self)
+
+    def data_received(self, lane: int, data: bytes) -> None:
+        self.got += data
+        self.changed.set()
+
+    def lane_writable(self, lane: int) -> None:
+        self.changed.set()
+
+    def link_lost(self, error: MicroError) -> None:
+        assert self.error is None, "told twice"
+        self.error = error
+        self.changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@contextlib.asynccontextmanager
+async def nodes(**options: Any) -> AsyncIterator[tuple[Node, Node]]:
+    here, there = Node(), await Node(**options).listen()
+    try:
+        yield here, there
+    finally:
+        await here.driver.close()
+        await there.driver.close()
+
+
+async def connected(here: Node, there: Node) -> tuple[Reader, Reader]:
+    near = await here.driver.dial(there.address, timeout_s=5.0)
+    return Reader(near), Reader(await asyncio.wait_for(there.accepted.get(), PATIENCE_S))
+
+
+async def still_works(here: Node, there: Node) -> None:
+    near, far = await connected(here, there)
+    near.link.write(1, b"fine")
+    await far.until(lambda: far.got == b"fine")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what a datagram without an answer does to a counter."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+def initial(alpn: str = "micro/1") -> bytes:
+    """The first datagram of a good handshake."""
+    configuration = QuicConfiguration(is_client=True, alpn_protocols=[alpn], verify_mode=ssl.CERT_NONE)
+    connection = QuicConnection(configuration=configuration)
+    connection.connect(("127.0.0.1", 1), now=0.0)
+    return connection.datagrams_to_send(now=0.0)[0][0]
+
+
+@contextlib.contextmanager
+def stranger() -> Any:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        yield sock
+
+
+async def test_a_dialler_of_another_protocol_is_refused_and_the_others_go_on() -> None:
+    async with nodes() as (here, there):
+        near, far = await connected(here, there)
+        wrong = Node()
+        configuration = wrong.driver._configuration
+
+        def altered(datagram_bytes: int, *, is_client: bool) -> QuicConfiguration:
+            made = configuration(datagram_bytes, is_client=is_client)
+            made.alpn_protocols = ["h3"]
+            return made
+
+        wrong.driver._configuration = altered  # type: ignore[method-assign]
+        with pytest.raises(Unreachable, match="ALPN"):
+            await wrong.driver.dial(there.address, timeout_s=5.0)
+        near.link.write(1, b"fine")
+        await far.until(lambda: far.got == b"fine")
+        assert there.accepted.empty()
+
+
+async def test_under_pressure_a_dialler_proves_its_address_and_comes_in() -> None:
+    async with nodes(retry_above=0) as (here, there):
+        await still_works(here, there)
+        assert there.counted("quic_retries") == 1
+
+
+async def test_silent_diallers_hold_up_nobody_and_are_bounded() -> None:
+    async with nodes(max_half_open=4, retry_above=100) as (here, there):
+        with stranger() as silent:
+            for _ in range(3):
+                silent.sendto(initial(), there.target)
+            await still_works(here, there)
+            for _ in range(3):
+                silent.sendto(initial(), there.target)
+            await until(lambda: there.counted("quic_handshakes_refused") == 2)
+        near, far = Node(), there
+        with pytest.raises(Unreachable):
+            await near.driver.dial(far.address, timeout_s=0.3)
+        await near.driver.close()
+
+
+async def test_a_forged_token_gets_nobody_in() -> None:
+    async with nodes(retry_above=0) as (here, there):
+        with stranger() as forger:
+            configuration = QuicConfiguration(is_client=True, alpn_protocols=["micro/1"], verify_mode=ssl.CERT_NONE)
+            configuration.token = b"forged" * 8
+            connection = QuicConnection(configuration=configuration)
+            connection.connect(there.target, now=0.0)
+            forger.sendto(connection.datagrams_to_send(now=0.0)[0][0], there.target)
+            await until(lambda: there.counted("quic_tokens_refused") == 1)
+        await still_works(here, there)
+
+
+async def test_an_unknown_version_is_answered_with_ours_if_the_question_was_large_enough() -> None:
+    async with nodes() as (here, there):
+        strange = b"\xc0\xba\xba\xba\xba\x08destined\x08sourced!"
+        with stranger() as asking:
+            asking.sendto(strange + bytes(100), there.target)
+            await until(lambda: there.counted("quic_datagrams_unknown") == 1)
+            asking.sendto(strange + bytes(1200), there.target)
+            async with asyncio.timeout(PATIENCE_S):
+                answer = await asyncio.get_running_loop().sock_recv(asking, 2000)
+        assert answer[1:5] == bytes(4)
+        assert b"\x00\x00\x00\x01" in answer[5:]
+        assert there.counted("quic_versions_unknown") == 1
+        await still_works(here, there)
+
+
+async def test_a_beginning_that_cannot_be_read_is_forgotten_at_once() -> None:
+    async with nodes() as (here, there):
+        broken = bytearray(initial())
+        broken[100] ^= 1
+        with stranger() as sender:
+            sender.sendto(broken, there.target)
+            await until(lambda: there.counted("quic_datagrams_malformed") == 1)
+        (endpoint,) = there.driver._endpoints
+        assert not endpoint.links
+        await still_works(here, there)
+
+
+async def test_a_handshake_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("micro_quic_tunnel.endpoint.HANDSHAKE_S", 0.05)
+    async with nodes() as (here, there):
+        with stranger() as silent:
+            silent.sendto(initial(), there.target)
+            await until(lambda: there.counted("quic_handshakes_expired") == 1)
+        await still_works(here, there)
+
+
+@pytest.mark.parametrize("stream", [2, 16])
+async def test_a_stream_that_is_no_lane_ends_the_link(stream: int) -> None:
+    async with nodes() as (here, there):
+        near, far = await connected(here, there)
+        quic: Any = near.link
+        quic.quic.send_stream_data(stream, b"x")
+        near.link.write(0, b"y")
+        await far.until(lambda: far.error is not None)
+        await near.until(lambda: near.error is not None)
+        assert isinstance(far.error, LinkLost)
+        assert isinstance(near.error, LinkLost)
+        await still_works(here, there)
+
+
+@pytest.mark.parametrize("how", ["ended", "reset"])
+async def test_a_lane_that_is_ended_or_reset_ends_the_link(how: str) -> None:
+    async with nodes() as (here, there):
+        near, far = await connected(here, there)
+        link: Any = near.link
+        if how == "ended":
+            link.quic.send_stream_data(4, b"", end_stream=True)
+        else:
+            link.quic.reset_stream(4, 1)
+        near.link.write(0, b"y")
+        await far.until(lambda: far.error is not None)
+        assert isinstance(far.error, LinkLost)
+
+
+async def test_what_is_held_before_anybody_reads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "EARLY_BYTES", 1_000)
+    async with nodes() as (here, there):
+        near = Reader(await here.driver.dial(there.address, timeout_s=5.0))
+        near.link.write(1, bytes(5_000))
+        await near.until(lambda: near.error is not None)
+        far = Reader(await asyncio.wait_for(there.accepted.get(), PATIENCE_S))
+        assert isinstance(far.error, LinkLost)
+        assert not far.got
+
+
+async def test_what_is_held_behind_a_gap_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "HELD_BYTES", 50_000)
+    async with nodes() as (here, there):
+        near, far = await connected(here, there)
+        link: Any = near.link
+        send, lost = link._send, 0
+
+        def losing(data: bytes, address: Any) -> None:
+            nonlocal lost
+            lost += 1
+            if lost > 1:
+                send(data, address)
+
+        link._send = losing
+        near.link.write(3, bytes(120_000))
+        await far.until(lambda: far.error is not None)
+        assert isinstance(far.error, LinkLost)
+        assert "gap" in str(far.error)
+
+
+async def test_one_link_that_breaks_its_reader_breaks_no_other() -> None:
+    async with nodes() as (here, there):
+        near, far = await connected(here, there)
+        other_near, other_far = await connected(here, there)
+
+        def broken(lane: int, data: bytes) -> None:
+            raise RuntimeError("a fault above the link")
+
+        far.data_received = broken  # type: ignore[method-assign]
+        near.link.write(1, b"x")
+        await far.until(lambda: far.error is not None)
+        assert there.counted("quic_internal_errors") == 1
+        other_near.link.write(1, b"fine")
+        await other_far.until(lambda: other_far.got == b"fine")
