@@ -312,6 +312,7 @@ async def test_a_path_that_drops_large_datagrams_is_found_out_and_used_with_smal
     await near.until(lambda: len(near.lanes[1]) == 100_000)
     assert relay.dropped > 0
     await near.link.close()
+    await far.until(lambda: far.error is not None)
     relay.close()
 
 
@@ -322,6 +323,7 @@ async def test_datagrams_are_as_large_as_the_route_takes_and_both_ends_use_the_s
     await near.until(lambda: len(near.lanes[1]) == 300_000)
     assert max(relay.sizes) > 8_192
     await near.link.close()
+    await far.until(lambda: far.error is not None)
     relay.close()
 
 

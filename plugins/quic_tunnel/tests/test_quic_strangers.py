@@ -265,24 +265,55 @@ async def test_what_is_held_before_anybody_reads_is_bounded(monkeypatch: pytest.
         assert not far.got
 
 
+class Losing:
+    """Loses the next datagrams of a link."""
+
+    def __init__(self, link: Any, count: int) -> None:
+        self.count = count
+        self._send = link._send
+        link._send = self
+
+    def __call__(self, data: bytes, address: Any) -> None:
+        self.count -= 1
+        if self.count < 0:
+            self._send(data, address)
+
+
 async def test_what_is_held_behind_a_gap_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "HELD_BYTES", 50_000)
     async with nodes() as (here, there):
         near, far = await connected(here, there)
-        link: Any = near.link
-        send, lost = link._send, 0
-
-        def losing(data: bytes, address: Any) -> None:
-            nonlocal lost
-            lost += 1
-            if lost > 1:
-                send(data, address)
-
-        link._send = losing
+        Losing(near.link, 1)
         near.link.write(3, bytes(120_000))
         await far.until(lambda: far.error is not None)
         assert isinstance(far.error, LinkLost)
         assert "gap" in str(far.error)
+
+
+async def test_a_stream_that_is_no_lane_ends_the_link_before_anything_of_it_can_be_read() -> None:
+    async with nodes() as (here, there):
+        near, far = await connected(here, there)
+        Losing(near.link, 1)
+        link: Any = near.link
+        link.quic.send_stream_data(16, bytes(60_000))
+        near.link.write(0, b"y")
+        await far.until(lambda: far.error is not None)
+        assert "opened" in str(far.error)
+
+
+async def test_the_last_datagram_is_sent_again_when_it_was_lost() -> None:
+    async with nodes() as (here, there):
+        near, far = await connected(here, there)
+        link: Any = near.link
+        # The first settles what the handshake left; the second sets a timer, which is early for the third.
+        for count in (1, 2):
+            near.link.write(1, b"x")
+            await far.until(lambda count=count: len(far.got) == count)  # type: ignore[misc]
+            await until(lambda: not link.quic.has_unacknowledged())
+        losing = Losing(link, 1)
+        near.link.write(1, b"y")
+        await far.until(lambda: far.got == b"xxy")
+        assert losing.count < 0
 
 
 async def test_one_link_that_breaks_its_reader_breaks_no_other() -> None:
