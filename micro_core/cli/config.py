@@ -3,52 +3,68 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import typer
 
-from micro_core.cli.client import Common, settings_of
-from micro_core.cli.output import guarded, show_json, show_table
-from micro_core.config import MASK, NodeSettings, Settings, build_options, is_secret
-from micro_core.plugins import CORE_DISTRIBUTION, Catalog
-from micro_core.rpc.defaults import check_tables, drivers_of
+from micro_core.cli.output import CONFIGURATION, guarded, say_error, show_json, show_table
+from micro_core.config import MASK, NodeSettings, Settings, Value, build_options, load_settings, shown
+from micro_core.plugins import CORE_DISTRIBUTION, Catalog, Entry, blocked_words
 from micro_core.spec.driver import CONTRACT_VERSION, Driver, Role
-from micro_core.wire.header import WIRE_VERSIONS
+from micro_core.spec.errors import ConfigError
+
+Sources = tuple[str | None, str | None, Sequence[str], Sequence[str]]
+"""(--config, --plugins, --set, -p)"""
 
 
-def show_config(common: Common, as_json: bool) -> None:
+def show_config(sources: Sources, as_json: bool) -> None:
+    """Every setting with its origin. What cannot be read in full is shown as far as it can; then it exits 3."""
+
     def body() -> None:
-        settings = settings_of(common)
-        rows = _node_rows(settings)
-        for name, driver, options in _drivers(settings):
-            rows += _option_rows(settings, name, driver, options)
+        settings, catalog = _read(sources)
+        errors: list[ConfigError] = []
+        rows = _rows("node", NodeSettings, settings.node, _node_values(settings))
+        for part in _parts(catalog, settings, errors):
+            rows += part.rows()
         if as_json:
-            show_json("micro.config/1", {"settings": rows})
+            problems = {"errors": [error.to_wire() for error in errors]} if errors else {}
+            show_json("micro.config/1", {"settings": rows, **problems})
         else:
-            show_table(
-                ["setting", "value", "origin"],
-                [[row["key"], row["value"], row["origin"]] for row in rows],
-                "no settings",
-            )
+            columns = ["key", "value", "origin"]
+            cells = [[row[column] for column in columns] for row in rows]
+            show_table(["setting", "value", "origin"], cells, "no settings")
+        _end_with(errors)
 
     guarded(body, as_json=as_json)
 
 
-def validate_config(common: Common, as_json: bool) -> None:
+def validate_config(sources: Sources, as_json: bool) -> None:
+    """Check every setting and the options of every plugin that is named. Exits 3 and says all that is wrong."""
+
     def body() -> None:
-        settings = settings_of(common)
-        names = [name for name, _, _ in _drivers(settings)]
+        settings, catalog = _read(sources)
+        errors: list[ConfigError] = []
+        names = [part.key for part in _parts(catalog, settings, errors) if part.driver is not None]
         if as_json:
-            show_json("micro.validate/1", {"valid": True, "drivers": names})
-        else:
+            found = [error.to_wire() for error in errors]
+            show_json("micro.validate/1", {"valid": not errors, "drivers": names, "errors": found})
+        elif not errors:
             typer.echo(f"valid: {', '.join(names)}")
+        _end_with(errors)
 
     guarded(body, as_json=as_json)
 
 
 def show_version(as_json: bool) -> None:
+    """The versions of the distribution, of the contract with plugins and of the wire."""
+
     def body() -> None:
+        import importlib.metadata
+
+        from micro_core.wire.header import WIRE_VERSIONS
+
         version = importlib.metadata.version(CORE_DISTRIBUTION)
         contract = ".".join(map(str, CONTRACT_VERSION))
         if as_json:
@@ -59,45 +75,100 @@ def show_version(as_json: bool) -> None:
     guarded(body, as_json=as_json)
 
 
-def _drivers(settings: Settings) -> list[tuple[str, Driver[Any], Any]]:
-    """(name, description, options) of every driver that a node of these settings would use; raises what is wrong."""
-    catalog = Catalog.discover()
-    check_tables(catalog, settings)
-    found: list[tuple[str, Driver[Any], Any]] = []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What the settings say of one plugin; `driver` is None where it cannot be known what that means."""
+
+    key: str
+    values: dict[str, Value]
+    driver: Driver[Any] | None = None
+    options: object = None
+    is_used: bool = True
+
+    def rows(self) -> list[dict[str, Any]]:
+        prefix = f"plugins.{self.key}"
+        if self.driver is None:
+            # Without the driver nobody knows which of its options are secret.
+            return [
+                {"key": f"{prefix}.{name}", "value": MASK, "origin": value.origin}
+                for name, value in sorted(self.values.items())
+            ]
+        rows = _rows(prefix, self.driver.options, self.options, self.values)
+        # Of a plugin that is not in use, only what was said of it.
+        return rows if self.is_used else [row for row in rows if row["origin"] != "default"]
+
+
+def _read(sources: Sources) -> tuple[Settings, Catalog]:
+    config, plugins, sets, block = sources
+    flags = {"node.plugins": plugins, "node.block": tuple(blocked_words(block)) or None}
+    return load_settings(flags, sets=sets, config=config), Catalog.discover()
+
+
+def _parts(catalog: Catalog, settings: Settings, errors: list[ConfigError]) -> list[_Part]:
+    """Every plugin in use and every plugin that has a table; `errors` gets what is wrong with them."""
+    entries = list(_entries_in_use(catalog, settings, errors))
+    parts = [_part(catalog, settings, entry, errors) for entry in entries]
+    for word in settings.plugin_tables():
+        if any(entry.answers_to(word) for entry in entries):
+            continue
+        meant = [entry for entry in catalog.entries if entry.answers_to(word)]
+        if len(meant) == 1:
+            parts.append(dataclasses.replace(_part(catalog, settings, meant[0], errors), is_used=False))
+            continue
+        parts.append(_Part(key=word, values=settings.plugin_values(word)))
+        try:
+            # Of no plugin, its options would be lost in silence; of several that are not in use, nothing is wrong.
+            if not meant:
+                catalog.find(word)
+        except ConfigError as error:
+            errors.append(error)
+    return parts
+
+
+def _entries_in_use(catalog: Catalog, settings: Settings, errors: list[ConfigError]) -> Iterator[Entry]:
+    from micro_core.rpc.defaults import drivers_of
+
     for role in Role:
-        for entry in drivers_of(catalog, settings, role):
-            driver = catalog.load(entry)
-            values = settings.plugin_values(entry.name, entry.qualified)
-            options: Any = build_options(driver.options, values, entry.name)
-            found.append((entry.qualified, driver, options))
-    return found
+        try:
+            yield from drivers_of(catalog, settings, role)
+        except ConfigError as error:
+            # A word that no plugin answers to is wrong for every role alike.
+            if str(error) not in map(str, errors):
+                errors.append(error)
 
 
-def _node_rows(settings: Settings) -> list[dict[str, Any]]:
-    return [
-        {
-            "key": f"node.{field.name}",
-            "value": _shown(NodeSettings, field.name, getattr(settings.node, field.name)),
-            "origin": settings.origin(f"node.{field.name}"),
-        }
-        for field in dataclasses.fields(NodeSettings)
-    ]
+def _part(catalog: Catalog, settings: Settings, entry: Entry, errors: list[ConfigError]) -> _Part:
+    values = settings.plugin_values(entry.name, entry.qualified)
+    try:
+        driver = catalog.load(entry)
+        options: object = build_options(driver.options, values, entry.name)
+    except ConfigError as error:
+        errors.append(error)
+        return _Part(key=entry.qualified, values=values)
+    return _Part(key=entry.qualified, values=values, driver=driver, options=options)
 
 
-def _option_rows(settings: Settings, name: str, driver: Driver[Any], options: Any) -> list[dict[str, Any]]:
+def _node_values(settings: Settings) -> dict[str, Value]:
+    said = {field.name: settings.value(f"node.{field.name}") for field in dataclasses.fields(NodeSettings)}
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _rows(prefix: str, options_type: type, options: object, values: dict[str, Value]) -> list[dict[str, Any]]:
     rows = []
-    word = name.partition(":")[2]
-    for field in dataclasses.fields(driver.options):
-        origins = [settings.origin(f"plugins.{table}.{field.name}") for table in (name, word)]
+    for field in dataclasses.fields(options_type):
+        said = values.get(field.name)
         rows.append(
             {
-                "key": f"plugins.{name}.{field.name}",
-                "value": _shown(driver.options, field.name, getattr(options, field.name)),
-                "origin": next((origin for origin in origins if origin != "default"), "default"),
+                "key": f"{prefix}.{field.name}",
+                "value": shown(options_type, field.name, getattr(options, field.name), said),
+                "origin": said.origin if said is not None else "default",
             }
         )
     return rows
 
 
-def _shown(options_type: type, key: str, value: Any) -> Any:
-    return MASK if value and is_secret(options_type, key) else value
+def _end_with(errors: Sequence[ConfigError]) -> None:
+    for error in errors:
+        say_error(error)
+    if errors:
+        raise typer.Exit(CONFIGURATION)

@@ -1,10 +1,14 @@
 """The `micro` command: what there is, and nothing more. Each body imports its group when it runs.
 
 Only typer is imported here, so that `micro --help` and completion cost what typer costs.
+
+To add a command: write its body in `cli/<group>.py`, and here, beside its neighbours, a function with the options that
+`--help` shows, which imports that body and calls it. Bodies run inside `output.guarded`.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -53,9 +57,12 @@ def options(
     peer: Annotated[
         bool, typer.Option("--peer", help="[ADDR] Join the network: `micro run --plugins quic`, linked to ADDR.")
     ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where errors come from (MICRO_DEBUG=1).")] = False,
 ) -> None:
-    """Handled in `main`, since its value is optional."""
+    """Options of every command. `--peer` is handled in `main`, since its value is optional."""
     del peer
+    if debug:
+        os.environ["MICRO_DEBUG"] = "1"
 
 
 @app.command()
@@ -74,12 +81,13 @@ def run(
     ] = None,
     sets: Sets = None,
     block: Blocks = None,
+    joining: Annotated[bool, typer.Option("--joining", hidden=True)] = False,
 ) -> None:
     """Run a node on this site, until Ctrl-C."""
     from micro_core.cli.run import run_node
 
     flags = {
-        "node.plugins": plugins,
+        "node.plugins": plugins or (_plugins_to_join(config, sets or []) if joining else None),
         "node.name": name,
         "node.network": network,
         "node.site": site,
@@ -283,19 +291,23 @@ def plugin_info(name: Annotated[str, typer.Argument(help="As in quic, or tunnel:
 
 
 @config_app.command("show")
-def config_show(config: Config = None, plugins: Plugins = None, sets: Sets = None, json: Json = False) -> None:
+def config_show(
+    config: Config = None, plugins: Plugins = None, sets: Sets = None, block: Blocks = None, json: Json = False
+) -> None:
     """Every setting, with where its value comes from. Secrets are masked."""
     from micro_core.cli.config import show_config
 
-    show_config((config, plugins, sets), json)
+    show_config((config, plugins, sets or [], block or []), json)
 
 
 @config_app.command("validate")
-def config_validate(config: Config = None, plugins: Plugins = None, sets: Sets = None, json: Json = False) -> None:
+def config_validate(
+    config: Config = None, plugins: Plugins = None, sets: Sets = None, block: Blocks = None, json: Json = False
+) -> None:
     """Check every setting and every named plugin's options."""
     from micro_core.cli.config import validate_config
 
-    validate_config((config, plugins, sets), json)
+    validate_config((config, plugins, sets or [], block or []), json)
 
 
 @new_app.command("service")
@@ -309,19 +321,44 @@ def new_service(
     write_service(name, directory)
 
 
+PEER_PLUGINS = "quic"
+"""What `micro --peer` links with where nobody says which plugins to use."""
+
+
 def with_peer(arguments: list[str]) -> list[str]:
-    """`micro --peer [ADDR] ...` as the run command it stands for."""
-    if not arguments or arguments[0] != "--peer":
+    """`micro --peer [ADDR] ...` (or `--peer=ADDR`) as the run command it stands for; anything else as it is."""
+    place = next((place for place, word in enumerate(arguments) if word != "--debug"), len(arguments))
+    before, rest = arguments[:place], arguments[place:]
+    if not rest or rest[0].partition("=")[0] != "--peer":
         return arguments
-    rest = arguments[1:]
-    expanded = ["run"]
-    if rest and not rest[0].startswith("-"):
-        expanded += ["--node", rest.pop(0)]
-    if not any(word == "--plugins" or word.startswith("--plugins=") for word in rest):
-        expanded += ["--plugins", "quic"]
-    return [*expanded, *rest]
+    address = rest.pop(0).partition("=")[2]
+    if not address and rest and not rest[0].startswith("-"):
+        address = rest.pop(0)
+    return [*before, "run", "--joining", *(["--node", address] if address else []), *rest]
+
+
+def _plugins_to_join(config: str | None, sets: list[str]) -> str | None:
+    """PEER_PLUGINS, unless the environment or a file says which plugins to use."""
+    from micro_core.config import load_settings
+    from micro_core.spec.errors import ConfigError
+
+    try:
+        is_said = load_settings(config=config, sets=sets).origin("node.plugins") != "default"
+    except ConfigError:
+        # The command itself reads the same settings next, and says what is wrong with them.
+        is_said = True
+    return None if is_said else PEER_PLUGINS
 
 
 def main() -> None:
-    """Entry point of the script `micro`."""
-    app(args=with_peer(sys.argv[1:]))
+    """Entry point of the script `micro`. Never ends in a traceback, unless one is asked for."""
+    try:
+        app(args=with_peer(sys.argv[1:]), prog_name="micro")
+    except Exception as error:
+        # In the simplest words: what usually says it may be what is missing.
+        print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
+        if os.environ.get("MICRO_DEBUG", "") in ("", "0"):
+            print("  try: micro --debug ..., which shows where it happened", file=sys.stderr)
+        else:
+            raise
+        sys.exit(1)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import typer
 
-from micro_core.spec.errors import MicroError
+from micro_core.spec.errors import InternalError, MicroError
 
 OK = 0
 SERVICE_ERROR = 1
@@ -67,32 +69,68 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def say_error(error: MicroError) -> None:
+    """What, where and what to try, on stderr."""
+    note(f"{paint('error:', '31')} {_quoted(error.detail)}")
+    if error.at:
+        note(f"   at: {_quoted(error.at)}")
+    if error.hint:
+        note(f"  try: {_quoted(error.hint)}")
+
+
 def fail(error: MicroError, *, as_json: bool = False) -> NoReturn:
     """Say what, where and what to try, and exit with the error's code."""
     if as_json:
-        typer.echo(json.dumps({"schema": "micro.error/1", "error": error.to_wire()}, ensure_ascii=False))
-    typer.echo(f"{paint('error:', '31')} {error.detail}", err=True)
-    if error.at:
-        typer.echo(f"   at: {error.at}", err=True)
-    if error.hint:
-        typer.echo(f"  try: {error.hint}", err=True)
+        show_json("micro.error/1", {"error": error.to_wire()})
+    say_error(error)
     raise typer.Exit(exit_code(error))
 
 
 def guarded(run: Callable[[], None], *, as_json: bool = False) -> None:
-    """Run a command's body: errors become sentences, an interrupt exit code 130; MICRO_DEBUG=1 shows tracebacks."""
+    """Run a command's body: errors become sentences and exit codes, an interrupt code 130.
+
+    Tracebacks are for those who ask for them (--debug, MICRO_DEBUG=1).
+    """
     try:
-        run()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            run()
     except MicroError as error:
-        if os.environ.get("MICRO_DEBUG"):
-            raise
+        _trace()
         fail(error, as_json=as_json)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        # The reader has gone (`micro ... | head`); nothing is left to say to anybody.
-        sys.stderr.close()
+        # The reader has gone (`micro ... | head`): nothing is left to say, not even when Python flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(OK) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:  # noqa: BLE001 - it is told, and traced for those who ask
+        # The root of a command: whatever comes here is a fault of ours, or of a plugin.
+        _trace()
+        fail(unexpected(error), as_json=as_json)
+
+
+def unexpected(error: BaseException) -> MicroError:
+    """An error that nobody foresaw, as one that can be told."""
+    sentence = f"unexpected {type(error).__name__}: {error}"
+    return InternalError(sentence, hint="" if is_debugging() else "micro --debug ..., which shows where it happened")
+
+
+def is_debugging() -> bool:
+    """Whether tracebacks are wanted: --debug, MICRO_DEBUG=1."""
+    return os.environ.get("MICRO_DEBUG", "").strip().lower() not in ("", "0", "false", "no", "off")
+
+
+def _trace() -> None:
+    if is_debugging():
+        traceback.print_exc()
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_place: object, **_more: object) -> None:
+    del category
+    note(f"{paint('warning:', '33')} {_quoted(str(message))}")
 
 
 def paint(text: str, code: str) -> str:
@@ -114,8 +152,17 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, (list, tuple)):
         return ",".join(str(item) for item in value) or "-"
-    # What a peer said is shown, never obeyed: no control characters on a terminal.
-    return "".join(letter if letter.isprintable() else "?" for letter in str(value))
+    return _printable(str(value))
+
+
+def _printable(text: str) -> str:
+    """What a peer said is shown, never obeyed: no control characters on a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _quoted(text: str) -> str:
+    """Several lines stay several, and none can be taken for a line of ours."""
+    return "\n       ".join(_printable(line) for line in text.splitlines())
 
 
 def _plain(value: object) -> object:

@@ -9,14 +9,17 @@ from typing import Any
 import typer
 
 from micro_core.cli.output import CONFIGURATION, guarded, note, show_json, show_table
-from micro_core.config import MASK
+from micro_core.config import shown, type_text
 from micro_core.plugins import KNOWN_PLUGINS, Catalog, Entry
+from micro_core.spec.driver import Driver
 
 
 def list_plugins(*, check: bool, all_plugins: bool, as_json: bool) -> None:
+    """What is installed, by role; imports none of it unless `check`. Exits 3 when something is broken."""
+
     def body() -> None:
         catalog = Catalog.discover()
-        broken = {q.entry: q for q in catalog.check()} if check else {}
+        broken = {found.entry: found for found in catalog.check()} if check else {}
         conflicts = {entry for pair in catalog.conflicts() for entry in pair}
         rows = [
             {
@@ -29,26 +32,27 @@ def list_plugins(*, check: bool, all_plugins: bool, as_json: bool) -> None:
             for entry in catalog.entries
         ]
         if all_plugins:
-            here = {entry.distribution for entry in catalog.entries}
-            rows += [
-                {
-                    "role": distribution.rpartition("-")[2],
-                    "name": name,
-                    "distribution": distribution,
-                    "version": "",
-                    "state": "not installed",
-                }
-                for name, distribution in KNOWN_PLUGINS.items()
-                if distribution not in here
-            ]
+            rows += _not_installed(catalog)
         if as_json:
-            reasons = [{"name": q.entry.qualified, "reason": q.reason, "fix": q.fix} for q in broken.values()]
-            show_json("micro.plugins/1", {"plugins": rows, "broken": reasons})
+            reasons = [
+                {
+                    "name": found.entry.qualified,
+                    "distribution": found.entry.distribution,
+                    "version": found.entry.version,
+                    "group": found.entry.group,
+                    "reason": found.reason,
+                    "fix": found.fix,
+                }
+                for found in broken.values()
+            ]
+            show_json("micro.plugins/1", {"plugins": rows, "broken": reasons, "unreadable": list(catalog.unreadable)})
         else:
             columns = ["role", "name", "distribution", "version", "state"]
             show_table(columns, [[row[column] for column in columns] for row in rows], "no plugins")
-            for quarantined in broken.values():
-                note(f"{quarantined.reason}\n  try: {quarantined.fix}")
+            for found in broken.values():
+                note(f"{found.reason}\n   at: {found.entry.distribution} {found.entry.version}\n  try: {found.fix}")
+            for sentence in catalog.unreadable:
+                note(sentence)
         if broken:
             raise typer.Exit(CONFIGURATION)
 
@@ -56,42 +60,88 @@ def list_plugins(*, check: bool, all_plugins: bool, as_json: bool) -> None:
 
 
 def plugin_details(name: str, *, as_json: bool) -> None:
+    """What one plugin is, and its options; imports it, and exits 3 when it is broken."""
+
     def body() -> None:
         catalog = Catalog.discover()
         entry = catalog.find(name)
-        driver = catalog.load(entry)
-        options = [_option(entry, field, driver.options) for field in dataclasses.fields(driver.options)]
         details = {
             "name": entry.qualified,
-            "summary": driver.summary,
             "distribution": entry.distribution,
             "version": entry.version,
-            "contract": [".".join(map(str, bound)) for bound in driver.contract],
-            "capabilities": sorted(driver.capabilities),
-            "options": options,
+            "module": entry.module,
         }
-        if as_json:
-            show_json("micro.plugin/1", details)
-            return
-        typer.echo(f"{entry.qualified}  {driver.summary}")
-        typer.echo(
-            f"{entry.distribution} {entry.version}, contract {details['contract'][0]} to {details['contract'][1]}"
-        )
-        typer.echo("")
-        rows = [[o["name"], o["type"], o["default"], o["variable"], o["help"]] for o in options]
-        show_table(["option", "type", "default", "variable", "meaning"], rows, "no options")
+        if entry.role is None:
+            _show_hooks(catalog, entry, details, as_json=as_json)
+        else:
+            _show_driver(catalog, entry, details, as_json=as_json)
 
     guarded(body, as_json=as_json)
 
 
-def _option(entry: Entry, field: dataclasses.Field[Any], options_type: type) -> dict[str, Any]:
-    wanted = typing.get_type_hints(options_type)[field.name]
-    is_secret = bool(field.metadata.get("secret"))
+def _not_installed(catalog: Catalog) -> list[dict[str, str]]:
+    here = {entry.distribution for entry in catalog.entries}
+    return [
+        {
+            "role": known.role.value,
+            "name": known.name,
+            "distribution": known.distribution,
+            "version": "",
+            "state": "not installed",
+        }
+        for known in KNOWN_PLUGINS
+        if known.distribution not in here
+    ]
+
+
+def _show_driver(catalog: Catalog, entry: Entry, details: dict[str, Any], *, as_json: bool) -> None:
+    driver = catalog.load(entry)
+    words = _variable_words(catalog, entry)
+    options = [_option(words, field, driver) for field in dataclasses.fields(driver.options)]
+    least, below = (".".join(map(str, bound)) for bound in driver.contract)
+    if as_json:
+        details |= {"summary": driver.summary, "contract": [least, below]}
+        details |= {"capabilities": sorted(driver.capabilities), "options": options}
+        show_json("micro.plugin/1", details)
+        return
+    typer.echo(f"{entry.qualified}  {driver.summary}")
+    typer.echo(f"{entry.distribution} {entry.version}, contract {least} up to, not including, {below}")
+    if driver.capabilities:
+        typer.echo(f"capabilities: {', '.join(sorted(driver.capabilities))}")
+    typer.echo("")
+    columns = ["option", "type", "default", "variable", "meaning"]
+    rows = [[row["name"], row["type"], row["default"], row["variable"], row["help"]] for row in options]
+    show_table(columns, rows, "no options")
+
+
+def _show_hooks(catalog: Catalog, entry: Entry, details: dict[str, Any], *, as_json: bool) -> None:
+    from micro_core.plugins.loading import hooks_of
+
+    hooks = hooks_of(entry, catalog.load_hooks_of(entry))
+    if as_json:
+        show_json("micro.plugin/1", {**details, "hooks": hooks})
+        return
+    typer.echo(f"{entry.qualified}  in use wherever it is installed; -p no:{entry.name} leaves it out")
+    typer.echo(f"{entry.distribution} {entry.version}, hooks: {', '.join(hooks) or 'none'}")
+
+
+def _variable_words(catalog: Catalog, entry: Entry) -> str:
+    """`QUIC`, or `REGISTRY__MEMORY` where several roles have a plugin of this name."""
+    is_shared = any(other.name == entry.name and other.role is not entry.role for other in catalog.entries)
+    words = [entry.role.value, entry.name] if is_shared and entry.role else [entry.name]
+    return "__".join(words).upper().replace("-", "_").replace(".", "_")
+
+
+def _option(words: str, field: dataclasses.Field[Any], driver: Driver[Any]) -> dict[str, Any]:
+    wanted = typing.get_type_hints(driver.options)[field.name]
+    default = field.default
+    if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
     return {
         "name": field.name,
-        "type": getattr(wanted, "__name__", str(wanted)),
-        "default": MASK if is_secret and field.default else field.default,
-        "secret": is_secret,
-        "variable": f"MICRO_{entry.name.upper()}__{field.name.upper()}",
+        "type": type_text(wanted),
+        "default": shown(driver.options, field.name, default),
+        "secret": bool(field.metadata.get("secret")),
+        "variable": f"MICRO_{words}__{field.name.upper()}",
         "help": field.metadata.get("help", ""),
     }

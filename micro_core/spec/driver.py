@@ -90,11 +90,11 @@ class Driver(Generic[T_co]):
 def option(default: T, help: str, *, secret: bool = False) -> T:  # noqa: A002 - the word users know
     """A field of an options dataclass: `port: int = option(8085, "UDP port to listen on.")`.
 
-    A `secret` is masked wherever it is shown.
+    A `secret` is masked wherever it is shown, and left out of the dataclass's repr.
     """
     if isinstance(default, (list, dict, set)):
         raise TypeError("use a tuple or frozenset: options are frozen")
-    return dataclasses.field(default=default, metadata={"help": help, "secret": secret})
+    return dataclasses.field(default=default, repr=not secret, metadata={"help": help, "secret": secret})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,23 @@
+"""Plugins: found without importing them, loaded one at a time, explained when they are missing or broken.
+
+An entry point's group says the role, its name the word people type. Only loading imports, and only what was asked for;
+a plugin that cannot be loaded is kept in quarantine with its distribution and the way out, and disturbs nobody else.
+Built-in drivers come in by the same door.
+
+`entries` reads metadata, `catalog` selects and remembers, `loading` imports and judges.
+"""
+
+from micro_core.plugins.catalog import Catalog, PluginWarning, Quarantined, blocked_words
+from micro_core.plugins.entries import CORE_DISTRIBUTION, HOOKS_GROUP, KNOWN_PLUGINS, Entry, KnownPlugin
+
+__all__ = [
+    "CORE_DISTRIBUTION",
+    "HOOKS_GROUP",
+    "KNOWN_PLUGINS",
+    "Catalog",
+    "Entry",
+    "KnownPlugin",
+    "PluginWarning",
+    "Quarantined",
+    "blocked_words",
+]
