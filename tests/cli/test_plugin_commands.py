@@ -1,0 +1,117 @@
+"""`micro plugin list` and `micro plugin info`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+DRIVER = """
+from dataclasses import dataclass
+from micro_core.spec import Driver, hookimpl, option
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    url: str = option("tcp://x", "Where it is.")
+    password: str = option("hunter2", "How to get in.", secret=True)
+    nodes: tuple[str, ...] = option((), "Others.")
+
+@hookimpl
+def micro_registry():
+    return Driver(
+        name="acme", summary="Records at Acme.", options=Options, create=lambda options, context: None,
+        capabilities=frozenset({"durable"}),
+    )
+"""
+HOOKS = "from micro_core.spec import hookimpl\n@hookimpl\ndef micro_interceptors(side): return []\n"
+
+
+def test_installed_plugins_are_listed_by_role_for_people_and_for_programs(micro: Any) -> None:
+    lines = micro("plugin", "list").stdout.splitlines()
+    assert lines[0].split() == ["ROLE", "NAME", "DISTRIBUTION", "VERSION", "STATE"]
+    assert ["transport", "tcp", "micro-network", "0.1.0", "installed"] in [line.split() for line in lines]
+    answer = json.loads(micro("plugin", "list", "--json").stdout)
+    assert answer["schema"] == "micro.plugins/1"
+    assert {"role", "name", "distribution", "version", "state"} == set(answer["plugins"][0])
+    assert answer["broken"] == answer["unreadable"] == []
+
+
+def test_all_adds_what_could_be_installed(micro: Any) -> None:
+    rows = json.loads(micro("plugin", "list", "--all", "--json").stdout)["plugins"]
+    states = {row["distribution"]: row["state"] for row in rows}
+    assert states["micro-nats-broker"] == "not installed"
+    assert states["micro-network"] == "installed"
+
+
+def test_check_shows_what_is_broken_and_the_way_out(micro: Any, install: Any, monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(str(install("acme-bad", "micro.tunnel", "bad", "1 / 0")))
+    assert "broken" not in micro("plugin", "list").stdout
+    done = micro("plugin", "list", "--check")
+    assert done.exit_code == 3
+    assert "broken" in next(line for line in done.stdout.splitlines() if "acme-bad" in line)
+    assert "ZeroDivisionError" in done.stderr
+    assert "try: pip install --upgrade acme-bad" in done.stderr
+    (found,) = json.loads(micro("plugin", "list", "--check", "--json").stdout)["broken"]
+    assert (found["distribution"], found["version"], found["group"]) == ("acme-bad", "1.2.3", "micro.tunnel")
+
+
+def test_a_name_claimed_twice_is_listed_as_a_conflict(micro: Any, install: Any, monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(str(install("acme-tcp", "micro.transport", "tcp", "")))
+    rows = json.loads(micro("plugin", "list", "--json").stdout)["plugins"]
+    assert {row["distribution"] for row in rows if row["state"] == "conflict"} == {"acme-tcp", "micro-network"}
+
+
+def test_info_shows_options_with_defaults_types_and_variables(micro: Any, install: Any, monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(str(install("acme-store", "micro.registry", "acme", DRIVER)))
+    text = micro("plugin", "info", "acme").stdout
+    for part in ("Records at Acme.", "acme-store 1.2.3", "contract 1.0", "durable", "MICRO_ACME__URL", "tcp://x"):
+        assert part in text
+    assert "hunter2" not in text
+    answer = json.loads(micro("plugin", "info", "registry:acme", "--json").stdout)
+    assert answer["schema"] == "micro.plugin/1"
+    assert answer["contract"] == ["1.0", "2.0"]
+    url, password, nodes = answer["options"]
+    assert url == {
+        "name": "url",
+        "type": "str",
+        "default": "tcp://x",
+        "secret": False,
+        "variable": "MICRO_ACME__URL",
+        "help": "Where it is.",
+    }
+    assert (password["default"], password["secret"]) == ("***", True)
+    assert nodes["type"] == "tuple[str, ...]"
+
+
+def test_the_variable_of_a_name_of_several_roles_names_the_role(micro: Any) -> None:
+    answer = json.loads(micro("plugin", "info", "tunnel:memory", "--json").stdout)
+    assert answer["options"][0]["variable"] == "MICRO_TUNNEL__MEMORY__LANES"
+
+
+def test_info_of_hooks_shows_which(micro: Any, install: Any, monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(str(install("acme-trace", "micro.hooks", "trace", HOOKS)))
+    assert "hooks: micro_interceptors" in micro("plugin", "info", "trace").stdout
+    assert json.loads(micro("plugin", "info", "trace", "--json").stdout)["hooks"] == ["micro_interceptors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence", "remedy"),
+    [
+        ("nats", "plugin 'nats' is not installed", "pip install micro-nats-broker"),
+        ("memroy", "there is no plugin 'memroy'", "did you mean 'memory'?"),
+        ("memory", "'memory' could mean several plugins", "broker:memory or registry:memory"),
+    ],
+)
+def test_info_of_what_is_not_there_says_what_to_type(micro: Any, name: str, sentence: str, remedy: str) -> None:
+    done = micro("plugin", "info", name)
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert f"error: {sentence}\n" in done.stderr
+    assert remedy in done.stderr
+
+
+def test_errors_for_programs_are_one_object(micro: Any) -> None:
+    done = micro("plugin", "info", "nats", "--json")
+    answer = json.loads(done.stdout)
+    assert (answer["schema"], answer["error"]["id"]) == ("micro.error/1", "plugin-missing")
+    assert done.exit_code == 3
