@@ -48,9 +48,6 @@ from micro_core.wire import limits
 STORY_LENGTH = 1_000
 """Entries kept of what happened, for explanations."""
 
-MAX_ORIGINS = 10_000
-"""Routers whose beats are remembered."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
@@ -85,6 +82,8 @@ class Engine:
         self._neighbours: dict[str, Neighbour] = {}
         self._incarnations: dict[str, int] = {}
         self._beats: dict[str, tuple[int, int]] = {}
+        self._number = incarnation
+        """Adverts of a new link are numbered from here: above those of earlier links and lives."""
         self._beat_at: float | None = None
         self._lease_at: float | None = None
         self._story: deque[tuple[float, str, str]] = deque(maxlen=STORY_LENGTH)
@@ -123,7 +122,7 @@ class Engine:
             case NeighbourUp(peer, cost_us):
                 if peer in self._neighbours:
                     self._neighbour_down(peer, now, effects)
-                neighbour = self._neighbours[peer] = Neighbour(peer, SteadyCost(cost_us))
+                neighbour = self._neighbours[peer] = Neighbour(peer, SteadyCost(cost_us), self._number)
                 effects += self._full_table(neighbour, now)
                 if self._beat_at is None:
                     self._beat_at = now + self._options.lease_s / 3
@@ -216,6 +215,7 @@ class Engine:
         neighbour = self._neighbours.pop(peer, None)
         if neighbour is None:
             return
+        self._number = max(self._number, neighbour.number)
         for key in sorted(neighbour.learned):
             self._drop(key, neighbour, "its link is gone", now, effects)
 
@@ -288,23 +288,27 @@ class Engine:
             self._drop(key, self._neighbours[peer], "withdrawn by its origin", now, effects)
 
     def _beat(self, neighbour: Neighbour, beat: Beat, now: float, effects: list[Effect]) -> None:
-        if beat.origin == self.router:
+        if beat.origin in neighbour.lapsed:
+            # It believes that we still hold what it told of this origin.
+            effects.append(SendMessage(neighbour.peer, Solicit()))
+        if beat.origin == self.router or beat.origin not in self._by_origin:
+            # Whoever knows no way to the origin has told of none, and has nobody to pass its beats to.
             return
         if beat.incarnation < self._incarnations.get(beat.origin, 0):
             effects.append(Count("routing_entries_outdated"))
             return
-        if beat.origin not in self._beats and len(self._beats) >= MAX_ORIGINS:
-            effects.append(Count("routing_origins_over_the_bound"))
-            return
         self._new_life(beat.origin, beat.incarnation, now, effects)
-        for key in self._by_origin.get(beat.origin, ()):
+        keys = self._by_origin[beat.origin]
+        for key in keys:
             candidate = self._learned[key].candidates.get(neighbour.peer)
             if candidate is not None:
                 candidate.expires_at = now + self._options.lease_s
         number = (beat.incarnation, beat.number)
         if number > self._beats.get(beat.origin, (0, 0)):
             self._beats[beat.origin] = number
-            effects += [SendMessage(peer, beat) for peer in self._neighbours if peer != neighbour.peer]
+            # Back to the sender too, where it holds a way through us: its own is not proof that ours still stands.
+            told = [n.peer for n in self._neighbours.values() if any(key in n.told for key in keys)]
+            effects += [SendMessage(peer, beat) for peer in told]
 
     def _new_life(self, origin: str, incarnation: int, now: float, effects: list[Effect]) -> None:
         """A later incarnation: nothing of the earlier one stands."""
@@ -395,15 +399,22 @@ class Engine:
             for peer, candidate in [*learned.candidates.items()]:
                 if candidate.expires_at <= now:
                     effects.append(Count("routing_leases_expired"))
+                    self._neighbours[peer].lapsed.add(key[0])
                     self._drop(key, self._neighbours[peer], "its lease ran out", now, effects)
                 else:
                     self._watch_lease(candidate.expires_at)
             if not learned.candidates:
-                if now - learned.empty_since >= TOMBSTONE_S:
-                    del self._learned[key]
-                    self._by_origin[key[0]].discard(key)
+                if now >= learned.empty_since + TOMBSTONE_S:
+                    self._forget(key)
                 else:
                     self._watch_lease(learned.empty_since + TOMBSTONE_S)
+
+    def _forget(self, key: Key) -> None:
+        del self._learned[key]
+        self._by_origin[key[0]].discard(key)
+        if not self._by_origin[key[0]]:
+            for about_origins in (self._by_origin, self._incarnations, self._beats):
+                about_origins.pop(key[0], None)
 
     def _coalesce_s(self) -> float:
         return self._options.coalesce_s * self._random.uniform(0.5, 1.0)

@@ -24,6 +24,10 @@ RESYNC_AFTER_TRIES = 5
 MAX_UNACKNOWLEDGED = 64
 """Adverts on their way to one neighbour; further changes wait and are merged."""
 
+ENTRIES_PER_ADVERT = limits.MAX_EVENTS_PER_ADVERT // 4
+MAX_ENTRIES_BYTES = limits.MAX_ADVERT_BYTES - 1_024
+"""Bounds of one advert sent; long version texts reach the second one first."""
+
 Key = tuple[str, str]
 """(origin, service)"""
 
@@ -43,10 +47,12 @@ class _OnTheWay:
 
 @dataclass(slots=True)
 class Neighbour:
-    """State towards one neighbour. Invariant: numbers on the way are consecutive and end at `_number`."""
+    """State towards one neighbour. Invariant: numbers on the way are consecutive and end at `number`."""
 
     peer: str
     cost: SteadyCost
+    number: int
+    """Of the last advert sent."""
     told: dict[Key, Announce] = field(default_factory=dict)
     """What it holds from us, once all that is on the way has arrived."""
     dirty: set[Key] = field(default_factory=set)
@@ -57,7 +63,8 @@ class Neighbour:
     """During a full table: what it has named so far."""
     learned: set[Key] = field(default_factory=set)
     """What we hold from it."""
-    _number: int = 0
+    lapsed: set[str] = field(default_factory=set)
+    """Origins of which we let something go for want of beats, that it may believe us to hold."""
     _solicited_at: int = 0
     _on_the_way: deque[_OnTheWay] = field(default_factory=deque)
 
@@ -124,13 +131,12 @@ class Neighbour:
         return min(times, default=None)
 
     def _send(self, entries: list[Announce | Withdraw], now: float, *, is_full: bool) -> list[Effect]:
-        step = limits.MAX_EVENTS_PER_ADVERT // 4
-        chunks = [entries[start : start + step] for start in range(0, len(entries), step)] or [[]]
+        chunks = _chunks(entries)
         effects: list[Effect] = []
         for place, chunk in enumerate(chunks):
-            self._number += 1
+            self.number += 1
             advert = Advert(
-                number=self._number,
+                number=self.number,
                 entries=tuple(chunk),
                 begins=is_full and place == 0,
                 ends=is_full and place == len(chunks) - 1,
@@ -142,10 +148,11 @@ class Neighbour:
     # ---------------------------------------------------------------- listening
 
     def accepts(self, advert: Advert) -> tuple[bool, list[Effect]]:
-        """Whether `advert` is next in order, and what to answer. One that begins a full table is always next."""
-        if advert.begins:
+        """Whether `advert` is next in order, and what to answer. A full table that begins is next unless it is old."""
+        if advert.begins and advert.number >= self.expected:
             self.expected, self._solicited_at = advert.number, 0
             self.confirmed = set()
+            self.lapsed.clear()
         if self.expected == 0 or advert.number > self.expected:
             # Something was lost on the way, or we have just come up: nothing can be built on this. Ask once, and
             # again when the neighbour repeats itself, which shows that the question was lost.
@@ -157,3 +164,25 @@ class Neighbour:
             return False, answer
         self.expected += 1
         return True, answer
+
+
+def _chunks(entries: list[Announce | Withdraw]) -> list[list[Announce | Withdraw]]:
+    """`entries` in order, in pieces that the neighbour takes; one empty piece for none."""
+    chunks: list[list[Announce | Withdraw]] = [[]]
+    size = 0
+    for entry in entries:
+        most = _most_bytes(entry)
+        if chunks[-1] and (len(chunks[-1]) >= ENTRIES_PER_ADVERT or size + most > MAX_ENTRIES_BYTES):
+            chunks.append([])
+            size = 0
+        chunks[-1].append(entry)
+        size += most
+    return chunks
+
+
+def _most_bytes(entry: Announce | Withdraw) -> int:
+    """A bound of the entry's encoded size: four bytes a character of texts, one of ids."""
+    if isinstance(entry, Withdraw):
+        return 128 + len(entry.service)
+    texts = sum(map(len, entry.versions)) + len(entry.site) + len(entry.network)
+    return 128 + len(entry.service) + 4 * texts + 3 * len(entry.versions) + 40 * len(entry.path)
