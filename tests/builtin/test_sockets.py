@@ -5,29 +5,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket as sockets
 import stat
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from micro_core.builtin import memory_transport, tcp_transport, unix_transport
+from micro_core.builtin import memory_transport, stream_socket, tcp_transport, unix_transport
 from micro_core.builtin.joined_transport import JoinedTransport
+from micro_core.builtin.memory_transport import MemorySocket
+from micro_core.builtin.stream_socket import StreamSocket
 from micro_core.builtin.system_clock import SystemClock
 from micro_core.spec import (
     BadRequest,
     Closed,
     Conflict,
+    Counters,
     CountersInMemory,
     DriverContext,
     Ended,
+    LinkLost,
     MicroError,
     NoOptions,
+    OptionError,
     Socket,
     Transport,
     Unreachable,
 )
+from micro_core.spec.names import split_host_port
 
 PATIENCE_S = 10.0
 
@@ -64,7 +71,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
-def make(kind: str, state_dir: Path, **options: Any) -> Transport:
+def make(kind: str, state_dir: Path, counters: Counters | None = None, **options: Any) -> Transport:
     context = DriverContext(
         node_id="test",
         network="go.micro",
@@ -73,7 +80,7 @@ def make(kind: str, state_dir: Path, **options: Any) -> Transport:
         clock=SystemClock(),
         random=random.Random(1),
         logger=logging.getLogger("test"),
-        counters=CountersInMemory(),
+        counters=counters or CountersInMemory(),
     )
     match kind:
         case "tcp":
@@ -121,9 +128,37 @@ async def test_bytes_arrive_whole_and_in_order_both_ways(pair: Pair) -> None:
 async def test_nothing_is_lost_that_comes_before_the_start(pair: Pair) -> None:
     near, far = await pair.connect(start=False)
     near.socket.write(b"early")
-    await asyncio.sleep(0.01)
+    # What went over another connection since, has been behind it.
+    other, other_far = await pair.connect()
+    other.socket.write(b"later")
+    await until(lambda: other_far.data == b"later")
     far.socket.start(far)
     await until(lambda: far.data == b"early")
+
+
+async def test_an_end_that_comes_before_the_start_is_told_after_what_was_written(pair: Pair) -> None:
+    near, far = await pair.connect(start=False)
+    near.socket.write(b"early")
+    closing = asyncio.create_task(near.socket.close())
+    await asyncio.sleep(0)
+    far.socket.start(far)
+    await until(lambda: far.error is not None)
+    await closing
+    assert far.data == b"early"
+    assert isinstance(far.error, Ended)
+
+
+async def test_reading_that_is_paused_before_the_start_stays_paused(pair: Pair) -> None:
+    near, far = await pair.connect(start=False)
+    far.socket.pause_reading()
+    far.socket.start(far)
+    near.socket.write(b"wait")
+    other, other_far = await pair.connect()
+    other.socket.write(b"later")
+    await until(lambda: other_far.data == b"later")
+    assert far.data == b""
+    far.socket.resume_reading()
+    await until(lambda: far.data == b"wait")
 
 
 async def test_a_reader_that_pauses_makes_the_writer_pause_and_resume(pair: Pair) -> None:
@@ -137,8 +172,27 @@ async def test_a_reader_that_pauses_makes_the_writer_pause_and_resume(pair: Pair
         await asyncio.sleep(0)
     assert near.is_paused
     far.socket.resume_reading()
-    await until(lambda: len(far.data) == written)
-    assert not near.is_paused
+    await until(lambda: len(far.data) == written and not near.is_paused)
+
+
+async def test_a_large_transfer_to_a_slow_reader_waits_with_the_writer(pair: Pair) -> None:
+    near, far = await pair.connect()
+    sent = random.Random(2).randbytes(20_000_000)
+    position, most_under_way = 0, 0
+    async with asyncio.timeout(PATIENCE_S):
+        while position < len(sent):
+            far.socket.pause_reading()
+            while not near.is_paused and position < len(sent):
+                near.socket.write(sent[position : position + 65_536])
+                position += 65_536
+                await asyncio.sleep(0)
+            most_under_way = max(most_under_way, min(position, len(sent)) - len(far.data))
+            far.socket.resume_reading()
+            await until(lambda: not near.is_paused)
+    await until(lambda: len(far.data) == len(sent))
+    assert far.data == sent
+    # The high mark, and what the system holds of a connection on both sides.
+    assert most_under_way < 14_000_000
 
 
 async def test_each_end_hears_the_right_ending_once(pair: Pair) -> None:
@@ -151,6 +205,82 @@ async def test_each_end_hears_the_right_ending_once(pair: Pair) -> None:
     assert isinstance(far.error, Ended)
     assert far.data == b"last words"
     near.socket.write(b"ignored")
+
+
+async def test_a_connection_that_breaks_is_told_as_broken(pair: Pair) -> None:
+    near, far = await pair.connect(start=False)
+    near.socket.write(b"never read")
+    # A system that closes a socket with bytes unread tells the other end so by a reset.
+    match far.socket:
+        case StreamSocket():
+            far.socket.abort()
+        case MemorySocket():
+            far.socket.cut()
+    await until(lambda: near.error is not None)
+    assert isinstance(near.error, LinkLost)
+
+
+async def test_the_last_words_arrive_though_the_speaker_has_not_listened(pair: Pair) -> None:
+    near, far = await pair.connect()
+    near.socket.pause_reading()
+    far.socket.write(bytes(200_000))
+    near.socket.write(b"last words")
+    closing = asyncio.create_task(near.socket.close())
+    await until(lambda: far.error is not None)
+    await closing
+    assert far.data == b"last words"
+    assert isinstance(far.error, Ended)
+    assert near.data == b""
+    assert isinstance(near.error, Closed)
+
+
+async def test_both_ends_may_close_at_once(pair: Pair) -> None:
+    near, far = await pair.connect()
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.gather(near.socket.close(), far.socket.close(), near.socket.close())
+    assert isinstance(near.error, Closed)
+    assert isinstance(far.error, Closed | Ended)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+async def test_a_close_waits_for_a_clogged_peer_no_longer_than_its_bound(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_socket, "CLOSE_TIMEOUT_S", 0.05)
+    pair = Pair(make(kind, tmp_path))
+    pair.address = (await pair.transport.listen("", pair.accepted.append)).address
+    near, far = await pair.connect()
+    far.socket.pause_reading()
+    near.socket.write(bytes(20_000_000))
+    async with asyncio.timeout(0.9):
+        await near.socket.close()
+    assert isinstance(near.error, Closed)
+    await pair.transport.close()
+
+
+async def test_a_transport_closes_all_it_made_and_makes_no_more(pair: Pair) -> None:
+    near, far = await pair.connect()
+    _, unstarted = await pair.connect(start=False)
+    await pair.transport.close()
+    await until(lambda: near.error is not None and far.error is not None)
+    unstarted.socket.start(unstarted)
+    await until(lambda: unstarted.error is not None)
+    with pytest.raises(Closed):
+        await pair.transport.dial(pair.address, timeout_s=1.0)
+    with pytest.raises(Closed):
+        await pair.transport.listen("", pair.accepted.append)
+    await pair.transport.close()
+
+
+async def test_a_place_is_free_again_after_its_listener_and_closing_twice_harms_nobody(pair: Pair) -> None:
+    first = await pair.transport.listen("", pair.accepted.append)
+    await first.close()
+    pair.address = (await pair.transport.listen(first.address, pair.accepted.append)).address
+    assert pair.address == first.address
+    await first.close()
+    near, far = await pair.connect()
+    near.socket.write(b"here")
+    await until(lambda: far.data == b"here")
 
 
 async def test_a_dial_to_nobody_says_so(pair: Pair) -> None:
@@ -179,15 +309,105 @@ async def test_sockets_outlive_the_listener_that_accepted_them(pair: Pair) -> No
         await until(lambda there=there: there.data == b"still")  # type: ignore[misc]
 
 
-async def test_more_connections_than_allowed_are_refused_and_the_others_live(tmp_path: Path) -> None:
-    pair = Pair(make("tcp", tmp_path, max_connections=2))
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+async def test_more_connections_than_allowed_are_refused_and_counted_and_the_others_live(
+    kind: str, tmp_path: Path
+) -> None:
+    counters = CountersInMemory()
+    transport = make(kind, tmp_path, counters, max_connections=2)
+    accepted: list[Reader] = []
+    address = (await transport.listen("", lambda socket: accepted.append(Reader(socket)))).address
+    # Dialled by the transport that listens: only what is accepted counts.
+    readers = [Reader(await transport.dial(address, timeout_s=2.0)) for _ in range(3)]
+    await until(lambda: sum(reader.error is not None for reader in readers) == 1)
+    assert counters.values == {f"{kind}_connections_refused": 1}
+    assert len(accepted) == 2
+    lives = [reader for reader in readers if reader.error is None]
+    for reader in lives:
+        reader.socket.write(b"x")
+    await until(lambda: all(reader.data == b"x" for reader in accepted))
+    await lives[0].socket.close()
+    again = Reader(await transport.dial(address, timeout_s=2.0))
+    await until(lambda: len(accepted) == 3)
+    assert again.error is None
+    await transport.close()
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["tcp://", "tcp://nowhere", "tcp://127.0.0.1:99999", "tcp://::1:80", "tcp://a..b:80", "tcp://a\0b:80", "tcp://x:y"],
+)
+async def test_an_address_that_is_none_cannot_be_reached(address: str, tmp_path: Path) -> None:
+    with pytest.raises(Unreachable) as caught:
+        await make("tcp", tmp_path).dial(address, timeout_s=1.0)
+    assert caught.value.hint
+    with pytest.raises(Unreachable):
+        await make("unix", tmp_path).dial("unix://not/absolute", timeout_s=1.0)
+
+
+async def test_a_dial_that_is_not_answered_ends_in_time(tmp_path: Path) -> None:
+    async def never() -> NoReturn:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with pytest.raises(Unreachable, match=r"tcp://somewhere:1 did not answer within 0\.01 s"):
+        await stream_socket.connect(never(), "tcp://somewhere:1", 0.01)
+
+
+async def test_a_refused_dial_says_where_and_why(tmp_path: Path) -> None:
+    with pytest.raises(Unreachable, match=r"cannot connect to tcp://127\.0\.0\.1:1: Connection refused"):
+        await make("tcp", tmp_path).dial("tcp://127.0.0.1:1", timeout_s=1.0)
+
+
+@pytest.mark.parametrize(
+    ("advertise", "shown"),
+    [
+        ("gate.example:9000", "tcp://gate.example:9000"),
+        ("tcp://10.0.0.7", "tcp://10.0.0.7:"),
+        (":70", "tcp://127.0.0.1:70"),
+    ],
+)
+async def test_what_is_advertised_is_shown_instead(advertise: str, shown: str, tmp_path: Path) -> None:
+    transport = make("tcp", tmp_path, advertise=advertise)
+    listener = await transport.listen("", lambda socket: None)
+    assert listener.address.startswith(shown)
+    assert not listener.address.endswith(":0")
+    await transport.close()
+
+
+async def test_a_listener_on_every_interface_shows_one_that_can_be_dialled(tmp_path: Path) -> None:
+    transport = make("tcp", tmp_path, host="0.0.0.0")
+    listener = await transport.listen("", lambda socket: None)
+    host, port = split_host_port(listener.address.removeprefix("tcp://"))
+    assert host not in ("", "0.0.0.0")
+    assert port > 0
+    await transport.close()
+
+
+async def test_small_writes_are_not_held_back(tmp_path: Path) -> None:
+    pair = Pair(make("tcp", tmp_path))
     pair.address = (await pair.transport.listen("", pair.accepted.append)).address
-    dialler = make("tcp", tmp_path)
-    readers = [Reader(await dialler.dial(pair.address, timeout_s=2.0)) for _ in range(3)]
-    await until(lambda: readers[2].error is not None)
-    assert readers[0].error is None
-    await dialler.close()
+    for reader in await pair.connect():
+        assert isinstance(reader.socket, StreamSocket)
+        raw: Any = reader.socket.endpoint("socket")
+        assert raw.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY)
     await pair.transport.close()
+
+
+async def test_the_marks_of_backpressure_can_be_chosen_and_must_make_sense(tmp_path: Path) -> None:
+    pair = Pair(make("tcp", tmp_path, high_water_bytes=40_000_000, low_water_bytes=1_000))
+    pair.address = (await pair.transport.listen("", pair.accepted.append)).address
+    near, far = await pair.connect()
+    far.socket.pause_reading()
+    near.socket.write(bytes(30_000_000))
+    assert not near.is_paused
+    near.socket.write(bytes(30_000_000))
+    assert near.is_paused
+    far.socket.resume_reading()
+    await until(lambda: len(far.data) == 60_000_000)
+    await pair.transport.close()
+    with pytest.raises(OptionError):
+        make("tcp", tmp_path, high_water_bytes=1, low_water_bytes=2)
 
 
 async def test_a_stale_socket_file_is_replaced_and_the_new_one_is_private(tmp_path: Path) -> None:
@@ -202,6 +422,40 @@ async def test_a_stale_socket_file_is_replaced_and_the_new_one_is_private(tmp_pa
     await again.close()
     assert not copy.exists()
     await first.close()
+
+
+async def test_a_socket_file_that_is_anothers_by_now_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    transport = make("unix", tmp_path)
+    first = await transport.listen(f"unix://{path}", lambda socket: None)
+    path.rename(tmp_path / "moved.sock")
+    second = await transport.listen(f"unix://{path}", lambda socket: None)
+    await first.close()
+    assert path.is_socket()
+    await second.close()
+    assert not path.exists()
+    await transport.close()
+
+
+async def test_what_is_no_stale_socket_is_never_removed(tmp_path: Path) -> None:
+    transport = make("unix", tmp_path)
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    for place in (precious, precious / "below.sock", tmp_path / "missing" / "s.sock"):
+        with pytest.raises(Conflict, match="cannot listen on"):
+            await transport.listen(f"unix://{place}", lambda socket: None)
+    assert precious.read_text() == "kept"
+
+
+async def test_sockets_without_a_name_are_made_in_the_state_directory(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    transport = make("unix", state)
+    addresses = {(await transport.listen("", lambda socket: None)).address for _ in range(3)}
+    assert {Path(address.removeprefix("unix://")).parent for address in addresses} == {state}
+    assert len(addresses) == 3
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    await transport.close()
+    assert list(state.iterdir()) == []
 
 
 async def test_a_path_too_long_for_the_system_is_refused_with_a_way_out(tmp_path: Path) -> None:
