@@ -110,7 +110,7 @@ def _load_or_create(path: Path, make: Callable[[], str]) -> str:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(make())
             file.flush()
             os.fsync(file.fileno())
@@ -124,8 +124,15 @@ def _load_or_create(path: Path, make: Callable[[], str]) -> str:
 
 
 def _read_secret(path: Path) -> str:
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         mode = os.fstat(file.fileno()).st_mode
         if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
             raise ConfigError(f"{path} may be read by others", hint=f"chmod 600 {path}")
-        return file.read(MAX_SECRET_FILE_BYTES).strip()
+        try:
+            secret = file.read(MAX_SECRET_FILE_BYTES).strip()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not a text", hint="is it the right file?") from error
+    if not secret:
+        # An empty token would be one that everybody knows.
+        raise ConfigError(f"{path} is empty", hint="remove it, or put the secret in")
+    return secret
