@@ -50,6 +50,9 @@ LOW_WATER_BYTES = 128 * 1024
 MAX_QUEUED_MULTICAST_BYTES = 4 * 1024 * 1024
 """Multicast waiting for one link; a link slower than that loses messages, and they are counted."""
 
+MAX_QUEUED_CONTROL_BYTES = 4 * 1024 * 1024
+"""Answers waiting for one link: pongs, grants, refusals."""
+
 BULK_ACK_STEP_BYTES = 8 * 1024
 """Bulk is acknowledged in small steps: each is a measurement for the far end's window."""
 
@@ -255,13 +258,16 @@ class Mux:
         data = taken[0] if len(taken) == 1 else b"".join(taken)
         self._queued_bytes[priority] -= len(data)
         if priority is Priority.BULK:
-            self.bulk.sent(sum(len(frame) - HEAD.size for frame in taken if frame[_TYPE_AT] == _BULK), now)
+            # Frame by frame, as the far end acknowledges: a mark that covers more would be timed by an older one.
+            for frame in taken:
+                if frame[_TYPE_AT] == _BULK:
+                    self.bulk.sent(len(frame) - HEAD.size, now)
         return data
 
     # ---------------------------------------------------------------- receive
 
     def receive_data(self, lane: int, data: bytes, now: float) -> Iterator[MuxEvent]:
-        """Bytes of a lane. Iterate to the end before the next call; raises Malformed, TooLarge."""
+        """Bytes of a lane. Iterate to the end before the next call; raises Malformed, TooLarge, Overloaded."""
         data = self._rests[lane] + data if self._rests[lane] else data
         self._rests[lane] = b""
         position, end = 0, len(data)
@@ -285,6 +291,8 @@ class Mux:
                     session.receive.receive(length)
                     yield Received(number, payload)
                 continue
+            if self._queued_bytes[Priority.CONTROL] > MAX_QUEUED_CONTROL_BYTES:
+                raise Overloaded("the peer asks faster than it reads what it asked for")
             yield from self._receive(Type(kind), number, payload, now)
         self._rests[lane] = data[position:]
 
@@ -338,7 +346,8 @@ class Mux:
             raise Malformed("OPEN of a session that stands, or without a priority")
         channel, priority = _channel(payload[1:]), PRIORITIES[payload[0]]
         if len(self.sessions) >= limits.MAX_SESSIONS_PER_LINK:
-            self._queue(priority, Type.RESET, number, encode_map(Overloaded("too many sessions on the link").to_wire()))
+            refusal = Overloaded("too many sessions on the link")
+            self._queue(Priority.CONTROL, Type.RESET, number, encode_map(refusal.to_wire()))
             return
         self._new(number, channel, priority)
         yield Opened(number, channel, priority)
