@@ -1,0 +1,664 @@
+"""Two muxes wired to each other over one lane or four: order, credit, priorities, and what a rude peer may do."""
+
+from __future__ import annotations
+
+import random
+import struct
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from micro_core.spec.errors import Closed, Ended, Malformed, MicroError, Overloaded, TooLarge, Unreachable
+from micro_core.spec.tunnel import Priority
+from micro_core.tunnel.credit import (
+    MAX_BULK_WINDOW_BYTES,
+    MIN_BULK_WINDOW_BYTES,
+    START_BULK_WINDOW_BYTES,
+    BulkWindow,
+    ReceiveCredit,
+    SendCredit,
+)
+from micro_core.tunnel.mux import (
+    BULK_ACK_STEP_BYTES,
+    HEAD,
+    HIGH_WATER_BYTES,
+    MAX_CHANNELS,
+    MAX_PAYLOAD_BYTES,
+    MAX_QUEUED_CONTROL_BYTES,
+    MAX_QUEUED_MULTICAST_BYTES,
+    Message,
+    Mux,
+    MuxEvent,
+    MuxSession,
+    Opened,
+    Over,
+    Pinged,
+    Ponged,
+    Received,
+    Resumed,
+    Type,
+    nobody_listens,
+)
+from micro_core.wire import limits
+
+WINDOW = 4_096
+ALL = 1 << 30
+
+
+class End:
+    """One mux and what came out of it."""
+
+    def __init__(self, *, dialed: bool, lanes: int, window: int = limits.SESSION_WINDOW_BYTES) -> None:
+        self.mux = Mux(dialed=dialed, lane_count=lanes, window=window)
+        self.sessions: dict[int, MuxSession] = {}
+        self.data: dict[int, bytearray] = {}
+        self.unread: dict[int, int] = {}
+        self.over: dict[int, MicroError] = {}
+        self.events: list[MuxEvent] = []
+        self.reads = True
+
+    def open(self, channel: str = "calls", priority: Priority = Priority.CALLS) -> MuxSession:
+        session = self.mux.open(channel, priority)
+        self._know(session)
+        return session
+
+    def take(self, event: MuxEvent) -> None:
+        self.events.append(event)
+        match event:
+            case Opened(number, _, _):
+                self._know(self.mux.sessions[number])
+            case Received(number, data):
+                self.data[number] += data
+                self.unread[number] += len(data)
+                if self.reads:
+                    self.read(number)
+            case Over(number, error):
+                assert number not in self.over, "told twice"
+                self.over[number] = error
+
+    def read(self, number: int, count: int = ALL) -> None:
+        count = min(count, self.unread[number])
+        self.unread[number] -= count
+        self.mux.consumed(self.sessions[number], count)
+
+    def _know(self, session: MuxSession) -> None:
+        self.sessions[session.number] = session
+        self.data[session.number], self.unread[session.number] = bytearray(), 0
+
+
+class Wire:
+    """Both ends, and the bytes under way in each lane."""
+
+    def __init__(self, lanes: int, window: int = limits.SESSION_WINDOW_BYTES) -> None:
+        self.lanes = lanes
+        self.one = End(dialed=True, lanes=lanes, window=window)
+        self.other = End(dialed=False, lanes=lanes, window=window)
+        self.now = 0.0
+
+    def flush(self, sender: End, most: int = ALL) -> list[tuple[int, bytes]]:
+        chunks = [(0 if self.lanes == 1 else int(p), sender.mux.take(p, most, self.now)) for p in Priority]
+        return [(lane, data) for lane, data in chunks if data]
+
+    def deliver(self, receiver: End, chunks: list[tuple[int, bytes]]) -> None:
+        for lane, data in chunks:
+            for event in receiver.mux.receive_data(lane, data, self.now):
+                receiver.take(event)
+
+    def settle(self, turns: int = 10_000) -> None:
+        """Let bytes go back and forth until there are none."""
+        for _ in range(turns):
+            to_other, to_one = self.flush(self.one), self.flush(self.other)
+            if not to_other and not to_one:
+                return
+            self.deliver(self.other, to_other)
+            self.deliver(self.one, to_one)
+        raise AssertionError("they never stop talking")
+
+
+lane_counts = pytest.mark.parametrize("lanes", [1, 4])
+
+
+def frame(kind: int, session: int = 0, payload: bytes = b"") -> bytes:
+    return HEAD.pack(len(payload) << 8 | kind, session) + payload
+
+
+def frames(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    while data:
+        head, session = HEAD.unpack_from(data)
+        yield head & 0xFF, session, data[HEAD.size : HEAD.size + (head >> 8)]
+        data = data[HEAD.size + (head >> 8) :]
+
+
+# ------------------------------------------------------------------------------- sessions
+
+
+@lane_counts
+def test_data_comes_whole_and_in_order_both_ways(lanes: int) -> None:
+    wire = Wire(lanes)
+    session = wire.one.open("greeter")
+    wire.one.mux.write(session, b"hello ")
+    wire.one.mux.write(session, b"world")
+    wire.settle()
+    assert wire.other.events[0] == Opened(1, "greeter", Priority.CALLS)
+    assert wire.other.data[1] == b"hello world"
+    wire.other.mux.write(wire.other.sessions[1], b"yes?")
+    wire.settle()
+    assert wire.one.data[1] == b"yes?"
+
+
+@lane_counts
+def test_both_sides_open_sessions_without_meeting(lanes: int) -> None:
+    wire = Wire(lanes)
+    for _ in range(5):
+        wire.one.open()
+        wire.other.open()
+    wire.settle()
+    assert sorted(wire.one.sessions) == sorted(wire.other.sessions) == list(range(1, 11))
+
+
+@lane_counts
+def test_close_ends_a_session_after_all_that_was_written(lanes: int) -> None:
+    wire = Wire(lanes, WINDOW)
+    session = wire.one.open()
+    data = random.Random(1).randbytes(10 * WINDOW)
+    wire.one.mux.write(session, data)
+    wire.one.mux.close(session)
+    wire.settle()
+    assert wire.other.data[1] == data
+    assert isinstance(wire.other.over[1], Ended)
+    assert wire.one.mux.sessions == wire.other.mux.sessions == {}
+    assert wire.one.mux.write(session, b"late"), "what is written after closing goes nowhere"
+    wire.settle()
+
+
+@lane_counts
+def test_reset_ends_a_session_at_once_and_says_why(lanes: int) -> None:
+    wire = Wire(lanes, WINDOW)
+    session = wire.one.open()
+    wire.one.mux.write(session, bytes(100_000))
+    wire.settle()
+    wire.other.mux.reset(1, nobody_listens("calls"))
+    wire.settle()
+    error = wire.one.over[1]
+    assert isinstance(error, Unreachable)
+    assert "calls" in str(error)
+    assert session.unsent_bytes == 0
+    assert wire.one.mux.sessions == wire.other.mux.sessions == {}
+
+
+@lane_counts
+def test_both_sides_may_end_a_session_at_the_same_time(lanes: int) -> None:
+    wire = Wire(lanes)
+    session = wire.one.open()
+    wire.settle()
+    wire.one.mux.close(session)
+    wire.other.mux.reset(1, Closed("enough"))
+    wire.settle()
+    assert wire.one.mux.sessions == wire.other.mux.sessions == {}
+
+
+@lane_counts
+def test_who_does_not_read_is_sent_a_window_and_no_more(lanes: int) -> None:
+    wire = Wire(lanes, WINDOW)
+    wire.other.reads = False
+    session = wire.one.open()
+    wire.one.mux.write(session, bytes(100 * WINDOW))
+    wire.settle()
+    assert wire.other.unread[1] == WINDOW
+    assert session.unsent_bytes == 99 * WINDOW
+    wire.other.reads = True
+    wire.other.read(1)
+    wire.settle()
+    assert len(wire.other.data[1]) == 100 * WINDOW
+
+
+def test_a_writer_is_asked_to_pause_and_then_to_go_on_once() -> None:
+    wire = Wire(4)
+    wire.other.reads = False
+    session = wire.one.open()
+    assert wire.one.mux.write(session, bytes(limits.SESSION_WINDOW_BYTES + HIGH_WATER_BYTES))
+    assert not wire.one.mux.write(session, b"x")
+    wire.settle()
+    assert Resumed(1) not in wire.one.events
+    wire.other.reads = True
+    wire.other.read(1)
+    wire.settle()
+    assert wire.one.events.count(Resumed(1)) == 1
+    assert not session.is_paused
+
+
+def test_one_session_that_nobody_reads_stops_no_other() -> None:
+    wire = Wire(1, WINDOW)
+    wire.other.reads = False
+    stuck, alive = wire.one.open(), wire.one.open()
+    wire.one.mux.write(stuck, bytes(10 * WINDOW))
+    wire.one.mux.write(alive, b"through")
+    wire.settle()
+    assert wire.other.data[alive.number] == b"through"
+
+
+def test_sessions_are_bounded_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(4)
+    monkeypatch.setattr(limits, "MAX_SESSIONS_PER_LINK", 3)
+    for _ in range(3):
+        wire.one.open()
+    with pytest.raises(Overloaded):
+        wire.one.mux.open("calls", Priority.CALLS)
+    wire.settle()
+    rude = frame(Type.OPEN, 99, b"\x01calls")
+    wire.deliver(wire.other, [(1, rude)])
+    (chunk,) = wire.flush(wire.other)
+    ((kind, number, _),) = frames(chunk[1])
+    assert (kind, number) == (Type.RESET, 99)
+    assert len(wire.other.mux.sessions) == 3
+
+
+def test_one_large_write_takes_time_in_proportion_to_its_size() -> None:
+    def seconds(size: int) -> float:
+        wire = Wire(4)
+        session = wire.one.open()
+        started = time.perf_counter()
+        wire.one.mux.write(session, bytes(size))
+        wire.settle()
+        assert len(wire.other.data[1]) == size
+        return time.perf_counter() - started
+
+    small = min(seconds(2 << 20) for _ in range(3))
+    assert seconds(32 << 20) < 16 * small * 6 + 0.2
+
+
+class Script:
+    """Random operations on both ends; what was written, and what must have come."""
+
+    def __init__(self, lanes: int, source: random.Random) -> None:
+        self.source = source
+        self.wire = Wire(lanes, WINDOW)
+        self.wire.one.reads = self.wire.other.reads = False
+        self.written: dict[tuple[bool, int], bytearray] = {}
+        self.is_cut: set[int] = set()
+        self.said: list[bytes] = []
+        self.queues: dict[tuple[bool, int], bytearray] = {}
+
+    def step(self) -> None:
+        wire, source = self.wire, self.source
+        is_one = source.random() < 0.5
+        end = wire.one if is_one else wire.other
+        standing = [number for number in end.mux.sessions if not end.sessions[number].is_closing]
+        match source.randrange(10):
+            case 0 | 1:
+                end.open("c", source.choice([*Priority]))
+            case 2 | 3 | 4 if standing:
+                number = source.choice(standing)
+                data = source.randbytes(source.choice([0, 1, 100, WINDOW, 3 * WINDOW]))
+                self.written.setdefault((is_one, number), bytearray()).extend(data)
+                end.mux.write(end.sessions[number], data)
+            case 5 | 6:
+                for number in end.unread:
+                    end.read(number, source.choice([0, 10, WINDOW]))
+            case 7 if standing:
+                number = source.choice(standing)
+                self.is_cut.add(number)
+                end.mux.close(end.sessions[number])
+            case 8 if standing and source.random() < 0.3:
+                number = source.choice(standing)
+                self.is_cut.add(number)
+                end.mux.reset(number, Closed("x"))
+            case 9 if is_one:
+                message = source.randbytes(8)
+                self.said.append(message)
+                end.mux.multicast("topic", message, Priority.EVENTS, broadcast=True)
+        self.carry(source.choice([1, 100, 20_000]))
+        self.check()
+
+    def carry(self, most: int) -> None:
+        """Move some of the bytes of each lane, cut anywhere."""
+        wire = self.wire
+        for is_one, sender, receiver in ((True, wire.one, wire.other), (False, wire.other, wire.one)):
+            for lane, data in wire.flush(sender, most):
+                self.queues.setdefault((is_one, lane), bytearray()).extend(data)
+            lanes = [lane for side, lane in self.queues if side is is_one]
+            self.source.shuffle(lanes)
+            for lane in lanes:
+                queue = self.queues[is_one, lane]
+                count = self.source.choice([0, 1, 7, most, len(queue)])
+                chunk = bytes(queue[:count])
+                del queue[:count]
+                wire.deliver(receiver, [(lane, chunk)])
+
+    def check(self) -> None:
+        for end, is_one in ((self.wire.one, True), (self.wire.other, False)):
+            for session in end.mux.sessions.values():
+                assert 0 <= session.send.available <= session.send.window == WINDOW
+                assert 0 <= session.receive.outstanding <= WINDOW
+                assert end.unread[session.number] <= WINDOW
+                assert session.unsent_bytes == sum(map(len, session.unsent))
+            for number, data in end.data.items():
+                written = self.written.get((not is_one, number), bytearray())
+                assert written.startswith(data), "out of order, or never written"
+
+    def finish(self) -> None:
+        wire = self.wire
+        for _ in range(3_000):
+            for end in (wire.one, wire.other):
+                for number in end.unread:
+                    end.read(number)
+            self.carry(ALL)
+            is_empty = not any(end.mux.queued(p) for end in (wire.one, wire.other) for p in Priority)
+            is_read = not any(count for end in (wire.one, wire.other) for count in end.unread.values())
+            if is_empty and is_read and not any(self.queues.values()):
+                break
+        else:
+            raise AssertionError("they never stop talking")
+        self.check()
+        for (is_one, number), data in self.written.items():
+            if number not in self.is_cut:
+                receiver = wire.other if is_one else wire.one
+                assert receiver.data[number] == data, "not whole"
+        assert [event.payload for event in wire.other.events if isinstance(event, Message)] == self.said
+        assert set(wire.one.mux.sessions) == set(wire.other.mux.sessions), "a session that only one side knows"
+
+
+@lane_counts
+@settings(max_examples=60)
+@given(st.integers(0, 2**32))
+def test_whatever_is_done_data_is_whole_and_credit_is_kept(lanes: int, seed: int) -> None:
+    source = random.Random(seed)
+    script = Script(lanes, source)
+    for _ in range(source.randrange(5, 80)):
+        script.step()
+    script.finish()
+
+
+# ------------------------------------------------------------------------------ priorities
+
+
+def test_on_one_lane_control_goes_before_calls_before_events_before_bulk() -> None:
+    wire = Wire(1)
+    for priority in reversed(Priority):
+        session = wire.one.open(priority.name, priority)
+        wire.one.mux.write(session, b"x" * 10)
+    wire.one.mux.ping(1)
+    data = b"".join(chunk for _, chunk in wire.flush(wire.one))
+    order = [(kind, payload[1:].decode()) for kind, _, payload in frames(data) if kind in (Type.OPEN, Type.PING)]
+    assert [name for kind, name in order if kind == Type.OPEN] == ["CONTROL", "CALLS", "EVENTS", "BULK"]
+    kinds = [kind for kind, _, _ in frames(data)]
+    assert kinds.index(Type.PING) < kinds.index(Type.BULK)
+
+
+def test_a_large_write_leaves_in_small_pieces_between_which_others_go() -> None:
+    wire = Wire(1)
+    bulk, call = wire.one.open("bulk", Priority.BULK), wire.one.open("call")
+    wire.one.mux.write(bulk, bytes(1 << 20))
+    wire.flush(wire.one, 20_000)
+    wire.one.mux.write(call, b"urgent")
+    first = wire.flush(wire.one, 20_000)[0][1]
+    assert b"urgent" in first
+    assert all(len(payload) <= limits.MAX_MUX_FRAME_BYTES for _, _, payload in frames(first))
+
+
+def test_take_hands_out_whole_frames_up_to_what_was_asked() -> None:
+    mux = Mux(dialed=True, lane_count=1)
+    session = mux.open("c", Priority.CALLS)
+    for _ in range(10):
+        mux.write(session, bytes(992))
+    assert mux.take(Priority.CALLS, 0, 0.0) == b""
+    assert len(mux.take(Priority.CALLS, 1, 0.0)) == HEAD.size + 2, "one frame at least"
+    assert len(mux.take(Priority.CALLS, 3_500, 0.0)) == 3_000
+    assert len(mux.take(Priority.CALLS, ALL, 0.0)) == 7_000
+    assert mux.queued(Priority.CALLS) == 0
+
+
+# ------------------------------------------------------------------------------------ bulk
+
+
+def transfer(wire: Wire, session: MuxSession, delay_s: float, turns: int) -> list[float]:
+    """Send bulk for some turns, each answered after `delay_s`; the window after each."""
+    windows = []
+    for _ in range(turns):
+        wire.one.mux.write(session, bytes(64 * 1024))
+        to_other = wire.flush(wire.one)
+        wire.now += delay_s
+        wire.deliver(wire.other, to_other)
+        wire.deliver(wire.one, wire.flush(wire.other))
+        windows.append(wire.one.mux.bulk.window)
+    return windows
+
+
+def test_the_bulk_window_shrinks_when_delay_grows_and_recovers() -> None:
+    wire = Wire(4)
+    session = wire.one.open("bulk", Priority.BULK)
+    grown = transfer(wire, session, 0.010, 40)[-1]
+    assert grown > 4 * START_BULK_WINDOW_BYTES
+    shrunk = transfer(wire, session, 0.030, 60)[-1]
+    assert shrunk < grown / 4
+    recovered = transfer(wire, session, 0.010, 60)[-1]
+    assert recovered > 2 * shrunk
+
+
+def test_bulk_under_way_never_exceeds_the_window_by_more_than_a_piece() -> None:
+    wire = Wire(4)
+    session = wire.one.open("bulk", Priority.BULK)
+    wire.one.mux.write(session, bytes(1 << 20))
+    for _ in range(100):
+        wire.flush(wire.one)
+    assert wire.one.mux.bulk.in_flight <= START_BULK_WINDOW_BYTES + limits.MAX_MUX_FRAME_BYTES
+
+
+def test_a_longer_path_is_a_new_base_after_a_minute() -> None:
+    bulk = BulkWindow()
+    now = 0.0
+    for delay_s in [0.010] * 50 + [0.050] * 5_000:
+        bulk.sent(1_000, now)
+        now += delay_s
+        bulk.granted(1_000, now)
+    assert bulk.window > START_BULK_WINDOW_BYTES
+
+
+def test_a_pause_between_transfers_is_not_taken_for_delay() -> None:
+    """What was left unacknowledged of the first transfer is acknowledged with the second, long after."""
+    wire = Wire(4)
+    session = wire.one.open("bulk", Priority.BULK)
+    transfer(wire, session, 0.010, 40)
+    wire.one.mux.write(session, bytes(BULK_ACK_STEP_BYTES // 2))
+    wire.settle()
+    before = wire.one.mux.bulk.window
+    wire.now += 30.0
+    after = min(transfer(wire, session, 0.010, 10))
+    assert after >= before
+
+
+@given(st.lists(st.tuples(st.integers(1, 50_000), st.floats(0, 2), st.integers(0, 60_000)), max_size=60))
+def test_the_bulk_window_keeps_its_bounds(steps: list[tuple[int, float, int]]) -> None:
+    bulk = BulkWindow()
+    now = 0.0
+    for count, delay_s, granted in steps:
+        bulk.sent(count, now)
+        now += delay_s
+        bulk.granted(granted, now)
+        assert MIN_BULK_WINDOW_BYTES <= bulk.window <= MAX_BULK_WINDOW_BYTES
+        assert bulk.in_flight >= 0
+        assert bulk.room() >= 0
+
+
+@given(st.lists(st.integers(1, 500), max_size=50))
+def test_credit_is_conserved(sizes: list[int]) -> None:
+    sender, receiver = SendCredit(1_000, 1_000), ReceiveCredit(1_000, 250)
+    for size in sizes:
+        taken = sender.take(size)
+        receiver.receive(taken)
+        granted = receiver.consume(taken)
+        if granted:
+            sender.grant(granted)
+        assert sender.available + receiver.outstanding == 1_000
+
+
+def test_credit_beyond_the_window_is_malformed_on_both_sides() -> None:
+    with pytest.raises(Malformed):
+        SendCredit(999, 1_000).grant(2)
+    with pytest.raises(Malformed):
+        SendCredit(0, 1_000).grant(0)
+    with pytest.raises(Malformed):
+        ReceiveCredit(1_000, 250).receive(1_001)
+
+
+# ------------------------------------------------------------------------------- multicast
+
+
+@lane_counts
+def test_multicast_goes_to_who_listens_and_broadcast_to_all(lanes: int) -> None:
+    wire = Wire(lanes)
+    assert not wire.one.mux.multicast("news", b"1", Priority.EVENTS, broadcast=False)
+    wire.other.mux.listen("news")
+    wire.settle()
+    assert wire.one.mux.multicast("news", b"2", Priority.EVENTS, broadcast=False)
+    assert wire.one.mux.multicast("any", b"3", Priority.EVENTS, broadcast=True)
+    wire.settle()
+    assert wire.other.events == [Message("news", b"2"), Message("any", b"3")]
+    wire.other.mux.unlisten("news")
+    wire.settle()
+    assert not wire.one.mux.multicast("news", b"4", Priority.EVENTS, broadcast=False)
+
+
+def test_the_largest_multicast_arrives() -> None:
+    wire = Wire(4)
+    payload = bytes(limits.MAX_MULTICAST_BYTES)
+    wire.one.mux.multicast("c" * 200, payload, Priority.EVENTS, broadcast=True)
+    wire.settle()
+    assert wire.other.events == [Message("c" * 200, payload)]
+
+
+def test_a_slow_link_loses_multicast_and_counts_it() -> None:
+    mux = Mux(dialed=True, lane_count=4)
+    payload = bytes(limits.MAX_MULTICAST_BYTES)
+    sent = sum(mux.multicast("news", payload, Priority.EVENTS, broadcast=True) for _ in range(200))
+    assert mux.queued(Priority.EVENTS) <= MAX_QUEUED_MULTICAST_BYTES + MAX_PAYLOAD_BYTES
+    assert mux.dropped_multicasts == 200 - sent > 0
+
+
+def test_pings_carry_their_token() -> None:
+    wire = Wire(4)
+    wire.one.mux.ping(2**63)
+    wire.settle()
+    assert wire.other.events == [Pinged(2**63)]
+    wire.other.mux.pong(2**63)
+    wire.settle()
+    assert wire.one.events == [Ponged(2**63)]
+
+
+# ------------------------------------------------------------------------------ rude peers
+
+
+def hear(mux: Mux, data: bytes) -> list[MuxEvent]:
+    return list(mux.receive_data(0, data, 0.0))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(0),
+        frame(99),
+        frame(Type.OPEN, 1, b"\x01c"),
+        frame(Type.OPEN, 0, b"\x01c"),
+        frame(Type.OPEN, 2, b""),
+        frame(Type.OPEN, 2, b"\x01"),
+        frame(Type.OPEN, 2, b"\x04c"),
+        frame(Type.OPEN, 2, b"\x01" + b"c" * 201),
+        frame(Type.OPEN, 2, b"\x01\xff"),
+        frame(Type.OPEN, 2, b"\x01c") * 2,
+        frame(Type.OPEN, 2, b"\x01c") + frame(Type.WINDOW, 2, b"\0\0\0\1"),
+        frame(Type.OPEN, 2, b"\x01c") + frame(Type.WINDOW, 2, b"\0"),
+        frame(Type.OPEN, 2, b"\x01c") + frame(Type.RESET, 2, b"\xc1"),
+        frame(Type.MULTICAST),
+        frame(Type.MULTICAST, 0, b"\x05abc"),
+        frame(Type.MULTICAST, 0, b"\x01\xff"),
+        frame(Type.LISTEN),
+        frame(Type.PING, 0, b"short"),
+        frame(Type.PONG, 0, b"much too long"),
+        frame(Type.BULK_ACK, 0, b"x"),
+        b"".join(frame(Type.LISTEN, 0, b"%d" % number) for number in range(MAX_CHANNELS + 1)),
+    ],
+)
+def test_violations_are_malformed(data: bytes) -> None:
+    with pytest.raises(Malformed):
+        hear(Mux(dialed=True, lane_count=1), data)
+
+
+def test_a_frame_that_is_too_long_is_refused_before_it_is_there() -> None:
+    with pytest.raises(TooLarge):
+        hear(Mux(dialed=True, lane_count=1), HEAD.pack((MAX_PAYLOAD_BYTES + 1) << 8 | Type.DATA, 1))
+
+
+def test_data_beyond_the_window_is_a_violation() -> None:
+    mux = Mux(dialed=True, lane_count=1, window=WINDOW)
+    hear(mux, frame(Type.OPEN, 2, b"\x01c") + frame(Type.DATA, 2, bytes(WINDOW)))
+    with pytest.raises(Malformed):
+        hear(mux, frame(Type.DATA, 2, b"x"))
+
+
+def test_frames_of_sessions_that_are_gone_are_ignored() -> None:
+    mux = Mux(dialed=True, lane_count=1)
+    for kind in (Type.DATA, Type.WINDOW, Type.CLOSE, Type.RESET):
+        assert hear(mux, frame(kind, 7, b"\0\0\0\1")) == []
+
+
+def test_acknowledging_bulk_that_was_never_sent_is_harmless() -> None:
+    mux = Mux(dialed=True, lane_count=1)
+    for _ in range(100):
+        hear(mux, frame(Type.BULK_ACK, 0, struct.pack(">I", 2**32 - 1)))
+    assert mux.bulk.in_flight == 0
+    assert mux.bulk.window == START_BULK_WINDOW_BYTES
+
+
+def test_a_peer_that_asks_without_end_and_reads_nothing_is_cut_off() -> None:
+    mux = Mux(dialed=True, lane_count=1)
+    ping = frame(Type.PING, 0, bytes(8)) * 1_000
+
+    def ask_often() -> None:
+        for _ in range(1_000):
+            for event in mux.receive_data(0, ping, 0.0):
+                assert isinstance(event, Pinged)
+                mux.pong(event.token)
+
+    with pytest.raises(Overloaded):
+        ask_often()
+    assert mux.queued(Priority.CONTROL) <= MAX_QUEUED_CONTROL_BYTES + 100
+
+
+@given(st.lists(st.binary(max_size=100), max_size=10), st.integers(0, 3))
+def test_garbage_is_a_violation_or_nothing(chunks: list[bytes], lane: int) -> None:
+    mux = Mux(dialed=True, lane_count=4)
+    try:
+        for chunk in chunks:
+            list(mux.receive_data(lane, chunk, 0.0))
+    except (Malformed, TooLarge):
+        pass
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(st.integers(0, 15), st.sampled_from([0, 1, 2, 3, 4]), st.binary(max_size=12)), max_size=12))
+def test_well_formed_nonsense_is_a_violation_or_nothing(rude: list[tuple[int, int, bytes]]) -> None:
+    mux = Mux(dialed=True, lane_count=1, window=WINDOW)
+    session = mux.open("c", Priority.BULK)
+    mux.write(session, bytes(100))
+    mux.take(Priority.BULK, ALL, 0.0)
+    try:
+        for kind, number, payload in rude:
+            hear(mux, frame(kind, number, payload))
+    except (Malformed, TooLarge):
+        pass
+    for standing in mux.sessions.values():
+        assert 0 <= standing.send.available <= WINDOW
+        assert 0 <= standing.receive.outstanding <= WINDOW
+
+
+def test_bytes_may_come_one_by_one() -> None:
+    wire = Wire(1)
+    session = wire.one.open("greeter")
+    wire.one.mux.write(session, b"hello")
+    for _, data in wire.flush(wire.one):
+        for byte in data:
+            wire.deliver(wire.other, [(0, bytes([byte]))])
+    assert wire.other.events == [Opened(1, "greeter", Priority.CALLS), Received(1, b"hello")]
