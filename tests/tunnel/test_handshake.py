@@ -279,6 +279,18 @@ def test_the_proof_of_one_role_is_not_that_of_the_other() -> None:
     assert isinstance(one.error, Unauthorized)
 
 
+def test_the_proof_of_membership_cannot_be_returned_to_its_maker() -> None:
+    """Mallory has a key of its own and no token: it signs itself, and hands back the membership it was shown."""
+    one, thief = dialler(), Side(MALLORY, dialed=False, token="guess")
+    thief.hear(one.sent())
+    hello, proof = unframed(thief.sent())
+    one.hear(framed(*hello))
+    (shown,) = unframed(one.sent())
+    one.hear(framed(2, proof[1], shown[2]))
+    assert one.done is None
+    assert isinstance(one.error, Unauthorized)
+
+
 def test_a_changed_hello_breaks_the_signature() -> None:
     def other_name(data: bytes) -> bytes:
         messages = unframed(data)
