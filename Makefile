@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 
-.PHONY: help demo test lint types docs bench setup clean
+.PHONY: help demo test lint types docs bench bench-routing soak mutants setup clean
 
 help: ## show these words
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
 demo: $(STAMP) ## two nodes, a QUIC link, a service on one site called from the other (KEEP=1 stays up)
 	@KEEP=$(KEEP) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/demo.py
@@ -29,6 +29,15 @@ docs: $(STAMP) ## write the generated pages of docs/reference again
 
 bench: $(STAMP) ## the whole path against two leaf-linked nats-servers
 	$(BIN)/python benchmarks/whole_path.py
+
+bench-routing: $(STAMP) ## storms, convergence and tables in figures
+	$(BIN)/python benchmarks/routing.py
+
+soak: $(STAMP) ## 1,000 seeds of faults and churn in the lab (SEEDS=n for another number)
+	$(BIN)/python tests/lab/soak.py --seeds $(or $(SEEDS),1000)
+
+mutants: $(STAMP) ## break each rule of the routing engine, and see which test notices
+	$(BIN)/python tests/routing/mutants.py
 
 setup: $(STAMP) ## the virtual environment, with core and plugins in place
 

@@ -1,4 +1,4 @@
-"""The two ends of a measured path, as processes: `load.py serve|call|mixed ...`. Used by whole_path.py.
+"""The two ends of a measured path, as processes: `load.py serve|call|bulk|hold ...`. Used by whole_path.py.
 
 A closed loop: `in_flight` workers, each with one call outstanding. Prints one JSON object: calls per second, p50 and
 p99 in microseconds.
@@ -11,7 +11,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
 
 WARM_UP_S = 0.5
 SERVICE = "bench.echo"
@@ -66,6 +67,13 @@ async def micro_serve() -> None:
             total += len(item)
         return total
 
+    @service.endpoint("Echo.Hold")
+    async def hold(items: AsyncIterator[bytes]) -> int:
+        """A reader that stops: takes one item and no more."""
+        first = await anext(items)
+        await asyncio.sleep(3_600.0)
+        return len(first)
+
     await service.start()
     print("ready", flush=True)
     await stopped()
@@ -101,25 +109,64 @@ async def micro_call(address: str) -> tuple[Call, Callable[[], Awaitable[None]]]
     return call, client.close
 
 
-async def micro_bulk(address: str, size: int) -> None:
-    """Send `size` bytes as one client stream; prints `started`, then the rate."""
+async def micro_bulk(address: str, size: int, item_bytes: int) -> None:
+    """Send client streams of `size` bytes, one after the other, until SIGTERM; prints `started`, then a line for each."""
+    from micro_core import Client
+    from micro_core.wire.codec import BYTES
+
+    client = Client(proxy=address)
+    await client.start()
+    item = bytes(item_bytes)
+
+    async def send_for_ever() -> None:
+        while True:
+            begin = time.perf_counter()
+            async with client.stream(SERVICE, "Echo.Take", content_type=BYTES, timeout_s=600.0) as stream:
+                for _ in range(size // item_bytes):
+                    await stream.send(item)
+                await stream.end()
+                total = await stream.receive()
+            if total != size:
+                raise SystemExit(f"{total} bytes arrived of {size}")
+            print(json.dumps({"mib_per_s": size / 2**20 / (time.perf_counter() - begin)}), flush=True)
+
+    await until_stopped(send_for_ever())
+    await client.close()
+
+
+async def micro_hold(address: str, size: int) -> None:
+    """Send to a reader that stops, `size` bytes if it let us; prints `started`, and at SIGTERM what was taken off us."""
     from micro_core import Client
     from micro_core.wire.codec import BYTES
 
     client = Client(proxy=address)
     await client.start()
     item = bytes(64 * 1024)
-    print("started", flush=True)
-    begin = time.perf_counter()
-    async with client.stream(SERVICE, "Echo.Take", content_type=BYTES, timeout_s=600.0) as stream:
-        for _ in range(size // len(item)):
-            await stream.send(item)
-        await stream.end()
-        total = await stream.receive()
-    if total != size:
-        raise SystemExit(f"{total} bytes arrived of {size}")
-    print(json.dumps({"mib_per_s": size / 2**20 / (time.perf_counter() - begin)}), flush=True)
+    sent = 0
+
+    async def send_for_ever() -> None:
+        nonlocal sent
+        async with client.stream(SERVICE, "Echo.Hold", content_type=BYTES, timeout_s=600.0) as stream:
+            for _ in range(size // len(item)):
+                await stream.send(item)
+                sent += len(item)
+
+    await until_stopped(send_for_ever())
+    print(json.dumps({"sent_mib": sent / 2**20}), flush=True)
     await client.close()
+
+
+async def until_stopped(work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` until SIGTERM; what it raises is raised here."""
+    task = asyncio.ensure_future(work)
+    print("started", flush=True)
+    stop = asyncio.ensure_future(stopped())
+    await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+    for one in (task, stop):
+        one.cancel()
+    results = await asyncio.gather(task, stop, return_exceptions=True)
+    if isinstance(results[0], Exception):
+        raise results[0]
 
 
 async def nats_call(url: str) -> tuple[Call, Callable[[], Awaitable[None]]]:
@@ -153,8 +200,10 @@ async def main(arguments: list[str]) -> None:
             figures = await measure(call, size=int(size), in_flight=int(in_flight), seconds=float(seconds))
             await close()
             print(json.dumps(figures))
-        case ["bulk", address, size]:
-            await micro_bulk(address, int(size))
+        case ["bulk", address, size, item_bytes]:
+            await micro_bulk(address, int(size), int(item_bytes))
+        case ["hold", address, size]:
+            await micro_hold(address, int(size))
         case _:
             raise SystemExit(__doc__)
 

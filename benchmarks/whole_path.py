@@ -1,13 +1,14 @@
 """The whole path against a peer's, interleaved in one run: `make bench`.
 
-    micro:  client -tcp- node -QUIC- node -tcp- service          four processes
+    micro:  client -tcp- node -LINK- node -tcp- service          four processes; LINK is QUIC, or TLS with --link tls
     NATS:   client -tcp- nats-server -leaf- nats-server -tcp- responder     four processes, nats-py at the ends
 
 For each size and number in flight both are measured in turn, `--rounds` times; what is printed are medians and the
 median of the ratios, round by round, so that a machine whose speed drifts does not decide. Then the mixed load: small
-calls alone, and with a bulk stream of 64 MiB on the same link, with the resident memory of both nodes.
+calls alone, and beside streams of 64 MiB on the same link; then 64 MiB for a reader that stops. Beside both, how much
+the memory of each process grew.
 
-    python benchmarks/whole_path.py [--rounds 5] [--seconds 2] [--quick] [--json report.json]
+    python benchmarks/whole_path.py [--link quic|tls] [--rounds 5] [--seconds 2] [--quick] [--json report.json]
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -107,25 +109,30 @@ class System:
 class MicroSystem(System):
     name = "micro"
 
-    def __init__(self, directory: Path, plugin_table: str = "") -> None:
+    def __init__(self, directory: Path, plugin_table: str = "", *, link: str = "quic") -> None:
         super().__init__(directory)
-        tunnel = free_port(socket.SOCK_DGRAM)
+        tunnel = free_port(socket.SOCK_DGRAM if link == "quic" else socket.SOCK_STREAM)
         (directory / "state").mkdir(mode=0o700)
         self.nodes: list[subprocess.Popen[str]] = []
         for site, listen, joins in (
             ("far", f"127.0.0.1:{tunnel}", "[]"),
-            ("near", "none", f'["quic://127.0.0.1:{tunnel}"]'),
+            ("near", "none", f'["{link}://127.0.0.1:{tunnel}"]'),
         ):
             address = f"tcp://127.0.0.1:{free_port(socket.SOCK_STREAM)}"
             self.config = directory / f"{site}.toml"
             self.config.write_text(
                 f'[node]\nname = "{site}"\nsite = "{site}"\naddress = "{address}"\nlisten = "{listen}"\n'
-                f'nodes = {joins}\nplugins = ["quic"]\nstate_dir = "{directory / "state"}"\n{plugin_table}'
+                f'nodes = {joins}\nplugins = ["{link}"]\nstate_dir = "{directory / "state"}"\n{plugin_table}'
             )
             self.nodes.append(self.start([*MICRO, "run"], MICRO_CONFIG=str(self.config)))
             self.address = address
-        self.start([*LOAD, "serve", "micro"], MICRO_CONFIG=str(directory / "far.toml"))
+        self.service = self.start([*LOAD, "serve", "micro"], MICRO_CONFIG=str(directory / "far.toml"))
         self.wait_for_route()
+
+    def pids(self, client: int) -> dict[str, int]:
+        """The processes of the path, by name."""
+        far, near = self.nodes
+        return {"client": client, "near node": near.pid, "far node": far.pid, "service": self.service.pid}
 
     def wait_for_route(self) -> None:
         end = time.monotonic() + 20
@@ -208,42 +215,97 @@ def compare(micro: System, nats: System, rounds: int, seconds: float, *, quick: 
     return rows
 
 
-def mixed(micro: MicroSystem, rounds: int, seconds: float) -> dict[str, float]:
-    """Small calls idle, then beside a 64 MiB stream on the same link; memory of the nodes and of both ends."""
-    idle, busy, peaks, rates = [], [], [0.0, 0.0], []
-    for _ in range(rounds):
-        idle.append(micro.call(64, 1, seconds)["p99_us"])
-        bulk = subprocess.Popen([*LOAD, "bulk", micro.address, str(BULK_BYTES)], stdout=subprocess.PIPE, text=True)
-        assert bulk.stdout is not None
-        bulk.stdout.readline()
-        busy.append(micro.call(64, 1, seconds)["p99_us"])
-        still_running = bulk.poll() is None
-        while bulk.poll() is None:
-            peaks = [max(peak, resident_mib(node.pid)) for peak, node in zip(peaks, micro.nodes, strict=True)]
-            time.sleep(0.05)
-        figures = json.loads(bulk.stdout.readline())
-        rates.append(figures["mib_per_s"])
-        if not still_running:
-            print("   (the bulk stream ended before the measurement did)")
-    result = {
-        "idle_p99_us": statistics.median(idle),
-        "busy_p99_us": statistics.median(busy),
-        "p99_ratio": statistics.median(b / i for b, i in zip(busy, idle, strict=True)),
-        "bulk_mib_per_s": statistics.median(rates),
-        "far_node_peak_mib": peaks[0],
-        "near_node_peak_mib": peaks[1],
-    }
-    print(
-        f"\nsmall calls, one in flight: p99 {result['idle_p99_us']:.0f} µs idle, {result['busy_p99_us']:.0f} µs beside "
-        f"a 64 MiB stream: {result['p99_ratio']:.1f} times\n"
-        f"the stream: {result['bulk_mib_per_s']:.1f} MiB/s; resident at most {peaks[1]:.0f} MiB (near node), "
-        f"{peaks[0]:.0f} MiB (far node)"
-    )
+class Memory:
+    """Resident memory of processes, sampled in a thread: how much each grew, at most, since the beginning."""
+
+    def __init__(self, pids: dict[str, int]) -> None:
+        self._pids = pids
+        self._before = {name: resident_mib(pid) for name, pid in pids.items()}
+        self._peaks = dict(self._before)
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def growth_mib(self) -> dict[str, float]:
+        """End, and say."""
+        self._is_over.set()
+        self._thread.join()
+        return {name: self._peaks[name] - self._before[name] for name in self._pids}
+
+    def _sample(self) -> None:
+        while not self._is_over.wait(0.02):
+            for name, pid in self._pids.items():
+                self._peaks[name] = max(self._peaks[name], resident_mib(pid))
+
+
+def mixed(micro: MicroSystem, rounds: int, seconds: float) -> dict[str, Any]:
+    """Small calls idle, then beside 64 MiB streams on the same link, again and again; the memory of all beside it."""
+    result: dict[str, Any] = {}
+    # The first on its own: allocators keep what it made them take.
+    first = beside_bulk(micro, seconds, 64 * 1024)["growth_mib"]
+    result["first_growth_mib"] = first
+    print(f"\nthe first 64 MiB streams: memory grew by at most {said(first)}")
+    for item_bytes in (16 * 1024, 64 * 1024):
+        measured = [beside_bulk(micro, seconds, item_bytes) for _ in range(rounds)]
+        figures = {key: statistics.median(one[key] for one in measured) for key in measured[0] if key != "growth_mib"}
+        growth = {name: max(one["growth_mib"][name] for one in measured) for name in measured[0]["growth_mib"]}
+        result[f"items_of_{item_bytes}"] = {**figures, "growth_mib": growth}
+        print(
+            f"\n64 MiB streams in items of {item_bytes // 1024} KiB, at {figures['bulk_mib_per_s']:.1f} MiB/s: p99 of "
+            f"small calls {figures['idle_p99_us']:.0f} µs idle, {figures['busy_p99_us']:.0f} µs beside them: "
+            f"{figures['p99_ratio']:.1f} times\n  memory grew by at most " + said(growth)
+        )
+    result["reader_that_stops"] = reader_that_stops(micro)
     return result
+
+
+def beside_bulk(micro: MicroSystem, seconds: float, item_bytes: int) -> dict[str, Any]:
+    idle = micro.call(64, 1, seconds)["p99_us"]
+    bulk = subprocess.Popen(
+        [*LOAD, "bulk", micro.address, str(BULK_BYTES), str(item_bytes)], stdout=subprocess.PIPE, text=True
+    )
+    assert bulk.stdout is not None
+    bulk.stdout.readline()
+    memory = Memory(micro.pids(bulk.pid))
+    busy = micro.call(64, 1, seconds)["p99_us"]
+    rates = [json.loads(bulk.stdout.readline())["mib_per_s"]]
+    growth = memory.growth_mib()
+    bulk.send_signal(signal.SIGTERM)
+    rates += [json.loads(line)["mib_per_s"] for line in bulk.stdout]
+    bulk.wait()
+    return {
+        "idle_p99_us": idle,
+        "busy_p99_us": busy,
+        "p99_ratio": busy / idle,
+        "bulk_mib_per_s": statistics.median(rates),
+        "growth_mib": growth,
+    }
+
+
+def reader_that_stops(micro: MicroSystem) -> dict[str, Any]:
+    """64 MiB for a handler that takes one item: what the sender got rid of, and who holds it."""
+    sender = subprocess.Popen([*LOAD, "hold", micro.address, str(BULK_BYTES)], stdout=subprocess.PIPE, text=True)
+    assert sender.stdout is not None
+    sender.stdout.readline()
+    memory = Memory(micro.pids(sender.pid))
+    time.sleep(3.0)
+    growth = memory.growth_mib()
+    sender.send_signal(signal.SIGTERM)
+    sent_mib: float = json.loads(sender.stdout.readline())["sent_mib"]
+    sender.wait()
+    print(
+        f"\n64 MiB for a reader that stops: {sent_mib:.2f} MiB left the sender; memory grew by at most {said(growth)}"
+    )
+    return {"sent_mib": sent_mib, "growth_mib": growth}
+
+
+def said(growth: dict[str, float]) -> str:
+    return ", ".join(f"{mib:.1f} MiB ({name})" for name, mib in growth.items())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--link", choices=("quic", "tls"), default="quic", help="the driver of the link")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--quick", action="store_true", help="only 64 bytes, 64 in flight")
@@ -255,19 +317,25 @@ def main() -> None:
             directory.mkdir()
         systems: list[System] = []
         try:
-            micro = MicroSystem(directories[0])
+            micro = MicroSystem(directories[0], link=options.link)
             systems.append(micro)
             nats = NatsSystem(directories[1])
             systems.append(nats)
             rows = compare(micro, nats, options.rounds, options.seconds, quick=options.quick)
-            report = {"rows": rows, "mixed": None if options.quick else mixed(micro, 3, options.seconds)}
+            report = {
+                "link": options.link,
+                "rows": rows,
+                "mixed": None if options.quick else mixed(micro, 3, options.seconds),
+            }
         finally:
             for system in systems:
                 system.stop()
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     (key,) = [row for row in rows if (row["size"], row["in_flight"]) == (64, 64)]
-    print(f"\nmicro / NATS at 64 in flight and 64 B, median of {options.rounds} rounds: {key['ratio']:.2f}")
+    print(
+        f"\nmicro ({options.link}) / NATS at 64 in flight and 64 B, median of {options.rounds} rounds: {key['ratio']:.2f}"
+    )
 
 
 if __name__ == "__main__":

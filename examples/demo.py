@@ -22,6 +22,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 GREETER = "go.micro.srv.greeter"
 PATIENCE_S = 40.0
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 SITE = """\
 [node]
@@ -49,6 +50,7 @@ class Demo:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.processes: list[subprocess.Popen[str]] = []
+        self.is_forking = self.is_interrupted = False
         port = free_udp_port()
         (directory / "state").mkdir(mode=0o700)
         state = directory / "state"
@@ -66,6 +68,8 @@ class Demo:
         """Start a process and wait for its line that says `ready`."""
         say(f"[{site}] $ {shlex.join(command)}")
         with (self.directory / f"{title}.log").open("w") as log:
+            # An interrupt between the fork and the list would leave a process that nobody ends.
+            self.is_forking = True
             process = subprocess.Popen(
                 [found(command[0]), *command[1:]],
                 env=self.environment(site),
@@ -73,7 +77,10 @@ class Demo:
                 stderr=log,
                 text=True,
             )
-        self.processes.append(process)
+            self.processes.append(process)
+            self.is_forking = False
+        if self.is_interrupted:
+            raise KeyboardInterrupt
         assert process.stdout is not None
         for line in process.stdout:
             print(f"       {line}", end="")
@@ -115,7 +122,16 @@ class Demo:
             time.sleep(0.1)
         raise SystemExit(f"no route to {GREETER} on us within {PATIENCE_S} s:\n{done.stdout}{done.stderr}")
 
+    def interrupt(self, number: int, frame: object) -> None:
+        """However this is ended (but for kill -9), it takes down what it started."""
+        del number, frame
+        self.is_interrupted = True
+        if not self.is_forking:
+            raise KeyboardInterrupt
+
     def stop(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # it ends already
         for process in reversed(self.processes):
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -142,6 +158,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="micro-demo-") as name:
         demo = Demo(Path(name))
         try:
+            for number in SIGNALS:
+                signal.signal(number, demo.interrupt)
             demo.start("eu", "eu", ["micro", "run"])
             demo.start("us", "us", ["micro", "run"])
             demo.start("greeter", "eu", [sys.executable, str(HERE / "greeter.py")])
@@ -157,6 +175,9 @@ def main() -> int:
             say(f"It works! ({time.monotonic() - started:.1f} s)")
             if os.environ.get("KEEP"):
                 keep(demo)
+        except KeyboardInterrupt:
+            say("\ninterrupted")
+            return 130
         finally:
             demo.stop()
     return 0

@@ -5,20 +5,16 @@
     deliver      EVENT with the subscription's stream number as its only target
     unsubscribe  CANCEL of the subscription's stream
 
-Pure but for the socket it is handed: `FramePipe` batches what one turn of the loop writes.
+Pure.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator
-
 from micro_core.spec.broker import Message
 from micro_core.spec.errors import Malformed, TooLarge
-from micro_core.spec.transport import Socket
 from micro_core.wire import limits
-from micro_core.wire.frames import MORE, Frame, FrameDecoder, Kind, encode, encode_message
-from micro_core.wire.header import CallHeader, EventHeader, decode_hello, encode_header, encode_hello
+from micro_core.wire.frames import MORE, Frame, Kind, encode, encode_message
+from micro_core.wire.header import CallHeader, EventHeader, encode_header
 
 SERVICE = "go.micro.broker"
 PUBLISH = "Broker.Publish"
@@ -63,72 +59,47 @@ class Pieces:
 
     def __init__(self) -> None:
         self._partial: dict[int, tuple[Frame, bytearray]] = {}
+        self._held_bytes = 0
 
     def whole(self, frame: Frame) -> tuple[Frame, bytes] | None:
-        """(first frame, whole body) when `frame` completes a message."""
+        """(first frame, whole body) when `frame` completes a message; raises Malformed, TooLarge.
+
+        Pieces of a message whose beginning is not held, because it was cancelled, are let go.
+        """
         held = self._partial.get(frame.stream)
+        if frame.kind == Kind.REQUEST or (frame.kind == Kind.EVENT and frame.header):
+            return self._begin(frame, held is not None)
         if held is None:
-            if not frame.flags & MORE:
-                return frame, bytes(frame.body)
-            if len(self._partial) >= MAX_PARTIAL_MESSAGES:
-                raise TooLarge(f"more than {MAX_PARTIAL_MESSAGES} messages in pieces")
-            self._partial[frame.stream] = (frame, bytearray(frame.body))
             return None
         first, body = held
         body += frame.body
+        self._held_bytes += len(frame.body)
         if len(body) > limits.MAX_BODY_BYTES:
             raise TooLarge(f"a message of more than {limits.MAX_BODY_BYTES} bytes")
+        self._check_held()
         if frame.flags & MORE:
             return None
-        del self._partial[frame.stream]
+        self.forget(frame.stream)
         return first, bytes(body)
 
+    def forget(self, stream: int) -> None:
+        """Let go what is held of a message; unknown streams are ignored."""
+        held = self._partial.pop(stream, None)
+        if held is not None:
+            self._held_bytes -= len(held[1])
 
-class FramePipe:
-    """Frames over a socket: HELLO first, one write a turn of the loop."""
+    def _begin(self, frame: Frame, is_held: bool) -> tuple[Frame, bytes] | None:
+        if is_held:
+            raise Malformed(f"a message begins on stream {frame.stream} before another has ended")
+        if not frame.flags & MORE:
+            return frame, bytes(frame.body)
+        if len(self._partial) >= MAX_PARTIAL_MESSAGES:
+            raise TooLarge(f"more than {MAX_PARTIAL_MESSAGES} messages in pieces")
+        self._partial[frame.stream] = (frame, bytearray(frame.body))
+        self._held_bytes += len(frame.body)
+        self._check_held()
+        return None
 
-    def __init__(self, socket: Socket, node_id: str) -> None:
-        self.socket = socket
-        self.waiting_bytes = 0
-        self.waiting_count = 0
-        self.is_paused = False
-        self._outgoing: list[bytes] = []
-        self._decoder = FrameDecoder()
-        self._is_greeted = False
-        self._is_scheduled = False
-        self._loop = asyncio.get_running_loop()
-        self.send([encode(Kind.HELLO, 0, encode_hello(node_id[:64]))])
-
-    def send(self, frames: list[bytes]) -> None:
-        self._outgoing += frames
-        self.waiting_bytes += sum(map(len, frames))
-        self.waiting_count += 1
-        if not self._is_scheduled and not self.is_paused:
-            self._is_scheduled = True
-            self._loop.call_soon(self._flush)
-
-    def pause(self) -> None:
-        self.is_paused = True
-
-    def resume(self) -> None:
-        self.is_paused = False
-        self._flush()
-
-    def receive(self, data: bytes) -> Iterator[Frame]:
-        """Frames after the greeting; raises Malformed, TooLarge."""
-        for frame in self._decoder.receive_data(data):
-            if not self._is_greeted:
-                if frame.kind != Kind.HELLO:
-                    raise Malformed("the first frame is not HELLO")
-                decode_hello(frame.header)
-                self._is_greeted = True
-            else:
-                yield frame
-
-    def _flush(self) -> None:
-        self._is_scheduled = False
-        if self._outgoing and not self.is_paused:
-            data = b"".join(self._outgoing)
-            self._outgoing.clear()
-            self.waiting_bytes = self.waiting_count = 0
-            self.socket.write(data)
+    def _check_held(self) -> None:
+        if self._held_bytes > limits.MAX_CONNECTION_BUFFER_BYTES:
+            raise TooLarge(f"more than {limits.MAX_CONNECTION_BUFFER_BYTES} bytes of messages in pieces")

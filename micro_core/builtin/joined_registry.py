@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TypeVar
 
 from micro_core.spec.driver import Counters
-from micro_core.spec.errors import MicroError, Unreachable
+from micro_core.spec.errors import Closed, MicroError
 from micro_core.spec.registry import Instance, Registry, RegistryEvent, RegistryEventKind, RegistryWatch
 from micro_core.spec.watching import RESYNC, WatchQueue, changes
 
@@ -29,7 +29,7 @@ class JoinedRegistry:
     def __init__(self, registries: Sequence[Registry], counters: Counters) -> None:
         self._registries = list(registries)
         self._counters = counters
-        self._watches: set[_JoinedWatch] = set()
+        self._watches: dict[_JoinedWatch, None] = {}
 
     async def start(self) -> None:
         await self._all([registry.start() for registry in self._registries])
@@ -59,7 +59,7 @@ class JoinedRegistry:
     async def watch(self, service: str | None = None) -> RegistryWatch:
         """Follow all of them; a record is DELETED when the last registry has lost it."""
         watch = _JoinedWatch(self._registries, service, self._counters, self._watches)
-        self._watches.add(watch)
+        self._watches[watch] = None
         return watch
 
     async def _all(self, calls: Sequence[Awaitable[T]]) -> list[T]:
@@ -84,9 +84,14 @@ class _JoinedWatch:
     """One task a registry; what each knows is kept apart, what the watcher sees is merged."""
 
     def __init__(
-        self, registries: Sequence[Registry], service: str | None, counters: Counters, open_watches: set[_JoinedWatch]
+        self,
+        registries: Sequence[Registry],
+        service: str | None,
+        counters: Counters,
+        open_watches: dict[_JoinedWatch, None],
     ) -> None:
         self._service = service
+        self._counters = counters
         self._queue = WatchQueue(service, counters=counters)
         self._known: list[dict[str, Instance]] = [{} for _ in registries]
         self._open_watches = open_watches
@@ -97,7 +102,7 @@ class _JoinedWatch:
         return aiter(self._queue)
 
     async def close(self) -> None:
-        self._open_watches.discard(self)
+        self._open_watches.pop(self, None)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -111,7 +116,10 @@ class _JoinedWatch:
                     await self._read(place, registry, watch)
                 finally:
                     await watch.close()
-            except Unreachable as error:
+            except Closed:
+                return
+            except MicroError as error:
+                self._counters.add("registry_failures")
                 log.warning("a registry cannot be watched", extra={"reason": str(error)})
             await asyncio.sleep(RETRY_S)
 
@@ -146,6 +154,6 @@ class _JoinedWatch:
 
     def _tell(self, before: dict[str, Instance]) -> None:
         after = self._merged()
-        for instance_id in {*before, *after}:
+        for instance_id in {**before, **after}:
             for change in changes(before.get(instance_id), after.get(instance_id)):
                 self._queue.offer(change)

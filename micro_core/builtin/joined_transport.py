@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from micro_core.spec.errors import Unreachable
+from micro_core.spec.errors import BadRequest, Unreachable
 from micro_core.spec.transport import Listener, Socket, Transport
 
 
@@ -28,8 +28,12 @@ class JoinedTransport:
         return await self._find(address).dial(address, timeout_s=timeout_s)
 
     async def listen(self, address: str, accept: Callable[[Socket], None]) -> Listener:
-        """As `Transport.listen`."""
-        return await self._find(address).listen(address, accept)
+        """As `Transport.listen`; raises BadRequest for a scheme that no transport here has."""
+        try:
+            transport = self._find(address)
+        except Unreachable as error:
+            raise BadRequest(error.detail, hint=error.hint) from error
+        return await transport.listen(address, accept)
 
     def _find(self, address: str) -> Transport:
         scheme, separator, _ = address.partition("://")

@@ -214,4 +214,5 @@ def micro_registry() -> Driver[Registry]:
         summary="Services of this machine, in files of this user.",
         options=LocalRegistryOptions,
         create=create,
+        capabilities=frozenset({"watch"}),
     )

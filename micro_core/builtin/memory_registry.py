@@ -149,4 +149,10 @@ def create(_options: NoOptions, context: DriverContext) -> MemoryRegistry:
 
 @hookimpl
 def micro_registry() -> Driver[Registry]:
-    return Driver(name="memory", summary="Services of this very process.", options=NoOptions, create=create)
+    return Driver(
+        name="memory",
+        summary="Services of this very process.",
+        options=NoOptions,
+        create=create,
+        capabilities=frozenset({"watch"}),
+    )

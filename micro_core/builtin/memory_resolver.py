@@ -44,4 +44,10 @@ def create(_options: NoOptions, _context: DriverContext) -> MemoryResolver:
 
 @hookimpl
 def micro_resolver() -> Driver[Resolver]:
-    return Driver(name="memory", summary="Nodes of this very process.", options=NoOptions, create=create)
+    return Driver(
+        name="memory",
+        summary="Nodes of this very process.",
+        options=NoOptions,
+        create=create,
+        capabilities=frozenset({"priorities"}),
+    )

@@ -177,8 +177,8 @@ class MemoryTransport:
         self._network = network
         self._site = site
         self._random = random
-        self._sockets: set[MemorySocket] = set()
-        self._listeners: set[MemoryListener] = set()
+        self._sockets: dict[MemorySocket, None] = {}
+        self._listeners: dict[MemoryListener, None] = {}
         self._is_closed = False
 
     async def start(self) -> None:
@@ -212,17 +212,22 @@ class MemoryTransport:
         if place in _doors:
             raise Conflict(f"memory://{name} is taken", hint="choose another name")
         listener = _doors[place] = MemoryListener(f"memory://{name}", place, self, accept)
-        self._listeners.add(listener)
+        self._listeners[listener] = None
         return listener
 
     def socket(self, local: str, remote: str) -> MemorySocket:
         """An end of a new connection, closed with this transport."""
-        made = MemorySocket(local, remote, self._sockets.discard)
-        self._sockets.add(made)
+        made = MemorySocket(local, remote, lambda gone: self._sockets.pop(gone, None))
+        self._sockets[made] = None
         return made
 
+    @property
+    def sockets(self) -> tuple[MemorySocket, ...]:
+        """Those that are open, for tests."""
+        return tuple(self._sockets)
+
     def forget_listener(self, listener: MemoryListener) -> None:
-        self._listeners.discard(listener)
+        self._listeners.pop(listener, None)
 
     def _place(self, name: str) -> Place:
         return (asyncio.get_running_loop(), self._network, self._site, name)

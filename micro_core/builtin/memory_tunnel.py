@@ -245,4 +245,9 @@ def create(options: MemoryTunnelOptions, context: DriverContext) -> LinkDriver:
 
 @hookimpl
 def micro_tunnel() -> Driver[LinkDriver]:
-    return Driver(name="memory", summary="Links within one process.", options=MemoryTunnelOptions, create=create)
+    return Driver(
+        name="memory",
+        summary="Links within one process.",
+        options=MemoryTunnelOptions,
+        create=create,
+    )

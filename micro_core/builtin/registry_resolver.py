@@ -1,6 +1,7 @@
 """The resolver role from the site's registry: nodes register as a service and say where their tunnel listens.
 
-A node's record carries `tunnel` (addresses, separated by commas), `node` (its id) and perhaps `priority`.
+A node's record carries `tunnel` (addresses, separated by commas), `node` (its id) and perhaps `priority`. A node is one
+candidate, whatever the number of its addresses: they are ways to the same place.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from micro_core.spec import (
     option,
 )
 from micro_core.spec.clock import Random
+
+ALTERNATIVES = "|"
+"""Between several addresses of one candidate (see `Candidate.address`)."""
 
 TUNNEL_KEY = "tunnel"
 NODE_KEY = "node"
@@ -71,31 +75,33 @@ class RegistryResolver:
 
         Raises Unreachable when the registry is away.
         """
-        candidates = [
-            candidate
+        found = [
+            self._candidate(instance)
             for instance in await self._registry.instances(self._options.service)
             if instance.metadata.get(NODE_KEY) != self._own_node_id
-            for candidate in self._candidates(instance)
         ]
+        candidates = [candidate for candidate in found if candidate is not None]
         # Sorted by address first, so that the draw is a function of the seed and not of the registry's order.
         candidates.sort(key=lambda candidate: candidate.address)
         drawn = [(candidate.priority, self._random.random(), candidate) for candidate in candidates]
         drawn.sort(key=lambda entry: entry[:2])
         return [candidate for _, _, candidate in drawn]
 
-    def _candidates(self, instance: Instance) -> list[Candidate]:
+    def _candidate(self, instance: Instance) -> Candidate | None:
         try:
             addresses = split_addresses(instance.metadata.get(TUNNEL_KEY, ""))
         except OptionError:
             self._counters.add("resolver_records_malformed")
-            return []
+            return None
         if len(addresses) > MAX_ADDRESSES_PER_NODE:
             self._counters.add("resolver_addresses_dropped", len(addresses) - MAX_ADDRESSES_PER_NODE)
-        priority = _parse_priority(instance.metadata.get(PRIORITY_KEY, ""))
-        return [
-            Candidate(address=address, priority=priority, ttl_s=self._options.ttl_s)
-            for address in addresses[:MAX_ADDRESSES_PER_NODE]
-        ]
+        if not addresses:
+            return None
+        return Candidate(
+            address=ALTERNATIVES.join(addresses[:MAX_ADDRESSES_PER_NODE]),
+            priority=_parse_priority(instance.metadata.get(PRIORITY_KEY, "")),
+            ttl_s=self._options.ttl_s,
+        )
 
 
 def _parse_priority(text: str) -> int:
@@ -127,4 +133,5 @@ def micro_resolver() -> Driver[Resolver]:
         summary="Nodes that the site's registry knows.",
         options=RegistryResolverOptions,
         create=create,
+        capabilities=frozenset({"priorities"}),
     )

@@ -12,8 +12,8 @@ import typer
 from micro_core.cli.output import CONFIGURATION, guarded, say_error, show_json, show_table
 from micro_core.config import MASK, NodeSettings, Settings, Value, build_options, load_settings, shown
 from micro_core.plugins import CORE_DISTRIBUTION, Catalog, Entry, blocked_words
-from micro_core.spec.driver import CONTRACT_VERSION, Driver, Role
-from micro_core.spec.errors import ConfigError
+from micro_core.spec.driver import CONTRACT_VERSION, Driver, NoOptions, Role
+from micro_core.spec.errors import BadRequest, ConfigError, OptionError
 
 Sources = tuple[str | None, str | None, Sequence[str], Sequence[str]]
 """(--config, --plugins, --set, -p)"""
@@ -23,8 +23,8 @@ def show_config(sources: Sources, as_json: bool) -> None:
     """Every setting with its origin. What cannot be read in full is shown as far as it can; then it exits 3."""
 
     def body() -> None:
-        settings, catalog = _read(sources)
         errors: list[ConfigError] = []
+        settings, catalog = _read(sources, errors)
         rows = _rows("node", NodeSettings, settings.node, _node_values(settings))
         for part in _parts(catalog, settings, errors):
             rows += part.rows()
@@ -44,9 +44,10 @@ def validate_config(sources: Sources, as_json: bool) -> None:
     """Check every setting and the options of every plugin that is named. Exits 3 and says all that is wrong."""
 
     def body() -> None:
-        settings, catalog = _read(sources)
         errors: list[ConfigError] = []
+        settings, catalog = _read(sources, errors)
         names = [part.key for part in _parts(catalog, settings, errors) if part.driver is not None]
+        _check_node(settings, errors)
         if as_json:
             found = [error.to_wire() for error in errors]
             show_json("micro.validate/1", {"valid": not errors, "drivers": names, "errors": found})
@@ -75,6 +76,9 @@ def show_version(as_json: bool) -> None:
     guarded(body, as_json=as_json)
 
 
+_WITHOUT_OPTIONS: Driver[Any] = Driver(name="", summary="", options=NoOptions, create=NoOptions)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
     """What the settings say of one plugin; `driver` is None where it cannot be known what that means."""
@@ -87,21 +91,20 @@ class _Part:
 
     def rows(self) -> list[dict[str, Any]]:
         prefix = f"plugins.{self.key}"
-        if self.driver is None:
-            # Without the driver nobody knows which of its options are secret.
-            return [
-                {"key": f"{prefix}.{name}", "value": MASK, "origin": value.origin}
-                for name, value in sorted(self.values.items())
-            ]
-        rows = _rows(prefix, self.driver.options, self.options, self.values)
-        # Of a plugin that is not in use, only what was said of it.
-        return rows if self.is_used else [row for row in rows if row["origin"] != "default"]
+        known = {field.name for field in dataclasses.fields(self.driver.options)} if self.driver is not None else set()
+        rows = _rows(prefix, self.driver.options, self.options, self.values) if self.driver is not None else []
+        if not self.is_used:
+            # Of a plugin that is not in use, only what was said of it.
+            rows = [row for row in rows if row["origin"] != "default"]
+        # What is not known, or not without the driver, may be a secret.
+        strange = sorted((name, value) for name, value in self.values.items() if name not in known)
+        return rows + [{"key": f"{prefix}.{name}", "value": MASK, "origin": value.origin} for name, value in strange]
 
 
-def _read(sources: Sources) -> tuple[Settings, Catalog]:
+def _read(sources: Sources, errors: list[ConfigError]) -> tuple[Settings, Catalog]:
     config, plugins, sets, block = sources
     flags = {"node.plugins": plugins, "node.block": tuple(blocked_words(block)) or None}
-    return load_settings(flags, sets=sets, config=config), Catalog.discover()
+    return load_settings(flags, sets=sets, config=config, report=errors.append), Catalog.discover()
 
 
 def _parts(catalog: Catalog, settings: Settings, errors: list[ConfigError]) -> list[_Part]:
@@ -125,12 +128,34 @@ def _parts(catalog: Catalog, settings: Settings, errors: list[ConfigError]) -> l
     return parts
 
 
-def _entries_in_use(catalog: Catalog, settings: Settings, errors: list[ConfigError]) -> Iterator[Entry]:
-    from micro_core.rpc.defaults import drivers_of
+def _check_node(settings: Settings, errors: list[ConfigError]) -> None:
+    """What a node would refuse at its start: rules of routing, and addresses."""
+    from micro_core.node.assembly import NO_LISTEN, router_options
+    from micro_core.spec.names import split_host_port
 
-    for role in Role:
+    node = settings.node
+    # One rule at a time, and damping without any: each is wrong for itself.
+    for policies in ((), *((text,) for text in node.policies)):
         try:
-            yield from drivers_of(catalog, settings, role)
+            router_options(dataclasses.replace(node, policies=policies, damping="on" if policies else node.damping))
+        except ConfigError as error:
+            errors.append(error)
+    listens = [("listen", node.listen)] if node.listen not in (NO_LISTEN, "") else []
+    for name, address in (*listens, *(("nodes", address) for address in node.nodes)):
+        try:
+            split_host_port(address.partition("://")[2] or address, 0)
+        except BadRequest as error:
+            errors.append(
+                OptionError(f"node.{name}: {error.detail}", at=settings.origin(f"node.{name}"), hint=error.hint)
+            )
+
+
+def _entries_in_use(catalog: Catalog, settings: Settings, errors: list[ConfigError]) -> Iterator[Entry]:
+    from micro_core.rpc.defaults import drivers_of, hooks_of
+
+    for role in (*Role, None):
+        try:
+            yield from drivers_of(catalog, settings, role) if role is not None else hooks_of(catalog, settings)
         except ConfigError as error:
             # A word that no plugin answers to is wrong for every role alike.
             if str(error) not in map(str, errors):
@@ -138,10 +163,11 @@ def _entries_in_use(catalog: Catalog, settings: Settings, errors: list[ConfigErr
 
 
 def _part(catalog: Catalog, settings: Settings, entry: Entry, errors: list[ConfigError]) -> _Part:
-    values = settings.plugin_values(entry.name, entry.qualified)
+    values = settings.plugin_values(*entry.words)
     try:
-        driver = catalog.load(entry)
-        options: object = build_options(driver.options, values, entry.name)
+        # A cross-cutting plugin that describes nothing has no options, and none may be given.
+        driver = catalog.describe(entry) or _WITHOUT_OPTIONS
+        options: object = build_options(driver.options, values, entry.name, report=errors.append)
     except ConfigError as error:
         errors.append(error)
         return _Part(key=entry.qualified, values=values)

@@ -14,6 +14,28 @@ from typing import Annotated
 
 import typer
 
+from micro_core.cli.component_words import add_components
+from micro_core.cli.lab_words import lab_app
+from micro_core.cli.network_words import network_app
+from micro_core.cli.trimming import name_of, trimmed
+from micro_core.cli.words import (
+    Address,
+    Blocks,
+    Body,
+    Config,
+    Endpoint,
+    Json,
+    Metadata,
+    Plugin,
+    Plugins,
+    Service,
+    Sets,
+    StreamBody,
+    StreamTimeout,
+    Timeout,
+    Topic,
+)
+
 app = typer.Typer(
     name="micro",
     no_args_is_help=True,
@@ -25,31 +47,14 @@ app = typer.Typer(
         "5 deadline, 6 unreachable, 7 denied, 8 overloaded, 9 partial, 130 interrupted."
     ),
 )
-network_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Look at the network from this site's node."
-)
-plugin_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See which drivers are installed.")
+plugin_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See, add, remove and write plugins.")
 config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See and check the settings.")
 new_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Write a starting point.")
 app.add_typer(network_app, name="network")
+app.add_typer(lab_app, name="lab")
 app.add_typer(plugin_app, name="plugin")
 app.add_typer(config_app, name="config")
 app.add_typer(new_app, name="new")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object of a stable shape.")]
-Config = Annotated[
-    str | None, typer.Option("-c", "--config", help="Settings file; default: MICRO_CONFIG, ./micro.toml.")
-]
-Plugins = Annotated[str | None, typer.Option(help="Plugins to use, as in quic,mdns (MICRO_PLUGINS).")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="One setting: --set quic.port=8085, --set node.site=eu.")]
-Blocks = Annotated[list[str] | None, typer.Option("-p", help="-p no:NAME leaves a plugin out.")]
-Address = Annotated[str | None, typer.Option(help="Call this address instead of looking one up.")]
-Timeout = Annotated[float | None, typer.Option(help="Seconds the call may take (MICRO_TIMEOUT; default 5).")]
-Service = Annotated[str, typer.Argument(help="As in go.micro.srv.greeter.")]
-Endpoint = Annotated[str, typer.Argument(help="As in Say.Hello.")]
-Body = Annotated[list[str] | None, typer.Argument(help="JSON; or - for stdin, @FILE, or key=value pairs. Default: {}.")]
-Topic = Annotated[str, typer.Argument(help="As in orders.created.")]
-Metadata = Annotated[list[str] | None, typer.Option("--metadata", help="key=value to send along; may be repeated.")]
 
 
 @app.callback()
@@ -73,7 +78,10 @@ def run(
     network: Annotated[str | None, typer.Option(help="Network to belong to (MICRO_NETWORK).")] = None,
     site: Annotated[str | None, typer.Option(help="Site of this node (MICRO_SITE).")] = None,
     listen: Annotated[
-        str | None, typer.Option(help="host:port for links of other nodes; none only dials out (MICRO_LISTEN).")
+        str | None,
+        typer.Option(
+            help="host:port for links of other nodes, or quic://:8085,tls://:443; none only dials out (MICRO_LISTEN)."
+        ),
     ] = None,
     address: Annotated[str | None, typer.Option(help="Where to take calls, tcp://host:port (MICRO_ADDRESS).")] = None,
     node: Annotated[
@@ -96,6 +104,23 @@ def run(
         "node.nodes": tuple(node) if node else None,
     }
     run_node(flags, config=config, sets=sets or [], block=block or [])
+
+
+add_components(app)
+
+
+@app.command()
+def up(
+    file: Annotated[str, typer.Option("-f", "--file", help="File with [nodes.NAME] and [services.NAME].")] = (
+        "micro.toml"
+    ),
+    check: Annotated[bool, typer.Option("--check", help="Only read the file, and show what would be started.")] = False,
+    json: Json = False,
+) -> None:
+    """Start the nodes and services of one file, until Ctrl-C."""
+    from micro_core.cli.up import bring_up
+
+    bring_up(file, check=check, as_json=json)
 
 
 @app.command()
@@ -121,16 +146,19 @@ def call(
 def stream(
     service: Service,
     endpoint: Endpoint,
-    body: Body = None,
+    body: StreamBody = None,
     address: Address = None,
-    timeout: Timeout = None,
+    timeout: StreamTimeout = None,
     metadata: Metadata = None,
     config: Config = None,
     plugins: Plugins = None,
     sets: Sets = None,
     json: Json = False,
 ) -> None:
-    """Call a streaming endpoint and print each item on a line of its own."""
+    """Call an endpoint of any kind and print each item of its answer on a line of its own.
+
+    With - each line of stdin is an item that is sent, as it comes; the end of stdin ends what is sent.
+    """
     from micro_core.cli.call import stream_service
 
     stream_service(service, endpoint, body, address, timeout, metadata, (config, plugins, sets), json)
@@ -191,83 +219,28 @@ def describe(
 
 
 @app.command()
+def trace(
+    service: Service,
+    endpoint: Annotated[
+        str, typer.Argument(help="Called at the end of the way; it should do no harm.")
+    ] = "Debug.Health",
+    body: Body = None,
+    config: Config = None,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Follow the way of a call, node by node, with the time that each takes."""
+    from micro_core.cli.explain import trace_service
+
+    trace_service(service, endpoint, body, config, address, json)
+
+
+@app.command()
 def version(json: Json = False) -> None:
     """Print the version."""
     from micro_core.cli.config import show_version
 
     show_version(json)
-
-
-@network_app.command()
-def nodes(config: Config = None, address: Address = None, json: Json = False) -> None:
-    """The nodes within three hops, nearest first."""
-    from micro_core.cli.network import show_nodes
-
-    show_nodes(config, address, json)
-
-
-@network_app.command()
-def connections(config: Config = None, address: Address = None, json: Json = False) -> None:
-    """The links of this site's node, and the addresses it cannot link to."""
-    from micro_core.cli.network import show_connections
-
-    show_connections(config, address, json)
-
-
-@network_app.command("services")
-def network_services(config: Config = None, address: Address = None, json: Json = False) -> None:
-    """Every service that can be called from here, with its sites."""
-    from micro_core.cli.network import show_services
-
-    show_services(config, address, json)
-
-
-@network_app.command()
-def routes(
-    service: Annotated[str, typer.Option(help="Only routes to this service.")] = "",
-    router: Annotated[str, typer.Option(help="Only routes of this origin (node id).")] = "",
-    gateway: Annotated[str, typer.Option(help="Only routes through this node (node id).")] = "",
-    link: Annotated[str, typer.Option(help="local or network.")] = "",
-    topics: Annotated[bool, typer.Option(help="Interests in topics, too.")] = False,
-    config: Config = None,
-    address: Address = None,
-    json: Json = False,
-) -> None:
-    """The route table of this site's node, best first within a service."""
-    from micro_core.cli.network import show_routes
-
-    query = {"service": service, "router": router, "gateway": gateway, "link": link, "topics": topics}
-    show_routes(query, config, address, json)
-
-
-@network_app.command()
-def graph(
-    radius: Annotated[int, typer.Option(help="Hops to look, at most 3.", min=0, max=3)] = 3,
-    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a mermaid diagram.")] = False,
-    config: Config = None,
-    address: Address = None,
-    json: Json = False,
-) -> None:
-    """The nodes within sight and the links between them."""
-    from micro_core.cli.network import show_graph
-
-    show_graph(radius, mermaid, config, address, json)
-
-
-@network_app.command()
-def status(config: Config = None, address: Address = None, json: Json = False) -> None:
-    """What this site's node is, and what it has counted."""
-    from micro_core.cli.network import show_status
-
-    show_status(config, address, json)
-
-
-@network_app.command()
-def token(config: Config = None, sets: Sets = None) -> None:
-    """Print the network's token, for nodes on other machines. It is a secret."""
-    from micro_core.cli.network import show_token
-
-    show_token(config, sets or [])
 
 
 @plugin_app.command("list")
@@ -283,11 +256,71 @@ def plugin_list(
 
 
 @plugin_app.command("info")
-def plugin_info(name: Annotated[str, typer.Argument(help="As in quic, or tunnel:quic.")], json: Json = False) -> None:
+def plugin_info(name: Plugin, json: Json = False) -> None:
     """What a plugin is, and its options with defaults, types and variables."""
     from micro_core.cli.plugin import plugin_details
 
     plugin_details(name, as_json=json)
+
+
+@plugin_app.command("verify")
+def plugin_verify(
+    name: Plugin,
+    sets: Sets = None,
+    config: Config = None,
+    capabilities: Annotated[
+        str | None, typer.Option(help="What to demand, as in durable,queue-groups; default: what the driver declares.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Longest run in seconds.")] = 900.0,
+    json: Json = False,
+) -> None:
+    """Run the conformance kit of a plugin's role against it. Exits 9 when a part failed."""
+    from micro_core.cli.verify import verify_plugin
+
+    verify_plugin(name, sets=sets or [], config=config, capabilities=capabilities, timeout_s=timeout, as_json=json)
+
+
+@plugin_app.command("install")
+def plugin_install(
+    names: Annotated[list[str], typer.Argument(help="As in quic, tunnel:quic, or the name of a distribution.")],
+    upgrade: Annotated[bool, typer.Option("--upgrade", help="Take the newest version that fits.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the pip command, and do not run it.")] = False,
+    json: Json = False,
+) -> None:
+    """Install plugins into this environment, with pip and its settings."""
+    from micro_core.cli.installing import install_plugins
+
+    install_plugins(names, upgrade=upgrade, dry_run=dry_run, as_json=json)
+
+
+@plugin_app.command("uninstall")
+def plugin_uninstall(
+    names: Annotated[list[str], typer.Argument(help="As in quic, tunnel:quic, or the name of a distribution.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the pip command, and do not run it.")] = False,
+    json: Json = False,
+) -> None:
+    """Uninstall the distributions of plugins from this environment, with pip."""
+    from micro_core.cli.installing import uninstall_plugins
+
+    uninstall_plugins(names, yes=yes, dry_run=dry_run, as_json=json)
+
+
+@plugin_app.command("new")
+def plugin_new(
+    role: Annotated[
+        str, typer.Argument(help="registry, transport, broker, tunnel, table or resolver; hooks for what cuts across.")
+    ],
+    name: Annotated[str, typer.Argument(help="The word that people will type, as in etcd.")],
+    directory: Annotated[str, typer.Option("--dir", help="Where to write; default: micro-NAME-ROLE.")] = "",
+    license_name: Annotated[str, typer.Option("--license", help="SPDX expression, as in MIT or Apache-2.0.")] = "MIT",
+    author: Annotated[str, typer.Option(help="For the license and the metadata; default: git's user.name.")] = "",
+    json: Json = False,
+) -> None:
+    """Write a plugin of your own: a package with a working driver, its kit, a README and CI."""
+    from micro_core.cli.new_plugin import write_plugin
+
+    write_plugin(role, name, directory=directory, license_name=license_name, author=author, as_json=json)
 
 
 @config_app.command("show")
@@ -350,10 +383,27 @@ def _plugins_to_join(config: str | None, sets: list[str]) -> str | None:
     return None if is_said else PEER_PLUGINS
 
 
+def _add_command(arguments: list[str]) -> None:
+    own = {name_of(command) for command in app.registered_commands}
+    own |= {str(group.name) for group in app.registered_groups}
+    if arguments and arguments[0] not in own and not arguments[0].startswith("-"):
+        from micro_core.cli.added import add_command
+        from micro_core.cli.output import guarded
+
+        try:
+            guarded(lambda: add_command(app, arguments[0]))
+        except typer.Exit as ended:
+            sys.exit(ended.exit_code)
+
+
 def main() -> None:
     """Entry point of the script `micro`. Never ends in a traceback, unless one is asked for."""
     try:
-        app(args=with_peer(sys.argv[1:]), prog_name="micro")
+        arguments = with_peer(sys.argv[1:])
+        _add_command(arguments)
+        # Completion is asked for words that this process does not see as arguments.
+        is_completing = "_MICRO_COMPLETE" in os.environ
+        (app if is_completing else trimmed(app, arguments))(args=arguments, prog_name="micro")
     except Exception as error:
         # In the simplest words: what usually says it may be what is missing.
         print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)

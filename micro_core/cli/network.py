@@ -60,10 +60,11 @@ def show_connections(config: str | None, address: str | None, as_json: bool) -> 
                 microseconds(link["rtt_us"]),
                 f"{100 * (link['loss'] or 0):.1f} %",
                 f"{link['up_s']:.0f} s",
+                link["why"],
             ]
             for link in answer["connections"]
         ]
-        columns = ["node", "id", "site", "address", "driver", "direction", "rtt", "loss", "up"]
+        columns = ["node", "id", "site", "address", "driver", "direction", "rtt", "loss", "up", "why"]
         show_table(columns, rows, "no links; join a node with --node ADDR")
         for failing in answer["failing"]:
             note(f"not linked: {failing['address']}: {failing['reason']}")
@@ -97,7 +98,7 @@ def show_routes(query: dict[str, Any], config: str | None, address: str | None, 
                 route["router_name"] or short_id(route["router"]),
                 route["network"],
                 route["metric"],
-                route["link"],
+                f"{route['link']}, stale" if route["stale"] else route["link"],
             ]
             for route in answer["routes"]
         ]

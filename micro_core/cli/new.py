@@ -1,4 +1,4 @@
-"""`micro new service`: a service with one endpoint, ready to run."""
+"""`micro new service`: a service with one endpoint, ready to run, and its test."""
 
 from __future__ import annotations
 
@@ -6,53 +6,31 @@ from pathlib import Path
 
 import typer
 
-from micro_core.cli.output import guarded
-from micro_core.spec.errors import Conflict
+from micro_core.cli.filling import filled, templates, write_files
+from micro_core.cli.output import checked, guarded
+from micro_core.spec.errors import ConfigError, Conflict
 from micro_core.spec.names import check_service_name
-
-SERVICE = '''"""The service {name}. Run it with `python {file}`."""
-
-from dataclasses import dataclass
-
-from micro_core import Service
-
-
-@dataclass
-class HelloRequest:
-    name: str
-
-
-@dataclass
-class HelloReply:
-    msg: str
-
-
-service = Service("{name}")
-
-
-@service.handler
-class Say:
-    async def hello(self, request: HelloRequest) -> HelloReply:
-        """Say hello to somebody, by name."""
-        return HelloReply(msg="Hello " + request.name)
-
-
-if __name__ == "__main__":
-    service.run()
-'''
 
 
 def write_service(name: str, directory: str) -> None:
+    """Write both files. Raises UsageError for what is no service's name, Conflict where one of them stands already."""
+
     def body() -> None:
-        check_service_name(name)
+        checked(check_service_name, name)
         last = name.rpartition(".")[2].replace("/", "-").replace(":", "-")
         place = Path(directory or last)
+        files = {path: filled(text, {"name": name}) for path, text in templates("service").items()}
+        standing = sorted(path for path in files if (place / path).exists())
+        if standing:
+            raise Conflict(f"{place / standing[0]} exists already", hint="choose another --directory")
+        try:
+            write_files(place, files)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write into {place}: {error.strerror}", hint="choose another --directory"
+            ) from error
         path = place / "service.py"
-        if path.exists():
-            raise Conflict(f"{path} exists already", hint="choose another --directory")
-        place.mkdir(parents=True, exist_ok=True)
-        path.write_text(SERVICE.format(name=name, file=path.name))
-        typer.echo(f"wrote {path}\n\nnext:\n  python {path}")
-        typer.echo(f"  micro call {name} Say.Hello name=John")
+        typer.echo(f"wrote {path}, and its test\n\nnext:\n  python {path}")
+        typer.echo(f"  micro call {name} Say.Hello name=John\n  pytest {place}")
 
     guarded(body)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from micro_core.spec.errors import InternalError, MicroError
+from micro_core.spec.errors import BadRequest, InternalError, MicroError
 
 OK = 0
 SERVICE_ERROR = 1
@@ -25,6 +25,7 @@ DENIED = 7
 OVERLOADED = 8
 PARTIAL = 9
 INTERRUPTED = 130
+TERMINATED = 143
 
 _CODES = {
     401: DENIED,
@@ -38,8 +39,22 @@ _CODES = {
 }
 
 
+class UsageError(BadRequest):
+    """What was typed cannot be understood: nothing was sent."""
+
+
+def checked(check: Callable[[str], str], name: str) -> None:
+    """Whether a name on the command line can be one. Raises UsageError."""
+    try:
+        check(name)
+    except BadRequest as error:
+        raise UsageError(error.detail, hint=error.hint) from error
+
+
 def exit_code(error: MicroError) -> int:
     """The exit code of a command that ended with `error`."""
+    if isinstance(error, UsageError):
+        return USAGE
     return CONFIGURATION if error.code >= 900 else _CODES.get(error.code, SERVICE_ERROR)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import typer
@@ -65,16 +66,26 @@ def plugin_details(name: str, *, as_json: bool) -> None:
     def body() -> None:
         catalog = Catalog.discover()
         entry = catalog.find(name)
-        details = {
+        details: dict[str, Any] = {
             "name": entry.qualified,
             "distribution": entry.distribution,
             "version": entry.version,
             "module": entry.module,
         }
+        driver = catalog.describe(entry)
         if entry.role is None:
-            _show_hooks(catalog, entry, details, as_json=as_json)
+            details["hooks"] = _hooks(catalog, entry)
+        if driver is not None:
+            least, below = (".".join(map(str, bound)) for bound in driver.contract)
+            details |= {"summary": driver.summary, "contract": [least, below]}
+            details |= {"capabilities": sorted(driver.capabilities)}
+            details["options"] = [_option(_variable_words(catalog, entry), field, driver) for field in _fields(driver)]
+            if entry.role is not None:
+                details["verification"] = _verification(entry)
+        if as_json:
+            show_json("micro.plugin/1", details)
         else:
-            _show_driver(catalog, entry, details, as_json=as_json)
+            _show_details(entry, details)
 
     guarded(body, as_json=as_json)
 
@@ -83,7 +94,7 @@ def _not_installed(catalog: Catalog) -> list[dict[str, str]]:
     here = {entry.distribution for entry in catalog.entries}
     return [
         {
-            "role": known.role.value,
+            "role": known.role.value if known.role else "hooks",
             "name": known.name,
             "distribution": known.distribution,
             "version": "",
@@ -94,35 +105,54 @@ def _not_installed(catalog: Catalog) -> list[dict[str, str]]:
     ]
 
 
-def _show_driver(catalog: Catalog, entry: Entry, details: dict[str, Any], *, as_json: bool) -> None:
-    driver = catalog.load(entry)
-    words = _variable_words(catalog, entry)
-    options = [_option(words, field, driver) for field in dataclasses.fields(driver.options)]
-    least, below = (".".join(map(str, bound)) for bound in driver.contract)
-    if as_json:
-        details |= {"summary": driver.summary, "contract": [least, below]}
-        details |= {"capabilities": sorted(driver.capabilities), "options": options}
-        show_json("micro.plugin/1", details)
-        return
-    typer.echo(f"{entry.qualified}  {driver.summary}")
-    typer.echo(f"{entry.distribution} {entry.version}, contract {least} up to, not including, {below}")
-    if driver.capabilities:
-        typer.echo(f"capabilities: {', '.join(sorted(driver.capabilities))}")
-    typer.echo("")
-    columns = ["option", "type", "default", "variable", "meaning"]
-    rows = [[row["name"], row["type"], row["default"], row["variable"], row["help"]] for row in options]
-    show_table(columns, rows, "no options")
+def _show_details(entry: Entry, details: dict[str, Any]) -> None:
+    typer.echo(f"{entry.qualified}  {details.get('summary', '')}".rstrip())
+    about = f"{entry.distribution} {entry.version}"
+    if "contract" in details:
+        about += ", contract {} up to, not including, {}".format(*details["contract"])
+    typer.echo(about)
+    if "hooks" in details:
+        typer.echo(
+            f"hooks: {', '.join(details['hooks']) or 'none'}; in use where it is named, as in --plugins {entry.name}"
+        )
+    if details.get("capabilities"):
+        typer.echo(f"capabilities: {', '.join(details['capabilities'])}")
+    if "verification" in details:
+        typer.echo(f"kit: {_verification_text(entry, details['verification'])}")
+    if "options" in details:
+        typer.echo("")
+        columns = ["option", "type", "default", "variable", "meaning"]
+        keys = ["name", "type", "default", "variable", "help"]
+        show_table(columns, [[row[key] for key in keys] for row in details["options"]], "no options")
 
 
-def _show_hooks(catalog: Catalog, entry: Entry, details: dict[str, Any], *, as_json: bool) -> None:
+def _verification(entry: Entry) -> dict[str, Any] | None:
+    """What `micro plugin verify` last said of this version; None when it has not run, or settings cannot be read."""
+    from micro_core.cli.verify import recorded
+    from micro_core.config import load_settings
+    from micro_core.spec.errors import ConfigError
+
+    try:
+        return recorded(load_settings(), entry)
+    except ConfigError:
+        return None
+
+
+def _verification_text(entry: Entry, found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return f"no result for this version; micro plugin verify {entry.qualified}"
+    said = ", ".join(f"{count} {outcome}" for outcome, count in found["totals"].items() if count)
+    return f"{found['result']} at {found['at']} ({said})"
+
+
+def _hooks(catalog: Catalog, entry: Entry) -> list[str]:
     from micro_core.plugins.loading import hooks_of
 
-    hooks = hooks_of(entry, catalog.load_hooks_of(entry))
-    if as_json:
-        show_json("micro.plugin/1", {**details, "hooks": hooks})
-        return
-    typer.echo(f"{entry.qualified}  in use wherever it is installed; -p no:{entry.name} leaves it out")
-    typer.echo(f"{entry.distribution} {entry.version}, hooks: {', '.join(hooks) or 'none'}")
+    return hooks_of(entry, catalog.load_hooks_of(entry).plugin)
+
+
+def _fields(driver: Driver[Any]) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(driver.options)
 
 
 def _variable_words(catalog: Catalog, entry: Entry) -> str:

@@ -8,10 +8,11 @@ from typing import Any
 import typer
 
 from micro_core.cli.client import Common, client_of, run_command, settings_of
-from micro_core.cli.output import show_json, show_table
+from micro_core.cli.output import checked, show_json, show_table
 from micro_core.routing.router import NODE_SERVICE as NETWORK_SERVICE
 from micro_core.rpc.client import Client
 from micro_core.rpc.defaults import build_runtime
+from micro_core.spec.names import check_service_name
 
 
 def list_services(common: Common, as_json: bool) -> None:
@@ -48,6 +49,7 @@ def list_services(common: Common, as_json: bool) -> None:
 def describe_service(service: str, address: str | None, common: Common, as_json: bool) -> None:
     async def work() -> None:
         settings = settings_of(common)
+        checked(check_service_name, service)
         async with client_of(settings) as client:
             described = await _described(client, service, address)
         if as_json:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from micro_core.config.values import Value
+from micro_core.config.values import Report, Value, raise_it
 from micro_core.spec.errors import OptionError
 
 T = TypeVar("T")
 
 MASK = "***"
+
+_PASSWORD_IN_URL = re.compile(r"(://[^/?#@:\s]*:)[^/?#\s]*(?=@)")
 
 _TRUTHS: Mapping[str, bool] = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -25,11 +28,12 @@ _DESCRIPTIONS = {bool: "true or false", int: "a whole number", float: "a number"
 _MISFIT = object()
 
 
-def build_options(options_type: type[T], values: Mapping[str, Value], name: str) -> T:
+def build_options(options_type: type[T], values: Mapping[str, Value], name: str, *, report: Report = raise_it) -> T:
     """An instance of an options dataclass out of raw values, by field; `name` is who they belong to, `quic`.
 
     Texts of flags, variables and references are read as what the field wants; values of a file have their type.
-    Raises OptionError naming key, place and remedy. A ValueError of the dataclass's own check becomes one.
+    Raises OptionError naming key, place and remedy. A ValueError of the dataclass's own check becomes one. With a
+    `report` that does not raise, a value that is wrong is left out.
     """
     hints = typing.get_type_hints(options_type)
     fields = {field.name for field in dataclasses.fields(options_type)}  # type: ignore[arg-type]  # always a dataclass
@@ -38,14 +42,20 @@ def build_options(options_type: type[T], values: Mapping[str, Value], name: str)
         if key not in fields:
             near = difflib.get_close_matches(key, sorted(fields), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"options: {', '.join(sorted(fields)) or 'none'}"
-            raise OptionError(f"{name}: unknown option {key!r:.80}", at=value.origin, hint=hint)
+            report(OptionError(f"{name}: unknown option {key!r:.80}", at=value.origin, hint=hint))
+            continue
         full = f"{name}.{key}"
-        raw = value.resolved(full)
+        try:
+            raw = value.resolved(full)
+        except OptionError as error:
+            report(error)
+            continue
         fitting = _coerce(raw, hints[key], is_text=value.is_text)
         if fitting is _MISFIT:
             is_hidden = is_secret(options_type, key) or value.is_reference
             quoted = MASK if is_hidden else f"{raw!r:.60}"
-            raise OptionError(f"{full}: {quoted} is not {_described(hints[key])}", at=value.origin)
+            report(OptionError(f"{full}: {quoted} is not {_described(hints[key])}", at=value.origin))
+            continue
         arguments[key] = fitting
     try:
         return options_type(**arguments)
@@ -60,10 +70,21 @@ def is_secret(options_type: type, key: str) -> bool:
 
 
 def shown(options_type: type, key: str, effective: Any, said: Value | None = None) -> Any:
-    """A value for people: masked when it is secret, and a reference instead of what it points at."""
+    """A value for people: masked when it is secret, and a reference instead of what it points at.
+
+    A password within a URL is a secret wherever it stands.
+    """
     if is_secret(options_type, key):
         return MASK if effective else effective
-    return said.raw if said is not None and said.is_reference else effective
+    if said is not None and said.is_reference:
+        return said.raw
+    if isinstance(effective, (tuple, frozenset)):
+        return type(effective)(_without_password(item) for item in effective)
+    return _without_password(effective)
+
+
+def _without_password(value: Any) -> Any:
+    return _PASSWORD_IN_URL.sub(rf"\1{MASK}", value) if isinstance(value, str) else value
 
 
 def type_text(wanted: Any) -> str:

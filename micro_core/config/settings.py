@@ -11,7 +11,7 @@ from pathlib import Path
 
 from micro_core.config.options import build_options
 from micro_core.config.sources import Key, from_environment, from_file, from_flags, from_sets, key_of
-from micro_core.config.values import Rank, Value
+from micro_core.config.values import Rank, Report, Value, raise_it
 from micro_core.spec.driver import option
 from micro_core.spec.errors import BadRequest, ConfigError, OptionError
 from micro_core.spec.names import check_network_name, check_site
@@ -28,7 +28,10 @@ class NodeSettings:
     site: str = option("local", "Site: services of one site share a registry.")
     plugins: tuple[str, ...] = option((), "Plugins to use, as in quic,mdns.")
     block: tuple[str, ...] = option((), "Plugins to leave out, as -p no:NAME does.")
-    listen: str = option(":8085", "host:port on which other nodes may link; none to dial only.")
+    listen: str = option(
+        ":8085",
+        "host:port on which other nodes may link; quic://:8085,tls://:443 for each driver its own; none to dial only.",
+    )
     address: str = option(
         "", "Where the node takes calls, as in tcp://127.0.0.1:9090; empty: any free port on loopback."
     )
@@ -36,6 +39,13 @@ class NodeSettings:
     token: str = option("", "The network's token; empty: the one kept for this user on this machine.", secret=True)
     token_file: str = option("", "File that holds the network's token.")
     target_links: int = option(3, "Links to keep beyond those in nodes.")
+    policies: tuple[str, ...] = option((), "Rules of what is told to which neighbour, as in site=us: export=local.")
+    gateway: bool = option(False, "Offer a way to everything that neighbours know no other way to.")
+    damping: str = option("on", "Hold back services of this site that flap: on, off, dry-run.")
+    restart_lease: float = option(
+        60.0,
+        "Seconds for which routes kept from before a restart are used until neighbours tell theirs; 0: not at all.",
+    )
     state_dir: str = option("", "Keys, tokens and the local registry; empty: the user's state directory.")
     proxy: str = option("", "For clients: service or address of the node through which calls go.")
     timeout: float = option(5.0, "For clients: seconds a call may take.")
@@ -47,14 +57,19 @@ NODE_OPTIONS = frozenset(field.name for field in dataclasses.fields(NodeSettings
 
 
 class Settings:
-    """What was said, by key (`node.site`, `quic.port`). Raises OptionError for what [node] says wrong."""
+    """What was said, by key (`node.site`, `quic.port`). Raises OptionError for what [node] says wrong.
 
-    def __init__(self, values: Mapping[Key, Value], *, environ: Mapping[str, str] = os.environ) -> None:
+    With a `report` that does not raise, what is wrong is left at its default.
+    """
+
+    def __init__(
+        self, values: Mapping[Key, Value], *, environ: Mapping[str, str] = os.environ, report: Report = raise_it
+    ) -> None:
         self._values = dict(values)
         self._environ = environ
         of_node = {name: value for (word, name), value in values.items() if word is None}
-        self.node: NodeSettings = build_options(NodeSettings, of_node, "node")
-        self._check()
+        self.node: NodeSettings = build_options(NodeSettings, of_node, "node", report=report)
+        self._check(report)
 
     @property
     def plugin_words(self) -> tuple[str, ...]:
@@ -109,24 +124,25 @@ class Settings:
         chosen = Path(self._environ.get("XDG_STATE_HOME", ""))
         return chosen if chosen.is_absolute() else Path.home() / ".local" / "state"
 
-    def _check(self) -> None:
+    def _check(self, report: Report) -> None:
         node = self.node
         for name, is_right, wanted in (
             ("log", node.log in LOG_LEVELS, f"one of {', '.join(LOG_LEVELS)}"),
             ("target_links", node.target_links >= 0, "0 or more"),
             ("timeout", node.timeout > 0, "more than 0 seconds"),
             ("lease", node.lease > 0, "more than 0 seconds"),
+            ("restart_lease", node.restart_lease >= 0, "0 seconds or more"),
         ):
             if not is_right:
                 value = getattr(node, name)
-                raise OptionError(f"node.{name}: {value!r:.60} is not {wanted}", at=self.origin(f"node.{name}"))
+                report(OptionError(f"node.{name}: {value!r:.60} is not {wanted}", at=self.origin(f"node.{name}")))
         for name, check in (("network", check_network_name), ("site", check_site)):
             try:
                 check(getattr(node, name))
             except BadRequest as error:
-                raise OptionError(
-                    f"node.{name}: {error.detail}", at=self.origin(f"node.{name}"), hint=error.hint
-                ) from error
+                wrong = OptionError(f"node.{name}: {error.detail}", at=self.origin(f"node.{name}"), hint=error.hint)
+                wrong.__cause__ = error
+                report(wrong)
 
 
 def load_settings(
@@ -136,20 +152,22 @@ def load_settings(
     config: str | None = None,
     environ: Mapping[str, str] = os.environ,
     directory: Path | None = None,
+    report: Report = raise_it,
 ) -> Settings:
     """Read every source. `flags` are by key (`node.site`), None meaning not given; `sets` are `key=value` texts.
 
     `config` names the file (else MICRO_CONFIG, else micro.toml of `directory`, by default the working one).
-    Raises ConfigError for a file that was named and cannot be read, OptionError for what is said wrong.
+    Raises ConfigError for a file that was named and cannot be read, OptionError for what is said wrong: the first of
+    it, unless `report` keeps them.
     """
     named, said_by = (config, "flag --config") if config else (environ.get("MICRO_CONFIG", ""), "env MICRO_CONFIG")
     values: dict[Key, Value] = {}
     # Each overrides those before it.
-    values |= from_file(named, said_by, directory or Path.cwd(), environ)
-    values |= from_environment(environ, NODE_OPTIONS)
+    values |= from_file(named, said_by, directory or Path.cwd(), environ, report)
+    values |= from_environment(environ, NODE_OPTIONS, report)
     values |= from_sets(sets, NODE_OPTIONS, environ)
     values |= from_flags(flags or {}, environ)
-    return Settings(values, environ=environ)
+    return Settings(values, environ=environ, report=report)
 
 
 def _plain(word: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from micro_core.config.toml_lines import lines_of_keys
-from micro_core.config.values import Rank, Value, read_text
+from micro_core.config.values import Rank, Report, Value, raise_it, read_text
 from micro_core.spec.driver import Role
 from micro_core.spec.errors import ConfigError, OptionError
 
@@ -21,6 +21,8 @@ Key = tuple[str | None, str]
 _NETWORK_NAME = "MICRO_NETWORK_NAME"
 _READ_ELSEWHERE = {"MICRO_CONFIG", "MICRO_STRICT_PLUGINS", "MICRO_DEBUG", _NETWORK_NAME}
 _ROLE_WORDS = {role.value for role in Role}
+_TABLES_OF_UP = ("nodes", "services")
+"""Read by `micro up`, which starts several nodes and services of one file; nothing to a single process."""
 _FLAGS = {"nodes": "--node", "block": "-p"}
 """Flags that are not called as what they set."""
 
@@ -61,13 +63,19 @@ def from_sets(sets: Sequence[str], node_options: Collection[str], environ: Mappi
     return values
 
 
-def from_environment(environ: Mapping[str, str], node_options: Collection[str]) -> dict[Key, Value]:
+def from_environment(
+    environ: Mapping[str, str], node_options: Collection[str], report: Report = raise_it
+) -> dict[Key, Value]:
     """MICRO_SITE, MICRO_QUIC__PORT, MICRO_TUNNEL__QUIC__PORT."""
     values: dict[Key, Value] = {}
     for variable, raw in environ.items():
         if not variable.startswith(PREFIX) or variable in _READ_ELSEWHERE:
             continue
-        key = _key_of_variable(variable, node_options)
+        try:
+            key = _key_of_variable(variable, node_options)
+        except OptionError as error:
+            report(error)
+            continue
         if key is not None:
             values[key] = Value(raw, f"env {variable}", Rank.ENVIRONMENT, environ=environ)
     if _NETWORK_NAME in environ:
@@ -97,7 +105,9 @@ def _key_of_variable(variable: str, node_options: Collection[str]) -> Key | None
     return None
 
 
-def from_file(named: str, said_by: str, directory: Path, environ: Mapping[str, str]) -> dict[Key, Value]:
+def from_file(
+    named: str, said_by: str, directory: Path, environ: Mapping[str, str], report: Report = raise_it
+) -> dict[Key, Value]:
     """The file `named` (by a flag or variable, `said_by`), else micro.toml of `directory`, which may be missing.
 
     Raises ConfigError for a file that cannot be read, OptionError for a table or key that does not exist.
@@ -115,7 +125,12 @@ def from_file(named: str, said_by: str, directory: Path, environ: Mapping[str, s
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    return _Document(path, document, lines_of_keys(text), environ).values()
+    return _Document(path, document, lines_of_keys(text), environ).values(report)
+
+
+def _holds_tables(content: object) -> bool:
+    """Whether it can be one of _TABLES_OF_UP, and not a slip of the pen for [node]."""
+    return isinstance(content, dict) and all(isinstance(entry, dict) for entry in content.values())
 
 
 class _Document:
@@ -129,20 +144,24 @@ class _Document:
         self._lines = lines
         self._environ = environ
 
-    def values(self) -> dict[Key, Value]:
+    def values(self, report: Report) -> dict[Key, Value]:
         values: dict[Key, Value] = {}
         for table, content in self._document.items():
+            if table in _TABLES_OF_UP and _holds_tables(content):
+                continue
             if table not in ("node", "plugins") or not isinstance(content, dict):
                 near = difflib.get_close_matches(table, ["node", "plugins"], n=1)
                 hint = f"did you mean [{near[0]}]?" if near else "tables are [node] and [plugins.NAME]"
-                raise OptionError(f"unknown table or key {table!r:.80}", at=self._place(table), hint=hint)
+                report(OptionError(f"unknown table or key {table!r:.80}", at=self._place(table), hint=hint))
+                continue
             if table == "node":
                 values |= {(None, key): self._value(raw, table, key) for key, raw in content.items()}
                 continue
             for word, options in content.items():
                 if not isinstance(options, dict):
                     place = self._place(table, word)
-                    raise OptionError(f"plugins.{word} is not a table", at=place, hint=f"[plugins.{word}]")
+                    report(OptionError(f"plugins.{word} is not a table", at=place, hint=f"[plugins.{word}]"))
+                    continue
                 values |= {(word, key): self._value(raw, table, word, key) for key, raw in options.items()}
         return values
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,15 @@ class Rank(enum.IntEnum):
     """--set"""
     FLAG = 4
     """An option of its own, or an argument of a program."""
+
+
+Report = Callable[[ConfigError], None]
+"""What to do with a setting that is wrong: raise it, or keep it and read on."""
+
+
+def raise_it(error: ConfigError) -> None:
+    """The `Report` of everybody but those who want to know all that is wrong."""
+    raise error
 
 
 @dataclass(frozen=True, slots=True)

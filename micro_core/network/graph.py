@@ -15,8 +15,9 @@ from micro_core.network.messages import NodeRecord
 RADIUS = 3
 """Hops beyond which nothing is kept, as in the founding article."""
 
-MAX_AGE_S = 60.0
-"""A record not renewed for this long is dropped; origins renew at a third of it."""
+MAX_AGE_S = 180.0
+"""A record not renewed for this long is dropped; origins renew at a third of it. A node that dies is out of sight long before,
+since its neighbours say at once that the link is gone: this is for what nobody says anything about any more."""
 
 MAX_NODES = 10_000
 """Records kept; more are refused and counted by the caller."""
@@ -43,8 +44,12 @@ class Graph:
     def __init__(self, own: NodeRecord) -> None:
         self.own = own
         self._held: dict[str, _Held] = {}
+        self._distances: dict[str, int] | None = None
+        """As they were found last; None when links have changed since."""
 
     def set_own(self, record: NodeRecord) -> None:
+        if record.neighbours != self.own.neighbours:
+            self._distances = None
         self.own = record
 
     def receive(self, records: tuple[NodeRecord, ...], now: float) -> list[NodeRecord]:
@@ -61,10 +66,17 @@ class Graph:
                 continue
             if held is None and len(self._held) >= MAX_NODES:
                 continue
+            if held is None or held.record.neighbours != record.neighbours:
+                self._distances = None
             self._held[record.id] = _Held(record, now - record.age_s)
             news.append(record)
         distances = self.distances()
         return [record for record in news if distances.get(record.id, RADIUS) < RADIUS]
+
+    def is_news(self, node_id: str, version: tuple[int, int]) -> bool:
+        """Whether a record of this version would change anything: most copies come late, by other ways."""
+        held = self._held.get(node_id)
+        return node_id != self.own.id and (held is None or version > held.record.version)
 
     def forget(self, node_id: str, incarnation: int) -> bool:
         """Drop a node that said `close`; False when a later life of it is already known."""
@@ -72,6 +84,7 @@ class Graph:
         if held is None or held.record.incarnation > incarnation:
             return False
         del self._held[node_id]
+        self._distances = None
         return True
 
     def expire(self, now: float) -> list[str]:
@@ -84,6 +97,7 @@ class Graph:
         ]
         for node_id in gone:
             del self._held[node_id]
+            self._distances = None
         return gone
 
     def wake_at(self) -> float | None:
@@ -92,6 +106,11 @@ class Graph:
 
     def distances(self) -> dict[str, int]:
         """Hops to each node within the radius, by breadth first over links that either end reports."""
+        if self._distances is None:
+            self._distances = self._search()
+        return self._distances
+
+    def _search(self) -> dict[str, int]:
         distance = {self.own.id: 0}
         queue = deque([self.own.id])
         while queue:

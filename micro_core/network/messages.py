@@ -6,6 +6,7 @@ multicast. Pure; everything read is checked.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,8 +88,11 @@ def encode(message: NetworkMessage) -> list[bytes]:
             return [_pack([_PEER, batch]) for batch in _batches(records)]
 
 
-def decode(payload: bytes) -> NetworkMessage:
-    """Read one payload; raises Malformed."""
+def decode(payload: bytes, is_news: Callable[[str, tuple[int, int]], bool] | None = None) -> NetworkMessage:
+    """Read one payload; raises Malformed.
+
+    Records for which `is_news(id, (incarnation, sequence))` is false are left out, without a further look.
+    """
     try:
         value = msgpack.unpackb(
             payload, raw=False, strict_map_key=True, max_array_len=limits.MAX_PEERS_PER_MESSAGE, max_map_len=0
@@ -99,7 +103,8 @@ def decode(payload: bytes) -> NetworkMessage:
         case [1, list() as fields]:
             return Connect(record=_record(fields))
         case [2, list() as records]:
-            return Peer(records=tuple(_record(fields) for fields in records))
+            wanted = [fields for fields in records if is_news is None or not _is_old(fields, is_news)]
+            return Peer(records=tuple(_record(fields) for fields in wanted))
         case [3, int() as incarnation]:
             return Close(incarnation=incarnation)
     raise Malformed("network message: neither connect, peer nor close")
@@ -159,6 +164,13 @@ def _record(fields: object) -> NodeRecord:
             except BadRequest as error:
                 raise Malformed(f"node record: {error.detail}") from error
     raise Malformed("node record: fields missing, of a wrong type, or too many")
+
+
+def _is_old(fields: object, is_news: Callable[[str, tuple[int, int]], bool]) -> bool:
+    match fields:
+        case [str() as node_id, _, _, _, int() as incarnation, int() as sequence, *_]:
+            return not is_news(node_id, (incarnation, sequence))
+    return False
 
 
 def _neighbour(pair: object) -> tuple[str, int]:

@@ -1,6 +1,6 @@
-"""The network as its node sees it: resolves, keeps links, exchanges graph and routes with its neighbours.
+"""The network as its node sees it: resolves, keeps links, exchanges the graph with its neighbours.
 
-A shell round `peers`, `graph` and `messages`; routes are the router's business, links the tunnel's.
+A shell round `peers`, `graph` and `messages`; routes are the business of router and `adverts`, links the tunnel's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from micro_core.network.graph import MAX_AGE_S, Graph, GraphNode
 from micro_core.network.messages import (
-    ADVERT_CHANNEL,
     CHANNEL,
     MAX_ADDRESSES,
     MAX_NEIGHBOURS,
@@ -39,19 +38,13 @@ from micro_core.network.peers import (
 )
 from micro_core.network.sessions import MessageReader, MessageWriter
 from micro_core.routing.metric import link_cost_us
-from micro_core.routing.router import Router
 from micro_core.spec.clock import Clock, Random
 from micro_core.spec.driver import Counters
 from micro_core.spec.errors import Malformed, MicroError, Unauthorized, Unreachable
 from micro_core.spec.resolver import Candidate, Resolver
 from micro_core.spec.tunnel import DialMode, LinkInfo, Priority, Session
 from micro_core.tunnel.tunnel import TunnelHost
-
-MEASURE_S = 2.0
-"""Seconds between two looks at the cost of each link."""
-
-FIRST_MEASURE_S = 0.3
-"""A new link's first ping is answered by then, on most paths."""
+from micro_core.tunnel.ways import FIRST_CHOICE, NO_DRIVER
 
 RENEW_S = MAX_AGE_S / 3
 """Seconds between two renewals of the own record."""
@@ -73,7 +66,6 @@ class Network:
         name: str,
         record: NodeRecord,
         tunnel: TunnelHost,
-        router: Router,
         resolvers: Sequence[Resolver],
         seeds: Sequence[str],
         clock: Clock,
@@ -84,7 +76,6 @@ class Network:
     ) -> None:
         self.name = name
         self._tunnel = tunnel
-        self._router = router
         self._resolvers = resolvers
         self._clock = clock
         self._random = random
@@ -92,14 +83,12 @@ class Network:
         self._counters = counters
         self._graph = Graph(record)
         self._peers = Peers(tuple(seeds), options or PeerOptions(), random)
-        self._adverts: dict[str, MessageWriter] = {}
         self._greetings: dict[str, MessageWriter] = {}
         self._dialed: dict[str, str] = {}
         self._failures: dict[str, str] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_open = False
-        self._measure_at = 0.0
         self._renew_at = 0.0
         self._listeners: list[Callable[[str], None]] = []
 
@@ -110,15 +99,14 @@ class Network:
         self._is_open = True
         self._tunnel.subscribe(CHANNEL, self._message_received)
         self._tunnel.listen(CHANNEL, self._greeting_session)
-        self._tunnel.listen(ADVERT_CHANNEL, self._advert_session)
         self._tunnel.on_link_up(self._link_up)
+        self._tunnel.on_link_moved(self._link_moved)
         self._tunnel.on_link_down(self._link_down)
         self._tunnel.on_dial_failed(self._dial_failed)
-        self._router.on_send(self._send_advert)
         await self._tunnel.connect()
         now = self._clock.now()
         self._graph.set_own(replace(self._graph.own, addresses=tuple(self._tunnel.address()[:MAX_ADDRESSES])))
-        self._measure_at, self._renew_at = now + MEASURE_S, now + RENEW_S
+        self._renew_at = now + RENEW_S
         self._carry_out(self._peers.start(now))
         self._arm()
 
@@ -133,7 +121,7 @@ class Network:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for writer in (*self._adverts.values(), *self._greetings.values()):
+        for writer in [*self._greetings.values()]:
             with contextlib.suppress(MicroError):
                 await writer.close()
         await self._tunnel.close()
@@ -163,28 +151,39 @@ class Network:
 
     def _link_up(self, link: LinkInfo) -> None:
         address = link.dialed_address or None
-        self._announce(f"linked to {link.peer_name} ({link.site}) over {link.driver} at {link.remote}")
+        self._announce(f"linked to {link.peer_name} ({link.site}) over {link.driver} at {link.remote}{_because(link)}")
         self._failures.pop(address or "", None)
-        if self._forget_writers(link.peer):
-            self._router.neighbour_down(link.peer)
         try:
-            self._adverts[link.peer] = self._open(ADVERT_CHANNEL, link.peer)
             self._greetings[link.peer] = self._open(CHANNEL, link.peer)
         except Unreachable:
             # The link went between the handshake and here; `_link_down` follows.
             self._counters.add("network_links_lost_at_start")
             return
-        self._router.neighbour_up(link.peer, _cost_us(link))
         self._carry_out(self._peers.handle(LinkUp(link.peer, address, link.rtt_s), self._clock.now()))
         self._renew_own()
         self._tell_one(link.peer, Connect(record=self._graph.own))
-        self._measure_at = min(self._measure_at, self._clock.now() + FIRST_MEASURE_S)
+        self._arm()
+
+    def _link_moved(self, link: LinkInfo) -> None:
+        """Another driver has taken over: the neighbour is the same, and what is known of it stays known."""
+        before = self._greetings.get(link.peer)
+        self._announce(f"moved to {link.driver}: {link.peer_name} ({link.site}) at {link.remote}{_because(link)}")
+        try:
+            self._greetings[link.peer] = self._open(CHANNEL, link.peer)
+        except Unreachable:
+            self._counters.add("network_links_lost_at_start")
+            return
+        if before is not None:
+            self._keep(before.close())
+        address = link.dialed_address or None
+        self._carry_out(self._peers.handle(LinkUp(link.peer, address, link.rtt_s), self._clock.now()))
+        # The neighbour may have lost the old link before, and forgotten.
+        self._tell_one(link.peer, Connect(record=self._graph.own))
         self._arm()
 
     def _link_down(self, link: LinkInfo, error: MicroError) -> None:
         self._announce(f"lost {link.peer_name} ({link.site}): {error}")
-        self._forget_writers(link.peer)
-        self._router.neighbour_down(link.peer)
+        self._greetings.pop(link.peer, None)
         if self._is_open:
             self._carry_out(self._peers.handle(LinkDown(link.peer), self._clock.now()))
             self._renew_own()
@@ -198,14 +197,14 @@ class Network:
         self._failures[address] = error.detail
         if len(self._failures) > 256:
             self._failures.pop(next(iter(self._failures)))
-        hopeless = isinstance(error, Unauthorized)
+        hopeless = isinstance(error, Unauthorized) or error.id == NO_DRIVER
         self._carry_out(self._peers.handle(DialFailed(address, hopeless), self._clock.now()))
 
     # ------------------------------------------------------------------ graph
 
     def _message_received(self, peer: str, payload: bytes) -> None:
         try:
-            message = decode(payload)
+            message = decode(payload, self._graph.is_news)
         except Malformed as error:
             self._counters.add("network_messages_malformed")
             self._log.warning("network message refused", extra={"peer": peer, "reason": str(error)})
@@ -225,7 +224,7 @@ class Network:
         self._arm()
 
     def _spread(self, news: list[NodeRecord], now: float, *, but: str) -> None:
-        if news and any(link.peer != but for link in self._tunnel.links()):
+        if news and any(peer != but for peer in self._greetings):
             self._tell(Peer(records=tuple(self._graph.aged(record, now) for record in news)))
 
     def _tell(self, message: NetworkMessage) -> None:
@@ -238,15 +237,9 @@ class Network:
         self._graph.set_own(replace(own, sequence=own.sequence + 1, neighbours=neighbours))
         self._renew_at = self._clock.now() + RENEW_S
 
-    # ---------------------------------------------------------------- adverts
-
-    def _advert_session(self, session: Session) -> None:
-        self._read(session, lambda payload: self._router.receive(session.peer, payload))
+    # --------------------------------------------------------------- greetings
 
     def _greeting_session(self, session: Session) -> None:
-        self._read(session, lambda payload: self._message_received(session.peer, payload))
-
-    def _read(self, session: Session, receive: Callable[[bytes], None]) -> None:
         peer = session.peer
 
         def refused(error: MicroError) -> None:
@@ -254,27 +247,18 @@ class Network:
             self._log.warning("a peer's message was refused", extra={"peer": peer, "reason": str(error)})
             self._keep(self._tunnel.unlink(peer))
 
-        session.start(MessageReader(receive, refused))
+        session.start(MessageReader(lambda payload: self._message_received(peer, payload), refused))
 
     def _open(self, channel: str, peer: str) -> MessageWriter:
-        return MessageWriter(self._tunnel.dial(channel, peer=peer, priority=Priority.CONTROL))
-
-    def _forget_writers(self, peer: str) -> bool:
-        self._greetings.pop(peer, None)
-        return self._adverts.pop(peer, None) is not None
+        writer = MessageWriter(self._tunnel.dial(channel, peer=peer, priority=Priority.CONTROL))
+        writer.start()
+        return writer
 
     def _tell_one(self, peer: str, message: NetworkMessage) -> None:
         writer = self._greetings.get(peer)
         if writer is not None:
             for payload in encode(message):
                 writer.send(payload)
-
-    def _send_advert(self, peer: str, payload: bytes) -> None:
-        writer = self._adverts.get(peer)
-        if writer is None:
-            self._counters.add("network_adverts_without_link")
-            return
-        writer.send(payload)
 
     # ------------------------------------------------------- effects and time
 
@@ -311,7 +295,7 @@ class Network:
     def _arm(self) -> None:
         if not self._is_open:
             return
-        times = [self._measure_at, self._renew_at, self._peers.wake_at, self._graph.wake_at()]
+        times = [self._renew_at, self._peers.wake_at, self._graph.wake_at()]
         when = min(moment for moment in times if moment is not None)
         if self._timer is not None:
             self._timer.cancel()
@@ -320,11 +304,6 @@ class Network:
 
     def _wake(self) -> None:
         now = self._clock.now()
-        if now >= self._measure_at:
-            self._measure_at = now + MEASURE_S
-            for link in self._tunnel.links():
-                if link.peer in self._adverts and link.rtt_s is not None:
-                    self._router.neighbour_cost(link.peer, _cost_us(link))
         self._graph.expire(now)
         if now >= self._renew_at:
             self._renew_own()
@@ -340,14 +319,18 @@ class Network:
 
     def _keep(self, work: Coroutine[None, None, None]) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._counters.add("network_tasks_failed")
             self._log.error("network task failed", exc_info=error)
+
+
+def _because(link: LinkInfo) -> str:
+    return f" ({link.why})" if link.why and link.why != FIRST_CHOICE else ""
 
 
 def _cost_us(link: LinkInfo) -> int:

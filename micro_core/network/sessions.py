@@ -26,12 +26,18 @@ class MessageReader:
     """Receiver of the session on which a peer sends its messages.
 
     `receive(payload)` is called for each message; what it raises, and any violation of the form, goes to
-    `refused(error)` once, after which nothing more is read.
+    `refused(error)` once, after which nothing more is read. `lost` is called when the session has ended.
     """
 
-    def __init__(self, receive: Callable[[bytes], None], refused: Callable[[MicroError], None]) -> None:
+    def __init__(
+        self,
+        receive: Callable[[bytes], None],
+        refused: Callable[[MicroError], None],
+        lost: Callable[[], None] | None = None,
+    ) -> None:
         self._receive = receive
         self._refused = refused
+        self._lost = lost
         self._rest = b""
         self._is_over = False
 
@@ -63,14 +69,20 @@ class MessageReader:
     def socket_lost(self, error: MicroError) -> None:  # noqa: ARG002 - the link's end is told by the tunnel
         self._is_over = True
         self._rest = b""
+        if self._lost is not None:
+            self._lost()
 
 
 class MessageWriter:
-    """Receiver of our own sending session to a peer: it only writes."""
+    """Receiver of our own sending session to a peer: it only writes. `lost` is called when the session has ended."""
 
-    def __init__(self, socket: Socket) -> None:
+    def __init__(self, socket: Socket, lost: Callable[[], None] | None = None) -> None:
         self._socket = socket
-        socket.start(self)
+        self._lost = lost
+
+    def start(self) -> None:
+        """Begin; `lost` may be called at once."""
+        self._socket.start(self)
 
     def send(self, payload: bytes) -> None:
         self._socket.write(frame_message(payload))
@@ -87,5 +99,6 @@ class MessageWriter:
     def resume_writing(self) -> None:
         """See `pause_writing`."""
 
-    def socket_lost(self, error: MicroError) -> None:
-        """The tunnel tells the end of the link."""
+    def socket_lost(self, error: MicroError) -> None:  # noqa: ARG002 - the tunnel tells the end of the link
+        if self._lost is not None:
+            self._lost()

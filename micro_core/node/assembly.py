@@ -1,10 +1,11 @@
-"""From settings to a node: drivers, objects, wiring, top to bottom. The only place where everything meets."""
+"""From settings to a node: who it is, which drivers it stands on. What is made of them is in composition.py."""
 
 from __future__ import annotations
 
 import logging
 import random
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,29 +15,27 @@ from micro_core.builtin.joined_transport import JoinedTransport
 from micro_core.builtin.node_broker_host import BrokerHost
 from micro_core.builtin.system_clock import SystemClock
 from micro_core.config import Settings
-from micro_core.network.messages import NodeRecord
-from micro_core.network.network import Network
+from micro_core.config.settings import NodeSettings
 from micro_core.network.peers import PeerOptions
-from micro_core.node.control import SERVICE, Control
+from micro_core.node.claim import NameClaim
+from micro_core.node.composition import Parts, compose
 from micro_core.node.node import Node
 from micro_core.plugins import Catalog
-from micro_core.proxy.proxy import CHANNEL, Proxy
-from micro_core.proxy.topics import Topics
-from micro_core.routing.router import Router
-from micro_core.rpc.defaults import build, check_tables, drivers_of
-from micro_core.rpc.pool import Pool
-from micro_core.rpc.server import Server
+from micro_core.routing.damping import DampingPolicy
+from micro_core.routing.options import EngineOptions
+from micro_core.routing.policy import parse as parse_policy
+from micro_core.routing.router import RouterOptions
+from micro_core.rpc.defaults import build, build_hooks, check_tables, drivers_of, hooks_of
 from micro_core.spec.broker import Broker
 from micro_core.spec.driver import CountersInMemory, DriverContext, Role
 from micro_core.spec.errors import ConfigError
-from micro_core.spec.names import check_network_name, check_site, short_id
+from micro_core.spec.names import check_network_name, check_site
 from micro_core.spec.registry import Registry
 from micro_core.spec.resolver import Resolver
 from micro_core.spec.table import Table
-from micro_core.spec.transport import Socket, Transport
-from micro_core.spec.tunnel import LinkDriver, Priority, Session
-from micro_core.tunnel.identity import NodeIdentity, load_or_create_token, load_token
-from micro_core.tunnel.tunnel import TunnelHost
+from micro_core.spec.transport import Transport
+from micro_core.spec.tunnel import LinkDriver
+from micro_core.tunnel.identity import NodeIdentity, load_or_create_token, load_token, next_incarnation
 
 NO_LISTEN = "none"
 """`node.listen` of a node that only dials out."""
@@ -50,17 +49,16 @@ def assemble(settings: Settings, catalog: Catalog | None = None) -> Node:
     check_tables(catalog, settings)
     chosen = settings.node
     network_name, site = check_network_name(chosen.network), check_site(chosen.site)
-    name = chosen.name or f"{socket.gethostname().partition('.')[0]}-{site}"
+    name = node_name(settings)
 
     # Who it is.
-    identity = NodeIdentity.load_or_create(settings.state_dir() / "nodes" / f"{_file_name(name)}.key")
+    identity = NodeIdentity.load_or_create(node_file(settings, "key"))
     node_id = identity.node_id
-    at = f"node {name} ({short_id(node_id)})"
     clock, counters = SystemClock(), CountersInMemory()
     logger = logging.getLogger("micro.node")
     # One source for all: handshakes draw nonces from it, so it must not be guessable.
     source = random.SystemRandom()
-    incarnation = int(clock.wall() * 1000)
+    incarnation = next_incarnation(node_file(settings, "incarnation"), int(clock.wall() * 1000))
 
     # Drivers, those that others are built on first.
     context = DriverContext(
@@ -78,9 +76,10 @@ def assemble(settings: Settings, catalog: Catalog | None = None) -> Node:
         return [build(catalog, settings, entry, context) for entry in drivers_of(catalog, settings, role)]
 
     transport: Transport = JoinedTransport(built(Role.TRANSPORT, context))
+    context = replace(context, transport=transport)
     registries: list[Registry] = built(Role.REGISTRY, context)
     registry = registries[0] if len(registries) == 1 else JoinedRegistry(registries, counters)
-    context = replace(context, registry=registry, transport=transport)
+    context = replace(context, registry=registry)
     table: Table = built(Role.TABLE, context)[0]
     resolvers: list[Resolver] = built(Role.RESOLVER, context)
     link_drivers: list[LinkDriver] = built(Role.TUNNEL, context)
@@ -93,107 +92,86 @@ def assemble(settings: Settings, catalog: Catalog | None = None) -> Node:
     else:
         broker = build(catalog, settings, broker_entry, context)
 
-    # The four parts.
-    listen = None if chosen.listen == NO_LISTEN else chosen.listen
-    tunnel = TunnelHost(
-        identity=identity,
-        name=name,
-        site=site,
-        network=network_name,
-        token=network_token(settings),
-        listeners=[(driver, listen) for driver in link_drivers],
-        clock=clock,
-        random=source,
-        logger=logger,
-        counters=counters,
-        incarnation=incarnation,
-    )
-    router = Router(
-        node_id=node_id,
-        network=network_name,
-        site=site,
-        table=table,
-        clock=clock,
-        random=source,
-        logger=logger,
-        counters=counters,
-        incarnation=incarnation,
-    )
-    server = Server(SERVICE, at=at, counters=counters)
-
-    async def dial(address: str) -> Socket:
-        return await transport.dial(address, timeout_s=3.0)
-
-    def dial_session(peer: str, priority: Priority) -> Session:
-        return tunnel.dial(CHANNEL, peer=peer, priority=priority)
-
-    proxy = Proxy(
-        node_id=node_id,
-        at=at,
-        router=router,
-        server=server,
-        own_services={SERVICE},
-        pool=Pool(dial, clock=clock, random=source, node_id=node_id, counters=counters),
-        dial_session=dial_session,
-        clock=clock,
-        random=source,
-        logger=logger,
-        counters=counters,
-    )
-    network = Network(
-        name=network_name,
-        record=NodeRecord(id=node_id, name=name, site=site, addresses=(), incarnation=incarnation, sequence=1),
-        tunnel=tunnel,
-        router=router,
-        resolvers=resolvers if link_drivers else [],
-        seeds=chosen.nodes if link_drivers else (),
-        clock=clock,
-        random=source,
-        logger=logger,
-        counters=counters,
-        options=PeerOptions(target_links=chosen.target_links),
-    )
     if chosen.nodes and not link_drivers:
         raise ConfigError("there are nodes to join and no tunnel to reach them", hint="name one, as in --plugins quic")
-    topics = Topics(
-        node_id=node_id,
-        router=router,
-        proxy=proxy,
-        broker=broker,
-        clock=clock,
-        logger=logger,
-        counters=counters,
+    return compose(
+        Parts(
+            identity=identity,
+            name=name,
+            site=site,
+            network=network_name,
+            token=network_token(settings),
+            incarnation=incarnation,
+            clock=clock,
+            random=source,
+            logger=logger,
+            counters=counters,
+            transport=transport,
+            registry=registry,
+            table=table,
+            broker=broker,
+            broker_host=broker_host,
+            resolvers=resolvers if link_drivers else [],
+            links=listeners(link_drivers, chosen.listen),
+            seeds=chosen.nodes,
+            address=chosen.address,
+            lease_s=chosen.lease,
+            router=router_options(chosen),
+            peers=PeerOptions(target_links=chosen.target_links),
+            claim=NameClaim(node_file(settings, "lock"), name),
+            hooks=build_hooks(catalog, settings, context),
+            drivers=tuple(
+                entry.qualified
+                for entries in (*(drivers_of(catalog, settings, role) for role in Role), hooks_of(catalog, settings))
+                for entry in entries
+            ),
+        )
     )
 
-    def metadata() -> dict[str, str]:
-        return {"node": node_id, "name": name, "site": site, "tunnel": ",".join(tunnel.address())}
 
-    node = Node(
-        node_id=node_id,
-        name=name,
-        site=site,
-        network_name=network_name,
-        transport=transport,
-        registry=registry,
-        broker=broker,
-        broker_host=broker_host,
-        table=table,
-        resolvers=resolvers,
-        tunnel=tunnel,
-        router=router,
-        network=network,
-        proxy=proxy,
-        topics=topics,
-        server=server,
-        listen_address=chosen.address,
-        lease_s=chosen.lease,
-        metadata=metadata,
-        counters=counters,
-        log=logger,
-        drivers=tuple(entry.qualified for role in Role for entry in drivers_of(catalog, settings, role)),
+def node_name(settings: Settings) -> str:
+    """The node's name for people: as set, else after host and site."""
+    return settings.node.name or f"{socket.gethostname().partition('.')[0]}-{settings.node.site}"
+
+
+def node_file(settings: Settings, suffix: str) -> Path:
+    """A file that a node of this name keeps: `key`, `incarnation`."""
+    return settings.state_dir() / "nodes" / f"{_file_name(node_name(settings))}.{suffix}"
+
+
+def listeners(drivers: Sequence[LinkDriver], listen: str) -> list[tuple[LinkDriver, str | None]]:
+    """Each driver with the place where it listens, None for one that only dials. Raises ConfigError.
+
+    `listen` is `none`, or places with commas between them: one with a scheme is that driver's, one without is for
+    every driver that has none of its own.
+    """
+    if listen == NO_LISTEN:
+        return [(driver, None) for driver in drivers]
+    places = [place.strip() for place in listen.split(",")]
+    for_all = next((place for place in places if "://" not in place), None)
+    own = {scheme: place for place in places for scheme, separator, _ in [place.partition("://")] if separator}
+    schemes = [driver.scheme for driver in drivers]
+    unused = [own[scheme] for scheme in own if scheme not in schemes]
+    if unused and drivers:
+        raise ConfigError(
+            f"listen: no tunnel driver in use for {unused[0]!r:.80}", hint=f"drivers: {', '.join(schemes)}"
+        )
+    return [(driver, own.get(driver.scheme, for_all)) for driver in drivers]
+
+
+def router_options(chosen: NodeSettings) -> RouterOptions:
+    """What [node] says of routing. Raises ConfigError."""
+    if chosen.damping not in ("on", "off", "dry-run"):
+        raise ConfigError(f"damping: {chosen.damping!r:.40} is none of on, off, dry-run")
+    damping = DampingPolicy(dry_run=chosen.damping == "dry-run")
+    if chosen.damping == "off":
+        damping = replace(damping, withdrawal=0.0, change=0.0)
+    rules = tuple(parse_policy(text) for text in chosen.policies)
+    return RouterOptions(
+        is_gateway=chosen.gateway,
+        restart_lease_s=chosen.restart_lease,
+        engine=EngineOptions(policies=rules, damping=damping),
     )
-    Control(network=network, router=router, topics=topics, broker=broker, clock=clock, facts=node.facts).add_to(server)
-    return node
 
 
 def network_token(settings: Settings) -> str:

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from micro_core.builtin.node_broker_host import BrokerHost
+from micro_core.network.adverts import Adverts
 from micro_core.network.network import Network
+from micro_core.node.claim import NameClaim
+from micro_core.plugins import Hooks
 from micro_core.proxy.proxy import CHANNEL, Proxy
 from micro_core.proxy.topics import Topics
 from micro_core.routing.router import Router
@@ -49,6 +52,7 @@ class Node:
     tunnel: TunnelHost
     router: Router
     network: Network
+    adverts: Adverts
     proxy: Proxy
     topics: Topics
     server: Server
@@ -57,10 +61,13 @@ class Node:
     metadata: Callable[[], dict[str, str]]
     counters: CountersInMemory
     log: logging.Logger
+    hooks: Hooks
     drivers: tuple[str, ...]
     """What it was assembled of, as `tunnel:quic`."""
     address: str = ""
     """Where the node takes calls, once started."""
+    claim: NameClaim | None = None
+    _is_announced: bool = False
     _listener: Listener | None = None
     _registrations: list[Registration] = field(default_factory=list)
     _started: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
@@ -74,9 +81,12 @@ class Node:
             raise
 
     async def _start(self) -> None:
+        if self.claim is not None:
+            await self._bring_up(self.claim.take, self.claim.release)
         await self._bring_up(self.transport.start, self.transport.close)
         await self._bring_up(self.registry.start, self.registry.close)
         await self._bring_up(self.table.start, self.table.close)
+        self.router.recall()
         for resolver in self.resolvers:
             await self._bring_up(resolver.start, resolver.close)
         self._listener = await self.transport.listen(self.listen_address, self._accept)
@@ -89,13 +99,21 @@ class Node:
             await self._register("go.micro.broker", host.address)
         await self._bring_up(self.broker.start, self.broker.close)
         self.tunnel.listen(CHANNEL, self.proxy.accept_session)
-        await self._bring_up(self.network.connect, self.network.close)
+        # Adverts hear of every link, and end before the network does: what was said last still leaves.
+        self._started += [self.network.close, self.adverts.close]
+        self.adverts.start()
+        await self.network.connect()
         await self._bring_up(lambda: self.router.start(self.registry), self.router.close)
         await self._bring_up(self.topics.start, self.topics.close)
         await self._register(self.server.name, self.address)
+        self.hooks.node_started(self)
+        self._is_announced = True
 
     async def stop(self, *, drain: bool = True) -> None:
         """Withdraw, let the neighbours hear it, finish what is in flight, take everything down, highest first."""
+        if self._is_announced:
+            self._is_announced = False
+            self.hooks.node_stopping(self)
         for registration in self._registrations:
             await self._quietly(registration.close())
         self._registrations.clear()

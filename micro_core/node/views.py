@@ -9,6 +9,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from micro_core.network.graph import GraphNode
+from micro_core.routing.damping import DampingPolicy, Flapping
+from micro_core.routing.explain import Way
+from micro_core.routing.journal import Change
+from micro_core.routing.metric import LOSS_PENALTY_US
 from micro_core.spec.names import INTEREST_PREFIX
 from micro_core.spec.table import LOCAL_LINK, Route
 from micro_core.spec.tunnel import LinkInfo
@@ -47,6 +51,7 @@ def connection_view(link: LinkInfo, now: float) -> dict[str, Any]:
         "name": link.peer_name,
         "site": link.site,
         "driver": link.driver,
+        "why": link.why,
         "address": link.remote,
         "direction": "out" if link.dialed else "in",
         "rtt_us": _microseconds(link.rtt_s),
@@ -76,7 +81,95 @@ def route_view(route: Route, names: dict[str, str], now: float) -> dict[str, Any
         "metric": route.metric,
         "hops": route.hops,
         "version": route.version,
+        "stale": route.is_stale,
         "expires_s": None if route.expires_at is None else round(route.expires_at - now, 1),
+    }
+
+
+def way_view(way: Way, names: dict[str, str], link: LinkInfo | None, configured_us: int) -> dict[str, Any]:
+    """One way to a service; `link` is the link to its next hop, whose figures its cost is made of, with what is
+    configured for it on top."""
+    terms = None
+    if link is not None:
+        terms = {
+            "rtt_us": _microseconds(link.rtt_s),
+            "queue_delay_us": _microseconds(link.queue_delay_s),
+            "loss_penalty_us": round(LOSS_PENALTY_US * (link.loss or 0.0)),
+            "configured_us": configured_us,
+        }
+    return {
+        "standing": way.standing.value,
+        "why": way.why,
+        "router": way.origin,
+        "router_name": names.get(way.origin, ""),
+        "site": way.site,
+        "gateway": way.via,
+        "gateway_name": names.get(way.via, ""),
+        "address": way.address,
+        "path": [names.get(node, node) for node in way.path],
+        "announced_us": way.announced_us,
+        "load_us": way.load_us,
+        "waiting_us": way.waiting_us,
+        "link_us": way.link_us,
+        "link_terms": terms,
+        "total_us": way.total_us,
+        "versions": list(way.versions),
+        "stale_for_s": None if way.stale_for_s is None else round(way.stale_for_s, 1),
+    }
+
+
+CURVE_STEP_S = 10.0
+CURVE_STEPS = 13
+"""Two minutes of decay, ten seconds apart."""
+
+
+def damping_view(policy: DampingPolicy) -> dict[str, Any]:
+    """The thresholds that penalties are held against."""
+    return {
+        "suppress": policy.suppress,
+        "reuse": policy.reuse,
+        "half_life_s": policy.half_life_s,
+        "max_suppress_s": policy.max_suppress_s,
+        "dry_run": policy.dry_run,
+    }
+
+
+def flap_view(flap: Flapping, policy: DampingPolicy, now: float) -> dict[str, Any]:
+    """`curve` is the penalty as it will be if nothing more happens, now and every `CURVE_STEP_S`."""
+    return {
+        "service": flap.service,
+        "penalty": round(flap.penalty),
+        "losses": flap.losses,
+        "is_held": flap.is_held,
+        "held_for_s": round(flap.held_for_s, 1),
+        "release_in_s": None if flap.release_at is None else round(flap.release_at - now, 1),
+        "curve_step_s": CURVE_STEP_S,
+        "curve": [
+            round(flap.penalty * 0.5 ** (step * CURVE_STEP_S / policy.half_life_s)) for step in range(CURVE_STEPS)
+        ],
+    }
+
+
+def observed_view(flap: Flapping) -> dict[str, Any]:
+    """A service of another origin: nothing is held here, so there is nothing to say of that."""
+    return {"service": flap.service, "penalty": round(flap.penalty), "losses": flap.losses}
+
+
+def change_view(change: Change, names: dict[str, str]) -> dict[str, Any]:
+    route = change.route
+    kind = "created" if change.before is None else "deleted" if change.after is None else "updated"
+    return {
+        "number": change.number,
+        "at": change.at,
+        "kind": kind,
+        "service": route.service,
+        "router": route.router,
+        "router_name": names.get(route.router, ""),
+        "gateway": route.gateway,
+        "gateway_name": names.get(route.gateway, ""),
+        "address": route.address,
+        "metric": route.metric,
+        "metric_before": None if change.before is None else change.before.metric,
     }
 
 

@@ -4,11 +4,13 @@ An entry point's group says the role, its name the word people type. Only loadin
 a plugin that cannot be loaded is kept in quarantine with its distribution and the way out, and disturbs nobody else.
 Built-in drivers come in by the same door.
 
-`entries` reads metadata, `catalog` selects and remembers, `loading` imports and judges.
+`entries` reads metadata, `catalog` selects and remembers, `loading` imports and judges, `hooks` asks
+those that cut across.
 """
 
 from micro_core.plugins.catalog import Catalog, PluginWarning, Quarantined, blocked_words
 from micro_core.plugins.entries import CORE_DISTRIBUTION, HOOKS_GROUP, KNOWN_PLUGINS, Entry, KnownPlugin
+from micro_core.plugins.hooks import Hooks
 
 __all__ = [
     "CORE_DISTRIBUTION",
@@ -16,6 +18,7 @@ __all__ = [
     "KNOWN_PLUGINS",
     "Catalog",
     "Entry",
+    "Hooks",
     "KnownPlugin",
     "PluginWarning",
     "Quarantined",

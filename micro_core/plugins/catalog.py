@@ -8,11 +8,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from micro_core.plugins.entries import CORE_DISTRIBUTION, KNOWN_PLUGINS, Entry, KnownPlugin, canonical, read_entries
 from micro_core.spec.driver import Driver, Role
 from micro_core.spec.errors import ConfigError, PluginAmbiguous, PluginBroken, PluginMissing
+
+if TYPE_CHECKING:
+    from micro_core.plugins.loading import LoadedHooks
 
 T = TypeVar("T")
 
@@ -86,6 +89,13 @@ class Catalog:
         """The one plugin that `word` means. Raises PluginMissing, PluginAmbiguous."""
         return self._only_one(word, self._meant_by(word, role), role)
 
+    def builtin(self, role: Role, names: Sequence[str], *, blocked: Iterable[str] = ()) -> list[Entry]:
+        """Core's own drivers of these names, in their order; a stranger that claims one of them is not meant."""
+        blocks = tuple(blocked)
+        own = {entry.name: entry for entry in self.entries if entry.is_builtin and entry.role is role}
+        found = [own[name] for name in names if name in own]
+        return [entry for entry in found if not any(entry.answers_to(no) for no in blocks)]
+
     def conflicts(self) -> list[tuple[Entry, Entry]]:
         """Pairs of distributions that claim the same role and name."""
         return [
@@ -134,14 +144,14 @@ class Catalog:
 
         role = entry.role
         if role is None:
-            raise PluginBroken(f"{entry.qualified} is not a driver", hint="it is in use once installed")
+            raise PluginBroken(f"{entry.qualified} is not a driver", hint="micro plugin info says what it is")
         driver: Driver[Any] = self._remembered(entry, lambda: load_driver(entry, role))
         return driver
 
     def load_hooks(self, *, blocked: Iterable[str] = ()) -> list[object]:
-        """Load every cross-cutting plugin that is not blocked. One that fails is left out with a PluginWarning.
+        """Load every installed cross-cutting plugin that is not blocked, for the commands they add.
 
-        Raises PluginBroken instead where plugins are strict.
+        One that fails is left out with a PluginWarning. Raises PluginBroken instead where plugins are strict.
         """
         blocks = tuple(blocked)
         plugins: list[object] = []
@@ -149,27 +159,31 @@ class Catalog:
             if entry.role is not None or any(entry.answers_to(no) for no in blocks):
                 continue
             try:
-                plugins.append(self.load_hooks_of(entry))
+                plugins.append(self.load_hooks_of(entry).plugin)
             except PluginBroken as error:
                 if self._strict:
                     raise
                 warnings.warn(str(error), PluginWarning, stacklevel=2)
         return plugins
 
-    def load_hooks_of(self, entry: Entry) -> object:
+    def load_hooks_of(self, entry: Entry) -> LoadedHooks:
         """Import one cross-cutting plugin. Raises PluginBroken; the reason is kept, too."""
         from micro_core.plugins.loading import load_hooks
 
         return self._remembered(entry, lambda: load_hooks(entry))
 
+    def describe(self, entry: Entry) -> Driver[Any] | None:
+        """The description of a driver, or of a cross-cutting plugin; None for one of those without options.
+
+        Raises PluginBroken.
+        """
+        return self.load_hooks_of(entry).driver if entry.role is None else self.load(entry)
+
     def check(self) -> list[Quarantined]:
         """Load every plugin, and return those that cannot be."""
         for entry in self.entries:
             try:
-                if entry.role is None:
-                    self.load_hooks_of(entry)
-                else:
-                    self.load(entry)
+                self.describe(entry)
             except PluginBroken:
                 # Kept in `broken`, which is the answer.
                 continue

@@ -52,6 +52,11 @@ class Entry:
         """`tunnel:quic`: exact, whatever else is installed."""
         return f"{self.role.value if self.role else 'hooks'}:{self.name}"
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words under which its options are given, those that count more last."""
+        return (self.name, *(() if self.is_builtin else (self.distribution,)), self.qualified)
+
     def answers_to(self, word: str) -> bool:
         """Whether `word` means this plugin: quic, tunnel:quic, quic_tunnel, micro-quic-tunnel."""
         plain = canonical(word)
@@ -62,18 +67,18 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class KnownPlugin:
-    """A plugin that may not be installed, and what to install for it."""
+    """A plugin that may not be installed, and what to install for it. `role` is None for cross-cutting hooks."""
 
-    role: Role
+    role: Role | None
     name: str
 
     @property
     def qualified(self) -> str:
-        return f"{self.role.value}:{self.name}"
+        return role_words(self.name, self.role)[1]
 
     @property
     def distribution(self) -> str:
-        return f"micro-{self.name}-{self.role.value}"
+        return f"micro-{role_words(self.name, self.role)[2]}"
 
     def answers_to(self, word: str) -> bool:
         return canonical(word) in (*role_words(self.name, self.role), self.distribution)
@@ -85,8 +90,10 @@ KNOWN_PLUGINS = (
     KnownPlugin(Role.REGISTRY, "mdns"),
     KnownPlugin(Role.REGISTRY, "redis"),
     KnownPlugin(Role.BROKER, "nats"),
+    KnownPlugin(Role.TABLE, "sqlite"),
     KnownPlugin(Role.RESOLVER, "dns"),
     KnownPlugin(Role.RESOLVER, "http"),
+    KnownPlugin(None, "prometheus"),
 )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import typing
-from typing import Any
+from typing import Any, NamedTuple
 
 import pluggy
 
@@ -15,6 +15,9 @@ from micro_core.spec import hookspecs
 from micro_core.spec.driver import CONTRACT_VERSION, Driver, Role
 from micro_core.spec.errors import PluginBroken
 
+DESCRIBING_HOOK = "micro_hooks"
+"""With which a cross-cutting plugin describes what it builds, as a driver's plugin does with the hook of its role."""
+
 MAX_REASON_CHARS = 400
 """Longest foreign text quoted: the message of a stranger's exception may be a whole document."""
 
@@ -22,28 +25,47 @@ MAX_REASON_CHARS = 400
 def load_driver(entry: Entry, role: Role) -> Driver[Any]:
     """The description of the driver of `role`. Raises PluginBroken for whatever is wrong with the plugin."""
     plugin = _import(entry)
-    manager = _registered(entry, plugin)
-    implementations = getattr(manager.hook, role.hook).get_hookimpls()
-    if not implementations:
+    driver = _described(entry, _registered(entry, plugin), role.hook)
+    if driver is None:
         raise _is_broken(entry, _no_hook(entry, plugin, role.hook))
-    try:
-        driver = implementations[0].function()
-    except Exception as error:
-        raise _is_broken(entry, f"{role.hook} raised {_quoted(error)}") from error
-    return _checked(entry, driver)
+    return driver
 
 
-def load_hooks(entry: Entry) -> object:
-    """The module (or object) of a cross-cutting plugin, its hooks checked. Raises PluginBroken."""
+class LoadedHooks(NamedTuple):
+    """A cross-cutting plugin: its module (or object), and the description of what it builds, if it has one."""
+
+    plugin: object
+    driver: Driver[Any] | None
+
+
+def load_hooks(entry: Entry) -> LoadedHooks:
+    """A cross-cutting plugin, its hooks checked. Raises PluginBroken."""
     plugin = _import(entry)
-    _registered(entry, plugin)
-    return plugin
+    return LoadedHooks(plugin, _described(entry, _registered(entry, plugin), DESCRIBING_HOOK))
+
+
+def check_hooks(entry: Entry, built: object) -> object:
+    """Return what a cross-cutting plugin built, or raise PluginBroken where its hooks are not those of the contract."""
+    _registered(entry, built)
+    return built
 
 
 def hooks_of(entry: Entry, plugin: object) -> list[str]:
     """The hooks that `plugin` implements, sorted."""
     manager = _registered(entry, plugin)
     return sorted(caller.name for caller in manager.get_hookcallers(plugin) or ())
+
+
+def _described(entry: Entry, manager: pluggy.PluginManager, hook: str) -> Driver[Any] | None:
+    """What the plugin says of itself with `hook`; None when it does not implement it."""
+    implementations = getattr(manager.hook, hook).get_hookimpls()
+    if not implementations:
+        return None
+    try:
+        driver = implementations[0].function()
+    except Exception as error:
+        raise _is_broken(entry, f"{hook} raised {_quoted(error)}") from error
+    return _checked(entry, driver)
 
 
 def _import(entry: Entry) -> object:

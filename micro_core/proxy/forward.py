@@ -5,11 +5,18 @@ Pure. The proxy asks once a call; everything after follows the pair it made.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from micro_core.spec.errors import DeadlineExceeded, LoopDetected, MicroError, RouteNotFound
 from micro_core.spec.table import LOCAL_LINK, Route
-from micro_core.wire.header import CallHeader, encode_header
+from micro_core.wire.header import (
+    CACHED_HEADER_BYTES,
+    CACHED_HEADERS,
+    CallHeader,
+    decode_call_header,
+    encode_header,
+)
 
 ROUTER_KEY = "micro-router"
 """Metadata that restricts a call to routes of this origin (a node id)."""
@@ -43,6 +50,11 @@ def usable_routes(header: CallHeader, routes: Sequence[Route], *, came_from: str
     Left out: next hops that the call has passed or comes from, and what the caller's metadata excludes.
     """
     via = header.via
+    if len(routes) == 1 and not header.metadata:  # nearly always
+        only = routes[0]
+        if only.link == LOCAL_LINK or (only.gateway not in via and only.gateway != came_from):
+            return [only]
+        return []
     found = [
         route
         for route in routes
@@ -72,8 +84,16 @@ def no_route(header: CallHeader, known: int, *, at: str) -> RouteNotFound:
     return RouteNotFound(f"no route to {header.service}", at=at, hint="micro network services")
 
 
-def onward_header(header: CallHeader, node_id: str, elapsed_ms: int) -> bytes:
-    """The header for the next hop: one hop less, this router added to the path, the time that remains."""
+def onward_header(request: bytes, node_id: str, elapsed_ms: int) -> bytes:
+    """The header for the next hop, made of the REQUEST's that came: one hop less, this router added to the path, the
+    time that remains."""
+    if len(request) <= CACHED_HEADER_BYTES and elapsed_ms == 0:
+        return _known_onward(request, node_id)
+    return _onward(request, node_id, elapsed_ms)
+
+
+def _onward(request: bytes, node_id: str, elapsed_ms: int = 0) -> bytes:
+    header = decode_call_header(request)
     return encode_header(
         header._replace(
             hops_left=header.hops_left - 1,
@@ -81,3 +101,6 @@ def onward_header(header: CallHeader, node_id: str, elapsed_ms: int) -> bytes:
             timeout_ms=max(0, header.timeout_ms - elapsed_ms),
         )
     )
+
+
+_known_onward = functools.lru_cache(CACHED_HEADERS)(_onward)

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 
 from micro_core.rpc.calls import BEGUN
 from micro_core.rpc.connection import Connection
-from micro_core.spec.errors import MicroError, error_from_wire
+from micro_core.rpc.credit import FRAME_COST_BYTES
+from micro_core.rpc.waiting import Waiting
+from micro_core.spec.errors import Malformed, MicroError, error_from_wire
 from micro_core.spec.table import Route
+from micro_core.wire import limits
 from micro_core.wire.frames import MORE, Frame, Kind, encode, restream
 from micro_core.wire.header import CallHeader, decode_map
 
@@ -24,6 +27,16 @@ _REQUEST, _RESPONSE, _ERROR, _DATA = int(Kind.REQUEST), int(Kind.RESPONSE), int(
 _END, _CANCEL = int(Kind.END), int(Kind.CANCEL)
 _BREAKS_RETRY = frozenset({_DATA, _END})
 _ANSWERS = frozenset({_RESPONSE, _DATA})
+
+
+class RouteUsage:
+    """The calls along one route: how many now, and how long they have been waiting."""
+
+    __slots__ = ("outstanding", "waiting")
+
+    def __init__(self) -> None:
+        self.outstanding = 0
+        self.waiting = Waiting()
 
 
 class Pair:
@@ -41,9 +54,12 @@ class Pair:
         "proxy",
         "request",
         "route",
+        "sent_at",
         "started_at",
         "tried",
+        "usage",
         "waiting",
+        "waiting_bytes",
     )
 
     def __init__(self, proxy: Proxy, caller: Connection, frame: Frame, header: CallHeader, started_at: float) -> None:
@@ -56,10 +72,13 @@ class Pair:
         self.request: Frame | None = frame
         """Kept while a refusal by the next hop could still be answered by trying another route."""
         self.route: Route | None = None
+        self.usage: RouteUsage | None = None
+        """That of `route`, while this call counts in it."""
         self.tried: list[Route] = []
         self.waiting: list[Frame] = []
         """What the caller sent while the next hop is being dialled: bounded by the stream's credit."""
-        self.started_at = started_at
+        self.waiting_bytes = 0
+        self.started_at = self.sent_at = started_at
         self.deadline = started_at + header.timeout_ms / 1000
         self.is_over = False
         self._answer_goes_on = False
@@ -76,12 +95,22 @@ class Pair:
             self.finish()
             return
         if callee is None:
-            self.waiting.append(frame)
+            self._keep(frame)
+            return
+        if callee.is_unread:
+            self.proxy.clogged(self, "the next hop")
             return
         if kind in _BREAKS_RETRY:
             # More than the request has gone out: another route would see only half of it.
             self.request = None
         callee.send(restream(frame, self.callee_stream))
+
+    def _keep(self, frame: Frame) -> None:
+        self.waiting_bytes += len(frame.body) + FRAME_COST_BYTES
+        if self.waiting_bytes > limits.STREAM_WINDOW_BYTES:
+            self.refuse(Malformed("the caller sent more than its credit", at=self.proxy.at))
+            return
+        self.waiting.append(frame)
 
     def caller_lost(self) -> None:
         if self.callee is not None:
@@ -93,6 +122,9 @@ class Pair:
     def answer(self, frame: Frame) -> None:
         """A frame of the callee, for the caller."""
         kind = frame.kind
+        if self.caller.is_unread:
+            self.proxy.clogged(self, "the caller")
+            return
         if kind == _ERROR:
             if self.request is not None and self._is_passed_over(frame):
                 return
@@ -101,6 +133,8 @@ class Pair:
             return
         self.caller.send(restream(frame, self.caller_stream))
         if kind in _ANSWERS:
+            if self.request is not None:
+                self.proxy.answered(self)
             self.request = None
             if kind == _RESPONSE:
                 self._answer_goes_on = True
@@ -128,6 +162,9 @@ class Pair:
         if self.callee is not None:
             self.callee.send(encode(Kind.CANCEL, self.callee_stream))
         self.finish()
+
+    def expire(self) -> None:
+        self.proxy.expired(self)
 
     def detach_callee(self) -> None:
         if self.callee is not None:

@@ -11,10 +11,12 @@ import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
 
 from micro_core.proxy.forward import check_may_pass, no_route, onward_header, usable_routes
-from micro_core.proxy.pair import CalleeEnd, CallerEnd, Pair
+from micro_core.proxy.pair import CalleeEnd, CallerEnd, Pair, RouteUsage
+from micro_core.proxy.routes import RouteSource
 from micro_core.routing.lookup import rank
-from micro_core.routing.router import Router
 from micro_core.rpc.connection import Connection
+from micro_core.rpc.deadlines import Deadlines
+from micro_core.rpc.goodbye import say_goodbye, wait_until_read
 from micro_core.rpc.pool import Pool
 from micro_core.rpc.server import Server
 from micro_core.spec.clock import Clock, Random
@@ -30,7 +32,6 @@ from micro_core.spec.errors import (
 )
 from micro_core.spec.table import LOCAL_LINK, Route, RouteKey
 from micro_core.spec.tunnel import Priority, Session
-from micro_core.wire import limits
 from micro_core.wire.frames import MORE, Frame, encode
 from micro_core.wire.header import CallHeader, CallMode, EventHeader, decode_call_header
 
@@ -39,6 +40,9 @@ CHANNEL = "rpc"
 
 CONNECT_TIMEOUT_S = 3.0
 """How long one next hop may take to accept a connection before the next route is tried."""
+
+MAX_ROUTES_MEASURED = 10_000
+"""Routes whose use is remembered; of those that nobody uses the oldest are forgotten first."""
 
 SessionDialer = Callable[[str, Priority], Session]
 """`dial(peer, priority)`: a session on `CHANNEL`; raises Unreachable when no link stands."""
@@ -57,7 +61,7 @@ class Proxy:
         *,
         node_id: str,
         at: str,
-        router: Router,
+        router: RouteSource,
         server: Server,
         own_services: Collection[str],
         pool: Pool,
@@ -78,15 +82,15 @@ class Proxy:
         self._random = random
         self._log = logger
         self._counters = counters
-        self._pairs: set[Pair] = set()
-        self._outstanding: dict[RouteKey, int] = {}
+        self._pairs: dict[Pair, None] = {}
+        self._usage: dict[RouteKey, RouteUsage] = {}
         self._peer_connections: dict[tuple[str, Priority], Connection] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._deadline_timer: asyncio.TimerHandle | None = None
-        self._deadline_at = float("inf")
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._deadlines = Deadlines()
         self._on_event: EventHandler | None = None
-        self._accepted: set[Connection] = set()
+        self._accepted: dict[Connection, None] = {}
         self._idle = asyncio.Event()
+        self._is_draining = False
 
     @property
     def in_flight(self) -> int:
@@ -95,7 +99,13 @@ class Proxy:
 
     def outstanding(self, key: RouteKey) -> int:
         """Calls that use a route now."""
-        return self._outstanding.get(key, 0)
+        usage = self._usage.get(key)
+        return usage.outstanding if usage is not None else 0
+
+    def waiting_us(self, key: RouteKey) -> int:
+        """What calls along a route have just been waiting beyond the usual, in microseconds."""
+        usage = self._usage.get(key)
+        return round(usage.waiting.waiting_s(self._now()) * 1e6) if usage is not None else 0
 
     def on_event(self, handler: EventHandler) -> None:
         """Who takes the messages that peers send."""
@@ -103,13 +113,15 @@ class Proxy:
 
     def accept_session(self, session: Session) -> None:
         """A peer opened a session on `CHANNEL`."""
-        self._accepted.add(
+        self.accept_socket(
             Connection(session, dialed=False, handler=self, node_id=self.node_id, counters=self._counters)
         )
 
     def accept_socket(self, connection: Connection) -> None:
         """Remember a local connection, so that closing the node closes it."""
-        self._accepted.add(connection)
+        self._accepted[connection] = None
+        if self._is_draining:
+            connection.goaway()
 
     # ------------------------------------------------------ ConnectionHandler
 
@@ -131,9 +143,8 @@ class Proxy:
             return
         pair = Pair(self, connection, frame, header, self._now())
         connection.attach(frame.stream, CallerEnd(pair))
-        self._pairs.add(pair)
-        if pair.deadline < self._deadline_at:
-            self._arm(pair.deadline)
+        self._pairs[pair] = None
+        self._deadlines.add(pair.deadline, pair)
         self._forward(pair, None)
 
     def event_received(self, connection: Connection, header: EventHeader, body: bytes) -> None:
@@ -143,7 +154,7 @@ class Proxy:
         self._on_event(connection, header, body)
 
     def connection_lost(self, connection: Connection, error: MicroError) -> None:  # noqa: ARG002 - pairs are told each
-        self._accepted.discard(connection)
+        self._accepted.pop(connection, None)
         for key, known in list(self._peer_connections.items()):
             if known is connection:
                 del self._peer_connections[key]
@@ -163,7 +174,8 @@ class Proxy:
         route = routes[0] if len(routes) == 1 else self._ranked(routes)[0]
         pair.route = route
         pair.tried.append(route)
-        self._outstanding[route.key] = self._outstanding.get(route.key, 0) + 1
+        usage = pair.usage = self._usage.get(route.key) or self._begin_usage(route.key)
+        usage.outstanding += 1
         if route.link == LOCAL_LINK:
             connection = self._pool.find(route.address)
             if connection is None:
@@ -179,20 +191,27 @@ class Proxy:
         self._attach(pair, connection)
 
     def _ranked(self, routes: Sequence[Route]) -> Sequence[Route]:
-        return rank(routes, now=self._now(), outstanding=self.outstanding, random=self._random)
+        return rank(
+            routes,
+            now=self._now(),
+            outstanding=self.outstanding,
+            waiting_us=self.waiting_us,
+            random=self._random,
+        )
 
     def _attach(self, pair: Pair, connection: Connection) -> None:
         frame = pair.request
         if frame is None or pair.is_over:
             return
-        if connection.buffered_bytes > limits.MAX_CONNECTION_BUFFER_BYTES:
+        if connection.is_clogged:
             self._counters.add("proxy_calls_overloaded")
             self._release(pair)
             hop = Overloaded(f"too much is waiting for the next hop of {pair.header.service}", at=self.at)
             self._forward(pair, hop)
             return
-        elapsed_ms = int((self._now() - pair.started_at) * 1000)
-        header = onward_header(pair.header, self.node_id, elapsed_ms)
+        now = self._now()
+        elapsed_ms = int((now - pair.started_at) * 1000)
+        header = onward_header(frame.header, self.node_id, elapsed_ms)
         try:
             stream = connection.open_stream(CalleeEnd(pair))
         except MicroError as error:
@@ -200,7 +219,7 @@ class Proxy:
             self._release(pair)
             self._forward(pair, error)
             return
-        pair.callee, pair.callee_stream = connection, stream
+        pair.callee, pair.callee_stream, pair.sent_at = connection, stream, now
         connection.send(encode(frame.kind, stream, header, frame.body, frame.flags))
         if pair.waiting:
             waiting, pair.waiting = pair.waiting, []
@@ -226,6 +245,12 @@ class Proxy:
             self._peer_connections[(peer, priority)] = connection
         return connection
 
+    def peer_moved(self, peer: str) -> None:
+        """Another link to `peer` has taken over: new calls go there, those under way end where they are."""
+        for key in [key for key in self._peer_connections if key[0] == peer]:
+            # Kept like one that was accepted: it ends with its link, or with this node.
+            self.accept_socket(self._peer_connections.pop(key))
+
     def peer_connection(self, peer: str) -> Connection:
         """The connection on which messages go to `peer`; raises Unreachable."""
         return self._peer_connection(peer, Priority.EVENTS)
@@ -249,6 +274,18 @@ class Proxy:
         self._forward(pair, error)
         return True
 
+    def answered(self, pair: Pair) -> None:
+        """The first frame of an answer: what the call has taken tells of the load at the end of its route."""
+        usage, header = pair.usage, pair.header
+        if usage is not None and header.mode == CallMode.UNARY:
+            now = self._now()
+            usage.waiting.ended(header.endpoint, now - pair.sent_at, now)
+
+    def clogged(self, pair: Pair, where: str) -> None:
+        """`where` has stopped reading, and what waits for it is over its bound."""
+        self._counters.add("proxy_calls_overloaded")
+        pair.refuse(Overloaded(f"too much waits to be read by {where} of {pair.header.service}", at=self.at))
+
     def callee_lost(self, pair: Pair, error: MicroError) -> None:
         """The connection to the next hop is gone with the call in flight."""
         self._release(pair)
@@ -264,47 +301,38 @@ class Proxy:
         pair.refuse(lost)
 
     def finished(self, pair: Pair) -> None:
-        self._pairs.discard(pair)
+        self._pairs.pop(pair, None)
+        self._deadlines.discard(pair.deadline, pair)
         if not self._pairs:
             self._idle.set()
         self._release(pair)
 
     def _release(self, pair: Pair) -> None:
-        if pair.route is None:
-            return
-        key, pair.route = pair.route.key, None
-        left = self._outstanding.get(key, 0) - 1
-        if left > 0:
-            self._outstanding[key] = left
-        else:
-            self._outstanding.pop(key, None)
+        usage = pair.usage
+        if usage is not None:
+            usage.outstanding -= 1
+            pair.route = pair.usage = None
 
-    # ---------------------------------------------------------------- deadlines
+    def _begin_usage(self, key: RouteKey) -> RouteUsage:
+        if len(self._usage) >= MAX_ROUTES_MEASURED:
+            idle = next((known for known, usage in self._usage.items() if not usage.outstanding), None)
+            if idle is not None:
+                del self._usage[idle]
+        usage = self._usage[key] = RouteUsage()
+        return usage
 
-    def _arm(self, deadline: float) -> None:
-        # One timer for all pairs, moved only to earlier: with equal timeouts it fires once a timeout, not once a call.
-        self._deadline_at = deadline
-        if self._deadline_timer is not None:
-            self._deadline_timer.cancel()
-        delay = max(0.0, deadline - self._now())
-        self._deadline_timer = asyncio.get_running_loop().call_later(delay, self._sweep)
-
-    def _sweep(self) -> None:
-        now = self._now()
-        self._deadline_timer, self._deadline_at = None, float("inf")
-        for pair in [pair for pair in self._pairs if pair.deadline <= now]:
-            self._counters.add("proxy_deadlines_exceeded")
-            timeout_s = pair.header.timeout_ms / 1000
-            pair.refuse(DeadlineExceeded(f"{pair.header.service} did not answer within {timeout_s:.3g} s", at=self.at))
-        if self._pairs:
-            self._arm(min(pair.deadline for pair in self._pairs))
+    def expired(self, pair: Pair) -> None:
+        """The caller waits no more."""
+        self._counters.add("proxy_deadlines_exceeded")
+        timeout_s = pair.header.timeout_ms / 1000
+        pair.refuse(DeadlineExceeded(f"{pair.header.service} did not answer within {timeout_s:.3g} s", at=self.at))
 
     # --------------------------------------------------------------------- end
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new calls on the connections that stand (GOAWAY), wait for those in flight."""
-        for connection in list(self._accepted):
-            connection.goaway()
+        self._is_draining = True
+        await say_goodbye(self._accepted)
         if self._pairs:
             self._idle.clear()
             try:
@@ -312,13 +340,12 @@ class Proxy:
                     await self._idle.wait()
             except TimeoutError:
                 self._counters.add("proxy_calls_cut_by_drain", len(self._pairs))
+        await wait_until_read(list(self._accepted))
 
     async def close(self) -> None:
         """End the calls that pass and every connection."""
         for pair in list(self._pairs):
             pair.refuse(Cancelled("the node stopped", at=self.at))
-        if self._deadline_timer is not None:
-            self._deadline_timer.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -328,11 +355,11 @@ class Proxy:
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._counters.add("proxy_tasks_failed")
             self._log.error("proxy task failed", exc_info=error)

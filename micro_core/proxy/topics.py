@@ -15,8 +15,8 @@ from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 
 from micro_core.proxy.proxy import Proxy
+from micro_core.proxy.routes import RouteSource
 from micro_core.proxy.seen import SeenCopies
-from micro_core.routing.router import Router
 from micro_core.rpc.connection import Connection
 from micro_core.spec.broker import Broker, Message, Subscription
 from micro_core.spec.clock import Clock
@@ -45,7 +45,7 @@ class Topics:
         self,
         *,
         node_id: str,
-        router: Router,
+        router: RouteSource,
         proxy: Proxy,
         broker: Broker,
         clock: Clock,
@@ -97,7 +97,7 @@ class Topics:
             self._changed.set()
 
     def _wanted_topics(self) -> Iterable[str]:
-        for route in self._router.table.list():
+        for route in self._router.routes():
             if route.link == NETWORK_LINK and route.service.startswith(INTEREST_PREFIX):
                 yield route.service[len(INTEREST_PREFIX) :]
 
@@ -115,9 +115,9 @@ class Topics:
                 self._changed.set()
 
     async def _reconcile(self) -> None:
-        for topic in self._wanted.difference(self._subscriptions):
+        for topic in sorted(self._wanted.difference(self._subscriptions)):
             self._subscriptions[topic] = await self._broker.subscribe(topic, self._published_here)
-        for topic in set(self._subscriptions).difference(self._wanted):
+        for topic in sorted(set(self._subscriptions).difference(self._wanted)):
             await self._subscriptions.pop(topic).close()
 
     # ------------------------------------------------------------------- out
@@ -152,7 +152,7 @@ class Topics:
         except Unreachable:
             self._counters.add("topics_messages_unreachable")
             return
-        if connection.buffered_bytes > limits.MAX_CONNECTION_BUFFER_BYTES:
+        if connection.is_clogged:
             # At most once: a link that cannot keep up loses messages, and says how many.
             self._counters.add("topics_messages_dropped_slow_link")
             return

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from micro_core.spec.table import Route, RouteKey
 
@@ -20,6 +21,8 @@ class LocalInstance:
 
     address: str
     version: str = ""
+    load_us: int = 0
+    """Waiting that a call may expect there, in quantised microseconds."""
 
 
 # --------------------------------------------------------------- messages between routers
@@ -42,10 +45,30 @@ class Announce:
     network: str
     metric_us: int
     path: tuple[str, ...]
+    load_us: int = 0
+    """The part of the metric with which the origin began: how long calls wait at its instances."""
 
     @property
     def at(self) -> Version:
         return (self.incarnation, self.sequence)
+
+    _checksum: int = field(default=-1, init=False, compare=False, repr=False)
+
+    def checksum(self) -> int:
+        """64 bits of the entry's whole meaning, the same in every process. Made once, though told to many."""
+        if self._checksum < 0:
+            object.__setattr__(self, "_checksum", self._summed())
+        return self._checksum
+
+    def _summed(self) -> int:
+        parts = (
+            f"{self.origin} {self.incarnation} {self.sequence} {self.service} {self.capacity} {self.metric_us} {self.load_us}",
+            *self.versions,
+            self.site,
+            self.network,
+            *self.path,
+        )
+        return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,15 +109,34 @@ class Solicit:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """`origin` lives: renews the lease of all its routes that came the same way. Flooded once per number."""
+class Digest:
+    """What the receiver should hold of the sender once advert `number` is applied: how many entries, and their sum.
+
+    Renews the lease of all of them where it is right; where it is not, the receiver asks for the full table.
+    """
+
+    number: int
+    count: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceRequest:
+    """Please have `origin` tell `service` anew, later than (incarnation, sequence): no way left is known to be free
+    of loops (RFC 8966 section 3.8.1). Passed on towards the origin by those who hold nothing later."""
 
     origin: str
+    service: str
     incarnation: int
-    number: int
+    sequence: int
+    hops_left: int
+
+    @property
+    def at(self) -> Version:
+        return (self.incarnation, self.sequence)
 
 
-RoutingMessage = Advert | Ack | Solicit | Beat
+RoutingMessage = Advert | Ack | Solicit | Digest | SequenceRequest
 
 
 # --------------------------------------------------------------------------------- events
@@ -126,10 +168,12 @@ class InstanceDown:
 
 @dataclass(frozen=True, slots=True)
 class NeighbourUp:
-    """A link to a router stands, or was replaced: both sides tell all they know."""
+    """A link to a router stands, or was replaced: both sides tell all they know. Policies go by its name and site."""
 
     peer: str
     cost_us: int
+    name: str = ""
+    site: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +204,13 @@ class WithdrawAll:
     """This node drains: it advertises nothing of its own any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Release:
+    """An operator lets out a service of this site that is held back for flapping."""
+
+    service: str
+
+
 RoutingEvent = (
     LocalServices
     | InstanceUp
@@ -169,6 +220,7 @@ RoutingEvent = (
     | NeighbourDown
     | MessageReceived
     | WithdrawAll
+    | Release
 )
 
 
@@ -198,6 +250,13 @@ class SendMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class ToldEverything:
+    """A neighbour's full table has come to its end."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Count:
     """Something was dropped or refused."""
 
@@ -205,4 +264,4 @@ class Count:
     amount: int = 1
 
 
-Effect = PutRoute | DeleteRoute | SendMessage | Count
+Effect = PutRoute | DeleteRoute | SendMessage | ToldEverything | Count

@@ -6,12 +6,23 @@ from typing import Any
 
 import msgpack
 
-from micro_core.routing.events import UNREACHABLE_US, Ack, Advert, Announce, Beat, RoutingMessage, Solicit, Withdraw
+from micro_core.routing.events import (
+    UNREACHABLE_US,
+    Ack,
+    Advert,
+    Announce,
+    Digest,
+    RoutingMessage,
+    SequenceRequest,
+    Solicit,
+    Withdraw,
+)
 from micro_core.spec.errors import BadRequest, Malformed, TooLarge
 from micro_core.spec.names import INTEREST_PREFIX, check_node_id, check_service_name
+from micro_core.spec.table import ANY_SERVICE
 from micro_core.wire import limits
 
-_ADVERT, _ACK, _SOLICIT, _BEAT = 1, 2, 3, 4
+_ADVERT, _ACK, _SOLICIT, _DIGEST, _SEQUENCE_REQUEST = 1, 2, 3, 5, 6
 _BEGINS, _ENDS = 1, 2
 MAX_VERSIONS = 16
 MAX_INTEGER = 2**63 - 1
@@ -27,8 +38,11 @@ def encode(message: RoutingMessage) -> bytes:
             return _pack([_ACK, number])
         case Solicit():
             return _pack([_SOLICIT])
-        case Beat(origin, incarnation, number):
-            return _pack([_BEAT, origin, incarnation, number])
+        case Digest(number, count, checksum):
+            return _pack([_DIGEST, number, count, checksum])
+        case SequenceRequest():
+            at = [message.incarnation, message.sequence]
+            return _pack([_SEQUENCE_REQUEST, message.origin, message.service, *at, message.hops_left])
 
 
 def decode(payload: bytes) -> RoutingMessage:
@@ -54,11 +68,19 @@ def decode(payload: bytes) -> RoutingMessage:
                 return Ack(_count(number))
             case [3]:
                 return Solicit()
-            case [4, str() as origin, int() as incarnation, int() as number]:
-                return Beat(check_node_id(origin), _count(incarnation), _count(number))
+            case [5, int() as number, int() as count, int() as checksum] if 0 <= checksum < 2**64:
+                return Digest(_count(number), _count(count), checksum)
+            case [6, str() as origin, str() as service, int() as incarnation, int() as sequence, int() as hops_left]:
+                return SequenceRequest(
+                    origin=check_node_id(origin),
+                    service=_service(service),
+                    incarnation=_count(incarnation),
+                    sequence=_count(sequence),
+                    hops_left=min(_count(hops_left), limits.MAX_HOPS),
+                )
     except BadRequest as error:
         raise Malformed(f"routing message: {error.detail}") from error
-    raise Malformed("routing message: neither advert, ack, solicit nor beat")
+    raise Malformed("routing message: of an unknown kind")
 
 
 def _entry_fields(entry: Announce | Withdraw) -> list[Any]:
@@ -66,7 +88,7 @@ def _entry_fields(entry: Announce | Withdraw) -> list[Any]:
     if isinstance(entry, Withdraw):
         return [*head, entry.is_final]
     tail = [list(entry.versions), entry.capacity, entry.site, entry.network, entry.metric_us, list(entry.path)]
-    return head + tail
+    return [*head, *tail, entry.load_us]
 
 
 def _entry(fields: object) -> Announce | Withdraw:
@@ -90,6 +112,7 @@ def _entry(fields: object) -> Announce | Withdraw:
             str() as network,
             int() as metric_us,
             list() as path,
+            int() as load_us,
             *_,
         ] if len(versions) <= MAX_VERSIONS and 0 < len(path) <= limits.MAX_HOPS and 0 <= capacity <= 64:
             return Announce(
@@ -103,12 +126,14 @@ def _entry(fields: object) -> Announce | Withdraw:
                 network=_text(network),
                 metric_us=min(_count(metric_us), UNREACHABLE_US),
                 path=tuple(check_node_id(router) for router in path),
+                load_us=min(_count(load_us), UNREACHABLE_US),
             )
     raise Malformed("routing message: an entry is neither an announcement nor a withdrawal")
 
 
 def _service(name: str) -> str:
-    check_service_name(name.removeprefix(INTEREST_PREFIX))
+    if name != ANY_SERVICE:
+        check_service_name(name.removeprefix(INTEREST_PREFIX))
     return name
 
 

@@ -10,8 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from micro_core.routing.events import Ack, Advert, Announce, Effect, SendMessage, Solicit, Withdraw
+from micro_core.routing.events import Ack, Advert, Announce, Digest, Effect, SendMessage, Solicit, Withdraw
 from micro_core.routing.metric import SteadyCost
+from micro_core.routing.policy import Policy
 from micro_core.wire import limits
 
 RESEND_FIRST_S = 1.0
@@ -53,6 +54,7 @@ class Neighbour:
     cost: SteadyCost
     number: int
     """Of the last advert sent."""
+    policy: Policy = field(default_factory=Policy)
     told: dict[Key, Announce] = field(default_factory=dict)
     """What it holds from us, once all that is on the way has arrived."""
     dirty: set[Key] = field(default_factory=set)
@@ -63,10 +65,16 @@ class Neighbour:
     """During a full table: what it has named so far."""
     learned: set[Key] = field(default_factory=set)
     """What we hold from it."""
-    lapsed: set[str] = field(default_factory=set)
-    """Origins of which we let something go for want of beats, that it may believe us to hold."""
+    heard: dict[Key, int] = field(default_factory=dict)
+    """Checksums of all it tells us, those that we refused as well: what its digest is about."""
+    expires_at: float = 0.0
+    """When all we learned from it dies, unless a digest renews it."""
+    told_sum: int = 0
+    heard_sum: int = 0
     _solicited_at: int = 0
     _on_the_way: deque[_OnTheWay] = field(default_factory=deque)
+    _resend_at: float | None = None
+    """No advert on the way is due before; an acknowledgement may have made it early, which costs one look."""
 
     # ------------------------------------------------------------------ telling
 
@@ -78,14 +86,16 @@ class Neighbour:
     def tell_everything(self, keys: Iterable[Key], export: Export, now: float) -> list[Effect]:
         """Send the full table anew; what was on the way is void."""
         self.told.clear()
+        self.told_sum = 0
         self.dirty.clear()
         self.flush_at = None
         self._on_the_way.clear()
+        self._resend_at = None
         entries: list[Announce | Withdraw] = []
         for key in keys:
             announce = export(key)
             if announce is not None:
-                self.told[key] = announce
+                self._tells(key, announce)
                 entries.append(announce)
         return self._send(entries, now, is_full=True)
 
@@ -99,22 +109,34 @@ class Neighbour:
             wanted, held = export(key), self.told.get(key)
             if wanted == held:
                 continue
-            if wanted is not None:
-                self.told[key] = wanted
-                entries.append(wanted)
-            else:
-                del self.told[key]
-                entries.append(withdrawal(key))
+            self._tells(key, wanted)
+            entries.append(wanted if wanted is not None else withdrawal(key))
         self.dirty.clear()
         return self._send(entries, now, is_full=False) if entries else []
+
+    def digest(self) -> Digest:
+        """What it should hold of us, when all that is on the way has arrived."""
+        return Digest(self.number, len(self.told), self.told_sum)
+
+    def _tells(self, key: Key, wanted: Announce | None) -> None:
+        before = self.told.pop(key, None)
+        if before is not None:
+            self.told_sum ^= before.checksum()
+        if wanted is not None:
+            self.told[key] = wanted
+            self.told_sum ^= wanted.checksum()
 
     def acknowledged(self, number: int) -> None:
         while self._on_the_way and self._on_the_way[0].advert.number <= number:
             self._on_the_way.popleft()
+        if not self._on_the_way:
+            self._resend_at = None
 
     def resend(self, now: float) -> list[Effect] | None:
         """Send again what is overdue; None when the neighbour needs the full table."""
         effects: list[Effect] = []
+        if self._resend_at is None or now < self._resend_at:
+            return effects
         for entry in self._on_the_way:
             if entry.due_at() <= now:
                 if entry.tries >= RESYNC_AFTER_TRIES:
@@ -122,13 +144,13 @@ class Neighbour:
                 entry.tries += 1
                 entry.sent_at = now
                 effects.append(SendMessage(self.peer, entry.advert))
+        self._resend_at = min((entry.due_at() for entry in self._on_the_way), default=None)
         return effects
 
     def wake_at(self) -> float | None:
-        times = [entry.due_at() for entry in self._on_the_way]
-        if self.flush_at is not None and len(self._on_the_way) < MAX_UNACKNOWLEDGED:
-            times.append(self.flush_at)
-        return min(times, default=None)
+        if self.flush_at is None or len(self._on_the_way) >= MAX_UNACKNOWLEDGED:
+            return self._resend_at
+        return self.flush_at if self._resend_at is None else min(self.flush_at, self._resend_at)
 
     def _send(self, entries: list[Announce | Withdraw], now: float, *, is_full: bool) -> list[Effect]:
         chunks = _chunks(entries)
@@ -142,17 +164,36 @@ class Neighbour:
                 ends=is_full and place == len(chunks) - 1,
             )
             self._on_the_way.append(_OnTheWay(advert, now))
+            if self._resend_at is None:
+                self._resend_at = now + RESEND_FIRST_S
             effects.append(SendMessage(self.peer, advert))
         return effects
 
     # ---------------------------------------------------------------- listening
+
+    def hears(self, key: Key, checksum: int) -> None:
+        """It told an entry with this checksum; 0 for a withdrawal."""
+        self.heard_sum ^= self.heard.pop(key, 0) ^ checksum
+        if checksum:
+            self.heard[key] = checksum
+
+    def forget_heard(self) -> None:
+        """What it told does not count any more: its next digest differs, unless it holds nothing."""
+        self.heard.clear()
+        self.heard_sum = 0
+
+    def agrees(self, digest: Digest) -> bool | None:
+        """Whether we hold what it believes us to; None while adverts are on the way, so that nobody can tell."""
+        if self.expected == 0 or digest.number != self.expected - 1 or self.confirmed is not None:
+            return None
+        return (digest.count, digest.checksum) == (len(self.heard), self.heard_sum)
 
     def accepts(self, advert: Advert) -> tuple[bool, list[Effect]]:
         """Whether `advert` is next in order, and what to answer. A full table that begins is next unless it is old."""
         if advert.begins and advert.number >= self.expected:
             self.expected, self._solicited_at = advert.number, 0
             self.confirmed = set()
-            self.lapsed.clear()
+            self.forget_heard()
         if self.expected == 0 or advert.number > self.expected:
             # Something was lost on the way, or we have just come up: nothing can be built on this. Ask once, and
             # again when the neighbour repeats itself, which shows that the question was lost.

@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from micro_core.routing import messages
-from micro_core.routing.engine import Engine, EngineOptions
+from micro_core.routing.damping import DampingPolicy, Flapping
+from micro_core.routing.engine import Engine
 from micro_core.routing.events import (
     Count,
     DeleteRoute,
@@ -23,18 +24,34 @@ from micro_core.routing.events import (
     NeighbourDown,
     NeighbourUp,
     PutRoute,
+    Release,
     SendMessage,
+    Solicit,
+    ToldEverything,
     WithdrawAll,
 )
+from micro_core.routing.explain import Way, stale_ways
+from micro_core.routing.journal import Journal
+from micro_core.routing.options import EngineOptions
+from micro_core.routing.restart import StaleRoutes
 from micro_core.spec.clock import Clock, Random
 from micro_core.spec.driver import Counters
 from micro_core.spec.errors import MicroError
 from micro_core.spec.names import INTEREST_PREFIX, interest_name
 from micro_core.spec.registry import EndpointKind, Instance, Registry, RegistryEventKind
-from micro_core.spec.table import ANY_SERVICE, Route, RouteEvent, RouteQuery, Table
+from micro_core.spec.table import ANY_SERVICE, Route, RouteEvent, RouteKey, RouteQuery, Table
 
 NODE_KEY = "node"
 """Metadata by which a node's own record names its node id."""
+
+LOAD_KEY = "micro-load"
+"""Metadata by which an instance tells how long calls wait there, in microseconds."""
+
+MAX_LOAD_US = 10_000_000
+
+SCOPE_KEY = "micro-scope"
+SITE_SCOPE = "site"
+"""Metadata of an instance that no route leads to: it serves its own site alone, as the parts of a node do."""
 
 NODE_SERVICE = "go.micro.network"
 """The service as which nodes register."""
@@ -47,8 +64,14 @@ class RouterOptions:
     reconcile_s: float = 30.0
     """Seconds between two full comparisons with the registry: repairs whatever a watch has missed."""
 
+    is_gateway: bool = False
+    """Offer a way to everything: what neighbours know no other way to, they send here."""
+
     retry_s: float = 1.0
     """Pause before a registry that failed is watched again."""
+
+    restart_lease_s: float = 60.0
+    """How long routes that the table has kept from an earlier life of the node are used at most; 0 for not at all."""
 
     engine: EngineOptions = field(default_factory=EngineOptions)
 
@@ -80,6 +103,8 @@ class Router:
             random=random,
             options=self._options.engine,
         )
+        self._stale = StaleRoutes(router=node_id, lease_s=self._options.restart_lease_s)
+        self._has_recalled = False
         self._node_id = node_id
         self._clock = clock
         self._log = logger
@@ -91,11 +116,20 @@ class Router:
         self._tasks: list[asyncio.Task[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
+        self.journal = Journal()
+        table.watch(lambda event: self.journal.record(event, clock.wall()))
 
     # ------------------------------------------------------------------- life
 
+    def recall(self) -> None:
+        """Take up what the started table holds from an earlier life. To be called before links stand, else by `start`."""
+        if not self._has_recalled:
+            self._has_recalled = True
+            self._carry_out(self._stale.found(self.table.list(), self._clock.now()))
+
     async def start(self, registry: Registry) -> None:
         """Load the registry, then follow it. A registry that is away is tried again; this does not wait for it."""
+        self.recall()
         self._registry = registry
         try:
             await self._reconcile(registry)
@@ -108,6 +142,7 @@ class Router:
             self._tasks.append(task)
 
     async def close(self) -> None:
+        """Stop. The table is left as it is: one that keeps its routes has them in the node's next life."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -119,11 +154,13 @@ class Router:
 
     def lookup(self, service: str) -> Sequence[Route]:
         """The routes of a service, best metric first; those of the default route where there is none."""
+        if self._stale:
+            return self._stale.usable(self.table.lookup(service)) or self._stale.usable(self.table.lookup(ANY_SERVICE))
         return self.table.lookup(service) or self.table.lookup(ANY_SERVICE)
 
     def interest_routes(self, topic: str) -> Sequence[Route]:
         """Who wants a topic."""
-        return self.table.lookup(interest_name(topic))
+        return self._stale.usable(self.table.lookup(interest_name(topic)))
 
     def services(self) -> list[str]:
         """Every service that can be reached, without interests."""
@@ -136,6 +173,42 @@ class Router:
         """Call `callback` after each change of the table; returns what ends it."""
         return self.table.watch(callback)
 
+    def explain(self, service: str, waiting_us: Callable[[RouteKey], int] = lambda _: 0) -> list[Way]:
+        """Every way to a service, the best first, and why each is used or is not; `waiting_us` as the proxy sees it."""
+        now = self._clock.now()
+        stale = stale_ways(self.table.lookup(service), self._stale.serves, now)
+        return self._engine.explain(service, now, waiting_us, stale)
+
+    def configured_us(self, peer: str) -> int:
+        """What policy adds to the cost of the link to a neighbour."""
+        return self._engine.configured_us(peer)
+
+    def leases(self) -> dict[str, float]:
+        """When what was learned of each neighbour dies, in clock seconds; only those of whom something was learned."""
+        return self._engine.leases()
+
+    @property
+    def damping(self) -> DampingPolicy:
+        """When announcements of this site are held back."""
+        return self._engine.damper.policy
+
+    def flaps(self) -> list[Flapping]:
+        """The services of this site that have been flapping, the worst first."""
+        return self._engine.damper.view(self._clock.now())
+
+    def flaps_elsewhere(self) -> list[tuple[str, Flapping]]:
+        """(origin, what flaps there) as it is seen from here, the worst first: only their origins can hold it."""
+        seen = self._engine.observed.view(self._clock.now())
+        return [
+            (flap.service.partition(" ")[0], replace(flap, service=flap.service.partition(" ")[2])) for flap in seen
+        ]
+
+    def release(self, service: str) -> bool:
+        """Let out a service that is held back; False where there is nothing to let out."""
+        was_known = any(flap.service == service for flap in self.flaps())
+        self._carry_out(self._engine.handle(Release(service), self._clock.now()))
+        return was_known
+
     def story(self, service: str) -> list[tuple[float, str]]:
         """What happened to a service, oldest first."""
         return self._engine.story(service)
@@ -146,19 +219,25 @@ class Router:
         """Who carries messages: `callback(peer, payload)`."""
         self._send = callback
 
-    def neighbour_up(self, peer: str, cost_us: int) -> None:
-        self._carry_out(self._engine.handle(NeighbourUp(peer, cost_us), self._clock.now()))
+    def neighbour_up(self, peer: str, cost_us: int, *, name: str = "", site: str = "") -> None:
+        self._stale.link_up(peer)
+        self._carry_out(self._engine.handle(NeighbourUp(peer, cost_us, name, site), self._clock.now()))
 
     def neighbour_cost(self, peer: str, cost_us: int) -> None:
         self._carry_out(self._engine.handle(NeighbourCost(peer, cost_us), self._clock.now()))
 
     def neighbour_down(self, peer: str) -> None:
+        self._carry_out(self._stale.link_down(peer))
         self._carry_out(self._engine.handle(NeighbourDown(peer), self._clock.now()))
 
     def receive(self, peer: str, payload: bytes) -> None:
         """A neighbour's message; raises Malformed or TooLarge, upon which its link should be closed."""
         message = messages.decode(payload)
         self._carry_out(self._engine.handle(MessageReceived(peer, message), self._clock.now()))
+
+    def tell_everything(self, peer: str) -> None:
+        """Send a neighbour the full table anew: its router has begun again, or may have missed something."""
+        self._carry_out(self._engine.handle(MessageReceived(peer, Solicit()), self._clock.now()))
 
     def withdraw_all(self) -> None:
         """Advertise nothing of this site any more: the node drains."""
@@ -233,32 +312,49 @@ class Router:
         self._carry_out(self._engine.handle(LocalServices(self._view()), self._clock.now()))
 
     def _provided(self, instance: Instance, *, even_not_leading: bool = False) -> Iterable[tuple[str, LocalInstance]]:
-        local = LocalInstance(address=instance.address, version=instance.version)
+        if instance.metadata.get(SCOPE_KEY) == SITE_SCOPE:
+            return
+        local = LocalInstance(
+            address=instance.address, version=instance.version, load_us=_load_of(instance.metadata.get(LOAD_KEY, ""))
+        )
         yield instance.service, local
+        # Messages are not spread by load: interest is told without it.
+        wanting = LocalInstance(address=instance.address, version=instance.version)
         if even_not_leading or self._leads():
             for endpoint in instance.endpoints:
                 if endpoint.kind is EndpointKind.SUBSCRIBER:
-                    yield interest_name(endpoint.name), local
+                    yield interest_name(endpoint.name), wanting
 
     def _view(self) -> dict[str, dict[str, LocalInstance]]:
         view: dict[str, dict[str, LocalInstance]] = defaultdict(dict)
         for instance in self._instances.values():
             for name, local in self._provided(instance):
                 view[name][instance.id] = local
+        if self._options.is_gateway:
+            view[ANY_SERVICE][self._node_id] = LocalInstance(address="")
         return view
 
     # ------------------------------------------------------------------ effects
 
     def _carry_out(self, effects: Sequence[Effect]) -> None:
+        if self._is_closed:
+            return
         for effect in effects:
             match effect:
                 case PutRoute(route):
                     self.table.put(route)
+                    if self._stale and route.expires_at is None:
+                        self._carry_out(self._stale.told(route))
                 case DeleteRoute(key):
                     self.table.delete(key)
                 case SendMessage(peer, message):
                     if self._send is not None:
-                        self._send(peer, messages.encode(message))
+                        payload = messages.encode(message)
+                        self._counters.add("routing_messages_sent")
+                        self._counters.add("routing_bytes_sent", len(payload))
+                        self._send(peer, payload)
+                case ToldEverything(peer):
+                    self._carry_out(self._stale.told_everything(peer))
                 case Count(name, amount):
                     self._counters.add(name, amount)
         self._arm()
@@ -267,19 +363,26 @@ class Router:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        when = self._engine.wake_at
+        times = [moment for moment in (self._engine.wake_at, self._stale.wake_at) if moment is not None]
+        when = min(times, default=None)
         if when is not None and not self._is_closed:
             delay = max(0.0, when - self._clock.now())
             self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
 
     def _wake(self) -> None:
         self._timer = None
-        self._carry_out(self._engine.wake(self._clock.now()))
+        now = self._clock.now()
+        self._carry_out([*self._stale.expire(now), *self._engine.wake(now)])
 
     def _done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._counters.add("router_tasks_failed")
             self._log.error("router task failed", exc_info=error)
+
+
+def _load_of(text: str) -> int:
+    """What an instance says of its load; 0 for what makes no sense."""
+    return min(int(text), MAX_LOAD_US) if text.isascii() and text.isdigit() and len(text) <= 9 else 0
 
 
 def _is_node(instance: Instance) -> bool:

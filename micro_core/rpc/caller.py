@@ -18,6 +18,7 @@ from micro_core.rpc.calls import (
     Transmit,
 )
 from micro_core.rpc.connection import Connection
+from micro_core.rpc.deadlines import Deadlines
 from micro_core.rpc.validation import Convert, to_plain
 from micro_core.rpc.wakeup import Wakeup
 from micro_core.spec.errors import BadRequest, Closed, DeadlineExceeded, Ended, Malformed, MicroError
@@ -38,24 +39,23 @@ class CallFailed(Exception):
 class UnaryCall:
     """One attempt of a unary call."""
 
-    __slots__ = ("_call", "_connection", "_future", "_timer")
+    __slots__ = ("_at", "_call", "_connection", "_future")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, at: str) -> None:
+        self._at = at
         self._connection = connection
-        self._future: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
+        self._future: asyncio.Future[Answered] = connection.loop.create_future()
         self._call = ClientCall(connection.open_stream(self), CallMode.UNARY)
-        self._timer: asyncio.TimerHandle | None = None
 
-    async def run(self, header: bytes, body: bytes, deadline: float, at: str) -> Answered:
+    async def run(self, header: bytes, body: bytes, deadline: float, deadlines: Deadlines) -> Answered:
         """Send and wait. Raises CallFailed; cancelling this task cancels the call at the other end."""
         connection, call = self._connection, self._call
+        deadlines.add(deadline, self)
         try:
             connection.send(call.begin(header, body))
-            self._timer = asyncio.get_running_loop().call_at(deadline, self._expire, at)
             return await self._future
         finally:
-            if self._timer is not None:
-                self._timer.cancel()
+            deadlines.discard(deadline, self)
             if call.state is not CallState.ENDED:
                 connection.send(call.cancel())
             connection.close_stream(call.stream)
@@ -75,8 +75,8 @@ class UnaryCall:
         self._call.lost()
         self._fail(error, may_have_begun=True)
 
-    def _expire(self, at: str) -> None:
-        self._fail(DeadlineExceeded("no answer within the time given", at=at), may_have_begun=True)
+    def expire(self) -> None:
+        self._fail(DeadlineExceeded("no answer within the time given", at=self._at), may_have_begun=True)
 
     def _fail(self, error: MicroError, *, may_have_begun: bool) -> None:
         if not self._future.done():
@@ -212,6 +212,7 @@ class ClientStream:
                 case ItemsEnded():
                     self._settle(None)
                 case Failed(error):
+                    error.at = error.at or self._at
                     self._error = error
                     self._settle(error)
                 case ItemsArrived() | Room():

@@ -300,12 +300,16 @@ class ClientCall(_Call):
 
 
 class ServerCall(_Call):
-    """The serving side's end. After its last word it lives on until all of it has been sent (`is_over`)."""
+    """The serving side's end. After its last word it lives on until all of it has been sent (`is_over`).
 
-    __slots__ = ("_has_request",)
+    `at` is the place in the errors made here.
+    """
 
-    def __init__(self, stream: int, mode: int) -> None:
+    __slots__ = ("_has_request", "at")
+
+    def __init__(self, stream: int, mode: int, at: str = "") -> None:
         super().__init__(stream, mode)
+        self.at = at
         self._has_request = False
 
     def receive(self, frame: Frame) -> list[Effect]:
@@ -317,6 +321,7 @@ class ServerCall(_Call):
         except MicroError as violation:
             if self.state is CallState.ENDED:
                 return _NOTHING
+            violation.at = violation.at or self.at
             return [Transmit(self.fail(violation)), Failed(violation)]
 
     def respond(self, header: bytes, body: bytes) -> bytes:

@@ -125,15 +125,12 @@ class Client:
         """
         dispatcher = self._dispatcher or await self._started()
         options = CallOptions(address=address, content_type=content_type, idempotent=idempotent, retries=retries)
-
-        async def last(info: CallInfo) -> Any:
-            answer = await dispatcher.call(info, options)
-            convert = converter(response_type) if response_type is not None else None
-            return read_value(answer.body, decode_response_header(answer.header).content_type, convert, self.name)
-
         info = _info(service, endpoint, metadata, timeout_s)
         info.request = request
-        return await (chain(self._interceptors, last) if self._interceptors else last)(info)
+        if not self._interceptors:
+            return await self._answer(dispatcher, options, response_type, info)
+        last = functools.partial(self._answer, dispatcher, options, response_type)
+        return await chain(self._interceptors, last)(info)
 
     def stream(
         self,
@@ -216,6 +213,11 @@ class Client:
         except TimeoutError as error:
             raise DeadlineExceeded("the broker did not take the message in time", at=self.name) from error
         return message.id
+
+    async def _answer(self, dispatcher: Dispatcher, options: CallOptions, response_type: Any, info: CallInfo) -> Any:
+        answer = await dispatcher.call(info, options)
+        convert = converter(response_type) if response_type is not None else None
+        return read_value(answer.body, decode_response_header(answer.header).content_type, convert, self.name)
 
     async def _usable_broker(self) -> Broker:
         if self._broker is not None:

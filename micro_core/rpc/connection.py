@@ -107,10 +107,14 @@ class Connection:
         """The peer sent GOAWAY, or stream numbers run out: open no more calls here."""
         self.error: MicroError | None = None
         self.bytes_received = 0
+        self.is_clogged = False
+        """More waits than `limits.MAX_CONNECTION_BUFFER_BYTES`: begin no call here, refuse it with Overloaded."""
+        self.is_unread = False
+        """More waits than `limits.MAX_UNREAD_BYTES`: end what would add to it with Overloaded."""
 
         self._socket = socket
         self._counters: Counters = counters if counters is not None else CountersInMemory()
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._decoder = FrameDecoder()
         self._greeted = False
         self._next_stream = 1 if dialed else 2
@@ -127,7 +131,9 @@ class Connection:
         self._writable_callbacks: list[Callable[[], None]] = []
         self._lost_callbacks: list[Callable[[Connection, MicroError], None]] = []
         self._closed = asyncio.Event()
-        self._hello_timer = self._loop.call_later(limits.HANDSHAKE_TIMEOUT_S, self._hello_is_late)
+        self._round_trips: dict[bytes, asyncio.Future[None]] = {}
+        self._last_round_trip = 0
+        self._hello_timer = self.loop.call_later(limits.HANDSHAKE_TIMEOUT_S, self._hello_is_late)
 
         self.send(frames.encode(Kind.HELLO, 0, encode_hello(node_id)))
         socket.start(self)
@@ -150,11 +156,6 @@ class Connection:
     def is_paused(self) -> bool:
         """The socket is full for the moment, as happens in every large transfer."""
         return self._paused
-
-    @property
-    def is_clogged(self) -> bool:
-        """More waits than `limits.MAX_CONNECTION_BUFFER_BYTES`: begin no call here, refuse it with Overloaded."""
-        return self._bytes_unsent > limits.MAX_CONNECTION_BUFFER_BYTES
 
     # Streams
 
@@ -194,12 +195,14 @@ class Connection:
         outgoing.append(data)
         self._bytes_unsent += len(data)
         if self._paused:
+            self.is_clogged = self._bytes_unsent > limits.MAX_CONNECTION_BUFFER_BYTES
+            self.is_unread = self._bytes_unsent > limits.MAX_UNREAD_BYTES
             return
         if len(outgoing) >= EAGER_FRAMES:
             self._flush()
         elif not self._flush_scheduled:
             self._flush_scheduled = True
-            self._loop.call_soon(self._flush_scheduled_for_now)
+            self.loop.call_soon(self._flush_scheduled_for_now)
 
     def refuse(self, stream: int, error: MicroError) -> None:
         """Answer a request with ERROR, without a stream. Ends the connection of a peer that never reads them."""
@@ -215,6 +218,22 @@ class Connection:
             self._sent_goaway = True
             self.send(frames.encode(Kind.GOAWAY, 0))
 
+    async def round_trip(self) -> None:
+        """Wait until the peer has read all that was sent before, and what it had sent by then has arrived here.
+
+        Frames keep their order: a PING and its PONG tell. Returns, too, when the connection ends.
+        """
+        if self.error is not None:
+            return
+        self._last_round_trip += 1
+        body = self._last_round_trip.to_bytes(8, "big")
+        answered = self._round_trips[body] = self.loop.create_future()
+        self.send(frames.encode(Kind.PING, 0, b"", body))
+        try:
+            await answered
+        finally:
+            self._round_trips.pop(body, None)
+
     def ping(self) -> None:
         """Ask for a sign of life; it shows in `bytes_received`."""
         self.send(frames.encode(Kind.PING, 0))
@@ -222,14 +241,14 @@ class Connection:
     def on_writable(self, callback: Callable[[], None]) -> None:
         """Call `callback` once: soon when there is room now, else when there is, or when the connection ends."""
         if self.error is not None or not (self._paused or self.is_clogged):
-            self._loop.call_soon(callback)
+            self.loop.call_soon(callback)
         else:
             self._writable_callbacks.append(callback)
 
     async def writable(self) -> None:
         """Wait until the socket takes more. Raises the reason when the connection ends first."""
         while self.error is None and (self._paused or self.is_clogged):
-            waiter = self._loop.create_future()
+            waiter = self.loop.create_future()
             self._writable_callbacks.append(lambda: None if waiter.done() else waiter.set_result(None))  # noqa: B023
             await waiter
         if self.error is not None:
@@ -244,6 +263,7 @@ class Connection:
             return
         outgoing, self._outgoing = self._outgoing, []
         self._bytes_unsent = 0
+        self.is_clogged = self.is_unread = False
         self._unread_refusals = 0
         self._socket.write(outgoing[0] if len(outgoing) == 1 else b"".join(outgoing))
         if self._writable_callbacks and not self._paused:
@@ -312,7 +332,11 @@ class Connection:
             self.is_draining = True
         elif kind == _HELLO:
             raise Malformed("a second HELLO")
-        elif kind != _PONG:
+        elif kind == _PONG:
+            answered = self._round_trips.get(bytes(frame.body))
+            if answered is not None and not answered.done():
+                answered.set_result(None)
+        else:
             # Normal after a cancel: the answer was already on its way.
             self._counters.add("frames_for_closed_stream")
 
@@ -372,12 +396,13 @@ class Connection:
 
     def _fail(self, violation: MicroError) -> None:
         self._counters.add("protocol_violations")
-        log.warning("connection broken off", extra={"remote": self.remote, "reason": violation.detail})
+        # Any stranger can do this as often as it likes: counted always, told to those who look.
+        log.info("connection broken off", extra={"remote": self.remote, "reason": violation.detail})
         self._lose(LinkLost(f"the connection to {self.remote} was broken off: {violation.detail}", at=self.node_id))
         self._close_socket_behind()
 
     def _close_socket_behind(self) -> None:
-        task = self._loop.create_task(self._socket.close())
+        task = self.loop.create_task(self._socket.close())
         _closing.add(task)
         task.add_done_callback(_closing.discard)
 
@@ -398,6 +423,9 @@ class Connection:
         if self.handler is not None:
             self._tell(self.handler.connection_lost, self, error)
         self._closed.set()
+        for waiting in self._round_trips.values():
+            if not waiting.done():
+                waiting.set_result(None)
         self._call_writable()
 
     def _tell(self, callback: Callable[..., None], *arguments: object) -> None:

@@ -29,7 +29,8 @@ class Outgoing:
 
     def __init__(self) -> None:
         self.credit_bytes = limits.STREAM_WINDOW_BYTES
-        self._unsent: deque[tuple[bytes, int]] = deque()
+        self._unsent: deque[tuple[bytes, int]] | None = None
+        """None until something has to wait: most calls are one frame each way."""
 
     @property
     def is_empty(self) -> bool:
@@ -43,7 +44,10 @@ class Outgoing:
             self.credit_bytes -= cost
             return frames.encode(kind, stream, header, body)
         remaining = len(body)
-        for data in frames.encode_message(kind, stream, header, body):
+        pieces = frames.encode_message(kind, stream, header, body)
+        if self._unsent is None:
+            self._unsent = deque()
+        for data in pieces:
             piece = min(remaining, limits.MAX_FRAME_BODY_BYTES)
             remaining -= piece
             self._unsent.append((data, piece + FRAME_COST_BYTES))
@@ -64,10 +68,12 @@ class Outgoing:
         return self._take()
 
     def clear(self) -> None:
-        self._unsent.clear()
+        self._unsent = None
 
     def _take(self) -> bytes:
         unsent = self._unsent
+        if unsent is None:
+            return b""
         taken: list[bytes] = []
         while unsent and unsent[0][1] <= self.credit_bytes:
             data, cost = unsent.popleft()
@@ -87,7 +93,8 @@ class Incoming:
         self._consumed = 0
         self._partial: bytearray | None = None
         self._partial_cost = 0
-        self._items: deque[tuple[bytes, int]] = deque()
+        self._items: deque[tuple[bytes, int]] | None = None
+        """None until there is one."""
 
     @property
     def has_items(self) -> bool:
@@ -100,7 +107,9 @@ class Incoming:
     @property
     def held_bytes(self) -> int:
         """Bytes of bodies kept here."""
-        return sum(len(body) for body, _ in self._items) + (len(self._partial) if self._partial is not None else 0)
+        return sum(len(body) for body, _ in self._items or ()) + (
+            len(self._partial) if self._partial is not None else 0
+        )
 
     def receive(self, frame: Frame) -> bytes | None:
         """Take in a frame of a message; the message when it is whole, not yet consumed.
@@ -136,11 +145,14 @@ class Incoming:
 
     def keep(self, item: bytes) -> None:
         """Keep the message that `receive` has just returned until it is taken."""
+        if self._items is None:
+            self._items = deque()
         self._items.append((item, self._partial_cost))
         self._partial_cost = 0
 
     def take(self) -> bytes:
-        """The oldest item; it counts as consumed now."""
+        """The oldest item; it counts as consumed now. Only while `has_items`."""
+        assert self._items is not None
         item, cost = self._items.popleft()
         self._consumed += cost
         if not self._items and self._partial is not None:
@@ -158,5 +170,5 @@ class Incoming:
         return granted
 
     def clear(self) -> None:
-        self._items.clear()
+        self._items = None
         self._partial = None

@@ -19,9 +19,9 @@ from micro_core.builtin.joined_registry import JoinedRegistry
 from micro_core.builtin.joined_transport import JoinedTransport
 from micro_core.builtin.system_clock import SystemClock
 from micro_core.config import Settings, build_options, load_settings
-from micro_core.plugins import Catalog, Entry
+from micro_core.plugins import Catalog, Entry, Hooks
 from micro_core.spec.broker import Broker
-from micro_core.spec.driver import CountersInMemory, DriverContext, Role
+from micro_core.spec.driver import CountersInMemory, Driver, DriverContext, Role
 from micro_core.spec.errors import ConfigError
 from micro_core.spec.registry import Registry
 from micro_core.spec.transport import Transport
@@ -51,7 +51,7 @@ class Runtime:
     registry: Registry
     transport: Transport
     broker: Broker | None = None
-    hooks: list[object] = field(default_factory=list)
+    hooks: Hooks = field(default_factory=Hooks)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
@@ -70,18 +70,8 @@ class Runtime:
             return self.broker
 
     def interceptors(self, side: str) -> list[Callable[..., Any]]:
-        """What the installed hooks put round every call on `side` ("client" or "server")."""
-        if not self.hooks:
-            return []
-        import pluggy
-
-        from micro_core.spec import hookspecs
-
-        manager = pluggy.PluginManager(hookspecs.PROJECT)
-        manager.add_hookspecs(hookspecs)
-        for module in self.hooks:
-            manager.register(module)
-        return [interceptor for found in manager.hook.micro_interceptors(side=side) for interceptor in found]
+        """What the cross-cutting plugins in use put round every call on `side` ("client" or "server")."""
+        return self.hooks.interceptors(side)
 
     async def close(self) -> None:
         """Close the drivers. Safe to call twice."""
@@ -100,11 +90,13 @@ async def build_runtime(settings: Settings | None = None, *, catalog: Catalog | 
     transport = JoinedTransport(
         [build(catalog, settings, entry, context) for entry in drivers_of(catalog, settings, Role.TRANSPORT)]
     )
+    context = replace(context, transport=transport)
     registries: list[Registry] = [
         build(catalog, settings, entry, context) for entry in drivers_of(catalog, settings, Role.REGISTRY)
     ]
     registry = registries[0] if len(registries) == 1 else JoinedRegistry(registries, context.counters)
-    hooks = catalog.load_hooks(blocked=settings.node.block)
+    context = replace(context, registry=registry)
+    hooks = build_hooks(catalog, settings, context)
     await transport.start()
     try:
         await registry.start()
@@ -114,7 +106,7 @@ async def build_runtime(settings: Settings | None = None, *, catalog: Catalog | 
     return Runtime(
         settings=settings,
         catalog=catalog,
-        context=replace(context, registry=registry, transport=transport),
+        context=context,
         registry=registry,
         transport=transport,
         hooks=hooks,
@@ -130,7 +122,7 @@ def drivers_of(catalog: Catalog, settings: Settings, role: Role) -> list[Entry]:
         raise ConfigError(f"several drivers are named for the role {role.value}: {names}", hint="name one")
     if named and role not in SEVERAL:
         return named
-    defaults = catalog.select([f"{role.value}:{name}" for name in DEFAULTS[role]], blocked=blocked)
+    defaults = catalog.builtin(role, DEFAULTS[role], blocked=blocked)
     found = list(dict.fromkeys([*named, *defaults]))
     if not found and role not in (Role.TUNNEL, Role.RESOLVER):
         raise ConfigError(f"every driver for the role {role.value} is blocked", hint="take one -p no:NAME away")
@@ -146,10 +138,32 @@ def check_tables(catalog: Catalog, settings: Settings) -> None:
 
 def build(catalog: Catalog, settings: Settings, entry: Entry, context: DriverContext) -> Any:
     """The driver's object, built and not started. Raises PluginBroken, OptionError."""
-    driver = catalog.load(entry)
-    options: Any = build_options(driver.options, settings.plugin_values(entry.name, entry.qualified), entry.name)
+    return _created(catalog.load(entry), settings, entry, context)
+
+
+def _created(driver: Driver[Any], settings: Settings, entry: Entry, context: DriverContext) -> Any:
+    options: Any = build_options(driver.options, settings.plugin_values(*entry.words), entry.name)
     logger = logging.getLogger(f"micro.{entry.qualified}")
     return driver.create(options, replace(context, logger=logger))
+
+
+def hooks_of(catalog: Catalog, settings: Settings) -> list[Entry]:
+    """The cross-cutting plugins that the settings name, in order. Raises PluginMissing, PluginAmbiguous."""
+    named = catalog.select(settings.plugin_words, blocked=settings.node.block)
+    return [entry for entry in named if entry.role is None]
+
+
+def build_hooks(catalog: Catalog, settings: Settings, context: DriverContext) -> Hooks:
+    """The cross-cutting plugins that the settings name, built with their options. Raises PluginBroken, OptionError."""
+    from micro_core.plugins.loading import check_hooks
+
+    plugins: list[object] = []
+    for entry in hooks_of(catalog, settings):
+        loaded = catalog.load_hooks_of(entry)
+        plugins.append(loaded.plugin)
+        if loaded.driver is not None:
+            plugins.append(check_hooks(entry, _created(loaded.driver, settings, entry, context)))
+    return Hooks(plugins, context.counters)
 
 
 def process_context(settings: Settings, *, counters: CountersInMemory | None = None) -> DriverContext:

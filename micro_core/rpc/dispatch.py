@@ -7,12 +7,13 @@ again is only what certainly did not begin, or may be done twice.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 from micro_core.rpc.caller import CallFailed, UnaryCall
 from micro_core.rpc.calls import Answered
 from micro_core.rpc.connection import Connection
+from micro_core.rpc.deadlines import Deadlines
 from micro_core.rpc.interceptors import CallInfo
 from micro_core.rpc.pool import BUSY_STREAMS, Pool
 from micro_core.rpc.registry_view import RegistryView
@@ -31,7 +32,7 @@ from micro_core.spec.errors import (
 )
 from micro_core.spec.registry import Instance
 from micro_core.wire import codec, limits
-from micro_core.wire.header import CallHeader, encode_header
+from micro_core.wire.header import CACHED_HEADERS, CallHeader, encode_header
 
 NETWORK_SERVICE = "go.micro.network"
 """The name of every node as a service."""
@@ -44,8 +45,7 @@ _TRY_AGAIN = (Unreachable, Overloaded, Draining)
 """What another instance might do better at, when doing the work twice does no harm."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallOptions:
+class CallOptions(NamedTuple):
     """How one call is to be made."""
 
     address: str | None = None
@@ -78,6 +78,7 @@ class Dispatcher:
         self._random = random
         self._counters = counters
         self._loop = asyncio.get_running_loop()
+        self._deadlines = Deadlines()
 
     async def call(self, info: CallInfo, options: CallOptions) -> Answered:
         """A unary call, with its retries, within `info.timeout_s`."""
@@ -89,7 +90,7 @@ class Dispatcher:
             to, instance = "", None
             try:
                 to, instance = await self._choose(info.service, options.address, tried, deadline)
-                connection = await self._connection(to, deadline)
+                connection = self._standing(to) or await self._connection(to, deadline)
                 return await self._attempt(connection, to, self.header(info, options, deadline), body, deadline)
             except CallFailed as failed:
                 error = failed.error
@@ -112,7 +113,7 @@ class Dispatcher:
         while True:
             to, _ = await self._choose(info.service, options.address, tried, deadline)
             try:
-                connection = await self._connection(to, deadline)
+                connection = self._standing(to) or await self._connection(to, deadline)
             except MicroError as error:
                 if attempt >= options.retries or not error.retry_is_safe or not await self._back_off(attempt, deadline):
                     error.at = error.at or self._at
@@ -141,23 +142,16 @@ class Dispatcher:
                 f"{len(info.metadata)} metadata entries are over the bound of {limits.MAX_METADATA_ENTRIES}",
                 at=self._at,
             )
-        return encode_header(
-            CallHeader(
-                service=info.service,
-                endpoint=info.endpoint,
-                mode=info.mode,
-                timeout_ms=max(1, int(remaining_s * 1000)),
-                content_type=options.content_type,
-                metadata=info.metadata,
-                idempotent=options.idempotent,
-            )
-        )
+        plain = (info.service, info.endpoint, info.mode, max(1, int(remaining_s * 1000)), options.content_type)
+        if not info.metadata:
+            return _plain_header(*plain, idempotent=options.idempotent)
+        return encode_header(CallHeader(*plain, metadata=info.metadata, idempotent=options.idempotent))
 
     async def _attempt(self, connection: Connection, to: str, header: bytes, body: bytes, deadline: float) -> Answered:
-        call = UnaryCall(connection)
+        call = UnaryCall(connection, self._at)
         self._selector.started(to)
         try:
-            answer = await call.run(header, body, deadline, self._at)
+            answer = await call.run(header, body, deadline, self._deadlines)
         except CallFailed as failed:
             self.ended(to, failed.error)
             raise
@@ -201,11 +195,16 @@ class Dispatcher:
             hint=f"is it on another site? MICRO_PROXY={NETWORK_SERVICE} calls through this site's node",
         )
 
-    async def _connection(self, to: str, deadline: float) -> Connection:
+    def _standing(self, to: str) -> Connection | None:
+        """A connection that takes the call at once."""
         connection = self._pool.find(to)
-        if connection is None or connection.open_streams >= BUSY_STREAMS:
-            # The pool also knows when one more connection is worth its cost.
-            connection = await self._dialed(to, deadline)
+        if connection is None or connection.open_streams >= BUSY_STREAMS or connection.is_clogged:
+            return None
+        return connection
+
+    async def _connection(self, to: str, deadline: float) -> Connection:
+        # The pool also knows when one more connection is worth its cost.
+        connection = await self._dialed(to, deadline)
         if connection.is_clogged:
             try:
                 async with asyncio.timeout_at(deadline):
@@ -233,6 +232,15 @@ class Dispatcher:
         return True
 
 
+@functools.lru_cache(CACHED_HEADERS)
+def _plain_header(
+    service: str, endpoint: str, mode: int, timeout_ms: int, content_type: str, *, idempotent: bool
+) -> bytes:
+    """The header of calls without metadata, of which most are alike."""
+    return encode_header(CallHeader(service, endpoint, mode, timeout_ms, content_type, idempotent=idempotent))
+
+
+@functools.lru_cache(256)
 def is_address(proxy: str) -> bool:
     """Whether a proxy is written as an address (`tcp://host:port`, `host:port`), not as a service's name."""
     return "://" in proxy or proxy.rpartition(":")[2].isdigit()

@@ -78,7 +78,7 @@ class Pool:
         self._dialing: dict[str, asyncio.Task[Connection]] = {}
         self._failures: dict[str, _Failure] = {}
         self._watches: dict[Connection, _Watch] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
@@ -210,8 +210,8 @@ class Pool:
 
     def _close_behind(self, connection: Connection) -> None:
         task = asyncio.get_running_loop().create_task(connection.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing[task] = None
+        task.add_done_callback(lambda gone: self._closing.pop(gone, None))
 
     def _schedule_sweep(self) -> None:
         if self._timer is None and not self._is_closed:

@@ -44,6 +44,15 @@ class Registration:
         await self._registry.register(self.instance, lease_s=self._lease_s)
         self._renewing = asyncio.get_running_loop().create_task(self._renew())
 
+    async def update(self, instance: Instance) -> None:
+        """Tell another record under the same id; where that fails, the next renewal tells it."""
+        self.instance = instance
+        try:
+            await self._registry.register(instance, lease_s=self._lease_s)
+        except MicroError as error:
+            self._counters.add("lease_renewals_failed")
+            log.warning("the record of %s was not updated: %s", instance.id, error)
+
     async def close(self) -> None:
         """Withdraw; where that fails, the lease runs out. Safe to call twice, and before `start`."""
         if self._renewing is None:

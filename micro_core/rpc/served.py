@@ -26,7 +26,7 @@ from micro_core.rpc.interceptors import CallInfo
 from micro_core.rpc.schema import HandlerShape
 from micro_core.rpc.validation import Convert, to_plain
 from micro_core.rpc.wakeup import Wakeup
-from micro_core.spec.errors import BadRequest, DeadlineExceeded, InternalError, MicroError
+from micro_core.spec.errors import BadRequest, DeadlineExceeded, InternalError, MicroError, Overloaded
 from micro_core.spec.registry import Endpoint
 from micro_core.wire import codec
 from micro_core.wire.frames import Frame
@@ -51,10 +51,12 @@ class ServedEndpoint:
     shape: HandlerShape
     convert: Convert
 
-    def arguments(self, request: Any, context: CallContext) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(
+        self, request: Any, make_context: Callable[[], CallContext]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """What the handler is called with."""
         positional = (request,) if self.shape.takes_request else ()
-        named = {self.shape.context_name: context} if self.shape.context_name else {}
+        named = {self.shape.context_name: make_context()} if self.shape.context_name else {}
         return positional, named
 
 
@@ -63,12 +65,16 @@ class ServedCall:
 
     __slots__ = (
         "_begun",
+        "_context",
+        "_held_bytes",
+        "_is_entered",
+        "_is_task_over",
         "_items_ended",
-        "_timer",
         "_wakeup",
+        "began_at",
         "call",
         "connection",
-        "context",
+        "deadline",
         "header",
         "proceed",
         "served",
@@ -79,28 +85,23 @@ class ServedCall:
     def __init__(
         self, server: Server, connection: Connection, *, stream: int, header: CallHeader, served: ServedEndpoint
     ) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + header.timeout_ms / 1000
+        self.began_at = connection.loop.time()
+        self.deadline = self.began_at + header.timeout_ms / 1000
         self.server = server
         self.connection = connection
         self.header = header
         self.served = served
         self.proceed = server.proceed
-        self.call = ServerCall(stream, header.mode)
+        self.call = ServerCall(stream, header.mode, server.at)
         self.task: asyncio.Task[None] | None = None
-        self.context = CallContext(
-            service=header.service,
-            endpoint=header.endpoint,
-            metadata=header.metadata,
-            peer=connection.peer_id or connection.remote,
-            deadline=deadline,
-            clock=loop.time,
-            via=header.via,
-        )
+        self._context: CallContext | None = None
         self._wakeup = Wakeup()
         self._items_ended = False
         self._begun = False
-        self._timer = loop.call_at(deadline, self._expire)
+        self._held_bytes = 0
+        self._is_entered = False
+        self._is_task_over = True
+        server.deadlines.add(self.deadline, self)
         if header.mode in _CALLER_STREAMS:
             self._start(b"")
 
@@ -136,11 +137,46 @@ class ServedCall:
 
     # The task
 
+    @property
+    def context(self) -> CallContext:
+        """Made when somebody asks for it: most handlers and interceptors do not."""
+        if self._context is None:
+            header, connection = self.header, self.connection
+            self._context = CallContext(
+                service=header.service,
+                endpoint=header.endpoint,
+                metadata=header.metadata,
+                peer=connection.peer_id or connection.remote,
+                deadline=self.deadline,
+                clock=connection.loop.time,
+                via=header.via,
+            )
+        return self._context
+
     def _start(self, body: bytes) -> None:
-        self.task = asyncio.get_running_loop().create_task(self._run(body))
-        self.task.add_done_callback(self._task_ended)
+        self._is_task_over = False
+        self.task = self.connection.loop.create_task(self._run(body))
 
     async def _run(self, body: bytes) -> None:
+        self._is_entered = True
+        try:
+            await self._serve(body)
+            if self.served.mode == CallMode.UNARY:
+                now = self.connection.loop.time()
+                self.server.load.ended(self.header.endpoint, now - self.began_at, now)
+        except asyncio.CancelledError:
+            if self.call.state is not CallState.ENDED:
+                # Nobody asked for it: the handler cancelled itself.
+                self._fail(InternalError("the handler was cancelled"))
+            raise
+        except Exception:
+            log.exception("a served call broke", extra={"endpoint": self.header.endpoint})
+            self.server.counters.add("call_bugs")
+        finally:
+            self._is_task_over = True
+            self._settle()
+
+    async def _serve(self, body: bytes) -> None:
         try:
             request = await self._request(body)
             if self.proceed is None:
@@ -194,7 +230,7 @@ class ServedCall:
     async def _handle(self, request: Any) -> Any:
         self._begun = True
         served = self.served
-        positional, named = served.arguments(request, self.context)
+        positional, named = served.arguments(request, lambda: self.context)
         if served.mode in _SERVER_STREAMS:
             items = served.handler(*positional, **named)
             if asyncio.iscoroutine(items):
@@ -224,6 +260,8 @@ class ServedCall:
         content_type = codec.MSGPACK
         try:
             async for item in items:
+                if self.connection.is_paused:
+                    await self.connection.writable()
                 value = to_plain(item)
                 if is_first:
                     is_first = False
@@ -234,8 +272,6 @@ class ServedCall:
                 header = b""
                 while not self.call.outgoing.is_empty:
                     await self._wakeup.wait()
-                if self.connection.is_paused:
-                    await self.connection.writable()
         finally:
             if isinstance(items, AsyncGenerator):
                 await items.aclose()
@@ -243,13 +279,23 @@ class ServedCall:
     # The answer
 
     def _respond(self, answer: Any) -> None:
-        value, metadata = to_plain(answer), self.context.response_metadata
+        value = to_plain(answer)
+        metadata = self._context.response_metadata if self._context is not None else None
         content_type = self._content_type(value)
         body = codec.encode(value, content_type)
         header = b""
         if metadata or content_type != codec.MSGPACK:
-            header = encode_header(ResponseHeader(content_type, metadata))
+            header = encode_header(ResponseHeader(content_type, metadata or {}))
+        if self.connection.is_unread or len(body) >= self.call.outgoing.credit_bytes:
+            self._hold(len(body))
         self._send(self.call.respond(header, body))
+
+    def _hold(self, size_bytes: int) -> None:
+        """Account for an answer that may have to wait for its reader. Raises Overloaded."""
+        if self.connection.is_unread:
+            raise Overloaded("too much waits to be read on this connection")
+        self.server.hold(size_bytes)
+        self._held_bytes = size_bytes
 
     def _content_type(self, value: Any) -> str:
         """The caller's own content type, where the value can be said in it."""
@@ -272,7 +318,8 @@ class ServedCall:
         if data:
             self.connection.send(data)
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """The caller waits no more."""
         self.server.counters.add("calls_expired")
         error = DeadlineExceeded(
             f"{self.header.service} {self.header.endpoint} took longer than {self.header.timeout_ms / 1000:.3g} s",
@@ -284,28 +331,24 @@ class ServedCall:
     # Ends
 
     def _stop(self) -> None:
-        self.context.cancelled = True
-        if self.task is not None and not self.task.done():
+        if self._context is not None:
+            self._context.cancelled = True
+        if self.task is not None and not self._is_task_over:
             self.task.cancel()
+            # A task that is cancelled before its first step never takes one.
+            self._is_task_over = not self._is_entered
         self._settle()
 
     def _settle(self) -> None:
         """Let go of what is finished: the stream when all is said, the call when its task is done too."""
         if self.call.is_over:
-            self._timer.cancel()
+            self.server.deadlines.discard(self.deadline, self)
             self.connection.close_stream(self.call.stream)
-            if self.task is None or self.task.done():
+            if self._held_bytes:
+                self.server.let_go(self._held_bytes)
+                self._held_bytes = 0
+            if self._is_task_over:
                 self.server.call_ended(self)
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
-            if self.call.state is not CallState.ENDED:
-                # Nobody asked for it: the handler cancelled itself.
-                self._fail(InternalError("the handler was cancelled"))
-        elif (error := task.exception()) is not None:
-            log.error("a served call broke", extra={"endpoint": self.header.endpoint}, exc_info=error)
-            self.server.counters.add("call_bugs")
-        self._settle()
 
 
 class _Items:

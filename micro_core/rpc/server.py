@@ -16,7 +16,9 @@ from typing import Any
 
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.context import CallContext
+from micro_core.rpc.deadlines import Deadlines
 from micro_core.rpc.interceptors import Interceptor, Next, chain
+from micro_core.rpc.load import LoadMeasure
 from micro_core.rpc.schema import json_schema, read_handler
 from micro_core.rpc.served import ServedCall, ServedEndpoint
 from micro_core.rpc.validation import converter
@@ -36,7 +38,7 @@ from micro_core.spec.errors import (
 )
 from micro_core.spec.names import check_endpoint_name, check_topic
 from micro_core.spec.registry import Endpoint, EndpointKind
-from micro_core.wire import codec
+from micro_core.wire import codec, limits
 from micro_core.wire.frames import Frame
 from micro_core.wire.header import CallHeader, CallMode, EventHeader, decode_call_header
 
@@ -90,8 +92,11 @@ class Server:
         self._max_concurrent = max_concurrent
         self._endpoints: dict[str, ServedEndpoint] = {}
         self._subscribers: list[Subscriber] = []
-        self._running: set[ServedCall] = set()
-        self._event_tasks: set[asyncio.Task[None]] = set()
+        self.deadlines = Deadlines()
+        self.load = LoadMeasure()
+        self._running: dict[ServedCall, None] = {}
+        self._held_bytes = 0
+        self._event_tasks: dict[asyncio.Task[None], None] = {}
         self._idle: asyncio.Event | None = None
         self._requests = 0
         self._requests_by_endpoint: dict[str, int] = {}
@@ -184,7 +189,7 @@ class Server:
         assert served is not None
         self._requests_by_endpoint[header.endpoint] = self._requests_by_endpoint.get(header.endpoint, 0) + 1
         call = ServedCall(self, connection, stream=frame.stream, header=header, served=served)
-        self._running.add(call)
+        self._running[call] = None
         connection.attach(frame.stream, call)
         call.frame_received(frame)
 
@@ -197,8 +202,8 @@ class Server:
                 self.counters.add("events_dropped_overloaded")
                 continue
             task = asyncio.get_running_loop().create_task(self._handle_event(subscriber, header.topic, message))
-            self._event_tasks.add(task)
-            task.add_done_callback(self._event_tasks.discard)
+            self._event_tasks[task] = None
+            task.add_done_callback(lambda gone: self._event_tasks.pop(gone, None))
 
     def connection_lost(self, connection: Connection, error: MicroError) -> None:
         """Each call has been told by its connection; there is nothing else to clean."""
@@ -210,9 +215,20 @@ class Server:
         """Calls being served."""
         return len(self._running)
 
+    def hold(self, size_bytes: int) -> None:
+        """For ServedCall: an answer waits for its reader. Raises Overloaded where too many do."""
+        if self._held_bytes + size_bytes > limits.MAX_HELD_ANSWER_BYTES:
+            self.counters.add("answers_refused_overloaded")
+            raise Overloaded("too many large answers wait for their readers", hint="send it as a stream of items")
+        self._held_bytes += size_bytes
+
+    def let_go(self, size_bytes: int) -> None:
+        """For ServedCall: that answer has gone, or will never go."""
+        self._held_bytes -= size_bytes
+
     def call_ended(self, call: ServedCall) -> None:
         """For ServedCall: its task is done, or never began."""
-        self._running.discard(call)
+        self._running.pop(call, None)
         if self._idle is not None and not self._running:
             self._idle.set()
 
@@ -233,6 +249,13 @@ class Server:
             await asyncio.wait(left, timeout=1.0)
         return not left
 
+    def look_at_load(self, now: float) -> bool:
+        """Called on a timer: True when `load.level_us` has changed and should be told."""
+        running = (
+            (call.header.endpoint, call.began_at) for call in self._running if call.served.mode == CallMode.UNARY
+        )
+        return self.load.look(now, running)
+
     def health(self) -> dict[str, str]:
         """The answer of `Debug.Health`."""
         return {"status": "draining" if self.is_draining else "ok"}
@@ -246,6 +269,7 @@ class Server:
             "requests": self._requests,
             "errors": counted.get("calls_failed", 0) + counted.get("calls_expired", 0),
             "in_flight": self.in_flight,
+            "load_us": self.load.level_us,
             "memory_bytes": _memory_bytes(),
             "endpoints": dict(self._requests_by_endpoint),
             "counters": counted,
@@ -286,15 +310,18 @@ class Server:
 
     async def _handle_message(self, served: ServedEndpoint, topic: str, message: Message) -> None:
         value = served.convert(codec.decode(message.body, message.content_type), "")
-        context = CallContext(
-            service=self.name,
-            endpoint=topic,
-            metadata=message.headers,
-            peer="",
-            deadline=float("inf"),
-            clock=asyncio.get_running_loop().time,
-        )
-        positional, named = served.arguments(value, context)
+
+        def make_context() -> CallContext:
+            return CallContext(
+                service=self.name,
+                endpoint=topic,
+                metadata=message.headers,
+                peer="",
+                deadline=float("inf"),
+                clock=asyncio.get_running_loop().time,
+            )
+
+        positional, named = served.arguments(value, make_context)
         if served.shape.is_async:
             await served.handler(*positional, **named)
         else:

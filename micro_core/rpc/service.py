@@ -18,21 +18,26 @@ import random as random_source
 import secrets
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from micro_core.builtin.logs import set_up_logging
 from micro_core.builtin.system_clock import SystemClock
 from micro_core.config import Settings, load_settings
 from micro_core.rpc.client import Client
 from micro_core.rpc.connection import Connection
+from micro_core.rpc.debug import Debug
 from micro_core.rpc.defaults import Runtime, build_runtime, joined_interceptors
+from micro_core.rpc.goodbye import say_goodbye
 from micro_core.rpc.handlers import endpoint_name, marks_of
 from micro_core.rpc.interceptors import Interceptor
+from micro_core.rpc.load import LOAD_KEY
 from micro_core.rpc.registration import LEASE_S, Registration
 from micro_core.rpc.server import MAX_CONCURRENT_CALLS, Server, Subscriber
 from micro_core.spec.broker import Broker, Subscription
 from micro_core.spec.clock import Clock, Random
 from micro_core.spec.driver import Counters, CountersInMemory
-from micro_core.spec.errors import ConfigError, Conflict, Draining, MicroError, Overloaded
+from micro_core.spec.errors import ConfigError, Conflict, MicroError, Overloaded
 from micro_core.spec.names import check_service_name
 from micro_core.spec.registry import Instance, Registry
 from micro_core.spec.transport import Listener, Socket, Transport
@@ -46,6 +51,9 @@ MAX_CONNECTIONS = 4_096
 """Sockets open at once: a caller needs one, and a process has few more descriptors by default."""
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
+LOOK_AT_LOAD_S = 1.0
+"""How often an instance asks itself how busy it is."""
+
 ClassT = TypeVar("ClassT")
 
 
@@ -99,13 +107,33 @@ class Service:
         self._listener: Listener | None = None
         self._instance: Instance | None = None
         self._registration: Registration | None = None
+        self._telling: asyncio.Task[None] | None = None
         self._subscriptions: list[Subscription] = []
-        self._connections: set[Connection] = set()
-        self._started_wall = self._started_now = 0.0
+        self._connections: dict[Connection, None] = {}
         self._is_stopped = False
-        self.server.add("Debug.Health", self._health, idempotent=True, description="Whether the instance serves.")
-        self.server.add("Debug.Describe", self._describe, idempotent=True, description="What this service can do.")
-        self.server.add("Debug.Stats", self._stats, idempotent=True, description="Counts, uptime and memory.")
+        self._debug = Debug(self.server, version=version)
+
+    def attach(
+        self,
+        *,
+        registry: Registry,
+        transport: Transport,
+        broker: Broker | None = None,
+        clock: Clock | None = None,
+        random: Random | None = None,
+        instance_id: str = "",
+    ) -> Service:
+        """Stand on these drivers, which stay their owner's, instead of those of the settings; before `start`.
+
+        For tests and for programs that run several services in one process. Returns the service. Raises Conflict.
+        """
+        if self._listener is not None:
+            raise Conflict(f"{self.name} runs already", at=self.id, hint="attach before `start`")
+        self._registry, self._transport, self._broker = registry, transport, broker
+        self._clock, self._random = clock or self._clock, random or self._random
+        if instance_id:
+            self.id = self.server.at = instance_id
+        return self
 
     # What it serves
 
@@ -183,11 +211,13 @@ class Service:
         if self._is_stopped:
             return
         self._is_stopped = True
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.wait([self._telling])
         await self._withdraw()
         if self._listener is not None:
             await self._listener.close()
-        for connection in self._connections:
-            connection.goaway()
+        await say_goodbye(self._connections)
         if not await self.server.drain(drain_s):
             log.warning("calls were cancelled to stop", extra={"service": self.name})
         await asyncio.gather(*(connection.close() for connection in list(self._connections)))
@@ -201,8 +231,7 @@ class Service:
         try:
             if self._settings is None and (self._registry is None or self._transport is None):
                 self._settings = load_settings()
-            level = self._settings.node.log.upper() if self._settings is not None else "WARNING"
-            logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
+            set_up_logging(self._settings.node.log if self._settings is not None else "warning")
             asyncio.run(self._run())
         except MicroError as error:
             raise SystemExit(f"{self.name}: {error}") from error
@@ -233,7 +262,7 @@ class Service:
     # Inside
 
     async def _start(self) -> None:
-        self._started_wall, self._started_now = self._clock.wall(), self._clock.now()
+        self._debug.begin(self._clock)
         registry, transport, broker = self._registry, self._transport, self._broker
         if registry is None or transport is None:
             runtime = self._runtime = await build_runtime(self._settings)
@@ -268,6 +297,16 @@ class Service:
             registry, self._instance, lease_s=self._lease_s, counters=self.counters, random=self._random
         )
         await self._registration.start()
+        self._telling = asyncio.get_running_loop().create_task(self._tell_load(self._registration))
+
+    async def _tell_load(self, registration: Registration) -> None:
+        """So that calls leave an instance before it fails, and come back."""
+        while True:
+            await asyncio.sleep(LOOK_AT_LOAD_S)
+            if self.server.look_at_load(asyncio.get_running_loop().time()):
+                load = {LOAD_KEY: str(self.server.load.level_us)} if self.server.load.level_us else {}
+                self._instance = replace(self.instance, metadata={**self._metadata, **load})
+                await registration.update(self._instance)
 
     async def _subscribe(self, broker: Broker | None, subscriber: Subscriber) -> Subscription:
         if broker is None:
@@ -282,8 +321,8 @@ class Service:
             self.counters.add("connections_refused")
             connection.abort(Overloaded(f"{MAX_CONNECTIONS} connections are open", at=self.id))
             return
-        self._connections.add(connection)
-        connection.on_lost(lambda lost, _error: self._connections.discard(lost))
+        self._connections[connection] = None
+        connection.on_lost(lambda lost, _error: self._connections.pop(lost, None))
         if self._is_stopped:
             connection.goaway()
 
@@ -295,26 +334,3 @@ class Service:
                 await subscription.close()
             except MicroError as error:
                 log.warning("a subscription did not close", extra={"reason": str(error)})
-
-    async def _health(self) -> dict[str, str]:
-        if self.server.is_draining:
-            raise Draining("stopping", at=self.id)
-        return self.server.health()
-
-    async def _describe(self) -> dict[str, Any]:
-        endpoints = [
-            {
-                "name": endpoint.name,
-                "kind": endpoint.kind.value,
-                "description": endpoint.description,
-                "request": endpoint.request,
-                "response": endpoint.response,
-                "idempotent": endpoint.idempotent,
-                "queue": endpoint.queue,
-            }
-            for endpoint in self.instance.endpoints
-        ]
-        return {"service": self.name, "version": self.version, "id": self.id, "endpoints": endpoints}
-
-    async def _stats(self) -> dict[str, Any]:
-        return self.server.stats(self._started_wall, self._clock.now() - self._started_now)

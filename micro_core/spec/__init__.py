@@ -45,6 +45,8 @@ from micro_core.spec.errors import (
     Unreachable,
 )
 from micro_core.spec.hookspecs import hookimpl, hookspec
+from micro_core.spec.interceptors import CallInfo, Interceptor, Next
+from micro_core.spec.messages import check_message, check_queue
 from micro_core.spec.records import (
     MAX_RECORD_BYTES,
     check_instance,
@@ -61,6 +63,8 @@ from micro_core.spec.registry import (
     RegistryWatch,
 )
 from micro_core.spec.resolver import Candidate, Resolver
+from micro_core.spec.route_index import RouteIndex
+from micro_core.spec.running import RunningNode
 from micro_core.spec.table import Route, RouteEvent, RouteEventKind, RouteKey, RouteQuery, Table
 from micro_core.spec.transport import Listener, Socket, SocketReceiver, Transport
 from micro_core.spec.tunnel import (
@@ -73,6 +77,7 @@ from micro_core.spec.tunnel import (
     MessageReceiver,
     Priority,
     Session,
+    Sessions,
     Tunnel,
 )
 from micro_core.spec.watching import WatchQueue, WatchSet, changes
@@ -82,6 +87,7 @@ __all__ = [
     "MAX_RECORD_BYTES",
     "BadRequest",
     "Broker",
+    "CallInfo",
     "Cancelled",
     "Candidate",
     "ChannelListener",
@@ -102,6 +108,7 @@ __all__ = [
     "EndpointNotFound",
     "Forbidden",
     "Instance",
+    "Interceptor",
     "InternalError",
     "Link",
     "LinkDriver",
@@ -115,6 +122,7 @@ __all__ = [
     "MessageHandler",
     "MessageReceiver",
     "MicroError",
+    "Next",
     "NoOptions",
     "NotFound",
     "OptionError",
@@ -134,11 +142,14 @@ __all__ = [
     "Route",
     "RouteEvent",
     "RouteEventKind",
+    "RouteIndex",
     "RouteKey",
     "RouteNotFound",
     "RouteQuery",
+    "RunningNode",
     "ServiceNotFound",
     "Session",
+    "Sessions",
     "Socket",
     "SocketReceiver",
     "Subscription",
@@ -152,6 +163,8 @@ __all__ = [
     "WatchSet",
     "changes",
     "check_instance",
+    "check_message",
+    "check_queue",
     "hookimpl",
     "hookspec",
     "instance_from_dict",

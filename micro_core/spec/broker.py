@@ -53,6 +53,9 @@ class Broker(Protocol):
     async def subscribe(self, topic: str, handler: MessageHandler, *, queue: str = "") -> Subscription:
         """Receive every message of `topic`; with `queue`, one member of the group receives each.
 
-        Returns when the subscription is in force. It survives reconnects.
+        Returns when the subscription is in force. It survives reconnects. With the capability `wildcards`, `topic` may be
+        a pattern: `*` stands for one part between dots, `>` at the end for one part or more (`orders.*.paid`,
+        `orders.>`); the handler is called with the topic itself. Patterns are heard on their own site: interest in
+        topics of other sites is told by name.
         """
         ...

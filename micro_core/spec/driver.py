@@ -66,7 +66,7 @@ class DriverContext:
     registry: Registry | None = None
     """The site's registry, for drivers built after it (broker, resolver); None for the others."""
     transport: Transport | None = None
-    """The transports in use, as one (dials by scheme), for drivers built after it; None for the others."""
+    """The transports in use, as one (dials by scheme), for drivers built after it (registry, broker, resolver)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,8 +14,10 @@ import pluggy
 
 from micro_core.spec.broker import Broker
 from micro_core.spec.driver import Driver
+from micro_core.spec.interceptors import Interceptor
 from micro_core.spec.registry import Registry
 from micro_core.spec.resolver import Resolver
+from micro_core.spec.running import RunningNode
 from micro_core.spec.table import Table
 from micro_core.spec.transport import Transport
 from micro_core.spec.tunnel import LinkDriver
@@ -29,7 +31,8 @@ hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 HOOKS_GROUP = "micro.hooks"
-"""Entry-point group of cross-cutting plugins: installed means on, `-p no:NAME` turns one off."""
+"""Entry-point group of cross-cutting plugins. Their commands are there once installed; interceptors and what a node tells
+are for those that are named, as a driver is: `--plugins quic,NAME`."""
 
 
 @hookspec
@@ -63,20 +66,29 @@ def micro_resolver() -> Driver[Resolver] | None:
 
 
 @hookspec
+def micro_hooks() -> Driver[object] | None:
+    """Describe a cross-cutting plugin that has options: `create(options, context)` builds an object whose methods, marked
+    with `hookimpl`, are the hooks below. Built once a process (or node) that names the plugin."""
+
+
+@hookspec
 def micro_commands() -> Sequence[tuple[str, Callable[[], object]]]:  # type: ignore[empty-body]
-    """CLI groups to add: (word, function that returns a typer app), each under the plugin's own word."""
+    """Commands to add: (word, function that returns a typer app): `micro WORD ...`. The core's own words win.
+
+    A hook of the module itself, not of what `micro_hooks` describes: commands are there without being named.
+    """
 
 
 @hookspec
-def micro_node_started(node: object) -> None:
-    """A node has started; `node` has `node_id`, `name`, `site` and `network`."""
+def micro_node_started(node: RunningNode) -> None:
+    """A node takes calls. Called in the event loop; must not block."""
 
 
 @hookspec
-def micro_node_stopping(node: object) -> None:
-    """A node begins to drain."""
+def micro_node_stopping(node: RunningNode) -> None:
+    """A node begins to drain. Called in the event loop; must not block."""
 
 
 @hookspec
-def micro_interceptors(side: str) -> Sequence[Callable[..., object]]:  # type: ignore[empty-body]
-    """Interceptors for `side` ("client" or "server"), outermost first."""
+def micro_interceptors(side: str) -> Sequence[Interceptor]:  # type: ignore[empty-body]
+    """Interceptors for `side` ("client" or "server"), outermost first. Asked once a process, in the event loop."""

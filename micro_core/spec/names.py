@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from micro_core.spec.errors import BadRequest
@@ -16,6 +17,12 @@ _NODE_ID = re.compile(r"[a-z2-7]{32}")
 
 def check_service_name(name: str) -> str:
     """Return `name`, or raise BadRequest. Letters, digits and `_ . : / -`; at most 253 characters."""
+    if type(name) is str:
+        return _known_service_name(name)
+    return _check_service_name(name)
+
+
+def _check_service_name(name: str) -> str:
     return _check(name, _NAME, "service name", "letters, digits and . _ - : /, as in go.micro.srv.greeter")
 
 
@@ -41,6 +48,12 @@ def check_site(site: str) -> str:
 
 def check_node_id(node_id: str) -> str:
     """Return `node_id` (32 characters of lower-case base32, see micro_core.tunnel.identity), or raise BadRequest."""
+    if type(node_id) is str:
+        return _known_node_id(node_id)
+    return _check_node_id(node_id)
+
+
+def _check_node_id(node_id: str) -> str:
     return _check(node_id, _NODE_ID, "node id", "32 characters of a-z and 2-7")
 
 
@@ -60,7 +73,10 @@ def short_id(node_id: str) -> str:
 
 def _check(value: str, pattern: re.Pattern[str], what: str, allowed: str) -> str:
     if not isinstance(value, str) or len(value) > MAX_NAME_CHARS or pattern.fullmatch(value) is None:
-        raise BadRequest(f"{value!r:.60} is not a {what}", hint=f"use {allowed}, at most {MAX_NAME_CHARS} characters")
+        article = "an" if what.startswith("e") else "a"
+        raise BadRequest(
+            f"{value!r:.60} is not {article} {what}", hint=f"use {allowed}, at most {MAX_NAME_CHARS} characters"
+        )
     return value
 
 
@@ -83,3 +99,8 @@ def split_host_port(address: str, default_port: int | None = None) -> tuple[str,
 def join_host_port(host: str, port: int) -> str:
     """The inverse of `split_host_port`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# The same few names come with every advert and every call: those that passed are known.
+_known_service_name = functools.lru_cache(16_384)(_check_service_name)
+_known_node_id = functools.lru_cache(16_384)(_check_node_id)

@@ -10,6 +10,9 @@ from typing import Protocol
 class Candidate:
     """A node that might be dialled: `address` as a link driver takes it (`quic://host:port` or `host:port`).
 
+    Several addresses of one node are joined by `|` (`quic://host:8085|tls://host:443`): they are ways to one link. With
+    `host:port` alone every driver in use is tried there.
+
     Lower `priority` is tried first; among equals, `weight` sets the odds (RFC 2782). `ttl_s` tells how long the
     answer is good for.
     """

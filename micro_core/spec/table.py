@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 LOCAL_LINK = "local"
@@ -49,11 +49,19 @@ class Route:
     version: str = ""
     hops: int = 0
     expires_at: float | None = None
-    """Clock seconds at which the lease runs out; None for a local route, which follows the registry."""
+    """Clock seconds at which a *stale* route goes: one kept from an earlier life of the node, which no neighbour has told
+    since. None for all others: local routes follow the registry, learned ones the lease of their neighbour."""
+    key: RouteKey = field(init=False, compare=False, repr=False)
+    """Made once: it is asked for with every call."""
+
+    def __post_init__(self) -> None:
+        key = RouteKey(self.service, self.address, self.gateway, self.network, self.router, self.link)
+        object.__setattr__(self, "key", key)
 
     @property
-    def key(self) -> RouteKey:
-        return RouteKey(self.service, self.address, self.gateway, self.network, self.router, self.link)
+    def is_stale(self) -> bool:
+        """Whether it was kept from an earlier life of the node, and nobody has told it since."""
+        return self.expires_at is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +103,9 @@ class RouteEvent:
 class Table(Protocol):
     """Synchronous and in memory to the caller: it is read once a call.
 
-    A driver that persists does so behind this face. Every change, of the metric too, is told to watchers.
+    A driver that persists does so behind this face: after `start` it holds what it has kept. What it gives back of an
+    earlier life may have a lease (`expires_at`) that it had not; the router makes it no longer. Every change, of the
+    metric too, is told to watchers.
     """
 
     async def start(self) -> None: ...

@@ -1,7 +1,7 @@
 """The tunnel role. A plugin supplies *links*; core supplies sessions, credit, identity and priorities.
 
-For drivers: `LinkDriver` (dial, listen), `Link`, `LinkReceiver`. For users of the tunnel: `Tunnel`, `Session`
-(which is a `Socket`), `ChannelListener`, `LinkInfo`.
+For drivers: `LinkDriver` (dial, listen), `Link`, `LinkReceiver`. For users of the tunnel: `Tunnel`, `Sessions` (its
+part that other processes can have), `Session` (which is a `Socket`), `ChannelListener`, `LinkInfo`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ class Priority(enum.IntEnum):
     CALLS = 1
     EVENTS = 2
     BULK = 3
+
+    __hash__ = int.__hash__  # a part of keys on the hot path; Enum's own hash is interpreted
 
 
 class LinkReceiver(Protocol):
@@ -129,6 +131,8 @@ class LinkInfo:
     dialed: bool
     dialed_address: str = ""
     """The address as it was given to dial; empty for an accepted link."""
+    why: str = ""
+    """What spoke for this driver where there was a choice, for people: `quic gave no answer in 0.4 s`."""
     rtt_s: float | None
     rtt_variance_s: float | None
     loss: float | None
@@ -160,28 +164,15 @@ MessageReceiver = Callable[[str, bytes], None]
 """Called with (peer node id, payload) for each multicast or broadcast message of a channel."""
 
 
-class Tunnel(Protocol):
-    """Links to other nodes, and sessions on named channels over them. Either side of a link dials or listens."""
+class Sessions(Protocol):
+    """Links to other nodes as seen by who only sends sessions over them; the tunnel may be another process's.
+
+    Either side of a link dials or listens.
+    """
 
     node_id: str
 
-    def address(self) -> list[str]:
-        """Where this tunnel listens, with schemes."""
-        ...
-
-    async def connect(self) -> None:
-        """Start the drivers, listen."""
-        ...
-
-    async def close(self) -> None:
-        """Close sessions, links, listeners; bounded to a few seconds."""
-        ...
-
     def links(self) -> list[LinkInfo]: ...
-
-    async def link_to(self, address: str, *, timeout_s: float) -> LinkInfo:
-        """Dial a node and shake hands. Raises Unreachable, Unauthorized (token, network name, or oneself)."""
-        ...
 
     async def unlink(self, peer: str) -> None:
         """Close the link to a peer, if there is one."""
@@ -198,6 +189,41 @@ class Tunnel(Protocol):
         """Accept unicast sessions on `channel`. Raises Conflict when somebody listens already."""
         ...
 
+    def on_link_up(self, callback: Callable[[LinkInfo], None]) -> None:
+        """Called after each handshake (again when a newer generation replaces a link), unless `on_link_moved` is."""
+        ...
+
+    def on_link_moved(self, callback: Callable[[LinkInfo], None]) -> None:
+        """Called when a link over another driver has taken over from one that still works.
+
+        Sessions of the old one go on for a few seconds; new ones are opened on the new one.
+        """
+        ...
+
+    def on_link_down(self, callback: Callable[[LinkInfo, MicroError], None]) -> None:
+        """Called when a peer's last link is gone; not for a link that was replaced."""
+        ...
+
+
+class Tunnel(Sessions, Protocol):
+    """Links to other nodes, sessions on named channels over them, and messages to many."""
+
+    def address(self) -> list[str]:
+        """Where this tunnel listens, with schemes."""
+        ...
+
+    async def connect(self) -> None:
+        """Start the drivers, listen."""
+        ...
+
+    async def close(self) -> None:
+        """Close sessions, links, listeners; bounded to a few seconds."""
+        ...
+
+    async def link_to(self, address: str, *, timeout_s: float) -> LinkInfo:
+        """Dial a node and shake hands. Raises Unreachable, Unauthorized (token, network name, or oneself)."""
+        ...
+
     def send(self, channel: str, payload: bytes, *, mode: DialMode, priority: Priority = Priority.CONTROL) -> int:
         """Send one message (at most `limits.MAX_MULTICAST_BYTES`) to many; returns to how many links it went.
 
@@ -207,12 +233,4 @@ class Tunnel(Protocol):
 
     def subscribe(self, channel: str, receive: MessageReceiver) -> ChannelListener:
         """Receive the multicast and broadcast messages of `channel`, each exactly once per sender's `send`."""
-        ...
-
-    def on_link_up(self, callback: Callable[[LinkInfo], None]) -> None:
-        """Called after each handshake (again when a newer generation replaces a link)."""
-        ...
-
-    def on_link_down(self, callback: Callable[[LinkInfo, MicroError], None]) -> None:
-        """Called when a peer's last link is gone; not for a link that was replaced."""
         ...

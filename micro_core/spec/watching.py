@@ -114,7 +114,7 @@ class WatchSet:
     def __init__(self, counters: Counters | None = None, *, capacity: int = MAX_PENDING_EVENTS) -> None:
         self._counters = counters
         self._capacity = capacity
-        self._open: set[WatchQueue] = set()
+        self._open: dict[WatchQueue, None] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -130,9 +130,9 @@ class WatchSet:
             ],
             capacity=self._capacity,
             counters=self._counters,
-            on_close=self._open.discard,
+            on_close=lambda gone: self._open.pop(gone, None),
         )
-        self._open.add(watch)
+        self._open[watch] = None
         return watch
 
     def publish(self, events: Iterable[RegistryEvent]) -> None:

@@ -1,7 +1,7 @@
 """Credit of tunnel sessions, and the window of bulk transfers. Pure.
 
 The layer below has no backpressure of its own (aioquic's `drain` never blocks and its receiver extends its window by itself), so
-what may be under way is counted here: per session, in bytes.
+what may be under way is counted here: per session and per link, in bytes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ReceiveCredit:
         """`count` bytes arrived; raises Malformed when they were not the peer's to send."""
         self.outstanding += count
         if self.outstanding > self.window:
-            raise Malformed(f"{self.outstanding} bytes under way on a session with a window of {self.window}")
+            raise Malformed(f"{self.outstanding} bytes under way within a window of {self.window}")
 
     def consume(self, count: int) -> int:
         """The owner has taken `count`; returns what is to be granted now, 0 for not yet."""

@@ -125,16 +125,28 @@ class HandshakeKeys:
     node_id_of: Callable[[bytes], str]
 
 
+Admit = Callable[[str, Greeting], None]
+"""Called with what a peer claims to be, (node id, greeting), before anything is proved; raises MicroError to refuse it."""
+
+
 class Handshake:
     """One side of one handshake."""
 
     def __init__(
-        self, *, dialed: bool, own: Greeting, nonce: bytes, channel_binding: bytes, keys: HandshakeKeys
+        self,
+        *,
+        dialed: bool,
+        own: Greeting,
+        nonce: bytes,
+        channel_binding: bytes,
+        keys: HandshakeKeys,
+        admit: Admit | None = None,
     ) -> None:
         self.state = HandshakeState.GREETING
         self._dialed = dialed
         self._own = own
         self._keys = keys
+        self._admit = admit
         self._binding = channel_binding
         self._own_hello = _pack([_HELLO, *_greeting_fields(own, nonce)])
         self._peer_hello = b""
@@ -198,12 +210,14 @@ class Handshake:
             raise Unauthorized("the node dialled itself", hint="remove its own address from those to join")
         if peer.network != self._own.network:
             raise Unauthorized(f"this is network {self._own.network}, not {peer.network}")
-        common = [version for version in self._own.versions if version in peer.versions]
+        common = sorted(set(self._own.versions) & set(peer.versions), reverse=True)
         if not common:
             raise Unauthorized(
                 f"no common version: here {self._own.versions}, there {peer.versions}", hint="upgrade the older node"
             )
         self._version = common[0]
+        if self._admit is not None:
+            self._admit(self._peer_id, peer)
         self._move(HandshakeEvent.GREETED)
         transcript = self._transcript(by_dialer=self._dialed)
         proof = [_PROOF, self._keys.sign(transcript), self._keys.prove_membership(transcript)]

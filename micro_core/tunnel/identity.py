@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -90,6 +91,30 @@ def load_token(path: Path) -> str:
         ) from None
 
 
+def next_incarnation(path: Path, wall_ms: int) -> int:
+    """The number of this life of a node: `wall_ms` (wall-clock milliseconds), or one more than the last life's.
+
+    Kept in `path`: what a node says after a start must count for newer than what it said before, whatever became of
+    its clock. A file that cannot be read counts for none.
+    """
+    last = 0
+    try:
+        with path.open(encoding="ascii") as file:
+            text = file.read(32).strip()
+        last = int(text) if text.isdigit() else 0
+    except (OSError, UnicodeDecodeError):
+        pass
+    number = max(wall_ms, last + 1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        temporary.write_text(f"{number}\n", encoding="ascii")
+        temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return number
+
+
 def membership_proof(network: str, token: str, transcript: bytes) -> bytes:
     """What shows that its maker holds the network's token: HMAC-SHA256 (RFC 2104) over `transcript`."""
     key = hashlib.sha256(b"micro network token\0" + network.encode() + b"\0" + token.encode()).digest()
@@ -106,6 +131,19 @@ def _load_or_create(path: Path, make: Callable[[], str]) -> str:
         return _read_secret(path)
     except FileNotFoundError:
         pass
+    try:
+        return _create(path, make)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot write {path}: {error.strerror}", hint="MICRO_STATE_DIR=... for a place that can be written"
+    )
+
+
+def _create(path: Path, make: Callable[[], str]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -123,8 +161,17 @@ def _load_or_create(path: Path, make: Callable[[], str]) -> str:
     return _read_secret(path)
 
 
+def _opened(path: Path) -> TextIO:
+    try:
+        return path.open(encoding="utf-8")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+
+
 def _read_secret(path: Path) -> str:
-    with path.open(encoding="utf-8") as file:
+    with _opened(path) as file:
         mode = os.fstat(file.fileno()).st_mode
         if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
             raise ConfigError(f"{path} may be read by others", hint=f"chmod 600 {path}")

@@ -10,15 +10,23 @@ from typing import Protocol
 
 from micro_core.spec.clock import Clock, Random
 from micro_core.spec.driver import Counters
-from micro_core.spec.errors import Closed, LinkLost, MicroError, TooLarge, Unauthorized
+from micro_core.spec.errors import Closed, Conflict, LinkLost, MicroError, TooLarge, Unauthorized
 from micro_core.spec.tunnel import Link, LinkInfo, Priority
-from micro_core.tunnel.handshake import Done, Failed, Greeting, Handshake, HandshakeEffect, Send
+from micro_core.tunnel.handshake import (
+    Admit,
+    Done,
+    Failed,
+    Greeting,
+    Handshake,
+    HandshakeEffect,
+    HandshakeState,
+    Send,
+)
 from micro_core.tunnel.measure import LinkMeasure
-from micro_core.tunnel.mux import (
+from micro_core.tunnel.mux import Mux, MuxSession
+from micro_core.tunnel.mux_frames import (
     Message,
-    Mux,
     MuxEvent,
-    MuxSession,
     Opened,
     Over,
     Pinged,
@@ -41,11 +49,20 @@ LANE_ROOM_BYTES = {
 }
 """What a driver may have buffered of a lane before more is handed to it: little, so that order can still be changed."""
 
-EAGER_BYTES = 4_096
+EAGER_BYTES = 2_048
 """Queued bytes that are handed to the driver without waiting for the end of the turn, so that the far end can begin."""
 
-SINGLE_LANE_ROOM_BYTES = 128 * 1024
-"""The same where all priorities share one lane."""
+SINGLE_LANE_ROOM_BYTES = {
+    Priority.CONTROL: 128 * 1024,
+    Priority.CALLS: 96 * 1024,
+    Priority.EVENTS: 64 * 1024,
+    Priority.BULK: 32 * 1024,
+}
+"""The same where all share one lane: each leaves room to those above it, which go behind what is buffered already."""
+
+RETIRE_S = limits.DEFAULT_TIMEOUT_S
+"""How long the sessions of a link that another has taken over from may go on: as long as a call takes at most, unless
+its caller says otherwise."""
 
 
 class LinkOwner(Protocol):
@@ -77,18 +94,31 @@ class LinkEnvironment:
     counters: Counters
     keepalive_s: float
     dead_after_missed: int
-    make_handshake: Callable[[bool, Greeting, bytes], Handshake]
-    """(dialed, greeting, channel binding)"""
+    make_handshake: Callable[[bool, Greeting, bytes, Admit | None], Handshake]
+    """(dialed, greeting, channel binding, admit)"""
 
 
 class LinkPeer:
     """Implements `LinkReceiver`; a link from its first byte to its end."""
 
-    def __init__(self, link: Link, *, dialed: bool, greeting: Greeting, environment: LinkEnvironment) -> None:
+    def __init__(
+        self,
+        link: Link,
+        *,
+        dialed: bool,
+        greeting: Greeting,
+        environment: LinkEnvironment,
+        admit: Admit | None = None,
+    ) -> None:
         self.link = link
         self.dialed = dialed
         self.own = greeting
         self.dialed_address = ""
+        """As it was given to dial; several ways may lead there."""
+        self.way = ""
+        """The address that was dialled, with its scheme."""
+        self.why = ""
+        """What spoke for this way."""
         self.peer: Greeting | None = None
         self.peer_id = ""
         self.version = 0
@@ -101,11 +131,12 @@ class LinkPeer:
         self._environment = environment
         self._loop = asyncio.get_running_loop()
         self._mux = Mux(dialed=dialed, lane_count=link.lane_count)
-        self._handshake = environment.make_handshake(dialed, greeting, link.channel_binding)
+        self._handshake = environment.make_handshake(dialed, greeting, link.channel_binding, admit)
         self._early: list[tuple[int, bytes]] = []
         self._early_bytes = 0
         self._flush_scheduled = False
-        self._ended: asyncio.Future[None] = self._loop.create_future()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._retiring: asyncio.TimerHandle | None = None
         self.ready: asyncio.Future[None] = self._loop.create_future()
         """Done when the handshake is; fails with its reason."""
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(
@@ -216,9 +247,20 @@ class LinkPeer:
         if self._closing is not None:
             await asyncio.wait([self._closing], timeout=2.0)
 
-    async def wait_ended(self) -> None:
-        """Wait for the end, whoever causes it."""
-        await asyncio.shield(self._ended)
+    def retire(self, error: MicroError) -> None:
+        """Another link has taken over: serve the sessions that stand until the last is gone, for `RETIRE_S` at most."""
+        if self.error is None and self._retiring is None:
+            self._retiring = self._loop.call_later(RETIRE_S, self.abort, error)
+            self._set_over()
+
+    async def wait_over(self) -> None:
+        """Wait until this is no longer the link to its peer: it has ended, whoever caused it, or another took over."""
+        await asyncio.shield(self._over)
+
+    @property
+    def is_proving(self) -> bool:
+        """Whether our proof is out and the peer's awaited: it may count the link as standing already."""
+        return self._handshake.state is HandshakeState.PROVING
 
     def info(self) -> LinkInfo:
         peer = self.peer
@@ -234,6 +276,7 @@ class LinkPeer:
             remote=self.link.remote,
             dialed=self.dialed,
             dialed_address=self.dialed_address,
+            why=self.why,
             rtt_s=self.measure.rtt_s,
             rtt_variance_s=self.measure.rtt_variance_s,
             loss=self.measure.loss,
@@ -263,7 +306,13 @@ class LinkPeer:
                     self.bytes_out += len(data)
                     self.link.write(0, data)
                 case Failed(error):
-                    self._environment.counters.add("tunnel_handshakes_failed")
+                    if isinstance(error, Conflict):
+                        self._environment.counters.add("tunnel_links_duplicate")
+                    else:
+                        self._environment.counters.add("tunnel_handshakes_failed")
+                        # Who dialled hears of it anyway; here any stranger can have it said as often as it likes.
+                        where = {"remote": self.link.remote, "reason": error.detail}
+                        self._environment.logger.info("a link was refused", extra=where)
                     self.abort(error)
                 case Done(peer, peer_id, version, rest):
                     self._proved(peer, peer_id, version, rest)
@@ -299,7 +348,7 @@ class LinkPeer:
                 self.sessions[number] = session
                 if not self._environment.owner.session_opened(self, channel, session):
                     self.sessions.pop(number, None)
-                    self._mux.reset(number, nobody_listens(channel))
+                    self._mux.refuse(number, nobody_listens(channel))
             case Over(number, error):
                 ended = self.sessions.pop(number, None)
                 if ended is not None:
@@ -352,15 +401,19 @@ class LinkPeer:
             return
         now = self._environment.clock.now()
         single = self.link.lane_count == 1
-        for priority, most in LANE_ROOM_BYTES.items():
+        for priority, most in (SINGLE_LANE_ROOM_BYTES if single else LANE_ROOM_BYTES).items():
             if not self._mux.queued(priority):
                 continue
             lane = 0 if single else int(priority)
-            room = (SINGLE_LANE_ROOM_BYTES if single else most) - self.link.buffered_bytes(lane)
+            room = most - self.link.buffered_bytes(lane)
             data = self._mux.take(priority, room, now)
             if data:
                 self.bytes_out += len(data)
                 self.link.write(lane, data)
+
+    def _set_over(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
 
     def _end(self, error: MicroError) -> None:
         if self.error is not None:
@@ -375,6 +428,7 @@ class LinkPeer:
         sessions, self.sessions = list(self.sessions.values()), {}
         for session in sessions:
             session.end(error)
-        if not self._ended.done():
-            self._ended.set_result(None)
+        self._set_over()
+        if self._retiring is not None:
+            self._retiring.cancel()
         self._environment.owner.link_ended(self, error)

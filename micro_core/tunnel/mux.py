@@ -1,9 +1,9 @@
 """Sessions on channels over the lanes of one link.
 
-    length u24 | type u8 | session u32 | payload        per lane, big-endian
-
 OPEN names the channel and is not answered: data follows at once, and a RESET comes back where nobody listens. Sessions are
-numbered by their opener: odd by the side that dialled the link. Each direction of a session has its own credit. A link
+numbered by their opener: odd by the side that dialled the link. Each direction of a session has its own credit, and so
+has each direction of the whole link (WINDOW of session 0), of which the lower priorities leave a part to the higher: no
+number of sessions that nobody reads holds up adverts. A frame costs its head too, so that empty ones are bounded. A link
 with four lanes gives each priority its own; with one, pieces are small and the higher priority goes first.
 
 Pure: bytes and calls in, events out; `take` hands out what is to be written. A violation raises Malformed, and the link
@@ -12,35 +12,36 @@ must be closed.
 
 from __future__ import annotations
 
-import enum
 import struct
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from micro_core.spec.errors import (
-    Closed,
-    Ended,
-    Malformed,
-    MicroError,
-    Overloaded,
-    TooLarge,
-    Unreachable,
-    error_from_wire,
-)
+from micro_core.spec.errors import Ended, Malformed, MicroError, Overloaded, TooLarge, error_from_wire
 from micro_core.spec.tunnel import Priority
 from micro_core.tunnel.credit import BulkWindow, ReceiveCredit, SendCredit
+from micro_core.tunnel.mux_frames import (
+    BULK,
+    DATA,
+    HEAD,
+    MAX_CHANNELS,
+    MAX_PAYLOAD_BYTES,
+    PRIORITIES,
+    TYPE_AT,
+    TYPES,
+    Message,
+    MuxEvent,
+    Opened,
+    Over,
+    Pinged,
+    Ponged,
+    Received,
+    Resumed,
+    Type,
+    read_channel,
+)
 from micro_core.wire import limits
 from micro_core.wire.header import decode_map, encode_map
-
-HEAD = struct.Struct(">II")
-"""Length and type share the first u32: length in the upper 24 bits."""
-
-MAX_PAYLOAD_BYTES = limits.MAX_MULTICAST_BYTES + 512
-MAX_CHANNEL_BYTES = 200
-MAX_CHANNELS = 1_024
-"""Channels a peer may listen on."""
 
 HIGH_WATER_BYTES = 512 * 1024
 """Unsent bytes of a session above which its owner is asked to pause."""
@@ -53,82 +54,18 @@ MAX_QUEUED_MULTICAST_BYTES = 4 * 1024 * 1024
 MAX_QUEUED_CONTROL_BYTES = 4 * 1024 * 1024
 """Answers waiting for one link: pongs, grants, refusals."""
 
+LINK_RESERVE_BYTES = {
+    Priority.CONTROL: 0,
+    Priority.CALLS: limits.LINK_WINDOW_BYTES // 16,
+    Priority.EVENTS: limits.LINK_WINDOW_BYTES // 8,
+    Priority.BULK: limits.LINK_WINDOW_BYTES // 4,
+}
+"""What a priority leaves of the link's credit to those above it."""
+
 BULK_ACK_STEP_BYTES = 8 * 1024
 """Bulk is acknowledged in small steps: each is a measurement for the far end's window."""
 
-PRIORITIES = tuple(Priority)
-
-
-class Type(enum.IntEnum):
-    """Kinds of mux frames; session 0 but for the first five and BULK."""
-
-    OPEN = 1
-    DATA = 2
-    WINDOW = 3
-    CLOSE = 4
-    RESET = 5
-    MULTICAST = 6
-    BROADCAST = 7
-    LISTEN = 8
-    UNLISTEN = 9
-    PING = 10
-    PONG = 11
-    BULK = 12
-    """DATA of a bulk session: acknowledged for the whole link, whatever became of the session."""
-    BULK_ACK = 13
-    """u32: so many bytes of BULK have arrived."""
-
-
-_TYPES = frozenset(int(kind) for kind in Type)
-_DATA, _BULK = int(Type.DATA), int(Type.BULK)
-_TYPE_AT = 3
-"""Where a frame has its type."""
-
-
-class Opened(NamedTuple):
-    """The peer opened a session: accept it by `accept`, or `reset` it."""
-
-    session: int
-    channel: str
-    priority: Priority
-
-
-class Received(NamedTuple):
-    """Data of a session; tell `consumed` when it has been taken."""
-
-    session: int
-    data: bytes
-
-
-class Over(NamedTuple):
-    """A session ended at the far end."""
-
-    session: int
-    error: MicroError
-
-
-class Resumed(NamedTuple):
-    """A session whose owner was asked to pause may write again."""
-
-    session: int
-
-
-class Message(NamedTuple):
-    """A multicast or broadcast message."""
-
-    channel: str
-    payload: bytes
-
-
-class Pinged(NamedTuple):
-    token: int
-
-
-class Ponged(NamedTuple):
-    token: int
-
-
-MuxEvent = Opened | Received | Over | Resumed | Message | Pinged | Ponged
+_COUNT = struct.Struct(">I")
 
 
 @dataclass(slots=True)
@@ -158,7 +95,10 @@ class Mux:
         self._lane_count = lane_count
         self._window = window
         self._next = 1 if dialed else 2
-        self._last_peer = 0
+        self._link_send = SendCredit(limits.LINK_WINDOW_BYTES, limits.LINK_WINDOW_BYTES)
+        self._link_receive = ReceiveCredit(limits.LINK_WINDOW_BYTES, limits.LINK_WINDOW_BYTES // 16)
+        self._held_by_link: dict[int, MuxSession] = {}
+        """Sessions that wait for the link's credit, not for their own."""
         self._peer_parity = 0 if dialed else 1
         self._queues: tuple[deque[bytes], ...] = tuple(deque() for _ in PRIORITIES)
         self._queued_bytes = [0] * len(PRIORITIES)
@@ -178,7 +118,7 @@ class Mux:
 
     def write(self, session: MuxSession, data: bytes) -> bool:
         """Queue data of a session; False when its owner should pause."""
-        if session.is_closing:
+        if session.is_closing or not data:
             return True
         # A view: cutting pieces off a large write must not copy the rest each time.
         session.unsent.append(data if len(data) <= limits.MAX_MUX_FRAME_BYTES else memoryview(data))
@@ -190,10 +130,11 @@ class Mux:
         return True
 
     def consumed(self, session: MuxSession, count: int) -> None:
-        """The owner has taken `count` bytes."""
-        granted = session.receive.consume(count)
+        """The owner has taken the `count` bytes of one `Received`, or let them go."""
+        granted = session.receive.consume(count + HEAD.size)
         if granted and session.number in self.sessions and not session.peer_closed:
-            self._queue(Priority.CONTROL, Type.WINDOW, session.number, struct.pack(">I", granted))
+            self._queue(Priority.CONTROL, Type.WINDOW, session.number, _COUNT.pack(granted))
+        self._link_consumed(count)
 
     def close(self, session: MuxSession) -> None:
         """End a session after what is queued."""
@@ -206,6 +147,11 @@ class Mux:
         self._forget(number)
         lane = session.priority if session is not None else Priority.CONTROL
         self._queue(lane, Type.RESET, number, encode_map(error.to_wire()))
+
+    def refuse(self, number: int, error: MicroError) -> None:
+        """End a session that the peer has just opened. Unlike a reset it overtakes nothing: nothing was sent."""
+        self._forget(number)
+        self._queue(Priority.CONTROL, Type.RESET, number, encode_map(error.to_wire()))
 
     # ------------------------------------------------------------- whole link
 
@@ -260,7 +206,7 @@ class Mux:
         if priority is Priority.BULK:
             # Frame by frame, as the far end acknowledges: a mark that covers more would be timed by an older one.
             for frame in taken:
-                if frame[_TYPE_AT] == _BULK:
+                if frame[TYPE_AT] == BULK:
                     self.bulk.sent(len(frame) - HEAD.size, now)
         return data
 
@@ -276,20 +222,24 @@ class Mux:
             length, kind = length_and_type >> 8, length_and_type & 0xFF
             if length > MAX_PAYLOAD_BYTES:
                 raise TooLarge(f"a tunnel frame of {length} bytes")
-            if kind not in _TYPES:
+            if kind not in TYPES:
                 raise Malformed(f"unknown tunnel frame type {kind}")
             stop = position + HEAD.size + length
             if stop > end:
                 break
             payload = data[position + HEAD.size : stop]
             position = stop
-            if kind == _DATA or kind == _BULK:
-                if kind == _BULK:
+            if kind == DATA or kind == BULK:
+                if kind == BULK:
                     self._acknowledge_bulk(length)
+                self._link_receive.receive(length + HEAD.size)
                 session = self.sessions.get(number)
                 if session is not None:
-                    session.receive.receive(length)
+                    session.receive.receive(length + HEAD.size)
                     yield Received(number, payload)
+                else:
+                    # On its way when the session ended.
+                    self._link_consumed(length)
                 continue
             if self._queued_bytes[Priority.CONTROL] > MAX_QUEUED_CONTROL_BYTES:
                 raise Overloaded("the peer asks faster than it reads what it asked for")
@@ -316,27 +266,27 @@ class Mux:
                 length = payload[0] if payload else 0
                 if not length or len(payload) < 1 + length:
                     raise Malformed("a multicast without a channel")
-                yield Message(_channel(payload[1 : 1 + length]), payload[1 + length :])
+                yield Message(read_channel(payload[1 : 1 + length]), payload[1 + length :])
             case Type.LISTEN:
                 if len(self.peer_channels) >= MAX_CHANNELS:
                     raise Malformed(f"the peer listens on more than {MAX_CHANNELS} channels")
-                self.peer_channels.add(_channel(payload))
+                self.peer_channels.add(read_channel(payload))
             case Type.UNLISTEN:
-                self.peer_channels.discard(_channel(payload))
+                self.peer_channels.discard(read_channel(payload))
             case Type.PING | Type.PONG:
                 if len(payload) != 8:
                     raise Malformed("a ping without a token")
                 (token,) = struct.unpack(">Q", payload)
                 yield Pinged(token) if kind is Type.PING else Ponged(token)
             case Type.BULK_ACK:
-                if len(payload) != 4:
+                if len(payload) != _COUNT.size:
                     raise Malformed("a BULK_ACK without a count")
-                self.bulk.granted(struct.unpack(">I", payload)[0], now)
+                self.bulk.granted(_COUNT.unpack(payload)[0], now)
 
     def _acknowledge_bulk(self, count: int) -> None:
         self._bulk_received += count
         if self._bulk_received >= BULK_ACK_STEP_BYTES:
-            self._queue(Priority.CONTROL, Type.BULK_ACK, 0, struct.pack(">I", self._bulk_received))
+            self._queue(Priority.CONTROL, Type.BULK_ACK, 0, _COUNT.pack(self._bulk_received))
             self._bulk_received = 0
 
     def _peer_opens(self, number: int, payload: bytes) -> Iterator[MuxEvent]:
@@ -344,7 +294,7 @@ class Mux:
             raise Malformed(f"session {number} is not the peer's to open")
         if number in self.sessions or not payload or payload[0] >= len(PRIORITIES):
             raise Malformed("OPEN of a session that stands, or without a priority")
-        channel, priority = _channel(payload[1:]), PRIORITIES[payload[0]]
+        channel, priority = read_channel(payload[1:]), PRIORITIES[payload[0]]
         if len(self.sessions) >= limits.MAX_SESSIONS_PER_LINK:
             refusal = Overloaded("too many sessions on the link")
             self._queue(Priority.CONTROL, Type.RESET, number, encode_map(refusal.to_wire()))
@@ -353,21 +303,36 @@ class Mux:
         yield Opened(number, channel, priority)
 
     def _peer_grants(self, number: int, payload: bytes) -> Iterator[MuxEvent]:
-        if len(payload) != 4:
+        if len(payload) != _COUNT.size:
             raise Malformed("a WINDOW without a count")
-        session = self.sessions.get(number)
-        if session is None:
+        (count,) = _COUNT.unpack(payload)
+        if number == 0:
+            self._link_send.grant(count)
+            waiting, self._held_by_link = self._held_by_link, {}
+            # The highest priority first; within one, who has waited longest.
+            for session in sorted(waiting.values(), key=lambda session: session.priority):
+                yield from self._go_on(session)
             return
-        (count,) = struct.unpack(">I", payload)
-        session.send.grant(count)
+        granted = self.sessions.get(number)
+        if granted is not None:
+            granted.send.grant(count)
+            yield from self._go_on(granted)
+
+    # ----------------------------------------------------------------- inside
+
+    def _go_on(self, session: MuxSession) -> Iterator[MuxEvent]:
+        """Send what new credit allows."""
         self._pump(session)
         if session.is_paused and session.unsent_bytes < LOW_WATER_BYTES:
             session.is_paused = False
-            yield Resumed(number)
+            yield Resumed(session.number)
         if session.is_closing:
             self._finish_close(session)
 
-    # ----------------------------------------------------------------- inside
+    def _link_consumed(self, count: int) -> None:
+        granted = self._link_receive.consume(count + HEAD.size)
+        if granted:
+            self._queue(Priority.CONTROL, Type.WINDOW, 0, _COUNT.pack(granted))
 
     def _new(self, number: int, channel: str, priority: Priority) -> MuxSession:
         credit = SendCredit(self._window, self._window), ReceiveCredit(self._window, self._window // 4)
@@ -378,10 +343,19 @@ class Mux:
     def _pump(self, session: MuxSession) -> None:
         """Turn what a session wants to send into frames, as far as its credit goes."""
         piece = limits.MAX_MUX_FRAME_BYTES
-        kind = _BULK if session.priority is Priority.BULK else _DATA
-        while session.unsent and session.send.available:
+        kind = BULK if session.priority is Priority.BULK else DATA
+        link, own = self._link_send, session.send
+        reserve = LINK_RESERVE_BYTES[session.priority]
+        while session.unsent:
+            if link.available - reserve <= HEAD.size:
+                self._held_by_link[session.number] = session
+                return
             data = session.unsent[0]
-            count = session.send.take(min(len(data), piece))
+            count = min(len(data), piece, own.available - HEAD.size, link.available - reserve - HEAD.size)
+            if count <= 0:
+                return
+            own.take(count + HEAD.size)
+            link.take(count + HEAD.size)
             if count == len(data):
                 session.unsent.popleft()
                 payload = data
@@ -400,27 +374,9 @@ class Mux:
         if session is not None:
             session.unsent.clear()
             session.unsent_bytes = 0
+            self._held_by_link.pop(number, None)
 
     def _queue(self, priority: Priority, kind: int, number: int, payload: bytes | memoryview) -> None:
         frame = HEAD.pack(len(payload) << 8 | kind, number) + payload
         self._queues[priority].append(frame)
         self._queued_bytes[priority] += len(frame)
-
-
-def _channel(raw: bytes) -> str:
-    if not raw or len(raw) > MAX_CHANNEL_BYTES:
-        raise Malformed("a channel without a name, or with one too long")
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise Malformed("a channel's name is not UTF-8") from error
-
-
-def closed_here(channel: str) -> Closed:
-    """The end of a session that this side closed."""
-    return Closed(f"the session on {channel} was closed here")
-
-
-def nobody_listens(channel: str) -> Unreachable:
-    """The refusal of a session on a channel without a listener."""
-    return Unreachable(f"nobody listens on channel {channel}")

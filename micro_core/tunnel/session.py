@@ -114,5 +114,7 @@ class TunnelSession:
             receiver.data_received(data)
         if self._error is not None and not self._is_told and (not self._held or isinstance(self._error, Closed)):
             self._is_told = True
+            for data in self._held:
+                self._link.consumed(self._mux_session, len(data))
             self._held.clear()
             receiver.socket_lost(self._error)

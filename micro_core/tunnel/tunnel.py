@@ -8,9 +8,11 @@ Both ends apply the same rule to the same facts, so they keep the same link.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from micro_core.spec.clock import Clock, Random
 from micro_core.spec.driver import Counters
@@ -21,7 +23,6 @@ from micro_core.spec.errors import (
     LinkLost,
     MicroError,
     TooLarge,
-    Unauthorized,
     Unreachable,
 )
 from micro_core.spec.names import short_id
@@ -36,11 +37,12 @@ from micro_core.spec.tunnel import (
     Priority,
     Session,
 )
-from micro_core.tunnel.backoff import Backoff
-from micro_core.tunnel.handshake import NONCE_BYTES, Greeting, Handshake, HandshakeKeys
+from micro_core.tunnel.handshake import NONCE_BYTES, Admit, Greeting, Handshake, HandshakeKeys
 from micro_core.tunnel.identity import NodeIdentity, is_member, is_signed_by, membership_proof, node_id_of
+from micro_core.tunnel.keeper import LinkKeeper
 from micro_core.tunnel.link import LinkEnvironment, LinkPeer
 from micro_core.tunnel.session import TunnelSession
+from micro_core.tunnel.ways import WayFinder, WayOptions, ways_to
 from micro_core.wire import limits
 
 MAX_PENDING_LINKS = 128
@@ -60,12 +62,8 @@ class TunnelOptions:
     dial_timeout_s: float = 5.0
     """How long a dial and its handshake may take."""
 
-    redial_first_s: float = 0.2
-    redial_last_s: float = 15.0
-    """Bounds of the pause between two dials of a kept address."""
-
-    redial_refused_s: float = 30.0
-    """The pause where the peer refused: another network, another token, oneself."""
+    ways: WayOptions = field(default_factory=WayOptions)
+    """When which way to a node is dialled, and again."""
 
 
 @dataclass(slots=True)
@@ -132,12 +130,15 @@ class TunnelHost:
             make_handshake=self._make_handshake,
         )
         self._links: dict[str, LinkPeer] = {}
-        self._pending: set[LinkPeer] = set()
+        self._pending: dict[LinkPeer, None] = {}
+        self._retired: dict[LinkPeer, None] = {}
+        """Links from which another has taken over, until their sessions are done."""
         self._open_listeners: list[Listener] = []
         self._accepting: dict[str, Callable[[Session], None]] = {}
         self._receiving: dict[str, list[MessageReceiver]] = {}
         self._kept: dict[str, asyncio.Task[None]] = {}
         self._up_callbacks: list[Callable[[LinkInfo], None]] = []
+        self._moved_callbacks: list[Callable[[LinkInfo], None]] = []
         self._down_callbacks: list[Callable[[LinkInfo, MicroError], None]] = []
         self._failed_callbacks: list[Callable[[str, MicroError], None]] = []
         self._is_closed = False
@@ -151,7 +152,7 @@ class TunnelHost:
         for driver, address in self._drivers:
             await driver.start()
             if address is not None:
-                self._open_listeners.append(await driver.listen(address, self._accept))
+                self._open_listeners.append(await self._listen(driver, address))
         self._greeting = replace(self._greeting, addresses=tuple(self.address()))
 
     async def close(self) -> None:
@@ -162,7 +163,7 @@ class TunnelHost:
         await asyncio.gather(*kept, return_exceptions=True)
         for listener in self._open_listeners:
             await listener.close()
-        links = [*self._links.values(), *self._pending]
+        links = [*self._links.values(), *self._pending, *self._retired]
         await asyncio.gather(*(link.close() for link in links))
         for driver, _ in self._drivers:
             await driver.close()
@@ -173,24 +174,61 @@ class TunnelHost:
         return [link.info() for link in self._links.values()]
 
     async def link_to(self, address: str, *, timeout_s: float | None = None) -> LinkInfo:
-        """Dial and shake hands; returns the link that stands, which may be an older one to the same peer."""
-        timeout_s = timeout_s or self._options.dial_timeout_s
-        driver, bare = self._driver_for(address)
-        dialed = await driver.dial(bare, timeout_s=timeout_s)
-        link = self._begin(dialed, dialed=True, address=address)
+        """Dial and shake hands; returns the link that stands, which may be an older one to the same peer.
+
+        Of several ways to `address` the first that answers is taken, each within `timeout_s`.
+        """
+        link = await self._keeper(address, timeout_s=timeout_s, is_forced=True).link_once()
+        return link.info()
+
+    async def dial_way(
+        self,
+        way: str,
+        *,
+        address: str,
+        why: str,
+        replaces: LinkPeer | None,
+        is_forced: bool,
+        timeout_s: float | None = None,
+    ) -> LinkPeer:
+        """As `keeper.DialWay`."""
+        met: list[LinkPeer] = []
+
+        def admit(peer_id: str, greeting: Greeting) -> None:
+            standing = self._links.get(peer_id)
+            if standing is None or standing is replaces or is_forced:
+                return
+            assert standing.peer is not None
+            if greeting.incarnation <= standing.peer.incarnation:
+                # Only a claim so far, but all that comes of it is that this dial is given up.
+                met.append(standing)
+                raise Conflict("another link to this node stands")
+
+        scheme, _, bare = way.partition("://")
+        driver = next(driver for driver, _ in self._drivers if driver.scheme == scheme)
+        dialed = await driver.dial(bare, timeout_s=timeout_s or self._options.dial_timeout_s)
+        link = self._begin(dialed, dialed=True, address=address, admit=admit)
+        link.way, link.why = way, why
+        link.start()
         try:
             # A handshake bounds its own time, and its end completes `ready`.
             await asyncio.shield(link.ready)
         except asyncio.CancelledError:
-            link.abort(Closed("the dial was given up"))
+            if not link.is_proving:
+                # With the proof out the other end may count the link as standing: then it has to stand here, too.
+                link.abort(Closed("the dial was given up"))
             raise
         except MicroError:
-            standing = self._links.get(link.peer_id)
-            if standing is None:
+            standing = met[0] if met else self._links.get(link.peer_id)
+            if standing is None or standing.error is not None:
                 raise
             # The dial met a peer that is linked already.
-            return standing.info()
-        return link.info()
+            return standing
+        return link
+
+    def find_link(self, peer_id: str) -> LinkPeer | None:
+        """The link that stands to a peer."""
+        return self._links.get(peer_id)
 
     async def unlink(self, peer: str) -> None:
         link = self._links.get(peer)
@@ -198,9 +236,17 @@ class TunnelHost:
             await link.close()
 
     def keep_link(self, address: str) -> None:
-        """Dial `address`, and again whenever there is no link to whoever answers there. Idempotent."""
+        """Dial `address`, and again whenever there is no link to whoever answers there. Idempotent.
+
+        `address` may stand for several ways to one node: see `ways.ways_to`.
+        """
         if address not in self._kept and not self._is_closed:
-            task = asyncio.get_running_loop().create_task(self._keep(address))
+            try:
+                keeper = self._keeper(address, timeout_s=None, is_forced=False)
+            except Unreachable as error:
+                asyncio.get_running_loop().call_soon(self._dial_failed, address, error)
+                return
+            task = asyncio.get_running_loop().create_task(keeper.keep())
             task.add_done_callback(self._keeper_done)
             self._kept[address] = task
 
@@ -212,6 +258,9 @@ class TunnelHost:
 
     def on_link_up(self, callback: Callable[[LinkInfo], None]) -> None:
         self._up_callbacks.append(callback)
+
+    def on_link_moved(self, callback: Callable[[LinkInfo], None]) -> None:
+        self._moved_callbacks.append(callback)
 
     def on_link_down(self, callback: Callable[[LinkInfo, MicroError], None]) -> None:
         self._down_callbacks.append(callback)
@@ -234,7 +283,7 @@ class TunnelHost:
         if channel in self._accepting:
             raise Conflict(f"somebody listens on channel {channel} already")
         self._accepting[channel] = accept
-        return _Channel(channel, lambda: self._stop_listening(channel))
+        return _Channel(channel, lambda: self._accepting.pop(channel, None) and None)
 
     def send(self, channel: str, payload: bytes, *, mode: DialMode, priority: Priority = Priority.CONTROL) -> int:
         if mode is DialMode.UNICAST:
@@ -256,21 +305,29 @@ class TunnelHost:
     # -------------------------------------------------------------- LinkOwner
 
     def link_proved(self, link: LinkPeer) -> bool:
-        self._pending.discard(link)
+        self._pending.pop(link, None)
         standing = self._links.get(link.peer_id)
+        has_moved = False
         if standing is not None:
             if not self._supersedes(link, standing):
                 self._counters.add("tunnel_links_duplicate")
                 return False
+            has_moved = self._takes_over(link, standing)
             self._counters.add("tunnel_links_replaced")
             self._links[link.peer_id] = link
-            standing.abort(LinkLost("replaced by a newer link to the same node"))
+            replaced = LinkLost("replaced by a newer link to the same node")
+            if has_moved:
+                self._retired[standing] = None
+                standing.retire(replaced)
+            else:
+                standing.abort(replaced)
         self._links[link.peer_id] = link
-        asyncio.get_running_loop().call_soon(self._announce_up, link)
+        asyncio.get_running_loop().call_soon(self._announce_up, link, has_moved)
         return True
 
     def link_ended(self, link: LinkPeer, error: MicroError) -> None:
-        self._pending.discard(link)
+        self._pending.pop(link, None)
+        self._retired.pop(link, None)
         if link.peer is None or self._links.get(link.peer_id) is not link:
             return
         del self._links[link.peer_id]
@@ -295,24 +352,35 @@ class TunnelHost:
 
     # ----------------------------------------------------------------- inside
 
+    async def _listen(self, driver: LinkDriver, address: str) -> Listener:
+        """Where any port will do, that of the drivers before: an address without a scheme then leads to all of them."""
+        numbers = {listener.address.rpartition(":")[2] for listener in self._open_listeners}
+        if address.endswith(":0"):
+            for number in sorted(numbers):
+                with contextlib.suppress(Conflict):
+                    return await driver.listen(address[:-1] + number, self._accept)
+        return await driver.listen(address, self._accept)
+
     def _accept(self, link: Link) -> None:
         accepted = self._begin(link, dialed=False, address="")
+        accepted.start()
         if len(self._pending) > MAX_PENDING_LINKS or self._is_closed:
             self._counters.add("tunnel_links_refused")
             accepted.abort(Unreachable("too many links are waiting for their handshake"))
 
-    def _begin(self, link: Link, *, dialed: bool, address: str) -> LinkPeer:
+    def _begin(self, link: Link, *, dialed: bool, address: str, admit: Admit | None = None) -> LinkPeer:
         if dialed:
             self._greeting = replace(self._greeting, generation=self._greeting.generation + 1)
-        peer = LinkPeer(link, dialed=dialed, greeting=self._greeting, environment=self._environment)
+        peer = LinkPeer(link, dialed=dialed, greeting=self._greeting, environment=self._environment, admit=admit)
         peer.dialed_address = address
-        self._pending.add(peer)
-        peer.start()
+        self._pending[peer] = None
         return peer
 
-    def _make_handshake(self, dialed: bool, greeting: Greeting, binding: bytes) -> Handshake:
+    def _make_handshake(self, dialed: bool, greeting: Greeting, binding: bytes, admit: Admit | None) -> Handshake:
         nonce = self._random.getrandbits(NONCE_BYTES * 8).to_bytes(NONCE_BYTES, "big")
-        return Handshake(dialed=dialed, own=greeting, nonce=nonce, channel_binding=binding, keys=self._keys)
+        return Handshake(
+            dialed=dialed, own=greeting, nonce=nonce, channel_binding=binding, keys=self._keys, admit=admit
+        )
 
     def _supersedes(self, new: LinkPeer, old: LinkPeer) -> bool:
         assert new.peer is not None
@@ -320,62 +388,55 @@ class TunnelHost:
         if new.peer.incarnation != old.peer.incarnation:
             return new.peer.incarnation > old.peer.incarnation
         if new.dialed == old.dialed:
-            generations = [(link.own if link.dialed else link.peer) for link in (new, old)]
-            first, second = generations
+            first, second = ((link.own if link.dialed else link.peer) for link in (new, old))
             assert first is not None
             assert second is not None
             return first.generation > second.generation
         by_us = self.node_id < new.peer_id
         return new.dialed is by_us
 
-    def _announce_up(self, link: LinkPeer) -> None:
+    def _takes_over(self, new: LinkPeer, old: LinkPeer) -> bool:
+        """Whether the old link still works: the same life of the peer has made a better one beside it.
+
+        Over the same driver the peer would not have dialled again unless the old one were broken.
+        """
+        assert new.peer is not None
+        assert old.peer is not None
+        return new.peer.incarnation == old.peer.incarnation and new.link.driver != old.link.driver
+
+    def _announce_up(self, link: LinkPeer, has_moved: bool) -> None:
         if link.error is not None:
             return
         for channel in self._receiving:
             link.listen(channel)
         info = link.info()
         self._log.info("link up", extra={"peer": info.peer_name, "driver": info.driver})
-        for callback in self._up_callbacks:
+        for callback in self._moved_callbacks if has_moved else self._up_callbacks:
             callback(info)
 
-    def _driver_for(self, address: str) -> tuple[LinkDriver, str]:
-        scheme, separator, bare = address.partition("://")
-        for driver, _ in self._drivers:
-            if not separator or driver.scheme == scheme:
-                return driver, bare if separator else address
-        known = ", ".join(driver.scheme for driver, _ in self._drivers) or "none"
-        raise Unreachable(
-            f"no tunnel driver for {address}",
-            hint=f"drivers in use: {known}; name one with --plugins, as in --plugins quic",
+    def _keeper(self, address: str, *, timeout_s: float | None, is_forced: bool) -> LinkKeeper:
+        """Raises Unreachable where no driver in use leads to `address`."""
+        ways = ways_to(address, [driver.scheme for driver, _ in self._drivers])
+        return LinkKeeper(
+            address,
+            WayFinder(ways, self._options.ways, self._random),
+            functools.partial(self.dial_way, timeout_s=timeout_s),
+            self.find_link,
+            clock=self._clock,
+            logger=self._log,
+            counters=self._counters,
+            on_failed=functools.partial(self._dial_failed, address),
+            is_forced=is_forced,
         )
 
-    async def _keep(self, address: str) -> None:
-        backoff = Backoff(random=self._random, first_s=self._options.redial_first_s, last_s=self._options.redial_last_s)
-        while True:
-            try:
-                info = await self.link_to(address)
-            except MicroError as error:
-                for callback in self._failed_callbacks:
-                    callback(address, error)
-                refused = isinstance(error, Unauthorized)
-                await asyncio.sleep(self._options.redial_refused_s if refused else backoff.next_s())
-                continue
-            backoff.reset()
-            link = self._links.get(info.peer)
-            if link is not None:
-                await link.wait_ended()
-            await asyncio.sleep(backoff.next_s())
-            while (standing := self._links.get(info.peer)) is not None:
-                # Replaced, or the peer has dialled us meanwhile.
-                await standing.wait_ended()
+    def _dial_failed(self, address: str, error: MicroError) -> None:
+        for callback in self._failed_callbacks:
+            callback(address, error)
 
     def _keeper_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._counters.add("tunnel_keepers_failed")
             self._log.error("keeping a link failed", exc_info=error)
-
-    def _stop_listening(self, channel: str) -> None:
-        self._accepting.pop(channel, None)
 
     def _unsubscribe(self, channel: str, receive: MessageReceiver) -> None:
         receivers = self._receiving.get(channel, [])

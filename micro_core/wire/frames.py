@@ -137,7 +137,7 @@ class FrameDecoder:
         data = self._rest + data if self._rest else data
         self._rest = b""
         position, end = 0, len(data)
-        unpack = HEAD.unpack_from
+        unpack, new = HEAD.unpack_from, tuple.__new__
         while end - position >= HEAD.size:
             length, kind, flags, stream, header_length = unpack(data, position)
             if length > limits.MAX_FRAME_BYTES - 4:
@@ -154,7 +154,8 @@ class FrameDecoder:
                 raise Malformed(f"a {_KINDS[kind].name} frame on stream {stream}")
             if frame_end > end:
                 break
-            yield Frame(kind, flags, stream, data[position + HEAD.size : body_start], data[body_start:frame_end])
+            # Frame(...) without its interpreted constructor: this is done once a frame at every hop.
+            yield new(Frame, (kind, flags, stream, data[position + HEAD.size : body_start], data[body_start:frame_end]))
             position = frame_end
         self._rest = data[position:]
 

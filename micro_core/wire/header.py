@@ -6,6 +6,8 @@ Pure; everything read is checked.
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,7 +19,15 @@ from micro_core.wire import limits
 WIRE_VERSIONS = (1,)
 """Versions of frames and headers spoken here, newest first; two neighbours use the highest that both speak."""
 
-_NO_METADATA: Mapping[str, str] = {}
+CACHED_HEADER_BYTES = 512
+CACHED_HEADERS = 2_048
+"""Calls to one endpoint have the same header, byte for byte, but for the time that remains: those up to this size are
+read and written once. A peer that sends only different ones gains nothing and costs what it did."""
+
+_NO_METADATA: Mapping[str, str] = types.MappingProxyType({})
+
+_pack = msgpack.Packer(use_bin_type=True).pack
+"""One packer for all: making one costs more than packing a header."""
 
 
 class CallMode:
@@ -69,7 +79,7 @@ class EventHeader(NamedTuple):
 
 def encode_header(header: CallHeader | ResponseHeader | EventHeader) -> bytes:
     """Return the header as bytes; raises TooLarge above `limits.MAX_HEADER_BYTES`."""
-    encoded: bytes = msgpack.packb(tuple(header), use_bin_type=True)
+    encoded: bytes = _pack([_plain(field) for field in header])
     if len(encoded) > limits.MAX_HEADER_BYTES:
         raise TooLarge(
             f"a header of {len(encoded)} bytes is over the bound of {limits.MAX_HEADER_BYTES}",
@@ -79,7 +89,11 @@ def encode_header(header: CallHeader | ResponseHeader | EventHeader) -> bytes:
 
 
 def decode_call_header(data: bytes) -> CallHeader:
-    """Read a REQUEST's header; raises Malformed naming the field."""
+    """Read a REQUEST's header; raises Malformed naming the field. The metadata is read-only: headers are shared."""
+    return _decode_known(data) if len(data) <= CACHED_HEADER_BYTES else _decode(data)
+
+
+def _decode(data: bytes) -> CallHeader:
     fields = _array(data, 2, "call header")
     count = len(fields)
     timeout_ms = _integer(fields[3], 0, int(limits.MAX_TIMEOUT_S * 1000), "timeout") if count > 3 else 5000
@@ -97,10 +111,13 @@ def decode_call_header(data: bytes) -> CallHeader:
     )
 
 
+_decode_known = functools.lru_cache(CACHED_HEADERS)(_decode)
+
+
 def decode_response_header(data: bytes) -> ResponseHeader:
     """Read a RESPONSE's header (empty means defaults); raises Malformed."""
     if not data:
-        return ResponseHeader()
+        return _PLAIN_RESPONSE
     fields = _array(data, 1, "response header")
     return ResponseHeader(
         _text(fields[0], "content type", 100),
@@ -121,6 +138,9 @@ def decode_event_header(data: bytes) -> EventHeader:
         _integer(fields[5], 0, limits.MAX_HOPS, "hops left") if count > 5 else limits.MAX_HOPS,
         _text(fields[6], "origin", 64) if count > 6 else "",
     )
+
+
+_PLAIN_RESPONSE = ResponseHeader()
 
 
 def encode_hello(node_id: str = "") -> bytes:
@@ -196,4 +216,9 @@ def _metadata(value: object) -> Mapping[str, str]:
     for key, entry in value.items():
         if type(key) is not str or type(entry) is not str:
             raise Malformed("metadata: keys and values are texts")
-    return value
+    return types.MappingProxyType(value)
+
+
+def _plain(field: object) -> object:
+    """A field as msgpack takes it: metadata may be a read-only view."""
+    return dict(field) if isinstance(field, Mapping) else field

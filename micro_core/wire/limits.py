@@ -30,6 +30,14 @@ MAX_CONNECTION_BUFFER_BYTES = 16 * 1024 * 1024
 """What waits to be written on one connection. Above it new calls are refused with Overloaded; calls that stand are
 bounded by their credit."""
 
+MAX_UNREAD_BYTES = 64 * 1024 * 1024
+"""What waits to be written on one connection before calls that stand end with Overloaded too: a peer that has opened
+many calls and stopped reading has the credit of all of them, and must not get it."""
+
+MAX_HELD_ANSWER_BYTES = 256 * 1024 * 1024
+"""Whole answers that a service holds until their callers grant credit, all calls together; above it the next large
+answer is Overloaded. 4,096 calls that are answered with 4 MiB each would be 16 GiB."""
+
 MAX_HOPS = 16
 """Nodes that a frame may pass. Paths longer than this exist only in loops (RIP's bound is 16 too)."""
 

@@ -20,16 +20,6 @@ def new_table(counters: CountersInMemory | None = None) -> MemoryTable:
     return MemoryTable(logger=logging.getLogger("test"), counters=counters or CountersInMemory())
 
 
-def test_the_best_metric_comes_first_and_keys_decide_among_equals() -> None:
-    table = new_table()
-    far, near = replace(ROUTE, metric=900, gateway="a"), replace(ROUTE, metric=100, gateway="z")
-    twin = replace(near, gateway="y")
-    for route in (far, near, twin, replace(ROUTE, service="other")):
-        table.put(route)
-    assert table.lookup("greeter") == (twin, near, far)
-    assert table.lookup("nobody") == ()
-
-
 def test_a_lookup_is_the_same_tuple_until_its_service_changes() -> None:
     table = new_table()
     table.put(ROUTE)
@@ -39,24 +29,6 @@ def test_a_lookup_is_the_same_tuple_until_its_service_changes() -> None:
     assert table.lookup("greeter") is answer
     table.put(replace(ROUTE, metric=1))
     assert table.lookup("greeter") == (replace(ROUTE, metric=1),)
-
-
-def test_watchers_hear_of_every_change_after_it_stands_and_of_nothing_else() -> None:
-    table = new_table()
-    heard: list[tuple[RouteEventKind, int, int]] = []
-    end = table.watch(
-        lambda event: heard.append((event.kind, event.route.metric, len(table.lookup(event.route.service))))
-    )
-    table.put(ROUTE)
-    table.put(replace(ROUTE))
-    table.put(replace(ROUTE, metric=501))
-    assert table.delete(ROUTE.key)
-    assert not table.delete(ROUTE.key)
-    assert heard == [(CREATE, 500, 1), (UPDATE, 501, 1), (DELETE, 501, 0)]
-    end()
-    end()
-    table.put(ROUTE)
-    assert len(heard) == 3
 
 
 def test_changes_made_by_a_watcher_reach_all_watchers_in_order() -> None:

@@ -13,16 +13,13 @@ from micro_core.builtin import memory_tunnel
 from micro_core.builtin.memory_tunnel import LOW_MARK_BYTES, MemoryLink, MemoryTunnel, MemoryTunnelOptions
 from micro_core.builtin.system_clock import SystemClock
 from micro_core.spec import (
-    Closed,
     Conflict,
     CountersInMemory,
     DriverContext,
     Ended,
     Link,
-    LinkLost,
     MicroError,
     OptionError,
-    Unreachable,
 )
 
 PATIENCE_S = 10.0
@@ -98,34 +95,6 @@ def memory(reader: Reader) -> MemoryLink:
     return reader.link
 
 
-async def test_each_lane_is_in_order_both_ways_and_delivered_in_a_later_turn(pair: Pair) -> None:
-    near, far = await pair.connect()
-    for lane in range(near.link.lane_count):
-        for number in range(100):
-            near.link.write(lane, b"%d." % number)
-            far.link.write(lane, b"%d." % number)
-    assert far.data == {}
-    expected = b"".join(b"%d." % number for number in range(100))
-    await until(lambda: near.data == far.data == dict.fromkeys(range(near.link.lane_count), expected))
-
-
-async def test_both_ends_share_a_binding_that_no_other_link_has(pair: Pair) -> None:
-    one, two = await pair.connect(), await pair.connect()
-    assert one[0].link.channel_binding == one[1].link.channel_binding
-    assert one[0].link.channel_binding != two[0].link.channel_binding
-    assert len(one[0].link.channel_binding) == 32
-
-
-async def test_nothing_is_lost_that_comes_before_the_start(pair: Pair) -> None:
-    near, far = await pair.connect(start=False)
-    near.link.write(0, b"early")
-    await near.link.close()
-    far.link.start(far)
-    assert far.data == {0: b"early"}
-    assert isinstance(far.error, Ended)
-    assert isinstance(near.error, Closed)
-
-
 async def test_a_network_that_takes_nothing_fills_the_lane_and_tells_when_it_has_room(pair: Pair) -> None:
     near, far = await pair.connect()
     memory(near).hold()
@@ -140,28 +109,6 @@ async def test_a_network_that_takes_nothing_fills_the_lane_and_tells_when_it_has
     assert far.data[0] == bytes(LOW_MARK_BYTES) + b"x"
 
 
-async def test_a_lane_that_never_was_full_is_not_told_of_room(pair: Pair) -> None:
-    near, far = await pair.connect()
-    near.link.write(0, b"little")
-    await until(lambda: bool(far.data))
-    assert near.writable == []
-
-
-async def test_each_end_hears_the_right_ending_once(pair: Pair) -> None:
-    near, far = await pair.connect()
-    near.link.write(0, b"last words")
-    await asyncio.gather(near.link.close(), near.link.close())
-    await near.link.close()
-    assert isinstance(near.error, Closed)
-    assert isinstance(far.error, Ended)
-    assert far.data == {0: b"last words"}
-    near.link.write(0, b"ignored")
-    broken, other = await pair.connect()
-    memory(broken).cut()
-    assert isinstance(broken.error, LinkLost)
-    assert isinstance(other.error, LinkLost)
-
-
 async def test_a_close_waits_for_a_clogged_network_no_longer_than_its_bound(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,15 +120,6 @@ async def test_a_close_waits_for_a_clogged_network_no_longer_than_its_bound(
         await near.link.close()
     assert far.data == {}
     assert isinstance(far.error, Ended)
-
-
-async def test_a_driver_closes_what_it_dialled_and_what_it_accepted(pair: Pair) -> None:
-    near, far = await pair.connect()
-    await pair.there.close()
-    assert isinstance(far.error, Closed)
-    assert isinstance(near.error, Ended)
-    with pytest.raises(Unreachable):
-        await pair.here.dial("there", timeout_s=1.0)
 
 
 async def test_a_place_is_listened_on_once_and_free_again_after(pair: Pair) -> None:

@@ -1,4 +1,4 @@
-"""One suite for every socket of the house: memory, TCP, Unix."""
+"""What the sockets of the house promise beyond the kit of transports (test_conformance.py runs that): memory, TCP, Unix."""
 
 from __future__ import annotations
 
@@ -114,67 +114,6 @@ async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     await made.transport.close()
 
 
-async def test_bytes_arrive_whole_and_in_order_both_ways(pair: Pair) -> None:
-    near, far = await pair.connect()
-    sent = random.Random(1).randbytes(3_000_000)
-    for start in range(0, len(sent), 100_000):
-        near.socket.write(sent[start : start + 100_000])
-        far.socket.write(sent[start : start + 100_000])
-    await until(lambda: len(far.data) == len(sent) and len(near.data) == len(sent))
-    assert far.data == sent
-    assert near.data == sent
-
-
-async def test_nothing_is_lost_that_comes_before_the_start(pair: Pair) -> None:
-    near, far = await pair.connect(start=False)
-    near.socket.write(b"early")
-    # What went over another connection since, has been behind it.
-    other, other_far = await pair.connect()
-    other.socket.write(b"later")
-    await until(lambda: other_far.data == b"later")
-    far.socket.start(far)
-    await until(lambda: far.data == b"early")
-
-
-async def test_an_end_that_comes_before_the_start_is_told_after_what_was_written(pair: Pair) -> None:
-    near, far = await pair.connect(start=False)
-    near.socket.write(b"early")
-    closing = asyncio.create_task(near.socket.close())
-    await asyncio.sleep(0)
-    far.socket.start(far)
-    await until(lambda: far.error is not None)
-    await closing
-    assert far.data == b"early"
-    assert isinstance(far.error, Ended)
-
-
-async def test_reading_that_is_paused_before_the_start_stays_paused(pair: Pair) -> None:
-    near, far = await pair.connect(start=False)
-    far.socket.pause_reading()
-    far.socket.start(far)
-    near.socket.write(b"wait")
-    other, other_far = await pair.connect()
-    other.socket.write(b"later")
-    await until(lambda: other_far.data == b"later")
-    assert far.data == b""
-    far.socket.resume_reading()
-    await until(lambda: far.data == b"wait")
-
-
-async def test_a_reader_that_pauses_makes_the_writer_pause_and_resume(pair: Pair) -> None:
-    near, far = await pair.connect()
-    far.socket.pause_reading()
-    far.socket.pause_reading()
-    written = 0
-    while not near.is_paused and written < 200 * 65_536:
-        near.socket.write(bytes(65_536))
-        written += 65_536
-        await asyncio.sleep(0)
-    assert near.is_paused
-    far.socket.resume_reading()
-    await until(lambda: len(far.data) == written and not near.is_paused)
-
-
 async def test_a_large_transfer_to_a_slow_reader_waits_with_the_writer(pair: Pair) -> None:
     near, far = await pair.connect()
     sent = random.Random(2).randbytes(20_000_000)
@@ -193,18 +132,6 @@ async def test_a_large_transfer_to_a_slow_reader_waits_with_the_writer(pair: Pai
     assert far.data == sent
     # The high mark, and what the system holds of a connection on both sides.
     assert most_under_way < 14_000_000
-
-
-async def test_each_end_hears_the_right_ending_once(pair: Pair) -> None:
-    near, far = await pair.connect()
-    near.socket.write(b"last words")
-    await near.socket.close()
-    await near.socket.close()
-    await until(lambda: near.error is not None and far.error is not None)
-    assert isinstance(near.error, Closed)
-    assert isinstance(far.error, Ended)
-    assert far.data == b"last words"
-    near.socket.write(b"ignored")
 
 
 async def test_a_connection_that_breaks_is_told_as_broken(pair: Pair) -> None:
@@ -232,14 +159,6 @@ async def test_the_last_words_arrive_though_the_speaker_has_not_listened(pair: P
     assert isinstance(far.error, Ended)
     assert near.data == b""
     assert isinstance(near.error, Closed)
-
-
-async def test_both_ends_may_close_at_once(pair: Pair) -> None:
-    near, far = await pair.connect()
-    async with asyncio.timeout(PATIENCE_S):
-        await asyncio.gather(near.socket.close(), far.socket.close(), near.socket.close())
-    assert isinstance(near.error, Closed)
-    assert isinstance(far.error, Closed | Ended)
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
@@ -288,25 +207,6 @@ async def test_a_dial_to_nobody_says_so(pair: Pair) -> None:
     with pytest.raises(Unreachable) as caught:
         await pair.transport.dial(nowhere[pair.transport.scheme], timeout_s=1.0)
     assert caught.value.hint
-
-
-async def test_a_place_is_listened_on_once(pair: Pair) -> None:
-    with pytest.raises(Conflict):
-        await pair.transport.listen(pair.address, pair.accepted.append)
-
-
-async def test_sockets_outlive_the_listener_that_accepted_them(pair: Pair) -> None:
-    near, far = await pair.connect()
-    elsewhere = Pair(pair.transport)
-    listener = await pair.transport.listen("", elsewhere.accepted.append)
-    elsewhere.address = listener.address
-    other, other_far = await elsewhere.connect()
-    await listener.close()
-    with pytest.raises(Unreachable):
-        await pair.transport.dial(listener.address, timeout_s=1.0)
-    for here, there in ((near, far), (other, other_far)):
-        here.socket.write(b"still")
-        await until(lambda there=there: there.data == b"still")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -24,6 +26,18 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MICRO_DEBUG", "")
     monkeypatch.setenv("MICRO_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For `micro` in this process, drivers of other systems' servers are not installed, whatever is."""
+    hidden = ("micro-nats-broker", "micro-redis-registry", "micro-sqlite-table")
+    every = importlib.metadata.distributions
+
+    def some(**words: Any) -> list[importlib.metadata.Distribution]:
+        return [one for one in every(**words) if one.metadata["Name"] not in hidden]
+
+    monkeypatch.setattr(importlib.metadata, "distributions", some)
 
 
 @pytest.fixture

@@ -109,3 +109,32 @@ def test_the_version_comes_with_those_of_contract_and_wire(micro: Any) -> None:
     assert micro("version").stdout.startswith("micro 0.1.0 (contract 1.0, wire 1")
     answer = json.loads(micro("version", "--json").stdout)
     assert (answer["schema"], answer["version"], answer["contract"]) == ("micro.version/1", "0.1.0", "1.0")
+
+
+def test_everything_that_is_wrong_of_the_node_is_told_with_it(
+    micro: Any, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text(
+        "[nodee]\nx = 1\n[node]\nsiet = 'eu'\ntarget_links = 'many'\ntimeout = -1\nsite = 'two words'\n"
+        "damping = 'perhaps'\npolicies = ['nonsense']\nlisten = 'host:port'\nnodes = ['quic://::1:8085']\n"
+    )
+    monkeypatch.setenv("MICRO_NETWROK", "x")
+    monkeypatch.setenv("MICRO_LEASE", "soon")
+    answer = json.loads(micro("config", "validate", "--json").stdout)
+    told = [(error["detail"], error["at"]) for error in answer["errors"]]
+    for detail, at in (
+        ("unknown table or key 'nodee'", "micro.toml:1"),
+        ("node: unknown option 'siet'", "micro.toml:4"),
+        ("node.target_links: 'many' is not a whole number", "micro.toml:5"),
+        ("node.timeout: -1.0 is not more than 0 seconds", "micro.toml:6"),
+        ("node.site: 'two words' is not a site", "micro.toml:7"),
+        ("damping: 'perhaps' is none of on, off, dry-run", ""),
+        ("node.listen: 'host:port' has no valid port", "micro.toml:10"),
+        ("node.nodes: '::1:8085' is ambiguous", "micro.toml:11"),
+        ("MICRO_NETWROK is not a setting", "the environment"),
+        ("node.lease: 'soon' is not a number", "env MICRO_LEASE"),
+    ):
+        assert (detail, at) in told, told
+    assert any("nonsense" in detail for detail, _ in told)
+    # A command that needs the settings stops at the first.
+    assert micro("services").stderr.count("error:") == 1

@@ -89,6 +89,18 @@ def test_the_variable_of_a_name_of_several_roles_names_the_role(micro: Any) -> N
     assert answer["options"][0]["variable"] == "MICRO_TUNNEL__MEMORY__LANES"
 
 
+def test_info_of_hooks_that_have_options_shows_them(micro: Any, install: Any, monkeypatch: Any) -> None:
+    source = DRIVER.replace("def micro_registry", "def micro_hooks")
+    monkeypatch.syspath_prepend(str(install("acme-described", "micro.hooks", "acme", source)))
+    text = micro("plugin", "info", "acme").stdout
+    assert "MICRO_ACME__PASSWORD" in text
+    assert "hunter2" not in text
+    answer = json.loads(micro("plugin", "info", "acme", "--json").stdout)
+    assert (answer["hooks"], answer["contract"]) == (["micro_hooks"], ["1.0", "2.0"])
+    assert "verification" not in answer, "there is no kit for what cuts across"
+    assert [option["name"] for option in answer["options"]] == ["url", "password", "nodes"]
+
+
 def test_info_of_hooks_shows_which(micro: Any, install: Any, monkeypatch: Any) -> None:
     monkeypatch.syspath_prepend(str(install("acme-trace", "micro.hooks", "trace", HOOKS)))
     assert "hooks: micro_interceptors" in micro("plugin", "info", "trace").stdout

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 HEAVY = {"asyncio", "aioquic", "zeroconf", "cryptography", "msgpack", "pluggy", "tomllib"}
 FOREIGN = {"aioquic", "zeroconf", "cryptography", "micro_quic_tunnel", "micro_mdns_registry", "micro_dns_resolver"}
-LIGHT = {"micro_core", "micro_core.cli", "micro_core.cli.main", "micro_core.__main__"}
+LIGHT = {"micro_core", "micro_core.cli", "micro_core.cli.main", "micro_core.__main__"} | {
+    f"micro_core.cli.{name}" for name in ("trimming", "words", "network_words", "lab_words", "component_words")
+}
 
 
 def imported(process: Any, *words: str) -> set[str]:
@@ -50,3 +54,13 @@ def test_a_broken_plugin_disturbs_neither_help_nor_listing(process: Any, install
     assert listed.returncode == 0
     assert "acme-bad" in listed.stdout
     assert listed.stderr == ""
+
+
+@pytest.mark.timeout(120)
+def test_help_costs_at_most_20_ms_more_than_an_empty_app_with_the_same_help(tmp_path: Path) -> None:
+    benchmark = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "start_up.py"))
+    costs = benchmark["measure"](5, benchmark["compiled"](str(tmp_path)))
+    # The least of each, in CPU time: what else the machine does only ever adds.
+    least = {name: min(cpu for _, cpu in figures) for name, figures in costs.items()}
+    assert least["empty app"] > least["python"], "the measure itself works"
+    assert least["micro --help"] - least["empty app"] <= 20.0, least

@@ -138,6 +138,21 @@ def test_an_error_about_a_reference_does_not_tell_what_it_points_at(monkeypatch:
     assert "271828" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "seen"),
+    [
+        ("redis://:secret@h:6379/0", "redis://:***@h:6379/0"),
+        ("redis+sentinel://user:se@cret@h:1,h:2/m", "redis+sentinel://user:***@h:1,h:2/m"),
+        ("nats://a:secret@h1:4222,nats://b:secret@h2:4222", "nats://a:***@h1:4222,nats://b:***@h2:4222"),
+        ("https://h:443/path?a=b:c@d", "https://h:443/path?a=b:c@d"),
+        ("user@host:22", "user@host:22"),
+    ],
+)
+def test_a_password_within_a_url_is_masked_wherever_it_stands(url: str, seen: str) -> None:
+    assert shown(Options, "host", url) == seen
+    assert shown(Options, "host", (url, "plain")) == (seen, "plain")
+
+
 def test_secrets_are_masked_and_references_shown_as_they_were_said() -> None:
     assert shown(Options, "password", "s3cret") == MASK
     assert shown(Options, "password", "s3cret", of("$env:PW", Rank.FILE)) == MASK

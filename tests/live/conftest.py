@@ -110,13 +110,15 @@ class Lab:
         plugins: Sequence[str] = ("quic",),
         listens: bool = True,
         extra: str = "",
+        node: str = "",
     ) -> Site:
-        """Write a site's micro.toml. `listens=False`: its node only dials out."""
+        """Write a site's micro.toml. `listens=False`: its node only dials out. `node` names one more node of a site."""
+        node_name = node or f"{name}-1"
         address = f"tcp://127.0.0.1:{free_port(socket.SOCK_STREAM)}"
         listen = f"127.0.0.1:{free_port(socket.SOCK_DGRAM)}" if listens else "none"
-        config = self.directory / f"{name}.toml"
-        node = {
-            "name": f"{name}-1",
+        config = self.directory / f"{node or name}.toml"
+        settings = {
+            "name": node_name,
             "site": name,
             "address": address,
             "listen": listen,
@@ -124,7 +126,7 @@ class Lab:
             "plugins": list(plugins),
             "state_dir": str(self.directory / "state"),
         }
-        lines = ["[node]", *(f"{key} = {json.dumps(value)}" for key, value in node.items()), extra]
+        lines = ["[node]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items()), extra]
         config.write_text("\n".join(lines) + "\n")
         return Site(name=name, config=config, address=address, tunnel=listen)
 
@@ -195,9 +197,7 @@ class Lab:
             process.stop()
 
 
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    """A place for sites and processes; everything is ended at the end."""
+def new_lab() -> Iterator[Lab]:
     # Not tmp_path: its length would not leave room for the name of a Unix socket.
     with tempfile.TemporaryDirectory(prefix="micro-") as directory:
         lab = Lab(Path(directory))
@@ -205,3 +205,15 @@ def lab() -> Iterator[Lab]:
             yield lab
         finally:
             lab.close()
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """A place for sites and processes; everything is ended at the end."""
+    yield from new_lab()
+
+
+@pytest.fixture(scope="module")
+def shared_lab() -> Iterator[Lab]:
+    """The same, for all tests of a module: they look, and change nothing."""
+    yield from new_lab()

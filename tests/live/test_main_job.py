@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,9 +198,45 @@ def test_nodes_of_different_networks_do_not_mix(lab: Any) -> None:
     assert lab.json(a, "network", "connections")["connections"] == []
 
 
+def test_a_node_with_another_token_is_let_in_nowhere_and_both_sides_can_see_why(lab: Any) -> None:
+    a = lab.site("a")
+    b = lab.site("b", joins=[a], extra='token = "another-token-altogether"')
+    node = lab.node(a, "--set", "node.log=info")
+    stranger = lab.node(b)
+    stranger.wait_for(lambda lines: any("does not hold the token" in line and "MICRO_TOKEN" in line for line in lines))
+    node.wait_for(lambda lines: any("a link was refused" in line and "token" in line for line in lines))
+    assert lab.json(a, "network", "connections")["connections"] == []
+    assert lab.json(b, "network", "connections")["connections"] == []
+
+
 def test_the_demo_ends_by_itself_with_the_article_s_answer() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "demo.py")], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert '{"msg": "Hello John"}' in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_ended_takes_down_what_it_started(number: signal.Signals) -> None:
+    program = f"import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); runpy.run_path({str(ROOT / 'examples' / 'demo.py')!r}, run_name='__main__')"
+    with tempfile.TemporaryDirectory(prefix="micro-") as directory:
+        demo = subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**os.environ, "TMPDIR": directory, "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "ready" in line:
+                break
+        demo.send_signal(number)
+        said, _ = demo.communicate(timeout=40)
+        assert demo.returncode == 130, said
+        assert list(Path(directory).iterdir()) == []
+        # Whoever is left of its session would still be in its process group.
+        with pytest.raises(ProcessLookupError):
+            os.killpg(demo.pid, 0)

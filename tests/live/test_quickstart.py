@@ -1,4 +1,4 @@
-"""Follows docs/quickstart.md to the letter: a fresh environment, every command, every answer that is shown."""
+"""Follows pages to the letter: a fresh environment, every file, every command, every answer that is shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(?:<!-- (?P<note>[^>]*) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
-PACKAGES = (".", "plugins/quic_tunnel")
+PACKAGES = (".", "plugins/quic_tunnel", "examples/third_party/share_registry")
 
 
 @dataclass
@@ -36,8 +36,8 @@ class Step:
             yield command, answer.strip()
 
 
-def steps() -> list[Step]:
-    text = (ROOT / "docs" / "quickstart.md").read_text()
+def steps(page: str) -> list[Step]:
+    text = (ROOT / "docs" / page).read_text()
     return [Step(match["note"] or "", match["kind"], match["text"]) for match in BLOCK.finditer(text)]
 
 
@@ -117,22 +117,25 @@ def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.timeout(300)
-def test_a_newcomer_gets_from_install_to_a_call_across_sites(reader: Reader, wheelhouse: Path) -> None:
-    reader.environment.update(PIP_FIND_LINKS=str(wheelhouse), PIP_CONSTRAINT=str(ROOT / "constraints.txt"))
-    ports = {"8085": str(free_udp_port()), "8086": str(free_udp_port())}
-    for step in steps():
-        if step.kind == "python":
-            (reader.directory / step.note.removeprefix("file: ")).write_text(step.text)
+def follow(reader: Reader, page: str, ports: dict[str, str]) -> None:
+    """Do all that the page says; `ports` are those to use in place of the page's."""
+    for step in steps(page):
+        if step.kind in ("python", "toml"):
+            path = reader.directory / step.note.removeprefix("file: ")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(step.text)
             continue
         for command, answer in step.commands():
             here = re.sub(r"\b808[56]\b", lambda match: ports[match[0]], command)
             if step.note == "background":
                 reader.leave_running(here)
                 continue
+            if here.startswith("cd "):
+                reader.directory /= here.removeprefix("cd ")
+                continue
             expected = int(step.note.removeprefix("exit code ")) if step.note.startswith("exit code") else 0
             done = reader.run(here)
-            if command.startswith("micro network") or "call" in command:
+            if command.startswith("micro network") or " call" in command:
                 # Routes take a moment to cross; a reader's fingers take longer.
                 end = time.monotonic() + 10
                 while (done.returncode != expected or answer not in done.stdout) and time.monotonic() < end:
@@ -142,7 +145,26 @@ def test_a_newcomer_gets_from_install_to_a_call_across_sites(reader: Reader, whe
                 assert done.stdout.strip() == answer, command
 
 
+@pytest.mark.timeout(600)
+def test_a_newcomer_gets_from_install_to_a_call_across_sites(reader: Reader, wheelhouse: Path) -> None:
+    reader.environment.update(PIP_FIND_LINKS=str(wheelhouse), PIP_CONSTRAINT=str(ROOT / "constraints.txt"))
+    follow(reader, "quickstart.md", {"8085": str(free_udp_port()), "8086": str(free_udp_port())})
+
+
+@pytest.mark.timeout(1_200)
+def test_an_author_gets_from_nothing_to_a_wheel_of_a_tested_plugin(reader: Reader, wheelhouse: Path) -> None:
+    reader.environment.update(PIP_FIND_LINKS=str(wheelhouse), PIP_CONSTRAINT=str(ROOT / "constraints.txt"))
+    # The page's own ports are not used; what its parts ask of the machine is the same at any time.
+    follow(reader, "plugins/write-one.md", {})
+
+
+@pytest.mark.timeout(600)
+def test_a_plugin_by_somebody_else_is_installed_beside_core_and_used(reader: Reader, wheelhouse: Path) -> None:
+    reader.environment.update(PIP_FIND_LINKS=str(wheelhouse), PIP_CONSTRAINT=str(ROOT / "constraints.txt"))
+    follow(reader, "../examples/third_party/README.md", {})
+
+
 def test_the_page_runs_the_commands_of_the_founding_article() -> None:
-    commands = [shlex.split(command) for step in steps() for command, _ in step.commands()]
+    commands = [shlex.split(command) for step in steps("quickstart.md") for command, _ in step.commands()]
     for words in (["network", "nodes"], ["network", "connections"], ["network", "services"], ["network", "routes"]):
         assert ["micro", *words] in commands

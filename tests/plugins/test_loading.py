@@ -158,7 +158,7 @@ def install_hooks(site: Site, name: str, source: str) -> None:
     site.install(f"acme-{name}", {"micro.hooks": {name: module}}, {module: source})
 
 
-def test_hooks_are_in_use_once_installed_unless_blocked(site: Site) -> None:
+def test_hooks_that_are_installed_are_loaded_for_their_commands_unless_blocked(site: Site) -> None:
     install_hooks(site, "trace", HOOKS.format(hook="micro_interceptors", arguments="side"))
     install_hooks(site, "noise", "raise RuntimeError('blocked, so never imported')")
     (plugin,) = site.catalog().load_hooks(blocked=["noise"])
@@ -189,6 +189,32 @@ def test_strict_plugins_turn_the_warning_into_an_error(site: Site, value: str, *
     catalog = site.catalog({"MICRO_STRICT_PLUGINS": value})
     with pytest.raises(PluginBroken) if is_strict else pytest.warns(PluginWarning):
         catalog.load_hooks()
+
+
+DESCRIBED = f"""{HEAD}
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    rate: float = option(1.0, "How often.")
+
+@hookimpl
+def micro_hooks():
+    return Driver(name="trace", summary="Traces.", options=Options, create=lambda options, context: None)
+"""
+
+
+def test_hooks_may_describe_what_they_build_as_a_driver_does(site: Site) -> None:
+    install_hooks(site, "trace", DESCRIBED)
+    install_hooks(site, "plain", HOOKS.format(hook="micro_interceptors", arguments="side"))
+    catalog = site.catalog()
+    driver = catalog.describe(catalog.find("trace"))
+    assert driver is not None
+    assert (driver.summary, driver.options().rate) == ("Traces.", 1.0)
+    assert catalog.describe(catalog.find("plain")) is None
+
+
+def test_what_hooks_describe_is_checked_as_a_driver_is(site: Site) -> None:
+    install_hooks(site, "trace", DESCRIBED.replace('name="trace"', 'name="other"'))
+    assert "calls itself 'other'" in site.catalog().check()[0].reason
 
 
 def test_hooks_are_no_driver(site: Site) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from micro_core.proxy.forward import check_may_pass, no_route, onward_header, usable_routes
 from micro_core.proxy.seen import MAX_REMEMBERED, REMEMBER_S, SeenCopies
 from micro_core.spec import LoopDetected, Route
-from micro_core.wire.header import CallHeader, decode_call_header
+from micro_core.wire.header import CallHeader, decode_call_header, encode_header
 
 
 def route(gateway: str = "", router: str = "origin", site: str = "eu") -> Route:
@@ -48,7 +48,7 @@ def test_metadata_restricts_routes_by_origin_site_and_next_hop() -> None:
 
 def test_the_header_loses_a_hop_and_the_time_spent_and_gains_the_router() -> None:
     header = CallHeader("greeter", "Say.Hello", timeout_ms=500, hops_left=3, via=("a",), metadata={"k": "v"})
-    onward = decode_call_header(onward_header(header, "me", 120))
+    onward = decode_call_header(onward_header(encode_header(header), "me", 120))
     assert (onward.hops_left, onward.via, onward.timeout_ms, onward.metadata) == (2, ("a", "me"), 380, {"k": "v"})
 
 

@@ -8,15 +8,15 @@ from collections.abc import Iterable
 import pytest
 
 from micro_core.routing import messages
-from micro_core.routing.engine import Engine, EngineOptions
+from micro_core.routing.engine import Engine
 from micro_core.routing.events import (
     UNREACHABLE_US,
     Ack,
     Advert,
     Announce,
-    Beat,
     Count,
     DeleteRoute,
+    Digest,
     Effect,
     InstanceDown,
     InstanceUp,
@@ -27,15 +27,19 @@ from micro_core.routing.events import (
     NeighbourDown,
     NeighbourUp,
     PutRoute,
+    Release,
     RoutingEvent,
     RoutingMessage,
     SendMessage,
+    SequenceRequest,
     Solicit,
     Withdraw,
     WithdrawAll,
 )
+from micro_core.routing.known import Known
 from micro_core.routing.learned import TOMBSTONE_S
 from micro_core.routing.neighbour import MAX_UNACKNOWLEDGED, RESEND_FIRST_S, RESYNC_AFTER_TRIES
+from micro_core.routing.options import EngineOptions
 from micro_core.spec.table import Route, RouteKey
 from micro_core.wire import limits
 
@@ -310,9 +314,28 @@ def test_a_tombstone_is_forgotten_after_its_time_with_all_that_is_known_of_its_o
     bench.hear(LEFT, announce(FAR, LEFT), announce(FAR, LEFT, service="second"))
     bench.hear(LEFT, withdraw(FAR, sequence=2, is_final=True), withdraw(FAR, sequence=2, service="second"))
     bench.run(TOMBSTONE_S + 1)
-    assert FAR not in bench.engine._by_origin
-    assert FAR not in bench.engine._incarnations
-    assert not bench.engine._learned
+    assert vars(bench.engine._known) == vars(Known())
+
+
+def test_load_that_changes_is_told_and_is_no_flap() -> None:
+    bench = Bench(LEFT)
+    for load_us in [4_000 << step % 6 for step in range(60)]:
+        bench.do(InstanceUp("greeter", "i", LocalInstance(address="tcp://i", load_us=load_us)))
+        bench.run(2)
+    assert bench.engine.damper.view(bench.now) == []
+    told = [entry for entry in bench.take_entries(LEFT) if isinstance(entry, Announce)]
+    assert told[-1].metric_us == told[-1].load_us == 4_000 << 59 % 6
+
+
+def test_what_other_origins_withdraw_again_and_again_is_seen_and_not_held() -> None:
+    bench = Bench(LEFT)
+    for sequence in range(1, 21, 2):
+        bench.hear(LEFT, announce(FAR, LEFT, sequence=sequence))
+        assert bench.gateways() == [LEFT]
+        bench.hear(LEFT, withdraw(FAR, sequence=sequence + 1, is_final=True))
+        bench.hear(LEFT, withdraw(FAR, sequence=sequence + 1, is_final=True))
+    (flap,) = bench.engine.observed.view(bench.now)
+    assert (flap.service.split(), flap.losses, flap.is_held) == ([FAR, "greeter"], 10, False)
 
 
 def test_any_number_of_origins_may_come_and_go() -> None:
@@ -321,10 +344,9 @@ def test_any_number_of_origins_may_come_and_go() -> None:
     for number in range(50):
         origin = "ab"[number % 2] * 16 + "cdefghijklmnopqrstuvwxyz234567"[number % 30] * 16
         bench.hear(LEFT, announce(origin, LEFT, incarnation=number + 1))
-        bench.listen(LEFT, Beat(origin, number + 1, 1))
         bench.hear(LEFT, withdraw(origin, incarnation=number + 1, sequence=2, is_final=True))
         bench.run(TOMBSTONE_S + 1)
-    assert (bench.engine._beats, bench.engine._incarnations, bench.engine._by_origin) == ({}, {}, {})
+    assert vars(bench.engine._known) == vars(Known())
 
 
 def test_a_later_life_of_an_origin_supersedes_all_of_the_earlier_one() -> None:
@@ -337,11 +359,12 @@ def test_a_later_life_of_an_origin_supersedes_all_of_the_earlier_one() -> None:
     assert bench.gateways() == [RIGHT]
 
 
-def test_a_beat_of_a_later_life_is_enough_to_end_the_earlier_one() -> None:
-    bench = Bench(LEFT)
-    bench.hear(LEFT, announce(FAR, LEFT))
-    bench.listen(LEFT, Beat(FAR, 2, 1))
-    assert bench.table == {}
+def test_nothing_is_believed_of_an_earlier_life_even_of_services_unknown_so_far() -> None:
+    bench = Bench(LEFT, RIGHT)
+    bench.hear(RIGHT, announce(FAR, RIGHT, incarnation=2))
+    bench.hear(LEFT, announce(FAR, LEFT, sequence=9, service="old"))
+    assert bench.gateways("old") == []
+    assert "routing_entries_outdated" in bench.counted
 
 
 # ------------------------------------------------------------------------------- paths
@@ -422,10 +445,10 @@ def test_strangers_are_not_heard() -> None:
 # ------------------------------------------------------------------------------ choice
 
 
-def test_alternates_stand_in_the_table_and_take_over_at_once() -> None:
+def test_alternates_that_are_surely_free_of_loops_stand_in_the_table_and_take_over_at_once() -> None:
     bench = Bench(LEFT, RIGHT, OTHER)
     bench.hear(LEFT, announce(FAR, LEFT))
-    bench.hear(RIGHT, announce(FAR, RIGHT, metric_us=5_000))
+    bench.hear(RIGHT, announce(FAR, RIGHT, metric_us=COST_US - 1))
     assert bench.gateways() == [LEFT, RIGHT]
     bench.run(1)
     bench.take_said()
@@ -434,7 +457,86 @@ def test_alternates_stand_in_the_table_and_take_over_at_once() -> None:
     bench.run(1)
     (entry,) = bench.take_entries(OTHER)
     assert isinstance(entry, Announce), "no withdrawal in between"
-    assert entry.metric_us == 5_000 + COST_US
+    assert entry.metric_us == 2 * COST_US - 1
+
+
+# ------------------------------------------------------------------------------ feasibility
+
+
+def test_a_neighbour_that_is_no_nearer_to_the_origin_than_we_were_is_not_used() -> None:
+    """Its way might lead through us: it says so only later (RFC 8966 section 3.5.1)."""
+    bench = Bench(LEFT, RIGHT)
+    bench.hear(LEFT, announce(FAR, LEFT))
+    bench.hear(RIGHT, announce(FAR, OTHER, RIGHT, metric_us=COST_US))
+    assert bench.gateways() == [LEFT]
+    bench.hear(LEFT, withdraw(FAR))
+    assert bench.gateways() == []
+
+
+def test_who_is_left_without_a_way_that_is_free_of_loops_asks_for_a_later_sequence_and_uses_it() -> None:
+    bench = Bench(LEFT, RIGHT, OTHER)
+    bench.hear(LEFT, announce(FAR, LEFT, sequence=4))
+    bench.hear(RIGHT, announce(FAR, RIGHT, sequence=4, metric_us=5_000))
+    bench.run(1)
+    bench.take_said()
+    bench.do(NeighbourDown(LEFT))
+    requests = [(peer, said) for peer, said in bench.take_said() if isinstance(said, SequenceRequest)]
+    ((peer, request),) = requests
+    assert peer == RIGHT
+    assert (request.origin, request.service, request.at) == (FAR, "greeter", (1, 4))
+    bench.hear(RIGHT, announce(FAR, RIGHT, sequence=5, metric_us=5_000))
+    assert bench.gateways() == [RIGHT]
+    (entry,) = bench.take_entries(OTHER)
+    assert isinstance(entry, Announce), "told on at once: others may wait for it, too"
+
+
+def test_an_origin_that_is_asked_tells_the_same_with_a_later_sequence_at_once() -> None:
+    bench = Bench(LEFT, RIGHT)
+    bench.up()
+    bench.run(1)
+    (first,) = bench.take_entries(LEFT)
+    request = SequenceRequest(origin=ME, service="greeter", incarnation=7, sequence=first.sequence, hops_left=9)
+    bench.listen(LEFT, request)
+    (second,) = bench.take_entries(RIGHT)
+    assert second.sequence > first.sequence
+    bench.listen(LEFT, request)
+    assert bench.take_entries(LEFT) == [], "what was asked for has been told"
+
+
+def test_a_request_is_passed_on_towards_the_origin_once() -> None:
+    bench = Bench(LEFT, RIGHT)
+    bench.hear(LEFT, announce(FAR, LEFT, sequence=4))
+    bench.run(1)
+    bench.take_said()
+    request = SequenceRequest(origin=FAR, service="greeter", incarnation=1, sequence=4, hops_left=3)
+    bench.listen(RIGHT, request)
+    ((peer, onward),) = bench.take_said()
+    assert peer == LEFT
+    assert isinstance(onward, SequenceRequest)
+    assert onward.hops_left == 2
+    bench.listen(RIGHT, request)
+    assert bench.take_said() == []
+    bench.now += 2
+    bench.listen(RIGHT, SequenceRequest(origin=FAR, service="greeter", incarnation=1, sequence=4, hops_left=1))
+    assert bench.take_said() == [], "its hops are used up"
+
+
+def test_a_request_that_we_can_answer_goes_no_further() -> None:
+    bench = Bench(LEFT, RIGHT)
+    bench.hear(LEFT, announce(FAR, LEFT, sequence=5))
+    bench.take_said()
+    request = SequenceRequest(origin=FAR, service="greeter", incarnation=1, sequence=4, hops_left=3)
+    bench.listen(RIGHT, request)
+    ((peer, said),) = bench.take_said()
+    assert peer == RIGHT
+    assert isinstance(said, Advert)
+
+
+def test_a_request_for_what_nobody_knows_is_nothing() -> None:
+    bench = Bench(LEFT, RIGHT)
+    for origin in (FAR, ME):
+        bench.listen(RIGHT, SequenceRequest(origin=origin, service="x.y", incarnation=1, sequence=4, hops_left=3))
+    assert bench.take_said() == []
 
 
 def test_the_way_told_on_changes_only_for_a_clearly_better_one() -> None:
@@ -475,80 +577,94 @@ def test_a_way_that_costs_too_much_to_count_is_told_to_nobody() -> None:
     assert bench.take_entries(OTHER) == []
 
 
-# ---------------------------------------------------------------------- leases and beats
+# -------------------------------------------------------------------- leases and digests
 
 
-def test_a_way_without_beats_dies_with_its_lease() -> None:
+def digest_of(number: int, *entries: Announce) -> Digest:
+    checksum = 0
+    for entry in entries:
+        checksum ^= entry.checksum()
+    return Digest(number, len(entries), checksum)
+
+
+def test_a_way_without_digests_dies_with_its_lease_and_the_table_is_asked_for() -> None:
     bench = Bench(LEFT)
     bench.hear(LEFT, announce(FAR, LEFT))
     bench.run(89.9)
     assert bench.gateways() == [LEFT]
+    bench.take_said()
     bench.run(0.2)
     assert bench.gateways() == []
     assert "routing_leases_expired" in bench.counted
+    assert (LEFT, Solicit()) in bench.take_said()
 
 
-def test_beats_renew_the_ways_through_the_neighbour_that_brings_them_and_no_other() -> None:
+def test_a_digest_renews_the_ways_of_its_neighbour_and_no_other() -> None:
     bench = Bench(LEFT, RIGHT)
-    bench.hear(LEFT, announce(FAR, LEFT), announce(FAR, LEFT, service="second"))
+    first, second = announce(FAR, LEFT), announce(FAR, LEFT, service="second")
+    bench.hear(LEFT, first, second)
     bench.hear(RIGHT, announce(FAR, RIGHT))
-    for number in range(1, 5):
+    for _ in range(5):
         bench.run(30)
-        bench.listen(LEFT, Beat(FAR, 1, number))
+        bench.listen(LEFT, digest_of(2, second, first))
     assert bench.gateways() == [LEFT]
     assert bench.gateways("second") == [LEFT]
 
 
-def test_a_beat_is_passed_on_once_to_all_that_were_told_of_its_origin() -> None:
-    bench = Bench(LEFT, RIGHT, OTHER)
-    bench.hear(LEFT, announce(FAR, LEFT))
-    bench.run(1)
+def test_a_digest_covers_what_was_refused_too() -> None:
+    bench = Bench(LEFT)
+    good, loop = announce(FAR, LEFT), announce(OTHER, ME, LEFT, service="round")
+    bench.hear(LEFT, good, loop)
     bench.take_said()
-    beat = Beat(FAR, 1, 1)
-    bench.listen(LEFT, beat)
-    assert sorted(bench.take_said(), key=lambda said: said[0]) == [(OTHER, beat), (RIGHT, beat)]
-    for peer in (LEFT, RIGHT, OTHER):
-        bench.listen(peer, beat)
+    bench.listen(LEFT, digest_of(2, good, loop))
     assert bench.take_said() == []
 
 
-def test_beats_of_an_origin_we_know_no_way_to_are_neither_kept_nor_passed_on() -> None:
-    bench = Bench(LEFT, RIGHT)
-    assert bench.listen(LEFT, Beat(FAR, 1, 1)) == []
-    assert bench.listen(LEFT, Beat(ME, 1, 1)) == []
-    assert bench.engine._beats == {}
-
-
-def test_a_beat_of_an_earlier_life_renews_nothing() -> None:
+def test_a_digest_that_differs_asks_for_the_full_table() -> None:
     bench = Bench(LEFT)
-    bench.hear(LEFT, announce(FAR, LEFT, incarnation=2))
-    bench.run(60)
-    bench.listen(LEFT, Beat(FAR, 1, 99))
-    bench.run(31)
-    assert bench.table == {}
-
-
-def test_a_beat_after_a_lapsed_lease_asks_for_the_table_until_it_comes() -> None:
-    bench = Bench(LEFT)
-    bench.hear(LEFT, announce(FAR, LEFT))
-    bench.run(200)
-    for number in (1, 2):
-        bench.take_said()
-        bench.listen(LEFT, Beat(FAR, 1, number))
+    entry = announce(FAR, LEFT)
+    bench.hear(LEFT, entry)
+    bench.take_said()
+    for wrong in (
+        digest_of(2),
+        digest_of(2, entry, announce(FAR, LEFT, service="second")),
+        digest_of(2, announce(FAR, LEFT, metric_us=1)),
+    ):
+        bench.listen(LEFT, wrong)
         assert bench.take_said() == [(LEFT, Solicit())]
-    bench.hear(LEFT, announce(FAR, LEFT), begins=True, ends=True)
-    assert bench.gateways() == [LEFT]
-    bench.take_said()
-    bench.listen(LEFT, Beat(FAR, 1, 3))
-    assert bench.take_said() == []
+    assert bench.counted.count("routing_digests_differ") == 3
 
 
-def test_a_node_beats_three_times_a_lease() -> None:
+def test_a_digest_that_is_ahead_or_behind_says_nothing() -> None:
     bench = Bench(LEFT)
+    bench.hear(LEFT, announce(FAR, LEFT))
+    bench.take_said()
+    for number in (1, 3):
+        bench.listen(LEFT, digest_of(number))
+    assert bench.take_said() == []
+    bench.run(91)
+    assert bench.gateways() == [], "and renews nothing"
+
+
+def test_a_node_tells_three_digests_a_lease_of_what_it_told() -> None:
+    bench = Bench(LEFT)
+    bench.up()
     bench.run(300)
-    beats = [message.number for _, message in bench.said if isinstance(message, Beat)]
-    assert beats == list(range(1, len(beats) + 1))
-    assert 10 <= len(beats) <= 12
+    digests = [message for _, message in bench.said if isinstance(message, Digest)]
+    assert 10 <= len(digests) <= 12
+    (told,) = bench.take_entries(LEFT)
+    assert isinstance(told, Announce)
+    assert {(one.count, one.checksum) for one in digests} == {(1, told.checksum())}
+
+
+def test_names_that_were_offered_once_are_not_kept_for_ever() -> None:
+    bench = Bench(LEFT)
+    for number in range(20):
+        bench.up(f"once.{number}")
+        bench.run(2)
+        bench.down(f"once.{number}")
+    bench.run(60)
+    assert bench.engine._origin.services == {}
 
 
 # -------------------------------------------------------------------------- acknowledging
@@ -770,3 +886,73 @@ def test_the_story_of_a_service_tells_what_happened() -> None:
         f"via {LEFT[:8]}: its link is gone",
     ]
     assert bench.engine.story("other") == []
+
+
+# ------------------------------------------------------------------------------ damping
+
+
+def flap(bench: Bench, times: int, period_s: float = 2.0) -> None:
+    for _ in range(times):
+        bench.down()
+        bench.run(period_s / 2)
+        bench.up()
+        bench.run(period_s / 2)
+
+
+def test_a_service_that_flaps_is_withdrawn_at_once_and_held_back_and_let_out_with_its_latest_state() -> None:
+    bench = Bench(LEFT)
+    bench.up()
+    bench.run(1)
+    flap(bench, 8)
+    told = bench.take_entries(LEFT)
+    assert isinstance(told[-1], Withdraw), "the last word is the bad one"
+    assert sum(isinstance(entry, Announce) for entry in told) < 8
+    bench.up(instance="j", version="2")
+    bench.run(119)
+    (entry,) = bench.take_entries(LEFT)
+    assert isinstance(entry, Announce)
+    assert entry.versions == ("2",), "the latest state, with what came while it was held"
+
+
+def test_a_withdrawal_is_never_held() -> None:
+    bench = Bench(LEFT)
+    for _ in range(40):
+        bench.up()
+        bench.run(30)
+        bench.take_said()
+        was_told = ("greeter", ME) in {(key[1], key[0]) for key in bench.engine._neighbours[LEFT].told}
+        bench.down()
+        assert [type(entry) for entry in bench.take_entries(LEFT)] == ([Withdraw] if was_told else [])
+        bench.run(0.1)
+
+
+def test_a_new_neighbour_is_not_told_what_is_held_back() -> None:
+    bench = Bench(LEFT)
+    bench.up()
+    flap(bench, 8)
+    bench.take_said()
+    bench.do(NeighbourUp(RIGHT, COST_US))
+    assert bench.take_entries(RIGHT) == []
+
+
+def test_an_honest_restart_waits_for_the_coalescing_time_alone() -> None:
+    bench = Bench(LEFT)
+    bench.up()
+    bench.run(600)
+    bench.take_said()
+    bench.down()
+    bench.acknowledge()
+    bench.run(3)
+    bench.up()
+    bench.run(0.5)
+    assert [type(entry) for entry in bench.take_entries(LEFT)] == [Withdraw, Announce]
+
+
+def test_an_operator_s_release_goes_out_with_the_next_look() -> None:
+    bench = Bench(LEFT)
+    bench.up()
+    flap(bench, 8)
+    bench.take_said()
+    bench.do(Release("greeter"))
+    (entry,) = bench.take_entries(LEFT)
+    assert isinstance(entry, Announce)

@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from micro_core.routing.lookup import NEARLY_EQUAL, rank
+from micro_core.routing.lookup import NEARLY_EQUAL, OVERLOADED_US, SHARED_UNDER_LOAD, rank
 from micro_core.spec.table import LOCAL_LINK, NETWORK_LINK, Route, RouteKey
 
 
@@ -30,24 +30,33 @@ def idle(_: RouteKey) -> int:
 
 
 def test_nothing_is_ranked_as_nothing() -> None:
-    assert rank([], now=0, outstanding=idle, random=random.Random(1)) == []
+    assert rank([], now=0, outstanding=idle, waiting_us=idle, random=random.Random(1)) == []
 
 
 def test_local_routes_come_before_any_other() -> None:
     remote, local = route("near", 0), route("here", 500, link=LOCAL_LINK)
     for seed in range(20):
-        assert rank([remote, local], now=0, outstanding=idle, random=random.Random(seed)) == [local, remote]
+        assert rank([remote, local], now=0, outstanding=idle, waiting_us=idle, random=random.Random(seed)) == [
+            local,
+            remote,
+        ]
 
 
 def test_expired_routes_are_left_out() -> None:
     stale, fresh, lasting = route("a", 1, expires_at=10.0), route("b", 100, expires_at=10.1), route("c", 1_000)
-    assert rank([stale, fresh, lasting], now=10.0, outstanding=idle, random=random.Random(1)) == [fresh, lasting]
-    assert rank([stale], now=10.0, outstanding=idle, random=random.Random(1)) == []
+    assert rank([stale, fresh, lasting], now=10.0, outstanding=idle, waiting_us=idle, random=random.Random(1)) == [
+        fresh,
+        lasting,
+    ]
+    assert rank([stale], now=10.0, outstanding=idle, waiting_us=idle, random=random.Random(1)) == []
 
 
 def test_clearly_worse_routes_never_lead() -> None:
     routes = [route("a", 1_000), route("b", 1_250), route("c", 1_260)]
-    leaders = {rank(routes, now=0, outstanding=idle, random=random.Random(seed))[0].gateway for seed in range(100)}
+    leaders = {
+        rank(routes, now=0, outstanding=idle, waiting_us=idle, random=random.Random(seed))[0].gateway
+        for seed in range(100)
+    }
     assert leaders == {"a", "b"}
 
 
@@ -55,7 +64,36 @@ def test_of_two_nearly_equal_routes_the_one_with_fewer_calls_leads() -> None:
     quiet, busy = route("a", 1_200), route("b", 1_000)
     calls = {quiet.key: 1, busy.key: 2}
     for seed in range(50):
-        assert rank([busy, quiet], now=0, outstanding=calls.__getitem__, random=random.Random(seed))[0] is quiet
+        assert (
+            rank([busy, quiet], now=0, outstanding=calls.__getitem__, waiting_us=idle, random=random.Random(seed))[0]
+            is quiet
+        )
+
+
+def test_a_local_route_where_calls_wait_is_one_among_others() -> None:
+    remote = route("near", 20_000)
+    for load_us, is_first in ((OVERLOADED_US - 1, True), (OVERLOADED_US, False)):
+        local = route("here", load_us, link=LOCAL_LINK)
+        ranked = rank([local, remote], now=0, outstanding=idle, waiting_us=idle, random=random.Random(1))
+        assert (ranked[0] is local) is is_first
+
+
+def test_what_is_seen_to_wait_counts_at_once_and_shares_widely() -> None:
+    usual, other, far = route("a", 10_000), route("b", 30_000), route("c", 90_000)
+    seen = {usual.key: 10_000, other.key: 0, far.key: 0}
+    calls = {usual.key: 5, other.key: 1, far.key: 0}
+    assert 30_000 <= 20_000 * SHARED_UNDER_LOAD < 90_000
+    for seed in range(50):
+        ranked = rank(
+            [usual, other, far],
+            now=0,
+            outstanding=calls.__getitem__,
+            waiting_us=seen.__getitem__,
+            random=random.Random(seed),
+        )
+        assert [one.gateway for one in ranked] == ["b", "a", "c"]
+    calm = rank([usual, other], now=0, outstanding=calls.__getitem__, waiting_us=idle, random=random.Random(1))
+    assert calm[0] is usual, "without waiting the lowest cost takes all, however much is outstanding"
 
 
 def test_calls_spread_over_nearly_equal_routes() -> None:
@@ -63,7 +101,9 @@ def test_calls_spread_over_nearly_equal_routes() -> None:
     outstanding: Counter[RouteKey] = Counter()
     source = random.Random(1)
     for _ in range(400):
-        outstanding[rank(routes, now=0, outstanding=outstanding.__getitem__, random=source)[0].key] += 1
+        outstanding[
+            rank(routes, now=0, outstanding=outstanding.__getitem__, waiting_us=idle, random=source)[0].key
+        ] += 1
     assert all(80 <= outstanding[one.key] <= 120 for one in routes)
 
 
@@ -79,7 +119,7 @@ def test_every_living_route_is_ranked_once_and_the_leader_is_nearly_the_best(
         for number, (metric, is_local, is_dead) in enumerate(made)
     ]
     source = random.Random(seed)
-    ranked = rank(routes, now=1.0, outstanding=lambda key: hash(key) % 3, random=source)
+    ranked = rank(routes, now=1.0, outstanding=lambda key: hash(key) % 3, waiting_us=idle, random=source)
     alive = [one for one in routes if one.expires_at is None]
     assert sorted(one.key for one in ranked) == sorted(one.key for one in alive)
     if ranked:

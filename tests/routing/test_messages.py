@@ -15,8 +15,9 @@ from micro_core.routing.events import (
     Ack,
     Advert,
     Announce,
-    Beat,
+    Digest,
     RoutingMessage,
+    SequenceRequest,
     Solicit,
     Withdraw,
 )
@@ -54,11 +55,19 @@ all_messages: st.SearchStrategy[RoutingMessage] = st.one_of(
     ),
     st.builds(Ack, counts),
     st.just(Solicit()),
-    st.builds(Beat, ids, counts, counts),
+    st.builds(Digest, counts, counts, st.integers(0, 2**64 - 1)),
+    st.builds(
+        SequenceRequest,
+        origin=ids,
+        service=names,
+        incarnation=counts,
+        sequence=counts,
+        hops_left=st.integers(0, limits.MAX_HOPS),
+    ),
 )
 
 NODE = "a" * 32
-ANNOUNCE: list[Any] = [NODE, 1, 1, "greeter", ["v1"], 0, "site", "net", 10, [NODE]]
+ANNOUNCE: list[Any] = [NODE, 1, 1, "greeter", ["v1"], 0, "site", "net", 10, [NODE], 0]
 WITHDRAW: list[Any] = [NODE, 1, 1, "greeter", True]
 
 

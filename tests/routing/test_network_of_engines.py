@@ -28,6 +28,7 @@ from micro_core.routing.events import (
     PutRoute,
     RoutingMessage,
     SendMessage,
+    Solicit,
     WithdrawAll,
 )
 from micro_core.spec import Route, RouteKey
@@ -76,6 +77,17 @@ class Net:
         self.links[frozenset((a, b))] = next(self._generation)
         for here, there in ((a, b), (b, a)):
             self._do(here, self.engines[here].handle(NeighbourUp(there, COST_US), self.now))
+
+    def move(self, a: str, b: str, *, forgetful: str = "") -> None:
+        """Another link takes over: both tell everything. What was on its way on the old one is lost; and one side may have
+        lost the old one before."""
+        self.links[frozenset((a, b))] = next(self._generation)
+        for here, there in ((a, b), (b, a)):
+            if here == forgetful:
+                self._do(here, self.engines[here].handle(NeighbourDown(there), self.now))
+                self._do(here, self.engines[here].handle(NeighbourUp(there, COST_US), self.now))
+            else:
+                self._do(here, self.engines[here].handle(MessageReceived(there, Solicit()), self.now))
 
     def cut(self, a: str, b: str) -> None:
         if self.links.pop(frozenset((a, b)), None) is None:
@@ -298,6 +310,33 @@ def test_a_link_that_comes_back_brings_the_same_routes_back() -> None:
     assert net.routes(c, "greeter")
 
 
+def test_a_link_that_another_takes_over_from_costs_no_route_for_a_moment() -> None:
+    net, (a, b) = line(2)
+    net.up(a, "greeter")
+    net.run(5)
+    net.up(a, "later")
+    net.move(a, b)
+    assert net.routes(b, "greeter")
+    net.run(0.2)
+    assert net.routes(b, "greeter")
+    net.run(2)
+    assert net.routes(b, "later")
+    net.check_quiet()
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_side_that_had_lost_the_link_before_another_took_over_hears_everything_again(side: int) -> None:
+    net, names = line(2)
+    for name in names:
+        net.up(name, f"of-{name[:4]}")
+    net.run(5)
+    net.move(*names, forgetful=names[side])
+    net.run(2)
+    for here, there in (names, names[::-1]):
+        assert net.routes(here, f"of-{there[:4]}")
+    net.check_quiet()
+
+
 def test_a_restarted_origin_is_believed_and_its_earlier_life_forgotten() -> None:
     net, (a, b, c) = line(3)
     net.up(a, "old")
@@ -312,7 +351,7 @@ def test_a_restarted_origin_is_believed_and_its_earlier_life_forgotten() -> None
     assert b in net.connected(a)
 
 
-def test_routes_without_beats_die_with_their_lease() -> None:
+def test_routes_of_a_neighbour_without_digests_die_with_their_lease() -> None:
     net, (a, b, _c) = line(3)
     net.up(a, "greeter")
     net.run(5)
@@ -323,14 +362,14 @@ def test_routes_without_beats_die_with_their_lease() -> None:
     net.engines[a] = silent
 
 
-def test_beats_keep_routes_alive_for_an_hour() -> None:
+def test_digests_keep_routes_alive_for_an_hour() -> None:
     net, (a, _, c) = line(3)
     net.up(a, "greeter")
     net.run(3_600)
     net.check_quiet()
     assert net.routes(c, "greeter")
     assert net.counted["routing_leases_expired"] == 0
-    assert net.adverts(since=200) == [], "an hour of peace is told by beats alone"
+    assert net.adverts(since=200) == [], "an hour of peace is told by digests alone"
 
 
 def test_a_lost_advert_is_sent_again() -> None:
@@ -427,13 +466,13 @@ def test_when_the_faults_stop_all_tables_are_right(seed: int) -> None:
     net.check_quiet()
 
 
-@pytest.mark.parametrize("kind", ["advert", "ack", "solicit", "beat"])
+@pytest.mark.parametrize("kind", ["advert", "ack", "solicit", "digest", "request"])
 @settings(max_examples=30)
 @given(st.integers(0, 2**32))
 def test_messages_that_are_lost_are_made_good(kind: str, seed: int) -> None:
-    from micro_core.routing.events import Ack, Beat, Solicit
+    from micro_core.routing.events import Ack, Digest, SequenceRequest, Solicit
 
-    lost = {"advert": Advert, "ack": Ack, "solicit": Solicit, "beat": Beat}[kind]
+    lost = {"advert": Advert, "ack": Ack, "solicit": Solicit, "digest": Digest, "request": SequenceRequest}[kind]
     net, names = line(4)
     source = random.Random(seed)
     net.drop += [lost] * source.randrange(1, 4)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
 from micro_core.rpc.connection import EAGER_FRAMES, MAX_UNREAD_REFUSALS, Connection
+from micro_core.rpc.goodbye import say_goodbye
 from micro_core.spec import CountersInMemory
 from micro_core.spec.errors import (
     Closed,
@@ -371,3 +373,54 @@ async def test_a_peer_that_never_says_hello_is_cut_off(
     await until(lambda: victim.error is not None)
     assert victim.error is not None
     assert "no HELLO" in victim.error.detail
+
+
+async def test_all_that_a_peer_began_before_it_read_the_goaway_has_arrived_when_it_is_said_to_have_read_it(
+    connect: Connect, until: Until
+) -> None:
+    owner = Owner()
+    near, far = connect(None, Handler())
+    await until(lambda: near.wire_version == far.wire_version == 1)
+    goodbye = asyncio.ensure_future(say_goodbye([far]))
+    await asyncio.sleep(0)
+    # The peer has not read the GOAWAY: its request crosses it.
+    near.send(frames.encode(Kind.REQUEST, near.open_stream(owner), b"header", b"body"))
+    await goodbye
+    await until(lambda: bool(owner.frames))
+    error = error_from_wire(decode_map(owner.frames[0].header))
+    assert isinstance(error, Draining)
+    assert error.retry_is_safe
+
+
+async def test_a_peer_that_does_not_read_a_goodbye_holds_nobody_up(
+    pair: tuple[PairedSocket, PairedSocket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("micro_core.rpc.goodbye.GOODBYE_TIMEOUT_S", 0.01)
+    deaf = Connection(pair[0], dialed=False)
+    await asyncio.wait_for(say_goodbye([deaf]), 5.0)
+
+
+async def test_a_goodbye_ends_with_the_connection(connect: Connect) -> None:
+    _, far = connect()
+    goodbye = asyncio.ensure_future(say_goodbye([far]))
+    await asyncio.sleep(0)
+    far.abort(LinkLost("broken"))
+    await asyncio.wait_for(goodbye, 0.5)
+
+
+async def test_a_round_trip_is_over_when_the_peer_has_read_what_was_sent_before(
+    pair: tuple[PairedSocket, PairedSocket], until: Until
+) -> None:
+    owner = Owner()
+    near, far = Connection(pair[0], dialed=True), Connection(pair[1], dialed=False)
+    await until(lambda: near.wire_version == far.wire_version == 1)
+    stream = near.open_stream(owner)
+    pair[0].pause_reading()
+    far.send(frames.encode(Kind.RESPONSE, stream, b"", b"answer"))
+    trip = asyncio.ensure_future(far.round_trip())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not trip.done()
+    pair[0].resume_reading()
+    await trip
+    assert [frame.body for frame in owner.frames] == [b"answer"]

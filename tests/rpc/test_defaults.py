@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 import types
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from micro_core import CallInfo, Client, Service
 from micro_core.config import load_settings
 from micro_core.plugins import Catalog, Entry
 from micro_core.rpc.defaults import Runtime, build_runtime, drivers_of
-from micro_core.spec import CountersInMemory, Driver, NoOptions, Role, hookimpl
-from micro_core.spec.errors import ConfigError, PluginMissing, ServiceNotFound
+from micro_core.spec import CountersInMemory, Driver, DriverContext, NoOptions, Role, hookimpl, option
+from micro_core.spec.errors import ConfigError, OptionError, PluginMissing, ServiceNotFound
 
 
 @pytest.fixture(autouse=True)
@@ -66,8 +68,14 @@ async def test_the_proxy_and_the_lease_come_from_the_settings(monkeypatch: pytes
 
 
 async def test_a_plugin_that_is_not_installed_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = [
+        distribution
+        for distribution in importlib.metadata.distributions()
+        if distribution.metadata["Name"] != "micro-redis-registry"
+    ]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: installed)
     monkeypatch.setenv("MICRO_PLUGINS", "redis")
-    with pytest.raises(PluginMissing, match="pip install"):
+    with pytest.raises(PluginMissing, match="pip install micro-redis-registry"):
         await Service("s").start()
 
 
@@ -118,14 +126,61 @@ async def runtime(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Runtime]:
 
     module.micro_interceptors = micro_interceptors  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "rpc_test_hooks", module)
-    found = Catalog.discover().entries
-    hook = Entry(role=None, name="mark", distribution="micro-mark", version="1", module="rpc_test_hooks")
-    runtime = await build_runtime(catalog=Catalog([*found, hook]))
+    runtime = await build_runtime(load_settings({"node.plugins": "mark"}), catalog=Catalog([*INSTALLED, hook("mark")]))
     yield runtime
     await runtime.close()
 
 
-async def test_interceptors_of_installed_hooks_wrap_calls(runtime: Runtime) -> None:
+INSTALLED = Catalog.discover().entries
+
+
+def hook(name: str) -> Entry:
+    return Entry(role=None, name=name, distribution=f"micro-{name}", version="1", module="rpc_test_hooks")
+
+
+async def test_hooks_that_are_not_named_change_nothing(runtime: Runtime) -> None:
+    other = await build_runtime(load_settings({"node.plugins": ""}), catalog=runtime.catalog)
+    assert other.interceptors("client") == []
+    await other.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkOptions:
+    word: str = option("plain", "What to mark calls with.")
+
+
+class Marker:
+    """What a cross-cutting plugin builds: it has options and a context."""
+
+    def __init__(self, options: MarkOptions, context: DriverContext) -> None:
+        self.word = options.word
+        self.site = context.site
+
+    @hookimpl
+    def micro_interceptors(self, side: str) -> list[Any]:
+        return [(side, self.word, self.site)]
+
+
+async def test_hooks_that_describe_themselves_are_built_with_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("rpc_test_hooks")
+
+    @hookimpl
+    def micro_hooks() -> Driver[object]:
+        return Driver(name="word", summary="", options=MarkOptions, create=Marker)
+
+    module.micro_hooks = micro_hooks  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "rpc_test_hooks", module)
+    settings = load_settings({"node.plugins": "word", "node.site": "eu"}, sets=["word.word=bold"])
+    runtime = await build_runtime(settings, catalog=Catalog([*INSTALLED, hook("word")]))
+    assert list[Any](runtime.interceptors("server")) == [("server", "bold", "eu")]
+    await runtime.close()
+    with pytest.raises(OptionError, match="unknown option 'wrod'"):
+        await build_runtime(
+            load_settings({"node.plugins": "word"}, sets=["word.wrod=x"]), catalog=Catalog([*INSTALLED, hook("word")])
+        )
+
+
+async def test_interceptors_of_named_hooks_wrap_calls(runtime: Runtime) -> None:
     seen: list[dict[str, str]] = []
 
     async def look(call: CallInfo, proceed: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import stat
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from micro_core.tunnel.identity import (
     load_or_create_token,
     load_token,
     membership_proof,
+    next_incarnation,
     node_id_of,
 )
 
@@ -118,3 +120,29 @@ def test_membership_is_of_one_network_one_token_and_one_handshake() -> None:
     assert not is_member("go.micro", "secret", b"another", proof)
     assert not is_member("go.micro", "secret", b"transcript", proof[:-1])
     assert not is_member("go.micro", "secret", b"transcript", b"")
+
+
+def test_a_life_has_a_higher_number_than_those_before_it_whatever_the_clock_says(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "node.incarnation"
+    assert next_incarnation(path, 5_000) == 5_000
+    assert next_incarnation(path, 3_000) == 5_001, "the clock was set back"
+    assert next_incarnation(path, 9_000) == 9_000
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name], "nothing is left behind"
+
+
+@pytest.mark.parametrize("content", [b"", b"-3", b"later", b"\xff\xff", b"1" * 400])
+def test_a_number_that_cannot_be_read_counts_for_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "node.incarnation"
+    path.write_bytes(content)
+    assert next_incarnation(path, 7_000) in (7_000, int("1" * 32) + 1)
+
+
+@pytest.mark.parametrize(
+    "make", [NodeIdentity.load_or_create, load_or_create_token, lambda path: next_incarnation(path, 1)]
+)
+def test_a_place_that_cannot_be_written_is_a_configuration_error(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    (tmp_path / "taken").write_text("a file where a directory is wanted")
+    with pytest.raises(ConfigError, match=r"cannot (read|write)"):
+        make(tmp_path / "taken" / "node.key")

@@ -23,16 +23,18 @@ from micro_core.tunnel.credit import (
 )
 from micro_core.tunnel.mux import (
     BULK_ACK_STEP_BYTES,
-    HEAD,
     HIGH_WATER_BYTES,
-    MAX_CHANNELS,
-    MAX_PAYLOAD_BYTES,
     MAX_QUEUED_CONTROL_BYTES,
     MAX_QUEUED_MULTICAST_BYTES,
-    Message,
     Mux,
-    MuxEvent,
     MuxSession,
+)
+from micro_core.tunnel.mux_frames import (
+    HEAD,
+    MAX_CHANNELS,
+    MAX_PAYLOAD_BYTES,
+    Message,
+    MuxEvent,
     Opened,
     Over,
     Pinged,
@@ -55,7 +57,8 @@ class End:
         self.mux = Mux(dialed=dialed, lane_count=lanes, window=window)
         self.sessions: dict[int, MuxSession] = {}
         self.data: dict[int, bytearray] = {}
-        self.unread: dict[int, int] = {}
+        self.unread: dict[int, list[int]] = {}
+        """Sizes of what came and was not read, by session."""
         self.over: dict[int, MicroError] = {}
         self.events: list[MuxEvent] = []
         self.reads = True
@@ -72,21 +75,21 @@ class End:
                 self._know(self.mux.sessions[number])
             case Received(number, data):
                 self.data[number] += data
-                self.unread[number] += len(data)
+                self.unread[number].append(len(data))
                 if self.reads:
                     self.read(number)
             case Over(number, error):
                 assert number not in self.over, "told twice"
                 self.over[number] = error
 
-    def read(self, number: int, count: int = ALL) -> None:
-        count = min(count, self.unread[number])
-        self.unread[number] -= count
-        self.mux.consumed(self.sessions[number], count)
+    def read(self, number: int, most: int = ALL) -> None:
+        unread = self.unread[number]
+        for _ in range(min(most, len(unread))):
+            self.mux.consumed(self.sessions[number], unread.pop(0))
 
     def _know(self, session: MuxSession) -> None:
         self.sessions[session.number] = session
-        self.data[session.number], self.unread[session.number] = bytearray(), 0
+        self.data[session.number], self.unread[session.number] = bytearray(), []
 
 
 class Wire:
@@ -207,8 +210,8 @@ def test_who_does_not_read_is_sent_a_window_and_no_more(lanes: int) -> None:
     session = wire.one.open()
     wire.one.mux.write(session, bytes(100 * WINDOW))
     wire.settle()
-    assert wire.other.unread[1] == WINDOW
-    assert session.unsent_bytes == 99 * WINDOW
+    assert sum(wire.other.unread[1]) == WINDOW - HEAD.size, "a frame's head counts too"
+    assert session.unsent_bytes == 99 * WINDOW + HEAD.size
     wire.other.reads = True
     wire.other.read(1)
     wire.settle()
@@ -219,8 +222,8 @@ def test_a_writer_is_asked_to_pause_and_then_to_go_on_once() -> None:
     wire = Wire(4)
     wire.other.reads = False
     session = wire.one.open()
-    assert wire.one.mux.write(session, bytes(limits.SESSION_WINDOW_BYTES + HIGH_WATER_BYTES))
-    assert not wire.one.mux.write(session, b"x")
+    assert wire.one.mux.write(session, bytes(limits.SESSION_WINDOW_BYTES + HIGH_WATER_BYTES // 2))
+    assert not wire.one.mux.write(session, bytes(HIGH_WATER_BYTES))
     wire.settle()
     assert Resumed(1) not in wire.one.events
     wire.other.reads = True
@@ -238,6 +241,57 @@ def test_one_session_that_nobody_reads_stops_no_other() -> None:
     wire.one.mux.write(alive, b"through")
     wire.settle()
     assert wire.other.data[alive.number] == b"through"
+
+
+@lane_counts
+def test_all_sessions_that_nobody_reads_hold_a_links_window_and_no_more(lanes: int) -> None:
+    wire = Wire(lanes)
+    wire.other.reads = False
+    stuck = [wire.one.open() for _ in range(40)]
+    for session in stuck:
+        wire.one.mux.write(session, bytes(limits.SESSION_WINDOW_BYTES - 1_000))
+    wire.settle()
+    held = sum(sum(sizes) for sizes in wire.other.unread.values())
+    assert limits.LINK_WINDOW_BYTES * 0.9 < held <= limits.LINK_WINDOW_BYTES
+    wire.other.reads = True
+    for session in stuck:
+        wire.other.read(session.number)
+    wire.settle()
+    assert all(len(wire.other.data[session.number]) == limits.SESSION_WINDOW_BYTES - 1_000 for session in stuck)
+
+
+def test_sessions_that_nobody_reads_leave_the_link_to_higher_priorities() -> None:
+    wire = Wire(4)
+    wire.other.reads = False
+    for priority in reversed(Priority):
+        for _ in range(20 if priority is not Priority.CONTROL else 1):
+            wire.one.mux.write(wire.one.open("c", priority), bytes(limits.SESSION_WINDOW_BYTES // 2))
+        wire.settle()
+        last = max(wire.one.sessions)
+        if priority is Priority.CONTROL:
+            assert sum(wire.other.unread[last]) == limits.SESSION_WINDOW_BYTES // 2
+
+
+def test_what_comes_for_sessions_that_are_gone_is_given_back_to_the_link() -> None:
+    mux = Mux(dialed=True, lane_count=1)
+    piece = bytes(MAX_PAYLOAD_BYTES)
+    granted = 0
+    for _ in range(2 * limits.LINK_WINDOW_BYTES // len(piece)):
+        hear(mux, frame(Type.DATA, 7, piece))
+        for kind, number, payload in frames(mux.take(Priority.CONTROL, ALL, 0.0)):
+            assert (kind, number) == (Type.WINDOW, 0)
+            granted += struct.unpack(">I", payload)[0]
+    assert granted > limits.LINK_WINDOW_BYTES
+
+
+def test_more_than_the_links_window_is_a_violation() -> None:
+    mux = Mux(dialed=True, lane_count=1, window=ALL)
+    piece = bytes(1_000 - HEAD.size)
+    hear(mux, frame(Type.OPEN, 2, b"\x01c"))
+    for _ in range(limits.LINK_WINDOW_BYTES // 1_000):
+        hear(mux, frame(Type.DATA, 2, piece))
+    with pytest.raises(Malformed):
+        hear(mux, frame(Type.DATA, 2, piece))
 
 
 def test_sessions_are_bounded_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +351,7 @@ class Script:
                 end.mux.write(end.sessions[number], data)
             case 5 | 6:
                 for number in end.unread:
-                    end.read(number, source.choice([0, 10, WINDOW]))
+                    end.read(number, source.choice([0, 1, 10]))
             case 7 if standing:
                 number = source.choice(standing)
                 self.is_cut.add(number)
@@ -333,7 +387,7 @@ class Script:
             for session in end.mux.sessions.values():
                 assert 0 <= session.send.available <= session.send.window == WINDOW
                 assert 0 <= session.receive.outstanding <= WINDOW
-                assert end.unread[session.number] <= WINDOW
+                assert sum(end.unread[session.number]) <= WINDOW
                 assert session.unsent_bytes == sum(map(len, session.unsent))
             for number, data in end.data.items():
                 written = self.written.get((not is_one, number), bytearray())
@@ -593,9 +647,9 @@ def test_a_frame_that_is_too_long_is_refused_before_it_is_there() -> None:
 
 def test_data_beyond_the_window_is_a_violation() -> None:
     mux = Mux(dialed=True, lane_count=1, window=WINDOW)
-    hear(mux, frame(Type.OPEN, 2, b"\x01c") + frame(Type.DATA, 2, bytes(WINDOW)))
+    hear(mux, frame(Type.OPEN, 2, b"\x01c") + frame(Type.DATA, 2, bytes(WINDOW - HEAD.size)))
     with pytest.raises(Malformed):
-        hear(mux, frame(Type.DATA, 2, b"x"))
+        hear(mux, frame(Type.DATA, 2, b""))
 
 
 def test_frames_of_sessions_that_are_gone_are_ignored() -> None:

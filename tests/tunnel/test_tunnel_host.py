@@ -27,6 +27,7 @@ from micro_core.spec import (
 )
 from micro_core.tunnel.identity import NodeIdentity
 from micro_core.tunnel.tunnel import TunnelHost, TunnelOptions
+from micro_core.tunnel.ways import WayOptions
 from micro_core.wire import limits
 
 PATIENCE_S = 5.0
@@ -102,7 +103,7 @@ class Nodes:
             logger=logging.getLogger("test"),
             counters=counters,
             incarnation=incarnation,
-            options=TunnelOptions(redial_first_s=0.001, redial_last_s=0.01, **options),
+            options=TunnelOptions(ways=WayOptions(redial_first_s=0.001, redial_last_s=0.01), **options),
         )
         await host.connect()
         self.hosts.append(host)
@@ -197,6 +198,27 @@ async def test_a_session_that_is_not_read_keeps_no_other_waiting(pair: Pair) -> 
     other = Reader(a.dial("test", peer=b.node_id))
     other.session.write(b"hello")
     await until(lambda: len(accepted) == 2 and accepted[1].data == b"hello")
+
+
+async def test_on_a_link_that_takes_nothing_bulk_leaves_room_for_calls_and_calls_for_control(
+    nodes: Nodes, pair: Pair
+) -> None:
+    a, b = await pair()
+    connect(a, b)
+    (link,) = [link for link in nodes.drivers["a"].links if link._error is None]
+    link.hold()
+    held: list[int] = []
+    sessions = []
+    for priority in (Priority.BULK, Priority.EVENTS, Priority.CALLS, Priority.CONTROL):
+        session = Reader(a.dial("test", peer=b.node_id, priority=priority))
+        sessions.append(session)
+        session.session.write(bytes(limits.SESSION_WINDOW_BYTES))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        held.append(sum(link.buffered_bytes(lane) for lane in range(link.lane_count)))
+    assert held == sorted(held)
+    assert len(set(held)) == 4, "each priority found room that the one below it had left"
+    link.release()
 
 
 async def test_a_channel_nobody_listens_on_refuses_with_a_reason(pair: Pair) -> None:
@@ -327,7 +349,7 @@ async def test_a_kept_link_comes_back_after_it_was_cut(nodes: Nodes, pair: Pair)
 
 async def test_a_dead_peer_is_noticed_though_nothing_is_said(nodes: Nodes) -> None:
     a = await nodes.node("a", keepalive_s=0.02)
-    await nodes.node("b", keepalive_s=0.02)
+    await nodes.node("b", keepalive_s=60.0)
     await a.link_to("memory://b")
     lost: list[MicroError] = []
     a.on_link_down(lambda info, error: lost.append(error))

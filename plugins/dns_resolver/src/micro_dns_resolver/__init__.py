@@ -20,4 +20,5 @@ def micro_resolver() -> Driver[Resolver]:
         summary="Nodes of a network from SRV records of the DNS, or from A and AAAA.",
         options=DnsOptions,
         create=create,
+        capabilities=frozenset({"priorities", "weights"}),
     )

@@ -20,4 +20,5 @@ def micro_resolver() -> Driver[Resolver]:
         summary="Nodes of a network from a JSON document on the web.",
         options=HttpOptions,
         create=create,
+        capabilities=frozenset({"priorities"}),
     )

@@ -276,8 +276,7 @@ class MdnsRegistry:
             if settled_at <= now:
                 return
             self._news.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), min(settled_at, ends_at) - now)
+            await _wait(self._news, min(settled_at, ends_at) - now)
 
     async def _take_care(self) -> None:
         """Beat, let one's own records lapse, give up those of others: one timer for all of it."""
@@ -296,9 +295,7 @@ class MdnsRegistry:
             min((own.ends_at for own in self._own.values()), default=math.inf),
         )
         self._changed.clear()
-        with suppress(TimeoutError):
-            pause = None if wakes_at == math.inf else max(0.0, wakes_at - self._now())
-            await asyncio.wait_for(self._changed.wait(), pause)
+        await _wait(self._changed, None if wakes_at == math.inf else max(0.0, wakes_at - self._now()))
         now = self._now()
         if now > wakes_at + GRACE_S:
             # This process was stopped for a while: first read what has arrived meanwhile, then give up.
@@ -332,6 +329,17 @@ class MdnsRegistry:
         else:
             # Without records there is nothing to renew: silence.
             self._next_beat_at = self._now() + interval_s if self._own else math.inf
+
+
+async def _wait(event: asyncio.Event, longest_s: float | None) -> None:
+    """Wait for the event, or for so long.
+
+    Not by `asyncio.wait_for`: before Python 3.12 it swallows a cancellation that comes together with the event, and
+    `close` would wait for a task that goes on for ever.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(longest_s):
+            await event.wait()
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

@@ -120,9 +120,12 @@ class QuicTunnel:
         try:
             async with asyncio.timeout(timeout_s):
                 found = await asyncio.get_running_loop().getaddrinfo(host or "localhost", port, type=sockets.SOCK_DGRAM)
+        except UnicodeError as error:
+            # Before anybody is asked: a name that the rules of IDNA do not allow.
+            raise Unreachable(f"{host!r:.80} cannot be a host's name", hint="check the name") from error
         except (OSError, TimeoutError) as error:
             reason = getattr(error, "strerror", None) or f"no answer in {timeout_s:.3g} s"
-            raise Unreachable(f"cannot find {host!r}: {reason}", hint="check the name") from error
+            raise Unreachable(f"cannot find {host!r:.80}: {reason}", hint="check the name") from error
         return list(dict.fromkeys((int(family), sockaddr) for family, _, _, _, sockaddr in found))
 
     async def _dial_one(self, family: int, sockaddr: Any, patience_s: float, address: str) -> QuicLink:

@@ -21,7 +21,7 @@ LANES = 4
 LOW_MARK_BYTES = 16 * 1024
 """`lane_writable` is told when a lane holds no more than this, after having held more."""
 
-EAGER_BYTES = 4_096
+EAGER_BYTES = 2_048
 """Unsent bytes that leave without waiting for the end of the turn: worth their packets, and the far end can begin."""
 
 EARLY_BYTES = 1024 * 1024

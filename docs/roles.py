@@ -1,0 +1,138 @@
+"""The reference pages of the roles: a hand-written introduction, then the contract's own words, then the kit's parts."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from micro_core.spec import Role
+from micro_core.testing import CAPABILITIES, Conformance, Faults
+from micro_core.testing.conformance import needs_of
+from micro_core.testing.verify import KITS
+
+ROOT = Path(__file__).parents[1]
+SPEC = ROOT / "micro_core" / "spec"
+
+CLASSES = {
+    Role.REGISTRY: {
+        "registry.py": ("Registry", "RegistryWatch", "Instance", "Endpoint", "RegistryEvent", "RegistryEventKind"),
+        "watching.py": ("WatchSet",),
+    },
+    Role.TRANSPORT: {"transport.py": ("Transport", "Listener", "Socket", "SocketReceiver")},
+    Role.BROKER: {"broker.py": ("Broker", "Subscription", "Message")},
+    Role.TUNNEL: {"tunnel.py": ("LinkDriver", "Link", "LinkReceiver", "Priority"), "transport.py": ("Listener",)},
+    Role.TABLE: {"table.py": ("Table", "Route", "RouteKey", "RouteQuery", "RouteEvent", "RouteEventKind")},
+    Role.RESOLVER: {"resolver.py": ("Resolver", "Candidate")},
+}
+"""By role and file of the contract: what its author reads, the Protocol first."""
+
+
+def pages() -> dict[str, tuple[str, str]]:
+    """(title, text) of each role's page, by file name."""
+    return {f"role-{role.value}.md": (f"The role {role.value}", page(role)) for role in Role}
+
+
+def page(role: Role) -> str:
+    introduction = (ROOT / "docs" / "plugins" / "introductions" / f"{role.value}.md").read_text().strip()
+    lines = [
+        introduction,
+        "",
+        f"Entry-point group `{role.group}`, hook `{role.hook}`. Begin with `micro plugin new {role.value} NAME`;",
+        "[write-one](../plugins/write-one.md) shows the way from there.",
+        "",
+    ]
+    for file, names in CLASSES[role].items():
+        lines += class_sections(file, names)
+    lines += ["## Capabilities", ""]
+    words = CAPABILITIES[role]
+    lines += [f"- `{word}`: {promise}" for word, promise in words.items()] or ["None so far."]
+    lines += ["", "A driver declares them in `Driver.capabilities`; words of its own begin with `x-`.", ""]
+    return "\n".join([*lines, *kit_section(role)])
+
+
+def class_sections(file: str, names: tuple[str, ...]) -> list[str]:
+    """What the contract says of these classes of one of its files."""
+    tree = ast.parse((SPEC / file).read_text())
+    found = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    return [line for name in names for line in class_section(found[name])]
+
+
+def class_section(node: ast.ClassDef) -> list[str]:
+    lines = [f"## `{node.name}`", "", inspect.cleandoc(ast.get_docstring(node) or ""), ""]
+    fields = list(documented_fields(node))
+    if fields:
+        lines += [*(f"- `{text}`{': ' + meaning if meaning else ''}" for text, meaning in fields), ""]
+    for method in node.body:
+        if not isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if method.name.startswith("_") and method.name != "__aiter__":
+            continue
+        signature = ast.unparse(method.args).removeprefix("self, ").removeprefix("self")
+        kind = "async " if isinstance(method, ast.AsyncFunctionDef) else ""
+        answer = f" -> {ast.unparse(method.returns)}" if method.returns else ""
+        lines += [f"### `{kind}{method.name}({signature}){answer}`", ""]
+        if text := ast.get_docstring(method):
+            lines += [inspect.cleandoc(text), ""]
+    return lines
+
+
+def documented_fields(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """Each field or member as it is written, with the docstring below it."""
+    for place, statement in enumerate(node.body):
+        if isinstance(statement, ast.AnnAssign):
+            default = f" = {ast.unparse(statement.value)}" if statement.value is not None else ""
+            text = f"{ast.unparse(statement.target)}: {ast.unparse(statement.annotation)}{default}"
+        elif isinstance(statement, ast.Assign) and not ast.unparse(statement.targets[0]).startswith("_"):
+            text = ast.unparse(statement)
+        else:
+            continue
+        below = node.body[place + 1] if place + 1 < len(node.body) else None
+        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        yield text, " ".join(str(below.value.value).split()) if is_text else ""  # type: ignore[union-attr]
+
+
+def kit_section(role: Role) -> list[str]:
+    kit = KITS[role]
+    lines = [
+        "## The kit",
+        "",
+        f"`micro_core.testing.{kit.__name__}`: inherit it, supply the fixture `subject`. Its parts, each a test:",
+        "",
+        "| part | demanded |",
+        "|---|---|",
+    ]
+    parts = {name: part for name, part in inspect.getmembers(kit, inspect.isfunction) if name.startswith("test_")}
+    for name, part in sorted(parts.items(), key=lambda item: (rank(item[1]), place_of(kit, item[1]))):
+        lines.append(f"| {name.removeprefix('test_').replace('_', ' ')} | {demanded(part)} |")
+    verbs = [name for name, _ in inspect.getmembers(Faults, inspect.iscoroutinefunction)]
+    lines += ["", "The verbs of the fault handle, each written as far as the back end allows:", ""]
+    lines += [f"- `{verb}`: {' '.join((inspect.getdoc(getattr(Faults, verb)) or '').split())}" for verb in verbs]
+    lines += ["", "What fits a kit to its back end, as attributes of the class:", ""]
+    for owner in kit.__mro__:
+        if issubclass(owner, Conformance):
+            body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+            assert isinstance(body, ast.ClassDef)
+            fields = [(text, meaning) for text, meaning in documented_fields(body) if meaning]
+            lines += [f"- `{text.replace('ClassVar[', '').replace(']', '', 1)}`: {meaning}" for text, meaning in fields]
+    return lines
+
+
+def rank(part: object) -> int:
+    needs = needs_of(part)
+    return 2 if needs.faults else 1 if needs.capability else 0
+
+
+def place_of(kit: type, part: object) -> tuple[int, int]:
+    """The role's own parts first, then those of every kit, in the order in which they are written."""
+    owners = [place for place, owner in enumerate(kit.__mro__) if part in vars(owner).values()]
+    return (owners[0] if owners else 0, inspect.getsourcelines(part)[1])  # type: ignore[arg-type]
+
+
+def demanded(part: object) -> str:
+    needs = needs_of(part)
+    words = [f"with `{needs.capability}`"] if needs.capability else []
+    words += [f"with the faults {', '.join(f'`{verb}`' for verb in needs.faults)}"] if needs.faults else []
+    return " and ".join(words) or "always"

@@ -1,0 +1,24 @@
+"""One service, by the name that it is given: SERVICE=acme.catalogue."""
+
+import os
+from dataclasses import dataclass
+
+from micro_core import Service
+
+
+@dataclass
+class AskReply:
+    answer: str
+
+
+service = Service(os.environ["SERVICE"])
+
+
+@service.handler
+class Desk:
+    async def ask(self) -> AskReply:
+        return AskReply(answer=f"this is {service.name}")
+
+
+if __name__ == "__main__":
+    service.run()

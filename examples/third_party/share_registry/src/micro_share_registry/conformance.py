@@ -1,0 +1,47 @@
+"""The kit of the registry role: what `pytest` runs here, and `micro plugin verify` wherever this is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from micro_core.spec import DriverContext, Registry
+from micro_core.testing import Faults, RegistryConformance, Subject
+
+from micro_share_registry import micro_registry
+from micro_share_registry.options import ShareOptions
+
+
+class ShareFaults(Faults):
+    """What can go wrong with a share: it is not mounted for a while, and others write into it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    async def kill(self) -> None:
+        self.path.rename(self.path.with_suffix(".gone"))
+        self.path.write_text("not a directory")
+
+    async def restart(self) -> None:
+        self.path.unlink()
+        self.path.with_suffix(".gone").rename(self.path)
+
+    async def wipe(self) -> None:
+        self.path.unlink()
+        self.path.mkdir()
+
+    async def garbage(self, context: DriverContext) -> None:
+        place = self.path / f"share-{context.network}" / context.site
+        for number, content in enumerate((b"", b"\xff\x00", b"{", b"[]", b"null", b'{"instance": {}}', b"9" * 200_000)):
+            (place / f"odd-{number}.json").write_bytes(content)
+
+
+class TestShareRegistry(RegistryConformance):
+    changes_in_a_storm = 300  # each is a file
+
+    @pytest.fixture
+    def subject(self, tmp_path: Path) -> Subject[Registry]:
+        path = tmp_path / "share"
+        path.mkdir()
+        options = ShareOptions(path=str(path), poll_s=0.05)
+        return Subject(driver=micro_registry(), options=options, faults=ShareFaults(path))

@@ -1,0 +1,19 @@
+"""What can be set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from micro_core.spec import OptionError, option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareOptions:
+    """Options of `registry:share`."""
+
+    path: str = option("", "The directory that all hosts mount; default: micro's state directory.")
+    poll_s: float = option(0.5, "Seconds between two looks at the directory.")
+
+    def __post_init__(self) -> None:
+        if not 0.01 <= self.poll_s <= 60:
+            raise OptionError(f"poll_s = {self.poll_s} is not from 0.01 to 60")

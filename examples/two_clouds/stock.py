@@ -1,0 +1,39 @@
+"""Runs in one cloud: how much is left of a thing, and a message when something was taken."""
+
+from dataclasses import dataclass
+
+from micro_core import Conflict, Service
+
+
+@dataclass
+class TakeRequest:
+    item: str
+    count: int
+
+
+@dataclass
+class Left:
+    item: str
+    left: int
+
+
+service = Service("go.micro.srv.stock")
+
+stock = {"lamp": 5, "chair": 2}
+
+
+@service.handler
+class Stock:
+    async def take(self, request: TakeRequest) -> Left:
+        """Take some of a thing. Raises Conflict where there are not so many."""
+        left = stock.get(request.item, 0) - request.count
+        if left < 0:
+            raise Conflict(f"only {stock.get(request.item, 0)} of {request.item!r:.40} left")
+        stock[request.item] = left
+        answer = Left(item=request.item, left=left)
+        await service.client.publish("stock.changed", answer)
+        return answer
+
+
+if __name__ == "__main__":
+    service.run()

@@ -1,0 +1,146 @@
+"""`micro lab ...`: scenarios on virtual time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from micro_core.cli.output import PARTIAL, UsageError, guarded, note, show_json, show_table
+from micro_core.lab.report import Sample
+from micro_core.lab.running import Outcome
+from micro_core.lab.running import run as run_lab
+from micro_core.spec.errors import ConfigError
+
+Files = tuple[str, str, str]
+"""(--plot, --log, --save)"""
+
+
+def show_scenarios(as_json: bool) -> None:
+    def body() -> None:
+        from micro_core.lab.scenarios import SCENARIOS
+
+        rows = [{"name": one.name, "nodes": one.count, "summary": one.summary} for one in SCENARIOS.values()]
+        if as_json:
+            show_json("micro.scenarios/1", {"scenarios": rows})
+        else:
+            show_table(["name", "nodes", "what happens"], [list(row.values()) for row in rows], "none")
+
+    guarded(body, as_json=as_json)
+
+
+def run_scenario(
+    scenario: str, seed: int, nodes: int | None, seeds: int, files: Files, is_checking: bool, as_json: bool
+) -> None:
+    def body() -> None:
+        is_bad = False
+        for one in range(seed, seed + seeds):
+            with _nodes_kept_quiet():
+                outcome = run_lab(scenario, seed=one, nodes=nodes, is_checking=is_checking, on_sample=_progress())
+            is_bad = is_bad or not outcome.is_good
+            if as_json:
+                show_json("micro.lab/1", outcome.result)
+            else:
+                _show(outcome)
+            _write(outcome, files)
+        if is_bad:
+            raise typer.Exit(PARTIAL)
+
+    guarded(body, as_json=as_json)
+
+
+def replay_outcome(path: str, as_json: bool) -> None:
+    def body() -> None:
+        try:
+            saved = json.loads(Path(path).read_text())
+            scenario, seed, nodes, digest = (saved[key] for key in ("scenario", "seed", "asked_nodes", "digest"))
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is no outcome of `micro lab run --save`") from error
+        with _nodes_kept_quiet():
+            outcome = run_lab(str(scenario), seed=int(seed), nodes=nodes)
+        is_same = outcome.result["digest"] == digest
+        if as_json:
+            show_json("micro.lab-replay/1", {"is_same": is_same, "before": saved, "now": outcome.result})
+        else:
+            _show(outcome)
+            typer.echo("the very same happened" if is_same else f"something else happened: {digest} before")
+        if not is_same:
+            raise typer.Exit(PARTIAL)
+
+    guarded(body, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _nodes_kept_quiet() -> Iterator[None]:
+    """What nodes warn of is part of the scenario, not of the screen; other loggers of the process keep their levels."""
+    loggers = [logging.getLogger(name) for name in ("micro", "micro_core")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _show(outcome: Outcome) -> None:
+    result = outcome.result
+    typer.echo(
+        f"{outcome.scenario}, seed {result['seed']}: {result['nodes']} nodes, {result['virtual_s']:.0f} s in "
+        f"{result['real_s']:.1f} s, {result['events']} events, log {result['digest']}"
+    )
+    for settled in result["settled"]:
+        typer.echo(f"  {settled['what']:<28} all agree after {settled['seconds']:.2f} s")
+    counts = sorted(result["messages_per_node"].values())
+    typer.echo(
+        f"  routing messages             {result['messages']} ({result['bytes'] / 1024:.0f} KiB); "
+        f"a node {counts[0]} to {counts[-1]}, median {counts[len(counts) // 2]}"
+    )
+    if result["violations"]:
+        typer.echo(f"  {len(result['violations'])} violations, the first:")
+        for violation in result["violations"][:5]:
+            typer.echo(f"    {violation}")
+    if result["failure"]:
+        typer.echo(f"  failed: {result['failure']}")
+    if not outcome.is_good:
+        typer.echo(
+            f"  the same again: micro lab run {outcome.scenario} --seed {result['seed']} --nodes {result['nodes']}"
+        )
+
+
+def _write(outcome: Outcome, files: Files) -> None:
+    plot, log, save = files
+    try:
+        if log:
+            Path(log).write_text("\n".join(outcome.log) + "\n")
+        if save:
+            Path(save).write_text(json.dumps(outcome.result, indent=2) + "\n")
+    except OSError as error:
+        raise UsageError(f"cannot write {error.filename}: {error.strerror}") from error
+    if plot:
+        from micro_core.lab.plotting import plot as draw
+
+        draw(outcome.report.samples, f"{outcome.scenario}, seed {outcome.result['seed']}", Path(plot))
+        note(f"wrote {plot}")
+
+
+def _progress() -> Any:
+    """A line that is written over, on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(sample: Sample) -> None:
+        line = f"\r{sample.at:8.0f} s  {sample.nodes} nodes  {sample.routes} routes  {sample.messages} messages "
+        sys.stderr.write(line)
+        sys.stderr.flush()
+
+    return show

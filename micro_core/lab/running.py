@@ -1,0 +1,104 @@
+"""Run a scenario by name or from a file, and say what came of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from micro_core.lab import loop
+from micro_core.lab.net import Lab, LabOptions, NotConverged
+from micro_core.lab.report import Observer, Report, Sample
+from micro_core.lab.scenarios import SCENARIOS, Body
+from micro_core.lab.scripted import scripted
+from micro_core.spec.errors import ConfigError
+
+DEFAULT_COUNT = 3
+MAX_NODES = 5_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A run that has ended."""
+
+    scenario: str
+    result: dict[str, Any]
+    """As `micro lab run --json` prints it."""
+    report: Report
+    log: list[str]
+
+    @property
+    def is_good(self) -> bool:
+        return not self.result["violations"] and not self.result["failure"]
+
+
+def find(name: str) -> tuple[Body, int]:
+    """The scenario of that name, or of that file, with its usual number of nodes. Raises ConfigError."""
+    if name in SCENARIOS:
+        return SCENARIOS[name].body, SCENARIOS[name].count
+    path = Path(name)
+    if path.suffix == ".py" and path.exists():
+        return _from_python(path)
+    if path.suffix == ".toml" and path.exists():
+        try:
+            with path.open("rb") as file:
+                return scripted(tomllib.load(file))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from error
+    raise ConfigError(f"there is no scenario {name!r:.80}", hint=f"a file, or one of {', '.join(SCENARIOS)}")
+
+
+def run(
+    name: str,
+    *,
+    seed: int = 0,
+    nodes: int | None = None,
+    is_checking: bool = True,
+    on_sample: Callable[[Sample], None] | None = None,
+) -> Outcome:
+    """Run it on virtual time. What fails in it is part of the outcome. Raises ConfigError."""
+    body, usual = find(name)
+    count = usual if nodes is None else nodes
+    if not 1 <= count <= MAX_NODES:
+        raise ConfigError(f"{count} nodes: the lab takes 1 to {MAX_NODES}")
+    began = time.perf_counter()
+
+    async def main() -> Outcome:
+        lab = Lab(seed, options=LabOptions(keep_log=count <= 200))
+        observer = Observer(lab, is_checking=is_checking, on_sample=on_sample)
+        failure = ""
+        try:
+            await body(lab, observer, count)
+        except (NotConverged, AssertionError) as error:
+            failure = str(error)
+        finally:
+            await observer.close()
+        result = {
+            "scenario": name,
+            "asked_nodes": nodes,
+            **observer.report.as_map(lab),
+            "failure": failure,
+            "real_s": round(time.perf_counter() - began, 2),
+        }
+        log = list(lab.log)
+        await lab.close()
+        return Outcome(scenario=name, result=result, report=observer.report, log=log)
+
+    return loop.run(main())
+
+
+def _from_python(path: Path) -> tuple[Body, int]:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    body = getattr(module, "scenario", None)
+    if not inspect.iscoroutinefunction(body) or len(inspect.signature(body).parameters) != 3:
+        raise ConfigError(f"{path} has no `async def scenario(lab, watch, count)`", hint="micro lab list, for examples")
+    return body, int(getattr(module, "NODES", DEFAULT_COUNT))

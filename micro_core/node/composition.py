@@ -1,0 +1,195 @@
+"""From drivers to a node: tunnel, router, proxy and network, made and wired. The only place where everything meets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+from micro_core.builtin.node_broker_host import BrokerHost
+from micro_core.network.adverts import Adverts
+from micro_core.network.messages import NodeRecord
+from micro_core.network.network import Network
+from micro_core.network.peers import PeerOptions
+from micro_core.node.claim import NameClaim
+from micro_core.node.control import SERVICE, Control
+from micro_core.node.node import Node
+from micro_core.plugins import CORE_DISTRIBUTION, Hooks
+from micro_core.proxy.proxy import CHANNEL, Proxy
+from micro_core.proxy.topics import Topics
+from micro_core.routing.router import Router, RouterOptions
+from micro_core.rpc.debug import Debug
+from micro_core.rpc.pool import Pool
+from micro_core.rpc.server import Server
+from micro_core.spec.broker import Broker
+from micro_core.spec.clock import Clock, Random
+from micro_core.spec.driver import CountersInMemory
+from micro_core.spec.names import short_id
+from micro_core.spec.registry import Registry
+from micro_core.spec.resolver import Resolver
+from micro_core.spec.table import Table
+from micro_core.spec.transport import Socket, Transport
+from micro_core.spec.tunnel import LinkDriver, Priority, Session
+from micro_core.tunnel.identity import NodeIdentity
+from micro_core.tunnel.tunnel import TunnelHost, TunnelOptions
+
+DIAL_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """All that a node is made of: who it is, the drivers it stands on (built, not started), and its options."""
+
+    identity: NodeIdentity
+    name: str
+    site: str
+    network: str
+    token: str
+    incarnation: int
+    clock: Clock
+    random: Random
+    logger: logging.Logger
+    counters: CountersInMemory
+    transport: Transport
+    registry: Registry
+    table: Table
+    broker: Broker
+    broker_host: BrokerHost | None
+    """Where the node hosts its site's broker, the host; `broker` is then its local end."""
+    resolvers: Sequence[Resolver]
+    links: Sequence[tuple[LinkDriver, str | None]]
+    """Drivers of links, each with the address to listen at; None for one that only dials."""
+    seeds: Sequence[str] = ()
+    address: str = ""
+    lease_s: float = 90.0
+    peers: PeerOptions = field(default_factory=PeerOptions)
+    tunnel: TunnelOptions = field(default_factory=TunnelOptions)
+    router: RouterOptions = field(default_factory=RouterOptions)
+    hooks: Hooks = field(default_factory=Hooks)
+    claim: NameClaim | None = None
+    """What keeps a second process from running the same node."""
+    drivers: tuple[str, ...] = ()
+
+
+def compose(parts: Parts) -> Node:
+    """Make a node, everything wired and nothing started."""
+    node_id = parts.identity.node_id
+    at = f"node {parts.name} ({short_id(node_id)})"
+    clock, source, logger, counters = parts.clock, parts.random, parts.logger, parts.counters
+    transport, broker = parts.transport, parts.broker
+
+    tunnel = TunnelHost(
+        identity=parts.identity,
+        name=parts.name,
+        site=parts.site,
+        network=parts.network,
+        token=parts.token,
+        listeners=parts.links,
+        clock=clock,
+        random=source,
+        logger=logger,
+        counters=counters,
+        incarnation=parts.incarnation,
+        options=parts.tunnel,
+    )
+    router = Router(
+        node_id=node_id,
+        network=parts.network,
+        site=parts.site,
+        table=parts.table,
+        clock=clock,
+        random=source,
+        logger=logger,
+        counters=counters,
+        incarnation=parts.incarnation,
+        options=parts.router,
+    )
+    server = Server(SERVICE, at=at, counters=counters)
+
+    async def dial(address: str) -> Socket:
+        return await transport.dial(address, timeout_s=DIAL_TIMEOUT_S)
+
+    def dial_session(peer: str, priority: Priority) -> Session:
+        return tunnel.dial(CHANNEL, peer=peer, priority=priority)
+
+    proxy = Proxy(
+        node_id=node_id,
+        at=at,
+        router=router,
+        server=server,
+        own_services={SERVICE},
+        pool=Pool(dial, clock=clock, random=source, node_id=node_id, counters=counters),
+        dial_session=dial_session,
+        clock=clock,
+        random=source,
+        logger=logger,
+        counters=counters,
+    )
+    tunnel.on_link_moved(lambda link: proxy.peer_moved(link.peer))
+    network = Network(
+        name=parts.network,
+        record=NodeRecord(
+            id=node_id, name=parts.name, site=parts.site, addresses=(), incarnation=parts.incarnation, sequence=1
+        ),
+        tunnel=tunnel,
+        resolvers=parts.resolvers,
+        seeds=parts.seeds,
+        clock=clock,
+        random=source,
+        logger=logger,
+        counters=counters,
+        options=parts.peers,
+    )
+    adverts = Adverts(tunnel=tunnel, router=router, clock=clock, logger=logger, counters=counters)
+    topics = Topics(
+        node_id=node_id,
+        router=router,
+        proxy=proxy,
+        broker=broker,
+        clock=clock,
+        logger=logger,
+        counters=counters,
+    )
+
+    def metadata() -> dict[str, str]:
+        return {"node": node_id, "name": parts.name, "site": parts.site, "tunnel": ",".join(tunnel.address())}
+
+    node = Node(
+        node_id=node_id,
+        name=parts.name,
+        site=parts.site,
+        network_name=parts.network,
+        transport=transport,
+        registry=parts.registry,
+        broker=broker,
+        broker_host=parts.broker_host,
+        table=parts.table,
+        resolvers=parts.resolvers,
+        tunnel=tunnel,
+        router=router,
+        network=network,
+        adverts=adverts,
+        proxy=proxy,
+        topics=topics,
+        server=server,
+        listen_address=parts.address,
+        lease_s=parts.lease_s,
+        metadata=metadata,
+        counters=counters,
+        log=logger,
+        hooks=parts.hooks,
+        claim=parts.claim,
+        drivers=parts.drivers,
+    )
+    Debug(server, version=version(CORE_DISTRIBUTION), instance_id=f"{SERVICE}-{node_id}").begin(clock)
+    Control(
+        network=network,
+        router=router,
+        topics=topics,
+        broker=broker,
+        clock=clock,
+        facts=node.facts,
+        waiting_us=proxy.waiting_us,
+    ).add_to(server)
+    return node

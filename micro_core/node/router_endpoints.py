@@ -1,0 +1,187 @@
+"""What a router's process answers: services, routes, why they are as they are, and how they were."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from micro_core.node.views import (
+    change_view,
+    damping_view,
+    flap_view,
+    observed_view,
+    route_view,
+    services_view,
+    way_view,
+)
+from micro_core.routing.router import Router
+from micro_core.rpc.server import Server
+from micro_core.spec.clock import Clock
+from micro_core.spec.errors import NotFound
+from micro_core.spec.names import INTEREST_PREFIX
+from micro_core.spec.table import Route, RouteKey, RouteQuery
+from micro_core.spec.tunnel import LinkInfo
+
+ROUTER_ENDPOINTS = (
+    "Network.Services",
+    "Network.Routes",
+    "Network.Explain",
+    "Network.Flaps",
+    "Network.Events",
+    "Network.Past",
+    "Network.Release",
+)
+
+MAX_EVENTS = 1_000
+"""Changes in one answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutesRequest:
+    """A filter; empty fields match all. `topics` shows interests in topics too."""
+
+    service: str = ""
+    address: str = ""
+    gateway: str = ""
+    router: str = ""
+    network: str = ""
+    link: str = ""
+    topics: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceRequest:
+    service: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventsRequest:
+    after: int = -1
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastRequest:
+    ago_s: float
+    service: str = ""
+
+
+class RouterEndpoints:
+    """Answers for one router. `names` are those of the nodes in sight, by id; `links` those of this node."""
+
+    def __init__(
+        self,
+        *,
+        router: Router,
+        node_name: str,
+        links: Callable[[], Sequence[LinkInfo]],
+        names: Callable[[], Awaitable[dict[str, str]]],
+        clock: Clock,
+        waiting_us: Callable[[RouteKey], int] = lambda _: 0,
+    ) -> None:
+        self._router = router
+        self._node_name = node_name
+        self._links = links
+        self._names = names
+        self._clock = clock
+        self._waiting_us = waiting_us
+
+    def add_to(self, server: Server) -> None:
+        """Serve ROUTER_ENDPOINTS."""
+        handlers: tuple[Callable[..., Any], ...] = (
+            self.services,
+            self.routes,
+            self.explain,
+            self.flaps,
+            self.events,
+            self.past,
+            self.release,
+        )
+        for name, handler in zip(ROUTER_ENDPOINTS, handlers, strict=True):
+            server.add(name, handler, idempotent=handler != self.release)
+
+    async def services(self) -> dict[str, Any]:
+        """Every service that can be called from here."""
+        return {"services": services_view(self._router.table.list())}
+
+    async def routes(self, request: RoutesRequest) -> dict[str, Any]:
+        """The route table, best first within a service."""
+        query = RouteQuery(
+            service=request.service,
+            address=request.address,
+            gateway=request.gateway,
+            router=request.router,
+            network=request.network,
+            link=request.link,
+        )
+        now, names = self._clock.now(), await self._names()
+        wanted = [
+            route
+            for route in self._router.table.list(query)
+            if request.topics or not route.service.startswith(INTEREST_PREFIX)
+        ]
+        return {"routes": [route_view(route, names, now) for route in wanted]}
+
+    async def explain(self, request: ServiceRequest) -> dict[str, Any]:
+        """Every way to a service, the best first, with the link's cost term by term."""
+        links, names = {link.peer: link for link in self._links()}, await self._names()
+        found = self._router.explain(request.service, self._waiting_us)
+        ways = [way_view(way, names, links.get(way.via), self._router.configured_us(way.via)) for way in found]
+        return {"service": request.service, "node": self._node_name, "ways": ways}
+
+    async def flaps(self) -> dict[str, Any]:
+        """What has been flapping: services of this site, which are damped here, and what is seen of other origins."""
+        now, names, policy = self._clock.now(), await self._names(), self._router.damping
+        elsewhere = self._router.flaps_elsewhere()
+        penalties: dict[str, float] = {}
+        for origin, flap in elsewhere:
+            penalties[origin] = penalties.get(origin, 0.0) + flap.penalty
+        return {
+            "origin": self._node_name,
+            "policy": damping_view(policy),
+            "flaps": [flap_view(flap, policy, now) for flap in self._router.flaps()],
+            "elsewhere": [
+                {"router": origin, "router_name": names.get(origin, ""), **observed_view(flap)}
+                for origin, flap in elsewhere
+            ],
+            "origins": [
+                {"router": origin, "router_name": names.get(origin, ""), "penalty": round(penalty)}
+                for origin, penalty in sorted(penalties.items(), key=lambda pair: (-pair[1], pair[0]))
+            ],
+        }
+
+    async def release(self, request: ServiceRequest) -> dict[str, Any]:
+        """Let out a service of this site that is held back. Raises NotFound."""
+        if not self._router.release(request.service):
+            raise NotFound(f"{request.service} is not held back here", hint="micro network flaps")
+        return {"released": request.service}
+
+    async def events(self, request: EventsRequest) -> dict[str, Any]:
+        """Changes of the table after number `after`; the last `limit` where it is negative."""
+        journal, names = self._router.journal, await self._names()
+        limit = max(0, min(request.limit, MAX_EVENTS))
+        found = journal.last(limit) if request.after < 0 else journal.since(request.after, limit)
+        return {"events": [change_view(change, names) for change in found], "now": self._clock.wall()}
+
+    async def past(self, request: PastRequest) -> dict[str, Any]:
+        """The table as it was `ago_s` seconds ago, and what has changed since. Raises NotFound beyond the journal."""
+        journal, now, names = self._router.journal, self._clock.wall(), await self._names()
+        at = now - request.ago_s
+        if at < journal.reaches_back_to:
+            reach_s = now - journal.reaches_back_to
+            raise NotFound(f"the journal of this node reaches back {reach_s:.0f} s, not {request.ago_s:.0f} s")
+
+        def shown(routes: Iterable[Route]) -> list[dict[str, Any]]:
+            wanted = [route for route in routes if request.service in ("", route.service)]
+            return [route_view(route, names, self._clock.now()) for route in wanted]
+
+        come, gone, changed = journal.difference(at)
+        table = sorted(journal.table_at(at), key=lambda route: (route.service, route.metric, route.key))
+        pairs = [
+            {"before": before, "after": after}
+            for before, after in zip(
+                shown(before for before, _ in changed), shown(after for _, after in changed), strict=True
+            )
+        ]
+        return {"at": at, "routes": shown(table), "come": shown(come), "gone": shown(gone), "changed": pairs}

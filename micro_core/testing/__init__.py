@@ -1,0 +1,113 @@
+"""Conformance kits: what the author of a driver inherits. One kit a role, one fixture to write.
+
+    from micro_core.testing import RegistryConformance, Subject
+
+    class TestAcmeRegistry(RegistryConformance):
+        @pytest.fixture
+        def subject(self, acme_server):
+            return Subject(driver=micro_registry(), options=AcmeOptions(url=acme_server.url), faults=AcmeFaults(acme_server))
+
+`subject` may be an asynchronous fixture too. From the `Subject` a kit builds as many drivers as a test needs, each with
+a `DriverContext` of its own; those of one test share network, site and state directory, as processes of one site do, and
+no two tests share a network, so one server can serve them all. The tests of a kit are its *parts*:
+
+- **required**: every promise of the role's Protocol in `micro_core.spec`;
+- **by capability**: what `Driver.capabilities` declares is demanded (the words are in `capabilities`);
+- **faults**: what must hold while the back end is killed, restarted, paused, emptied, or full of garbage. They need a
+  `Faults`: a class whose methods the author writes as far as the back end allows.
+
+A part that does not apply is skipped with a reason, and reports show it. `exceptions` of a kit's class names parts that
+the driver cannot keep, each with its reason; other class attributes (`lease_s`, `patience_s`) fit a kit to its back end.
+
+Kits know `micro_core.spec` and nothing else of the house. They need pytest and pytest-asyncio:
+`pip install micro-network[testing]`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from micro_core.testing.bench import Bench
+    from micro_core.testing.broker import BrokerConformance
+    from micro_core.testing.capabilities import CAPABILITIES
+    from micro_core.testing.conformance import Conformance, needs
+    from micro_core.testing.registry import RegistryConformance
+    from micro_core.testing.resolver import ResolverConformance
+    from micro_core.testing.server import ServerProcess, free_port
+    from micro_core.testing.subject import Faults, Subject
+    from micro_core.testing.table import TableConformance
+    from micro_core.testing.transport import TransportConformance
+    from micro_core.testing.tunnel import TunnelConformance
+    from micro_core.testing.waiting import until, within
+
+_HOMES = {
+    "bench": ("Bench",),
+    "broker": ("BrokerConformance",),
+    "capabilities": ("CAPABILITIES",),
+    "conformance": ("Conformance", "needs"),
+    "registry": ("RegistryConformance",),
+    "resolver": ("ResolverConformance",),
+    "server": ("ServerProcess", "free_port"),
+    "subject": ("Faults", "Subject"),
+    "table": ("TableConformance",),
+    "transport": ("TransportConformance",),
+    "tunnel": ("TunnelConformance",),
+    "waiting": ("until", "within"),
+}
+_SHARED = tuple(
+    f"{__name__}.{name}"
+    for name in (
+        "broker_durable",
+        "broker_faults",
+        "broker_support",
+        "conformance",
+        "following",
+        "registry_faults",
+        "registry_support",
+        "registry_watches",
+    )
+)
+"""Where else parts assert."""
+_HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "CAPABILITIES",
+    "Bench",
+    "BrokerConformance",
+    "Conformance",
+    "Faults",
+    "RegistryConformance",
+    "ResolverConformance",
+    "ServerProcess",
+    "Subject",
+    "TableConformance",
+    "TransportConformance",
+    "TunnelConformance",
+    "free_port",
+    "needs",
+    "until",
+    "within",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import sys
+    from importlib import import_module
+
+    import pytest
+
+    # A failing part then shows the values it compared, as the author's own tests do. All at once: importing one of
+    # them imports others, and pytest warns of those that come too late.
+    every = {*_HOME_OF.values(), *_SHARED}
+    pytest.register_assert_rewrite(*(every - set(sys.modules)))
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,376 @@
+"""The built-in drivers and their back ends, as the kits need them: what `micro plugin verify` runs for each of them.
+
+An author's module of this kind (entry point group `micro.testing`) looks the same: a class a driver, a fixture each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import pytest_asyncio
+
+from micro_core.builtin import (
+    local_registry,
+    memory_broker,
+    memory_registry,
+    memory_resolver,
+    memory_table,
+    memory_transport,
+    memory_tunnel,
+    node_broker,
+    registry_resolver,
+    service_broker,
+    static_resolver,
+    tcp_transport,
+    unix_transport,
+)
+from micro_core.builtin.broker_wire import SERVICE as BROKER_SERVICE
+from micro_core.builtin.local_registry import LocalRegistryOptions
+from micro_core.builtin.memory_tunnel import MemoryTunnel, MemoryTunnelOptions
+from micro_core.builtin.node_broker import NodeBrokerOptions
+from micro_core.builtin.node_broker_host import BrokerHost
+from micro_core.builtin.record_files import path_part
+from micro_core.builtin.static_resolver import StaticOptions
+from micro_core.builtin.system_clock import SystemClock
+from micro_core.spec import (
+    Broker,
+    Candidate,
+    CountersInMemory,
+    Driver,
+    DriverContext,
+    Instance,
+    LinkDriver,
+    NoOptions,
+    Registry,
+    Resolver,
+    Table,
+    Transport,
+    Unreachable,
+)
+from micro_core.testing.bench import Bench
+from micro_core.testing.broker import BrokerConformance
+from micro_core.testing.registry import RegistryConformance
+from micro_core.testing.resolver import ResolverConformance
+from micro_core.testing.subject import Faults, Subject
+from micro_core.testing.table import TableConformance
+from micro_core.testing.transport import TransportConformance
+from micro_core.testing.tunnel import TunnelConformance
+
+
+def _context() -> DriverContext:
+    """A context for what is lent to a driver."""
+    return DriverContext(
+        node_id="a" * 32,
+        network=f"kit.{secrets.token_hex(6)}",
+        site="eu",
+        state_dir="",
+        clock=SystemClock(),
+        random=random.Random(1),  # noqa: S311 - names of doors, not secrets
+        logger=logging.getLogger("micro.kit"),
+        counters=CountersInMemory(),
+    )
+
+
+# ------------------------------------------------------------------------------- registries
+
+
+class TestMemoryRegistry(RegistryConformance):
+    """`registry:memory`"""
+
+    lease_s = 0.4
+
+    @pytest.fixture
+    def subject(self) -> Subject[Registry]:
+        return Subject(driver=memory_registry.micro_registry())
+
+
+class _StrangersFiles(Faults):
+    """Other people's files among the records."""
+
+    async def garbage(self, context: DriverContext) -> None:
+        directory = Path(context.state_dir, "registry", path_part(context.network), path_part(context.site))
+        for number, content in enumerate(
+            (
+                b"",
+                b"{",
+                b"null",
+                b"[1, 2]",
+                b'{"instance": {"service": 7}, "lease_s": 60}',
+                b"\xff\xfe" * 300,
+                b"x" * 70_000,
+            )
+        ):
+            (directory / f"garbage-{number}.json").write_bytes(content)
+        (directory / "garbage.json.d").mkdir(exist_ok=True)
+
+
+class TestLocalRegistry(RegistryConformance):
+    """`registry:local`"""
+
+    lease_s = 0.5
+    changes_in_a_storm = 300  # each is a file that is written
+
+    @pytest.fixture
+    def subject(self) -> Subject[Registry]:
+        options = LocalRegistryOptions(poll_s=0.02)
+        return Subject(driver=local_registry.micro_registry(), options=options, faults=_StrangersFiles())
+
+
+# ------------------------------------------------------------------------------- transports
+
+
+class TestMemoryTransport(TransportConformance):
+    """`transport:memory`"""
+
+    @pytest.fixture
+    def subject(self) -> Subject[Transport]:
+        driver = memory_transport.micro_transport()
+        faults = _Cut()
+        return Subject(driver=dataclasses.replace(driver, create=faults.remembering(driver)), faults=faults)
+
+
+class TestTcpTransport(TransportConformance):
+    """`transport:tcp`"""
+
+    @pytest.fixture
+    def subject(self) -> Subject[Transport]:
+        return Subject(driver=tcp_transport.micro_transport())
+
+
+class TestUnixTransport(TransportConformance):
+    """`transport:unix`"""
+
+    @pytest.fixture
+    def subject(self) -> Subject[Transport]:
+        return Subject(driver=unix_transport.micro_transport())
+
+
+class _Cut(Faults):
+    """Pulls the cable of everything that the drivers of a test made."""
+
+    def __init__(self) -> None:
+        self._made: list[Any] = []
+
+    def remembering(self, driver: Driver[Any]) -> Any:
+        """The driver's `create`, which remembers what it made."""
+
+        def create(options: Any, context: DriverContext) -> Any:
+            made = driver.create(options, context)
+            self._made.append(made)
+            return made
+
+        return create
+
+    async def kill(self) -> None:
+        for made in self._made:
+            for socket in list(made.sockets):
+                socket.cut()
+
+
+# ---------------------------------------------------------------------------------- brokers
+
+
+class TestMemoryBroker(BrokerConformance):
+    """`broker:memory`"""
+
+    @pytest.fixture
+    def subject(self) -> Subject[Broker]:
+        return Subject(driver=memory_broker.micro_broker())
+
+
+class _Host(Faults):
+    """A node's broker, found in a registry and listening at one place."""
+
+    def __init__(self) -> None:
+        self.context = _context()
+        self.registry = memory_registry.create(NoOptions(), self.context)
+        self.transport = memory_transport.create(NoOptions(), self.context)
+        self._host: BrokerHost | None = None
+
+    async def restart(self) -> None:
+        self._host = BrokerHost(node_id="host", counters=self.context.counters, logger=self.context.logger)
+        await self._host.start(self.transport, "memory://host")
+        record = Instance(service=BROKER_SERVICE, id="go.micro.broker-host", address=self._host.address)
+        await self.registry.register(record, lease_s=3_600)
+
+    async def wipe(self) -> None:
+        # A host keeps nothing but its subscribers' connections.
+        await self.restart()
+
+    async def kill(self) -> None:
+        if self._host is not None:
+            await self._host.close()
+
+
+class TestNodeBroker(BrokerConformance):
+    """`broker:node`"""
+
+    too_large_message_bytes = 17 * 1024 * 1024
+    driver: ClassVar[Driver[Broker]] = node_broker.micro_broker()
+
+    @pytest_asyncio.fixture
+    async def subject(self) -> AsyncIterator[Subject[Broker]]:
+        host = _Host()
+        await host.registry.start()
+        await host.transport.start()
+        await host.restart()
+        options = NodeBrokerOptions(retry_s=0.05, publish_timeout_s=1.0, subscribe_timeout_s=1.0)
+        yield Subject(
+            driver=self.driver,
+            options=options,
+            faults=host,
+            registry=host.registry,
+            transport=host.transport,
+        )
+        await host.kill()
+        await host.transport.close()
+        await host.registry.close()
+
+
+class TestServiceBroker(TestNodeBroker):
+    """`broker:service`: the same client of a broker that is a process of its own."""
+
+    driver = service_broker.micro_broker()
+
+
+# ---------------------------------------------------------------------------------- tunnels
+
+
+class _Network(Faults):
+    """The network between memory links: holds, lets go, breaks."""
+
+    def __init__(self) -> None:
+        self._made: list[MemoryTunnel] = []
+
+    def create(self, options: MemoryTunnelOptions, context: DriverContext) -> LinkDriver:
+        """The driver's `create`, which remembers what it made."""
+        made = MemoryTunnel(options, context)
+        self._made.append(made)
+        return made
+
+    async def kill(self) -> None:
+        for made in self._made:
+            for link in made.links:
+                link.cut()
+
+    async def pause(self) -> None:
+        for made in self._made:
+            for link in [*made.links, *made.accepted_links]:
+                link.hold()
+
+    async def resume(self) -> None:
+        for made in self._made:
+            for link in [*made.links, *made.accepted_links]:
+                link.release()
+
+
+class TestMemoryTunnel(TunnelConformance):
+    """`tunnel:memory`"""
+
+    listen_at = ""
+
+    @pytest.fixture(params=[4, 1], ids=["four-lanes", "one-lane"])
+    def subject(self, request: pytest.FixtureRequest) -> Subject[LinkDriver]:
+        network = _Network()
+        return Subject(
+            driver=dataclasses.replace(memory_tunnel.micro_tunnel(), create=network.create),
+            options=MemoryTunnelOptions(lanes=request.param),
+            faults=network,
+        )
+
+
+# ----------------------------------------------------------------------------------- tables
+
+
+class TestMemoryTable(TableConformance):
+    """`table:memory`"""
+
+    @pytest.fixture
+    def subject(self) -> Subject[Table]:
+        return Subject(driver=memory_table.micro_table())
+
+
+# -------------------------------------------------------------------------------- resolvers
+
+
+class TestMemoryResolver(ResolverConformance):
+    """`resolver:memory`"""
+
+    @pytest.fixture
+    def subject(self) -> Subject[Resolver]:
+        self.withdrawals: list[Any] = []
+        return Subject(driver=memory_resolver.micro_resolver())
+
+    async def publish(self, bench: Bench[Resolver], candidates: Sequence[Candidate]) -> None:
+        for withdraw in self.withdrawals:
+            withdraw()
+        self.withdrawals = [memory_resolver.announce(bench.network, candidate) for candidate in candidates]
+
+
+class TestStaticResolver(ResolverConformance):
+    """`resolver:static`"""
+
+    @pytest.fixture
+    def subject(self) -> Subject[Resolver]:
+        options = StaticOptions(nodes=("quic://127.0.0.1:7001", "127.0.0.1:7002"))
+        return Subject(driver=static_resolver.micro_resolver(), options=options)
+
+
+class _Away(Faults):
+    """A registry that can be away."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self.is_away = False
+
+    async def kill(self) -> None:
+        self.is_away = True
+
+    async def restart(self) -> None:
+        self.is_away = False
+
+    async def garbage(self, context: DriverContext) -> None:
+        metadata = {"node": "b" * 32, "tunnel": "two words, \x00", "priority": "-7"}
+        record = Instance(service="go.micro.network", id="garbage", address="tcp://127.0.0.1:1", metadata=metadata)
+        del context
+        await self._registry.register(record, lease_s=60)
+
+    async def instances(self, service: str | None = None) -> list[Instance]:
+        """What the resolver asks."""
+        if self.is_away:
+            raise Unreachable("the registry is away")
+        return await self._registry.instances(service)
+
+
+class TestRegistryResolver(ResolverConformance):
+    """`resolver:registry`"""
+
+    @pytest_asyncio.fixture
+    async def subject(self) -> AsyncIterator[Subject[Resolver]]:
+        self.registry = memory_registry.create(NoOptions(), _context())
+        await self.registry.start()
+        faults = _Away(self.registry)
+        lent: Any = faults  # the resolver uses `instances` alone
+        yield Subject(driver=registry_resolver.micro_resolver(), faults=faults, registry=lent)
+        await self.registry.close()
+
+    async def publish(self, bench: Bench[Resolver], candidates: Sequence[Candidate]) -> None:
+        del bench
+        for instance in await self.registry.instances():
+            await self.registry.deregister(instance)
+        for number, candidate in enumerate(candidates):
+            metadata = {"node": f"node-{number}", "tunnel": candidate.address, "priority": str(candidate.priority)}
+            record = Instance(
+                service="go.micro.network", id=str(number), address="tcp://127.0.0.1:1", metadata=metadata
+            )
+            await self.registry.register(record, lease_s=60)
+
+
+__all__ = [name for name in dir() if name.startswith("Test")]

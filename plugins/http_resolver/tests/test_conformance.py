@@ -1,0 +1,62 @@
+"""The kit of the resolver role, against an HTTP server on 127.0.0.1 that can be away or talk nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from micro_http_resolver import micro_resolver
+from micro_http_resolver.options import HttpOptions
+
+from micro_core.spec import Candidate, DriverContext, Resolver
+from micro_core.testing import Bench, Faults, ResolverConformance, Subject, free_port
+
+
+class WebServer(Faults):
+    """Serves one document a path."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.documents: dict[str, bytes] = {}
+        self._talks_nonsense = False
+        self._server: asyncio.Server | None = None
+
+    async def restart(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+
+    async def kill(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
+    async def garbage(self, context: DriverContext) -> None:
+        del context
+        self._talks_nonsense = True
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
+        body = b'{"nodes": [{"address": 7}, null, "\xff' if self._talks_nonsense else self.documents.get(path)
+        head = b"HTTP/1.1 404 Not Found" if body is None else b"HTTP/1.1 200 OK"
+        body = body or b""
+        writer.write(head + b"\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        writer.close()
+
+
+class TestHttpResolver(ResolverConformance):
+    @pytest.fixture
+    async def subject(self) -> AsyncIterator[Subject[Resolver]]:
+        self.server = WebServer()
+        await self.server.restart()
+        options = HttpOptions(url=f"http://127.0.0.1:{self.server.port}/{{network}}", timeout_s=2.0)
+        yield Subject(driver=micro_resolver(), options=options, faults=self.server)
+        await self.server.kill()
+
+    async def publish(self, bench: Bench[Resolver], candidates: Sequence[Candidate]) -> None:
+        nodes = [
+            {"address": candidate.address, "priority": candidate.priority, "weight": candidate.weight}
+            for candidate in candidates
+        ]
+        self.server.documents[f"/{bench.network}"] = json.dumps({"nodes": nodes}).encode()

@@ -1,0 +1,20 @@
+"""The kit of the registry role, over real multicast on the loopback interface."""
+
+from __future__ import annotations
+
+import pytest
+from micro_mdns_registry import micro_registry
+from micro_mdns_registry.options import MdnsOptions
+
+from micro_core.spec import Registry
+from micro_core.testing import RegistryConformance, Subject
+
+
+class TestMdnsRegistry(RegistryConformance):
+    lease_s = 2.0
+    patience_s = 15.0
+    changes_in_a_storm = 200  # each is a datagram to everybody
+
+    @pytest.fixture
+    def subject(self) -> Subject[Registry]:
+        return Subject(driver=micro_registry(), options=MdnsOptions(interfaces="127.0.0.1"))

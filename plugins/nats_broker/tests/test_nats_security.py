@@ -1,0 +1,266 @@
+"""Who we are to the servers and whom we believe: real servers with passwords, keys and certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import datetime as dt
+import hashlib
+import ipaddress
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nkeys
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from micro_core.spec import OptionError, Unauthorized
+
+NOW = dt.datetime.now(dt.UTC)
+
+
+class Authority:
+    """Issues certificates for tests."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.certificate = (
+            self._builder(self._name, self._key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        self.ca_file = directory / f"{name}.pem"
+        self.ca_file.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
+
+    def issue(self, name: str, *hosts: str) -> tuple[Path, Path]:
+        """Files of certificate and key for `hosts`."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        names: list[x509.GeneralName] = []
+        for host in hosts:
+            try:
+                names.append(x509.IPAddress(ipaddress.ip_address(host)))
+            except ValueError:
+                names.append(x509.DNSName(host))
+        certificate = (
+            self._builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key.public_key())
+            .add_extension(x509.SubjectAlternativeName(names or [x509.DNSName(name)]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, hashes.SHA256())
+        )
+        paths = self._directory / f"{name}.crt", self._directory / f"{name}.key"
+        paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        paths[1].write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return paths
+
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(NOW - dt.timedelta(days=1))
+            .not_valid_after(NOW + dt.timedelta(days=1))
+        )
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"), "authority")
+
+
+def tls(authority: Authority, *, verify: bool = False) -> str:
+    certificate, key = authority.issue("server", "127.0.0.1", "nats.example.org")
+    wanted = f'ca_file: "{authority.ca_file}"\n verify: true' if verify else ""
+    return f'tls {{ cert_file: "{certificate}"\n key_file: "{key}"\n timeout: 5\n {wanted} }}\n'
+
+
+def secure(server: Any) -> str:
+    return f"tls://127.0.0.1:{server.port}"
+
+
+async def works(site: Any, broker: Any) -> None:
+    heard = site.heard()
+    await broker.subscribe("orders", heard)
+    await broker.publish("orders", site.message(1))
+    await site.until(lambda: heard.messages)
+
+
+# -------------------------------------------------------------------------------------- passwords
+
+USERS = 'authorization { user: "eu", password: "r1ght p@ss/word" }\n'
+
+
+async def test_user_and_password(site: Any, server: Callable[..., Any]) -> None:
+    await works(site, await site.broker(server(config=USERS), user="eu", password="r1ght p@ss/word"))
+
+
+@pytest.mark.parametrize("words", [{}, {"user": "eu", "password": "wr0ng"}, {"token": "wr0ng"}])
+async def test_a_wrong_password_ends_the_start(site: Any, server: Callable[..., Any], words: dict[str, str]) -> None:
+    one = server(config=USERS)
+    with pytest.raises(Unauthorized, match="Authorization Violation") as caught:
+        await site.broker(one, **words)
+    assert "wr0ng" not in str(caught.value)
+
+
+async def test_a_token(site: Any, server: Callable[..., Any]) -> None:
+    await works(site, await site.broker(server(config='authorization { token: "t0ken" }\n'), token="t0ken"))
+
+
+async def test_a_password_that_becomes_wrong_is_tried_again_until_it_is_right(
+    site: Any, server: Callable[..., Any]
+) -> None:
+    one = server(config=USERS)
+    broker, heard = await site.broker(one, user="eu", password="r1ght p@ss/word"), site.heard()
+    await broker.subscribe("orders", heard)
+    right = one._config.read_text()
+    one.kill()
+    one._config.write_text(right.replace("r1ght", "other"))
+    one.start()
+    await site.until(lambda: isinstance(broker._connection._failure, Unauthorized))
+    one.kill()
+    one._config.write_text(right)
+    one.start()
+    await site.until_connected(broker)
+    await broker.publish("orders", site.message(1))
+    await site.until(lambda: heard.messages)
+
+
+# ------------------------------------------------------------------------------------------- keys
+
+
+def key_pair(prefix: int) -> tuple[bytes, nkeys.KeyPair]:
+    seed = nkeys.encode_seed(hashlib.sha256(b"%d %d" % (prefix, time.monotonic_ns())).digest(), prefix)
+    return seed, nkeys.from_seed(bytearray(seed))
+
+
+async def test_an_nkey(site: Any, server: Callable[..., Any]) -> None:
+    seed, pair = key_pair(nkeys.PREFIX_BYTE_USER)
+    one = server(config=f'authorization {{ users: [ {{ nkey: "{pair.public_key.decode()}" }} ] }}\n')
+    await works(site, await site.broker(one, nkey_seed=seed.decode() + "\n"))
+    other, _ = key_pair(nkeys.PREFIX_BYTE_USER)
+    with pytest.raises(Unauthorized):
+        await site.broker(one, nkey_seed=other.decode())
+
+
+def signed_jwt(claims: dict[str, Any], by: nkeys.KeyPair, subject: str) -> str:
+    """A JWT as NATS has it: signed by the key of the issuer, an Ed25519 nkey."""
+
+    def part(content: bytes) -> str:
+        return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+    body = {"iat": int(time.time()), "iss": by.public_key.decode(), "sub": subject, **claims}
+    body["jti"] = base64.b32encode(hashlib.sha256(json.dumps(body).encode()).digest()).rstrip(b"=").decode()
+    head = part(b'{"typ":"JWT","alg":"ed25519-nkey"}')
+    text = f"{head}.{part(json.dumps(body).encode())}"
+    return f"{text}.{part(bytes(by.sign(text.encode())))}"
+
+
+async def test_a_credentials_file(site: Any, server: Callable[..., Any], tmp_path: Path) -> None:
+    _, operator = key_pair(nkeys.PREFIX_BYTE_OPERATOR)
+    _, account = key_pair(nkeys.PREFIX_BYTE_ACCOUNT)
+    seed, user = key_pair(nkeys.PREFIX_BYTE_USER)
+    operator_id, account_id, user_id = (pair.public_key.decode() for pair in (operator, account, user))
+    unlimited = dict.fromkeys(("subs", "data", "payload", "conn", "leaf", "imports", "exports"), -1)
+    operator_jwt = signed_jwt({"name": "op", "nats": {"type": "operator", "version": 2}}, operator, operator_id)
+    account_jwt = signed_jwt(
+        {"name": "acc", "nats": {"type": "account", "version": 2, "limits": {**unlimited, "wildcards": True}}},
+        operator,
+        account_id,
+    )
+    limits = {"subs": -1, "data": -1, "payload": -1}
+    user_jwt = signed_jwt(
+        {"name": "user", "nats": {"type": "user", "version": 2, "pub": {}, "sub": {}, **limits}}, account, user_id
+    )
+    creds = tmp_path / "user.creds"
+    creds.write_text(
+        f"-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{seed.decode()}\n------END USER NKEY SEED------\n"
+    )
+    one = server(
+        config=f'operator: "{operator_jwt}"\nresolver: MEMORY\nresolver_preload: {{ {account_id}: "{account_jwt}" }}\n'
+    )
+    await works(site, await site.broker(one, creds_file=str(creds)))
+    with pytest.raises(Unauthorized):
+        await site.broker(one)
+
+
+# -------------------------------------------------------------------------------------------- TLS
+
+
+async def test_tls_with_an_authority_of_our_own(site: Any, server: Callable[..., Any], authority: Authority) -> None:
+    one = server(config=tls(authority) + USERS)
+    broker = await site.broker(
+        url=(secure(one),), tls_ca_file=str(authority.ca_file), user="eu", password="r1ght p@ss/word"
+    )
+    await works(site, broker)
+    await site.until(lambda: broker._connection.session.client.line._is_encrypted)
+
+
+async def test_a_server_that_the_machine_s_authorities_do_not_know_is_refused(
+    site: Any, server: Callable[..., Any], authority: Authority, tmp_path: Path
+) -> None:
+    one = server(config=tls(authority))
+    with pytest.raises(Unauthorized, match="certificate"):
+        await site.broker(url=(secure(one),))
+    with pytest.raises(Unauthorized, match="certificate"):
+        await site.broker(url=(secure(one),), tls_ca_file=str(Authority(tmp_path, "stranger").ca_file))
+
+
+async def test_the_name_on_the_certificate_counts(site: Any, server: Callable[..., Any], authority: Authority) -> None:
+    one = server(config=tls(authority))
+    words = {"url": (secure(one),), "tls_ca_file": str(authority.ca_file)}
+    with pytest.raises(Unauthorized, match="certificate"):
+        await site.broker(**words, tls_hostname="elsewhere.example.org")
+    await works(site, await site.broker(**words, tls_hostname="nats.example.org"))
+
+
+async def test_a_certificate_of_ours_where_the_server_wants_one(
+    site: Any, server: Callable[..., Any], authority: Authority
+) -> None:
+    one = server(config=tls(authority, verify=True))
+    words = {"url": (secure(one),), "tls_ca_file": str(authority.ca_file)}
+    certificate, key = authority.issue("client")
+    await works(site, await site.broker(**words, tls_cert_file=str(certificate), tls_key_file=str(key)))
+    # TLS 1.3: the refusal comes behind the handshake, as an alert, or cut short by the end of the connection.
+    with contextlib.suppress(Unauthorized):
+        without = await site.broker(**words, subscribe_timeout_s=0.3)
+        assert without._connection.session is None
+
+
+async def test_a_promise_of_tls_is_kept_though_the_server_says_it_needs_none(site: Any) -> None:
+    """Somebody between us and the server may answer in its name, in the clear."""
+    heard = bytearray()
+
+    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.15.1","max_payload":1048576,"headers":true,"proto":1}\r\n')
+        while data := await reader.read(4096):
+            heard.extend(data)
+        writer.close()
+
+    between = await asyncio.start_server(accepted, "127.0.0.1", 0)
+    port = between.sockets[0].getsockname()[1]
+    with pytest.raises(Unauthorized, match="does not encrypt"):
+        await site.broker(url=(f"tls://127.0.0.1:{port}",), user="eu", password="s3cret", connect_timeout_s=1.0)
+    between.close()
+    await between.wait_closed()
+    assert bytes(heard) == b""
+
+
+async def test_an_address_must_not_carry_a_password(site: Any) -> None:
+    with pytest.raises(OptionError, match="must not carry"):
+        await site.broker(url=("nats://eu:s3cret@127.0.0.1:4222",))

@@ -1,0 +1,116 @@
+"""`GET /metrics` over HTTP/1.1: what Prometheus asks, and nothing else. Parsing is the h11 library's."""
+
+from __future__ import annotations
+
+import asyncio
+import socket as sockets
+from http import HTTPStatus
+
+import h11
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from micro_core.spec import Conflict, DriverContext
+from micro_core.spec.names import join_host_port, split_host_port
+
+MAX_CONNECTIONS = 16
+"""Askers at once: Prometheus is one, and a person with a browser another."""
+
+MAX_REQUEST_BYTES = 16 * 1024
+REQUEST_TIMEOUT_S = 5.0
+"""For a request to come and its answer to go: who is slower is not waited for."""
+
+READ_BYTES = 4 * 1024
+
+
+class Endpoint:
+    """Serves one registry. `open` takes the place at once; `close` gives it up."""
+
+    def __init__(self, registry: CollectorRegistry, context: DriverContext) -> None:
+        self.address = ""
+        self._registry = registry
+        self._context = context
+        self._task: asyncio.Task[None] | None = None
+        self._socket: sockets.socket | None = None
+        self._open_count = 0
+
+    def open(self, address: str) -> None:
+        """Listen at `host:port`. Raises Conflict. To be called in the event loop; does not wait."""
+        host, port = split_host_port(address)
+        family = sockets.AF_INET6 if ":" in host else sockets.AF_INET
+        try:
+            self._socket = sockets.create_server((host, port), family=family)
+        except OSError as error:
+            raise Conflict(
+                f"metrics cannot be shown at {address}: {error.strerror or error}",
+                hint="--set prometheus.listen=127.0.0.1:PORT for another place",
+            ) from error
+        self._socket.setblocking(False)
+        self.address = f"http://{join_host_port(*self._socket.getsockname()[:2])}/metrics"
+        self._task = asyncio.get_running_loop().create_task(self._serve(self._socket), name="prometheus metrics")
+
+    def close(self) -> None:
+        """Stop serving. Safe to call twice."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def _serve(self, listening: sockets.socket) -> None:
+        server = await asyncio.start_server(self._connected, sock=listening, limit=MAX_REQUEST_BYTES)
+        async with server:
+            await server.serve_forever()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._open_count >= MAX_CONNECTIONS:
+            self._context.counters.add("prometheus_connections_refused")
+            writer.transport.abort()
+            return
+        self._open_count += 1
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                await self._answer_one(reader, writer)
+        except (TimeoutError, OSError, h11.ProtocolError):
+            self._context.counters.add("prometheus_requests_failed")
+        finally:
+            self._open_count -= 1
+            writer.transport.abort()
+
+    async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One request, one answer, and the end: an asker comes every few seconds at most."""
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST_BYTES)
+        request: h11.Request | None = None
+        while request is None:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                connection.receive_data(await reader.read(READ_BYTES))
+            elif isinstance(event, h11.Request):
+                request = event
+            else:
+                return
+        status, kind, body = self._answer(request)
+        headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("Connection", "close")]
+        for part in (
+            h11.Response(status_code=status, headers=headers, reason=status.phrase.encode()),
+            h11.Data(data=b"" if request.method == b"HEAD" else body),
+            h11.EndOfMessage(),
+        ):
+            writer.write(connection.send(part) or b"")
+        await writer.drain()
+        if writer.can_write_eof():
+            writer.write_eof()
+        # Until the asker has closed, too: closing with bytes unread would reset what it has not read yet.
+        while await reader.read(READ_BYTES):
+            pass
+
+    def _answer(self, request: h11.Request) -> tuple[HTTPStatus, str, bytes]:
+        path = request.target.partition(b"?")[0]
+        if request.method not in (b"GET", b"HEAD"):
+            return HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"GET /metrics\n"
+        if path != b"/metrics":
+            return HTTPStatus.NOT_FOUND, "text/plain", b"the metrics are at /metrics\n"
+        accepted = next((value for name, value in request.headers if name == b"accept"), b"")
+        encode, kind = choose_encoder(accepted.decode("latin-1"))
+        return HTTPStatus.OK, kind, encode(self._registry)

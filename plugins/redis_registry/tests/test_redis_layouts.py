@@ -1,0 +1,166 @@
+"""Servers that stand together: Sentinel with a failover, a cluster, databases, a unix socket."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis.exceptions import RedisError
+
+from micro_core.spec import Instance, Unreachable
+
+if TYPE_CHECKING:
+    from plugins.redis_registry.tests.conftest import MakeServer, Open, Opened, RedisServer, Watch
+
+MakeInstance = Callable[..., Instance]
+Until = Callable[..., Awaitable[None]]
+
+SENTINEL = """
+port {port}
+bind 127.0.0.1
+sentinel monitor registry 127.0.0.1 {master} 1
+sentinel down-after-milliseconds registry 500
+sentinel failover-timeout registry 3000
+"""
+
+
+async def registered(one: Opened, instance: Instance) -> bool:
+    try:
+        await one.registry.register(instance, lease_s=60)
+    except Unreachable:
+        return False
+    return True
+
+
+async def start_sentinel(make_server: MakeServer, master: RedisServer) -> RedisServer:
+    sentinel = make_server("sentinel.conf", "--sentinel")
+    sentinel.directory.mkdir()
+    (sentinel.directory / "sentinel.conf").write_text(SENTINEL.format(port=sentinel.port, master=master.port))
+    return await sentinel.start()
+
+
+async def test_a_failover_by_sentinel_costs_watchers_no_event(
+    opened: Open, seen: Watch, make_server: MakeServer, make_instance: MakeInstance, wait_until: Until
+) -> None:
+    master = await make_server().start()
+    replica = await make_server("--replicaof", "127.0.0.1", str(master.port), "--repl-diskless-sync-delay", "0").start()
+    sentinel = await start_sentinel(make_server, master)
+
+    async def is_ready() -> bool:
+        found: list[dict[str, Any]] = await sentinel.client.sentinel_slaves("registry")
+        state = await replica.client.info("replication")
+        return len(found) == 1 and state["master_link_status"] == "up"
+
+    await wait_until(is_ready, "the sentinel knows master and replica")
+    url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/registry/0"
+    owner, other = await opened(url), await opened(url)
+    watch = await seen(other)
+    await owner.registry.register(make_instance("1"), lease_s=60)
+    await wait_until(lambda: watch.of("1") == ["created"], "it is seen")
+    await owner.registry.register(make_instance("2"), lease_s=60)
+    await wait_until(lambda: watch.of("2") == ["created"], "it is seen")
+    await master.kill()
+    await wait_until(lambda: registered(owner, make_instance("3")), "the replica has taken over", 30.0)
+    await wait_until(lambda: watch.of("3") == ["created"], "the watch goes on")
+
+    async def all_stand() -> bool:
+        return sorted(one.id for one in await other.registry.instances()) == ["1", "2", "3"]
+
+    await wait_until(all_stand, "all stand")
+    assert watch.of("1") == watch.of("2") == ["created"]
+
+
+async def test_sentinels_that_know_no_such_master_say_so(opened: Open, make_server: MakeServer) -> None:
+    master = await make_server().start()
+    sentinel = await start_sentinel(make_server, master)
+    one = await opened(f"redis+sentinel://127.0.0.1:{sentinel.port}/other", start=False)
+    with pytest.raises(Unreachable) as caught:
+        await one.registry.start()
+    assert "master's name" in caught.value.hint
+
+
+async def start_cluster(make_server: MakeServer, wait_until: Until) -> list[RedisServer]:
+    settings = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--appendonly", "yes")
+    nodes = [await make_server(*settings).start() for _ in range(3)]
+    slots = (range(5461), range(5461, 10923), range(10923, 16384))
+    for node, own in zip(nodes, slots, strict=True):
+        await node.command("CLUSTER ADDSLOTS", *own)
+        await node.command("CLUSTER MEET", "127.0.0.1", nodes[0].port)
+
+    async def is_ready() -> bool:
+        states = [await node.command("CLUSTER INFO") for node in nodes]
+        return all(state["cluster_state"] == "ok" and state["cluster_known_nodes"] == "3" for state in states)
+
+    await wait_until(is_ready, "the cluster is one")
+    return nodes
+
+
+async def holder_of(nodes: list[RedisServer]) -> RedisServer:
+    """The node that has our keys."""
+    for node in nodes:
+        try:
+            if await node.client.exists("micro:{go.micro/eu}:index"):
+                return node
+        except RedisError:
+            continue  # MOVED
+    pytest.fail("no node has the keys")
+
+
+async def test_a_cluster_serves_as_one_server_and_its_node_may_be_restarted(
+    opened: Open, seen: Watch, make_server: MakeServer, make_instance: MakeInstance, wait_until: Until
+) -> None:
+    nodes = await start_cluster(make_server, wait_until)
+    for node in nodes:
+        await node.client.config_set("notify-keyspace-events", "Kgxe")
+    url = f"redis+cluster://127.0.0.1:{nodes[2].port},127.0.0.1:{nodes[0].port}"
+    owner, other = await opened(url), await opened(url)
+    away = await opened(url, site="us")
+    watch = await seen(other)
+    assert other.said("by keyspace notifications") == 1
+    await away.registry.register(make_instance("away"), lease_s=60)
+    for name in ("1", "2"):
+        await owner.registry.register(make_instance(name), lease_s=60)
+    await owner.registry.register(make_instance("short"), lease_s=0.5)
+    await wait_until(lambda: watch.of("short") == ["created", "deleted"], "leases end")
+    assert len(await other.registry.instances()) == 2
+    holder = await holder_of(nodes)
+    await holder.kill()
+    with pytest.raises(Unreachable):
+        await other.registry.instances()
+    await holder.restart()
+    await wait_until(lambda: registered(owner, make_instance("3")), "the node is found again", 30.0)
+    await wait_until(lambda: watch.of("3") == ["created"], "the watch goes on")
+    assert watch.of("1") == watch.of("2") == ["created"]
+    await owner.registry.deregister(make_instance("1"))
+    await wait_until(lambda: watch.of("1") == ["created", "deleted"], "a withdrawal is told")
+
+
+async def test_databases_and_prefixes_are_apart(
+    opened: Open, seen: Watch, redis_server: RedisServer, make_instance: MakeInstance, wait_until: Until
+) -> None:
+    port = redis_server.port
+    first, second = await opened(f"redis://127.0.0.1:{port}/0"), await opened(f"redis://127.0.0.1:{port}/5")
+    third = await opened(prefix="other")
+    shared = [await opened(namespace="ours", site=site) for site in ("eu", "us")]
+    watches = [await seen(one) for one in (first, second, third, shared[1])]
+    for place, one in enumerate((first, second, third, shared[0])):
+        await one.registry.register(make_instance(str(place)), lease_s=60)
+    for place, watch in enumerate(watches):
+        await wait_until(lambda watch=watch: bool(watch.events), "each hears of its own")
+        assert watch.events == [("created", str(place))]
+    assert await redis_server.client.dbsize() == 9
+
+
+async def test_a_unix_socket_serves_too(
+    opened: Open, make_server: MakeServer, make_instance: MakeInstance, tmp_path: Path
+) -> None:
+    path = tmp_path / "s"
+    await make_server("--unixsocket", str(path)).start()
+    one = await opened(f"unix://{path}?db=2")
+    await one.registry.register(make_instance(), lease_s=60)
+    assert await one.registry.instances() == [make_instance()]
+    missing = await opened(f"unix://{path}.missing", start=False)
+    with pytest.raises(Unreachable):
+        await missing.registry.start()

@@ -1,0 +1,115 @@
+"""Thousands of instances: listed, watched and expired, while neither the loop nor the server stands still."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from micro_redis_registry.encoding import encode_record
+from micro_redis_registry.namespace import make_namespace
+from micro_redis_registry.scripts import REGISTER
+
+from micro_core.spec import Instance
+
+if TYPE_CHECKING:
+    from plugins.redis_registry.tests.conftest import MakeServer, Open, RedisServer, Watch
+
+COUNT = 5_000
+BY_DRIVER = 200
+"""Registered by this process; the others by as many processes as there may be, whose scripts reach the server."""
+LONGEST_STILL_S = 0.2
+"""How long the loop may stand still, in seconds of the processor, which do not count other processes' work."""
+NAMESPACE = make_namespace(prefix="micro", namespace="", network="go.micro", site="eu", database=0)
+
+END_ALL = """
+for number = 0, tonumber(ARGV[3]) - 1 do
+  redis.call('PEXPIREAT', ARGV[1] .. 'instance:' .. number, ARGV[2])
+  redis.call('ZADD', KEYS[1], ARGV[2], 'service-' .. number % 50 .. ' ' .. number)
+end
+"""
+"""All owners are killed, having renewed at the same moment: their leases end together."""
+
+
+async def register_elsewhere(server: RedisServer, instances: list[Instance]) -> None:
+    """Register as the driver does, many at a time."""
+    sha = await server.client.script_load(REGISTER.source)
+    assert sha == REGISTER.digest
+    for start in range(0, len(instances), 250):
+        pipe = server.client.pipeline(transaction=False)
+        for one in instances[start : start + 250]:
+            keys = (NAMESPACE.index, NAMESPACE.record(one.id), NAMESPACE.service(one.service))
+            words = (NAMESPACE.root, NAMESPACE.feed, str(2**53), one.id, one.service, encode_record(one), "x")
+            pipe.evalsha(sha, len(keys), *keys, *words, "300000", "0")
+        assert all(answer[1] == b"put" for answer in await pipe.execute())
+
+
+@asynccontextmanager
+async def measured(longest: list[float]) -> AsyncIterator[None]:
+    """How long the loop does not come round, in seconds of the processor."""
+
+    async def beat() -> None:
+        while True:
+            began = time.process_time()
+            await asyncio.sleep(0.01)
+            longest.append(time.process_time() - began)
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def test_five_thousand_instances(
+    opened: Open,
+    seen: Watch,
+    make_server: MakeServer,
+    make_instance: Callable[..., Instance],
+    wait_until: Callable[..., Awaitable[None]],
+) -> None:
+    server = await make_server().start()
+    owner, reader = await opened(server.url), await opened(server.url)
+    instances = [make_instance(str(number), service=f"service-{number % 50}") for number in range(COUNT)]
+    await register_elsewhere(server, instances[BY_DRIVER : COUNT // 2])
+    took: dict[str, float] = {}
+    longest: list[float] = []
+
+    watch = await seen(reader)
+    await register_elsewhere(server, instances[COUNT // 2 :])
+    await asyncio.gather(*(owner.registry.register(one, lease_s=300) for one in instances[:BY_DRIVER]))
+    await wait_until(lambda: len(watch.standing) == COUNT, "all are seen")
+    assert list(watch.standing.values()).count(instances[4_000]) == 1
+
+    async with measured(longest):
+        began = time.monotonic()
+        assert len(await reader.registry.instances()) == COUNT
+        took["list all"] = time.monotonic() - began
+        began = time.monotonic()
+        assert len(await reader.registry.instances("service-7")) == COUNT // 50
+        took["list one service"] = time.monotonic() - began
+        began = time.monotonic()
+        newcomer = await seen(await opened(server.url))
+        await wait_until(lambda: len(newcomer.standing) == COUNT, "a newcomer knows all")
+        took["first watch"] = time.monotonic() - began
+
+    await owner.registry._keeper.stop()
+    owner.registry._own._records.clear()
+    ends_ms = int(time.time() * 1000) + 1_000
+    await server.client.eval(END_ALL, 1, NAMESPACE.index, NAMESPACE.root, str(ends_ms), str(COUNT))
+    async with measured(longest):
+        for one in (watch, newcomer):
+            await wait_until(lambda one=one: not one.standing, "all have expired, and watchers know")
+    took["expire"] = time.time() - ends_ms / 1000
+
+    assert max(longest) < LONGEST_STILL_S
+    assert took["expire"] < 10
+    stats = await server.client.info("commandstats")
+    assert not {f"cmdstat_{word}" for word in ("keys", "scan", "smembers", "zrange")} & stats.keys()
+    # On average: a machine with other work may stop the server in the middle of any one.
+    took["a script"] = stats["cmdstat_evalsha"]["usec_per_call"] / 1e6
+    assert took["a script"] < 0.005, "no script keeps the server busy"
+    assert await server.client.zcard(NAMESPACE.index) == 2, "nothing is left of them"
+    print({key: round(value, 5) for key, value in took.items()}, "longest still", round(max(longest), 3))  # noqa: T201

@@ -1,0 +1,15 @@
+"""The kit of the table role."""
+
+from __future__ import annotations
+
+import pytest
+from micro_sqlite_table import micro_table
+
+from micro_core.spec import Table
+from micro_core.testing import Subject, TableConformance
+
+
+class TestSqliteTable(TableConformance):
+    @pytest.fixture
+    def subject(self) -> Subject[Table]:
+        return Subject(driver=micro_table())

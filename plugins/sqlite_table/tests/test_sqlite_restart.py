@@ -1,0 +1,92 @@
+"""A node of the lab on the real table and its file: killed, away for a while, and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from micro_sqlite_table import micro_table
+from micro_sqlite_table.options import SqliteOptions
+
+from micro_core import Service
+from micro_core.lab.member import LabNode, TableMaker
+from micro_core.lab.net import Lab
+from micro_core.lab.wires import Conditions
+from micro_core.spec import DriverContext, Table
+from micro_core.spec.errors import RouteNotFound
+
+NAME = "go.micro.srv.greeter"
+WAN = Conditions(delay_s=0.2)
+
+
+def kept_in(directory: Path) -> TableMaker:
+    def made(context: DriverContext) -> Table:
+        return micro_table().create(SqliteOptions(), replace(context, state_dir=str(directory)))
+
+    return made
+
+
+async def line(net: Lab, directory: Path) -> tuple[LabNode, LabNode, LabNode]:
+    service = Service(NAME)
+
+    @service.endpoint("Say.Hello")
+    async def hello() -> str:
+        return "hello"
+
+    a = await net.add("a")
+    b = await net.add("b", links=[a])
+    net.wires.set("b", "c", WAN)
+    c = await net.add("c", links=[b], table=kept_in(directory))
+    await a.serve(service)
+    await net.converged()
+    await net.pass_time(1.0)
+    return a, b, c
+
+
+def stale(node: LabNode) -> list[str]:
+    return [route.service for route in node.routes() if route.is_stale]
+
+
+async def test_calls_go_on_as_soon_as_the_link_is_back(micro_net: Lab, tmp_path: Path) -> None:
+    _, _, c = await line(micro_net, tmp_path)
+    await c.kill()
+    await micro_net.pass_time(5.0)
+    await c.start()
+    assert NAME in stale(c)
+    while not c.node.network.links():
+        await micro_net.pass_time(0.001)
+    began = micro_net.now
+    assert await c.call(NAME, "Say.Hello") == "hello"
+    assert micro_net.now - began < 2 * WAN.delay_s + 0.1
+    await micro_net.converged()
+    assert stale(c) == []
+
+
+async def test_who_was_away_for_long_has_nothing_left(micro_net: Lab, tmp_path: Path) -> None:
+    a, b, c = await line(micro_net, tmp_path)
+    await c.kill()
+    await a.kill()
+    await b.kill()
+    await micro_net.pass_time(3_600.0)
+    await c.start()
+    micro_net.check()
+    assert stale(c) == []
+    with pytest.raises(RouteNotFound):
+        await c.call(NAME, "Say.Hello")
+
+
+async def test_who_is_short_lived_keeps_routes_to_the_dead_no_longer_than_promised(
+    micro_net: Lab, tmp_path: Path
+) -> None:
+    a, b, c = await line(micro_net, tmp_path)
+    for node in (a, b, c):
+        await node.kill()
+    for _ in range(6):
+        await c.start()
+        for _ in range(4):
+            await micro_net.pass_time(5.0)
+            micro_net.check()
+        await c.kill()
+    await c.start()
+    assert stale(c) == []

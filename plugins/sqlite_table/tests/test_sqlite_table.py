@@ -1,0 +1,587 @@
+"""The table on its file: what comes back, and what may befall the file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import resource
+import signal
+import sqlite3
+import stat
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from micro_sqlite_table import micro_table
+from micro_sqlite_table.options import SqliteOptions
+from micro_sqlite_table.route_file import APPLICATION_ID, SCHEMA_VERSION
+from micro_sqlite_table.rows import Clocks, route_of, row_of
+from micro_sqlite_table.table import SqliteTable
+
+from micro_core.spec import Conflict, CountersInMemory, DriverContext, OptionError, Route
+from micro_core.spec.table import RouteQuery
+
+ME = "m" * 32
+ROUTE = Route(
+    service="go.micro.srv.greeter",
+    address="",
+    gateway="b" * 32,
+    network="go.micro",
+    router="c" * 32,
+    link="network",
+    metric=500,
+    site="eu",
+    version="1.2",
+    hops=2,
+)
+PATIENCE_S = 15.0
+
+
+class Time:
+    """A clock that the test moves; monotonic seconds of each process begin anywhere."""
+
+    def __init__(self, wall: float = 1_700_000_000.0) -> None:
+        self.seconds, self.began = wall, 0.0
+
+    def now(self) -> float:
+        return self.seconds - self.began
+
+    def wall(self) -> float:
+        return self.seconds
+
+
+def context_of(directory: Path, clock: Time | None = None, *, node_id: str = ME) -> DriverContext:
+    return DriverContext(
+        node_id=node_id,
+        network="go.micro",
+        site="eu",
+        state_dir=str(directory),
+        clock=clock or Time(),
+        random=random.Random(1),
+        logger=logging.getLogger("test.sqlite"),
+        counters=CountersInMemory(),
+    )
+
+
+@asynccontextmanager
+async def opened(
+    directory: Path, clock: Time | None = None, *, node_id: str = ME, **options: object
+) -> AsyncIterator[SqliteTable]:
+    made = micro_table().create(SqliteOptions(**options), context_of(directory, clock, node_id=node_id))  # type: ignore[arg-type]
+    assert isinstance(made, SqliteTable)
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def file_of(directory: Path) -> Path:
+    return directory / "tables" / f"{ME}-go.micro.sqlite"
+
+
+def counted(table: SqliteTable, name: str) -> int:
+    counters = table._counters
+    assert isinstance(counters, CountersInMemory)
+    return counters.values.get(name, 0)
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"not within {PATIENCE_S} s: {what}") from None
+
+
+def services_in(path: Path) -> list[str]:
+    """What the file holds now, as another program sees it."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.text_factory = lambda data: data.decode(errors="replace")
+        return [service for (service,) in connection.execute("SELECT service FROM routes ORDER BY service")]
+
+
+# --------------------------------------------------------------------------- what comes back
+
+
+async def test_learned_routes_come_back_with_a_lease_and_local_ones_do_not(tmp_path: Path) -> None:
+    clock = Time()
+    local = replace(ROUTE, link="local", address="tcp://127.0.0.1:1", gateway="", router=ME)
+    async with opened(tmp_path, clock) as table:
+        table.put(ROUTE)
+        table.put(local)
+        table.put(replace(ROUTE, service="gone"))
+        table.delete(replace(ROUTE, service="gone").key)
+    clock.seconds += 30.0
+    clock.began = clock.seconds - 5.0
+    async with opened(tmp_path, clock) as table:
+        assert table.list() == [replace(ROUTE, expires_at=clock.now() + 60.0)]
+
+
+async def test_nothing_comes_back_of_a_node_that_ended_long_ago(tmp_path: Path) -> None:
+    clock = Time()
+    async with opened(tmp_path, clock) as table:
+        table.put(ROUTE)
+    clock.seconds += 90.0
+    async with opened(tmp_path, clock) as table:
+        assert table.list() == []
+        assert counted(table, "sqlite_routes_too_old") == 1
+    assert services_in(file_of(tmp_path)) == []
+
+
+async def test_a_node_that_begins_again_and_again_gives_nothing_back_for_ever(tmp_path: Path) -> None:
+    clock = Time()
+    async with opened(tmp_path, clock) as table:
+        table.put(ROUTE)
+    for life in (1, 2):
+        clock.seconds += 40.0
+        async with opened(tmp_path, clock) as table:
+            assert ROUTE.service in {route.service for route in table.list()}
+            # Something is written, with the news that the node lives.
+            table.put(replace(ROUTE, service="other", metric=life))
+    clock.seconds += 40.0
+    async with opened(tmp_path, clock) as table:
+        assert [route.service for route in table.list()] == ["other"]
+
+
+async def test_a_wall_clock_that_jumps_back_makes_no_lease_longer(tmp_path: Path) -> None:
+    clock = Time()
+    async with opened(tmp_path, clock) as table:
+        table.put(ROUTE)
+    clock.seconds -= 100_000.0
+    async with opened(tmp_path, clock) as table:
+        (route,) = table.list()
+        assert route.expires_at == pytest.approx(clock.now() + 90.0)
+
+
+async def test_changes_are_in_the_file_soon_and_merged(tmp_path: Path) -> None:
+    async with opened(tmp_path, flush_s=0.05) as table:
+        for metric in range(1_000):
+            table.put(replace(ROUTE, metric=metric))
+        assert len(table._pending) == 1
+        await until(lambda: services_in(file_of(tmp_path)) == [ROUTE.service], "the route is in the file")
+        table.delete(ROUTE.key)
+        await until(lambda: services_in(file_of(tmp_path)) == [], "it is gone from the file")
+
+
+async def test_a_living_node_says_so_though_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("micro_sqlite_table.table.HEARTBEAT_S", 0.05)
+    clock = Time()
+    async with opened(tmp_path, clock, flush_s=0.01) as table:
+        table.put(ROUTE)
+        clock.seconds += 1_000.0
+
+        def alive_at() -> float:
+            with contextlib.closing(sqlite3.connect(file_of(tmp_path))) as connection:
+                row = connection.execute("SELECT value FROM facts WHERE name = 'alive_at'").fetchone()
+                return float(row[0]) if row is not None else 0.0
+
+        await until(lambda: alive_at() == clock.seconds, "the file knows that the node lives")
+
+
+async def test_more_than_the_bound_stays_in_memory_and_is_counted(tmp_path: Path) -> None:
+    routes = [replace(ROUTE, service=f"s{number}", metric=number) for number in range(5)]
+    async with opened(tmp_path, max_rows=3) as table:
+        for route in routes:
+            table.put(route)
+        assert table.list() == routes
+        assert counted(table, "sqlite_routes_over_the_bound") == 2
+        table.delete(routes[0].key)
+        table.put(replace(routes[4], metric=0))
+    assert services_in(file_of(tmp_path)) == ["s1", "s2", "s4"]
+    async with opened(tmp_path, max_rows=2) as table:
+        assert len(table.list()) == 2
+        assert counted(table, "sqlite_rows_refused") == 1
+        await until(lambda: len(services_in(file_of(tmp_path))) == 2, "the file is written anew within its bound")
+
+
+@pytest.mark.parametrize(
+    "options", [{"flush_s": 0.0}, {"keep_s": -1.0}, {"keep_s": float("nan")}, {"max_rows": 0}], ids=str
+)
+def test_impossible_options_are_refused_by_name(tmp_path: Path, options: dict[str, float]) -> None:
+    with pytest.raises(OptionError, match=next(iter(options))):
+        micro_table().create(SqliteOptions(**options), context_of(tmp_path))  # type: ignore[arg-type]
+
+
+def test_a_network_s_name_leads_out_of_no_directory(tmp_path: Path) -> None:
+    context = replace(context_of(tmp_path), network="a/../../b" + "x" * 200)
+    table = micro_table().create(SqliteOptions(), context)
+    assert isinstance(table, SqliteTable)
+    assert table._file.path.parent == tmp_path / "tables"
+    assert len(table._file.path.name) < 120
+
+
+# -------------------------------------------------------------------------------- hostile rows
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "service = '../../etc'",
+        "service = x'00ff'",
+        "service = CAST(x'ff41' AS TEXT)",
+        "gateway = 'not a node'",
+        "router = 7",
+        "network = ''",
+        "metric = -1",
+        "metric = 'cheap'",
+        "metric = 9223372036854775807",
+        "site = 'a' || char(27) || '[2J'",
+        "version = NULL",
+        "version = printf('%.5000c', 'v')",
+        "hops = 1000",
+        "hops = 1.5",
+        "expires_at = 'soon'",
+        "expires_at = 9e999",
+    ],
+)
+async def test_a_row_that_nobody_here_has_written_is_refused_counted_and_removed(tmp_path: Path, change: str) -> None:
+    sound = replace(ROUTE, service="sound")
+    async with opened(tmp_path) as table:
+        table.put(ROUTE)
+        table.put(sound)
+    with contextlib.closing(sqlite3.connect(file_of(tmp_path))) as connection, connection:
+        connection.execute(f"UPDATE routes SET {change} WHERE service = ?", (ROUTE.service,))
+    async with opened(tmp_path) as table:
+        if change.startswith("expires_at"):
+            # Only made shorter by what is said there: it stands no longer than it should in any case.
+            assert {route.expires_at for route in table.list()} == {table._clock.now() + 90.0}
+            return
+        assert [route.service for route in table.list()] == ["sound"]
+        assert counted(table, "sqlite_rows_refused") == 1
+        await until(lambda: services_in(file_of(tmp_path)) == ["sound"], "the file is written anew")
+
+
+TEXTS = st.text(max_size=300)
+WHATEVER = st.one_of(st.none(), st.integers(), st.floats(), TEXTS, st.binary(max_size=20))
+ROUTES = st.builds(
+    Route,
+    service=st.one_of(st.just("go.micro.srv.greeter"), st.just("*"), st.just("~orders.created"), TEXTS),
+    address=st.one_of(st.just(""), TEXTS),
+    gateway=st.one_of(st.just("b" * 32), TEXTS),
+    network=st.one_of(st.just("go.micro"), TEXTS),
+    router=st.one_of(st.just("c" * 32), TEXTS),
+    link=st.sampled_from(["network", "local"]),
+    metric=st.integers(-10, 2**70),
+    site=TEXTS,
+    version=TEXTS,
+    hops=st.integers(-1, 300),
+    expires_at=st.one_of(st.none(), st.floats()),
+)
+
+
+@given(st.tuples(*[WHATEVER] * 9))
+@settings(max_examples=300, deadline=None)
+def test_no_row_brings_the_reader_down(row: tuple[object, ...]) -> None:
+    route_of(row, 100.0, Clocks(0.0, 0.0))
+
+
+@given(ROUTES)
+@settings(max_examples=300, deadline=None)
+def test_a_route_that_is_written_is_read_as_it_was(route: Route) -> None:
+    clocks = Clocks(10.0, 1_000.0)
+    row = row_of(route, clocks)
+    if row is None:
+        return
+    again = route_of(row, 1e300, clocks)
+    assert again is not None
+    assert replace(again, expires_at=None) == replace(route, expires_at=None)
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        assert connection.execute("SELECT " + ", ".join("?" * 9), row).fetchone() == row
+
+
+# -------------------------------------------------------------------------------- unsound files
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"this is no database at all, but it is long enough to be taken for one" * 20,
+        lambda data: data[:5_000],
+        lambda data: data[:4_096] + random.Random(1).randbytes(len(data) - 4_096),
+    ],
+    ids=["no database", "cut off", "overwritten"],
+)
+async def test_an_unsound_file_is_set_aside_and_a_new_one_begun(
+    tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(tmp_path) as table:
+        for number in range(300):
+            table.put(replace(ROUTE, service=f"s{number}"))
+    path = file_of(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    with caplog.at_level(logging.WARNING):
+        async with opened(tmp_path) as table:
+            assert table.list() == []
+            table.put(ROUTE)
+            assert counted(table, "sqlite_files_set_aside") == 1
+            assert counted(table, "sqlite_file_failures") == 0
+    assert [record.message for record in caplog.records] == ["route file was unsound and a new one is begun"]
+    assert path.with_name(path.name + ".unsound").exists()
+    async with opened(tmp_path) as table:
+        assert [route.service for route in table.list()] == [ROUTE.service]
+
+
+async def test_a_file_that_is_damaged_while_the_node_runs_is_written_anew(tmp_path: Path) -> None:
+    path = file_of(tmp_path)
+    async with opened(tmp_path, flush_s=0.02) as table:
+        for number in range(2_000):
+            table.put(replace(ROUTE, service=f"s{number}"))
+        await until(lambda: not table._pending and len(services_in(path)) == 2_000, "they are in the file")
+        await table._in_thread(lambda: table._file._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)"))  # type: ignore[union-attr]
+        with path.open("r+b") as damaged:
+            damaged.seek(4_096)
+            damaged.write(random.Random(1).randbytes(path.stat().st_size - 4_096))
+        # SQLite has these pages in memory and would write them back sound: it must read them again.
+        await table._in_thread(lambda: table._file._connection.execute("PRAGMA shrink_memory"))  # type: ignore[union-attr]
+        for number in range(2_000):
+            table.put(replace(ROUTE, service=f"s{number}", metric=7))
+        await until(lambda: counted(table, "sqlite_files_set_aside") == 1, "the damage is found")
+        await until(lambda: not table._is_behind and len(services_in(path)) == 2_000, "the new one is whole")
+        assert len(table.list()) == 2_000
+    async with opened(tmp_path) as table:
+        assert {route.metric for route in table.list()} == {7}
+        assert len(table.list()) == 2_000
+
+
+async def test_a_file_of_another_version_or_schema_is_set_aside(tmp_path: Path) -> None:
+    for statement in (
+        f"PRAGMA user_version = {SCHEMA_VERSION + 1}",
+        "CREATE TRIGGER t AFTER DELETE ON routes BEGIN INSERT INTO facts VALUES ('x', 1); END",
+        "DROP TABLE facts",
+        "DELETE FROM facts",
+    ):
+        async with opened(tmp_path) as table:
+            table.put(ROUTE)
+        with contextlib.closing(sqlite3.connect(file_of(tmp_path))) as connection, connection:
+            connection.execute(statement)
+        async with opened(tmp_path) as table:
+            assert table.list() == [], statement
+            assert counted(table, "sqlite_files_set_aside") == 1, statement
+
+
+async def test_the_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "accounts.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE accounts (name TEXT)")
+    before = path.read_bytes()
+    with pytest.raises(OptionError, match=r"accounts\.db is the file of another program"):
+        async with opened(tmp_path, path=str(path)):
+            pass
+    assert path.read_bytes() == before
+    assert APPLICATION_ID != 0
+
+
+# ---------------------------------------------------------------------------------- two owners
+
+
+async def test_two_nodes_do_not_share_one_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "shared.sqlite")
+    async with opened(tmp_path, path=path) as table:
+        table.put(ROUTE)
+        with pytest.raises(Conflict, match=r"another node is using .*shared\.sqlite") as caught:
+            async with opened(tmp_path, path=path, node_id="n" * 32):
+                pass
+        assert "path of its own" in caught.value.hint
+    with pytest.raises(Conflict, match="routes of another node, 'mmmm"):
+        async with opened(tmp_path, path=path, node_id="n" * 32):
+            pass
+    async with opened(tmp_path, path=path) as table:
+        assert len(table.list()) == 1
+
+
+async def test_two_processes_do_not_share_one_file_and_a_dead_one_holds_none(tmp_path: Path) -> None:
+    with writing(tmp_path) as child:
+        with pytest.raises(Conflict, match="another node is using"):
+            async with opened(tmp_path):
+                pass
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        async with opened(tmp_path, Time(time.time())) as table:
+            assert table.list()
+
+
+# ------------------------------------------------------------------------- failing underneath
+
+
+@contextmanager
+def unwritable(directory: Path) -> Iterator[None]:
+    """Nothing may be made in a directory; root, who may do everything, becomes nobody meanwhile."""
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    directory.chmod(0o555)  # and to be entered by all
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        directory.chmod(mode)
+
+
+async def test_in_a_directory_that_cannot_be_written_the_node_goes_on_in_memory(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Not tmp_path: nobody could not even look into it.
+    with tempfile.TemporaryDirectory(prefix="micro-sqlite-") as made:
+        directory = Path(made)
+        with unwritable(directory), caplog.at_level(logging.INFO):
+            async with opened(directory, flush_s=0.01) as table:
+                table.put(ROUTE)
+                assert table.lookup(ROUTE.service) == (ROUTE,)
+                await until(lambda: counted(table, "sqlite_file_failures") >= 2, "it is tried again")
+        assert [record.message.partition(":")[0] for record in caplog.records] == ["route file failed"]
+
+
+async def test_a_full_disk_stops_nothing_and_all_is_written_when_there_is_room_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = file_of(tmp_path)
+    with caplog.at_level(logging.INFO):
+        async with opened(tmp_path, flush_s=0.02) as table:
+            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            # No file may grow beyond this: what SQLite meets is what a full disk is to it.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+            try:
+                for number in range(3_000):
+                    table.put(replace(ROUTE, service=f"s{number}"))
+                await until(lambda: counted(table, "sqlite_file_failures") >= 1, "writing fails")
+                assert len(table.list()) == 3_000
+                assert not table._pending, "nothing is collected for a file that fails"
+                table.delete(replace(ROUTE, service="s1").key)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            await until(lambda: not table._is_failing, "it is written again")
+            assert len(services_in(path)) == 2_999
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "route file failed",
+        "route file is written again",
+    ]
+
+
+async def test_a_file_that_somebody_holds_blocks_nobody(tmp_path: Path) -> None:
+    async with opened(tmp_path, flush_s=0.01) as table:
+        with contextlib.closing(sqlite3.connect(file_of(tmp_path), isolation_level=None)) as somebody:
+            somebody.execute("BEGIN IMMEDIATE")
+            table.put(ROUTE)
+            turns, began = 0, time.monotonic()
+            while counted(table, "sqlite_file_failures") == 0:
+                assert time.monotonic() - began < PATIENCE_S
+                await asyncio.sleep(0.005)
+                turns += 1
+            # SQLite waits a second for it, which is one turn of a loop that waits along.
+            assert turns > 10
+            somebody.execute("ROLLBACK")
+        await until(lambda: services_in(file_of(tmp_path)) == [ROUTE.service], "it is written in the end")
+
+
+# ------------------------------------------------------------------------------------- kill -9
+
+WRITER = """
+import asyncio, logging, random, sys
+from dataclasses import replace
+from micro_core.spec import CountersInMemory, DriverContext, Route
+from micro_core.testing.bench import SystemTime
+from micro_sqlite_table import micro_table
+from micro_sqlite_table.options import SqliteOptions
+
+ROUTE = Route(service="s", address="", gateway="b" * 32, network="go.micro", router="c" * 32, link="network", metric=0)
+context = DriverContext(
+    node_id="m" * 32, network="go.micro", site="eu", state_dir=sys.argv[1], clock=SystemTime(),
+    random=random.Random(1), logger=logging.getLogger("writer"), counters=CountersInMemory(),
+)
+
+async def main():
+    table = micro_table().create(SqliteOptions(flush_s=0.001), context)
+    await table.start()
+    round = 0
+    while True:
+        round += 1
+        for number in range(500):
+            table.put(replace(ROUTE, service=f"s{number}", metric=round))
+        for number in range(round % 7, 500, 7):
+            table.delete(replace(ROUTE, service=f"s{number}").key)
+        await asyncio.sleep(0)
+        if round == 3:
+            print("going", flush=True)
+
+asyncio.run(main())
+"""
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that changes its table as fast as it can."""
+    child = subprocess.Popen([sys.executable, "-c", WRITER, str(directory)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == "going\n"
+        deadline = time.monotonic() + PATIENCE_S
+        while not file_of(directory).exists() or not services_in(file_of(directory)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.03, 0.11, 0.29])
+async def test_a_process_killed_in_the_middle_of_a_write_leaves_a_sound_file(tmp_path: Path, wait_s: float) -> None:
+    with writing(tmp_path) as child:
+        time.sleep(wait_s)  # noqa: ASYNC251 - nothing else runs here; any moment will do
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    async with opened(tmp_path, Time(time.time())) as table:
+        routes = table.list()
+        assert routes
+        assert counted(table, "sqlite_files_set_aside") == counted(table, "sqlite_rows_refused") == 0
+        assert all(route.is_stale for route in routes)
+
+
+# --------------------------------------------------------------------------------------- scale
+
+
+async def test_a_hundred_thousand_routes_are_loaded_at_start_and_looked_up_as_in_a_dict(tmp_path: Path) -> None:
+    count = 100_000
+    async with opened(tmp_path) as table:
+        for number in range(count):
+            table.put(
+                replace(ROUTE, service=f"go.micro.srv.s{number // 2}", gateway="bd"[number % 2] * 32, metric=number)
+            )
+    # Work of all threads, not time that passes: others may be using the machine.
+    began = time.process_time()
+    async with opened(tmp_path) as table:
+        load_s = time.process_time() - began
+        assert len(table.list(RouteQuery(network="go.micro"))) == count
+        names = [f"go.micro.srv.s{number * 37 % (count // 2)}" for number in range(2_000)]
+        plain = {route.service: table.lookup(route.service) for route in table.list()}
+
+        def look_up(find: Callable[[str], object]) -> float:
+            began = time.perf_counter()
+            for name in names:
+                find(name)
+            return (time.perf_counter() - began) / len(names)
+
+        pairs = [(look_up(table.lookup), look_up(lambda name: plain.get(name))) for _ in range(31)]
+        lookup_s, dict_s = (statistics.median(column) for column in zip(*pairs, strict=True))
+    # Seen with --log-cli-level=INFO.
+    figures = (load_s, lookup_s * 1e9, dict_s * 1e9)
+    logging.getLogger("test.sqlite").info("loaded in %.2f s of work; lookup %.0f ns, plain dict %.0f ns", *figures)
+    assert load_s < 20.0
+    assert lookup_s < 8 * dict_s

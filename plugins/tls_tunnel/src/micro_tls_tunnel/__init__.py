@@ -1,0 +1,23 @@
+"""Links between nodes over TLS 1.3 and TCP: the tunnel driver `tls`."""
+
+from __future__ import annotations
+
+from micro_core.spec import Driver, DriverContext, LinkDriver, hookimpl
+from micro_tls_tunnel.options import TlsOptions
+
+
+def create(options: TlsOptions, context: DriverContext) -> LinkDriver:
+    """Build the driver; `ssl` and `cryptography` are imported here and not before."""
+    from micro_tls_tunnel.driver import TlsTunnel
+
+    return TlsTunnel(options, context)
+
+
+@hookimpl
+def micro_tunnel() -> Driver[LinkDriver]:
+    return Driver(
+        name="tls",
+        summary="Links over TLS 1.3 and TCP: one lane, the way through networks that block UDP.",
+        options=TlsOptions,
+        create=create,
+    )

@@ -1,0 +1,269 @@
+"""The driver: dial and listen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import os
+import socket as sockets
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from micro_core.spec import BadRequest, Closed, Conflict, Counters, DriverContext, Link, OptionError, Unreachable
+from micro_core.spec.names import join_host_port, split_host_port
+from micro_core.spec.transport import Listener
+from micro_tls_tunnel.certificate import NAME, binding_of, dialling_context, listening_context
+from micro_tls_tunnel.half_open import HalfOpen
+from micro_tls_tunnel.link import SCHEME, TlsLink
+from micro_tls_tunnel.options import TlsOptions
+from micro_tls_tunnel.pipe import TlsPipe
+
+BACKLOG = 1_024
+"""Connections the system holds until they are accepted."""
+
+NEXT_ADDRESS_S = 0.25
+"""A name with several addresses: how long one is tried alone (RFC 8305 section 5)."""
+
+MIN_UNSENT_BYTES = 4_096
+
+_LISTEN_HINTS = {
+    errno.EADDRINUSE: "choose another port: --listen :8086",
+    errno.EACCES: "ports below 1024 need privileges: choose a higher one",
+    errno.EADDRNOTAVAIL: "no interface of this machine has that address",
+}
+
+
+class TlsListener:
+    """Implements `Listener`: accepted links live on when it is closed, half-open ones do not."""
+
+    def __init__(
+        self,
+        sock: sockets.socket,
+        *,
+        context: ssl.SSLContext,
+        binding: bytes,
+        options: TlsOptions,
+        counters: Counters,
+        accept: Callable[[Link], None],
+        links: dict[TlsLink, None],
+    ) -> None:
+        host, port = sock.getsockname()[:2]
+        shown = _primary_address() if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+        self.address = f"{SCHEME}://{join_host_port(shown, port)}"
+        self._context = context
+        self._binding = binding
+        self._options = options
+        self._counters = counters
+        self._accept = accept
+        self._links = links
+        self._half_open: HalfOpen[TlsLink] = HalfOpen(options.max_half_open)
+        self._server: asyncio.Server | None = None
+        self._sock = sock
+
+    async def open(self) -> TlsListener:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._make_link, sock=self._sock, backlog=BACKLOG)
+        return self
+
+    async def close(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+            for link in self._half_open.take_all():
+                link.abandon(Closed("the listener was closed"))
+
+    def _make_link(self) -> TlsLink:
+        link = TlsLink(
+            TlsPipe(self._context, dialed=False),
+            unsent_bytes=self._options.unsent_bytes,
+            counters=self._counters,
+            on_connected=self._connected,
+            on_ready=self._ready,
+        )
+        link.channel_binding = self._binding
+        return link
+
+    def _connected(self, link: TlsLink) -> bool:
+        if self._server is None:
+            # Accepted by the system while the listener was being closed.
+            link.abandon(Closed("the listener was closed"))
+            return False
+        self._links[link] = None
+        link.ended.add_done_callback(functools.partial(self._ended, link))
+        victim = self._half_open.add(link, link.source)
+        if victim is not None:
+            self._counters.add("tls_handshakes_crowded_out")
+            victim.abandon(Unreachable("too many handshakes were under way"))
+        timeout_s = self._options.handshake_timeout_s
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._expired, link)
+        link.ready.add_done_callback(lambda _: timer.cancel())
+        link.ended.add_done_callback(lambda _: timer.cancel())
+        return True
+
+    def _ready(self, link: TlsLink) -> None:
+        self._half_open.discard(link)
+        self._accept(link)
+
+    def _expired(self, link: TlsLink) -> None:
+        self._counters.add("tls_handshakes_expired")
+        link.abandon(Unreachable(f"no handshake within {self._options.handshake_timeout_s:.3g} s"))
+
+    def _ended(self, link: TlsLink, _: object) -> None:
+        self._half_open.discard(link)
+        self._links.pop(link, None)
+
+
+class TlsTunnel:
+    """Implements `LinkDriver`."""
+
+    scheme = SCHEME
+
+    def __init__(self, options: TlsOptions, context: DriverContext) -> None:
+        _check(options)
+        self._options = options
+        self._counters = context.counters
+        self._links: dict[TlsLink, None] = {}
+        self._listeners: list[TlsListener] = []
+        self._dialling: ssl.SSLContext | None = None
+        self._is_closed = False
+
+    async def start(self) -> None:
+        self._is_closed = False
+
+    async def close(self) -> None:
+        self._is_closed = True
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            await listener.close()
+        await asyncio.gather(*(link.close() for link in list(self._links)))
+
+    async def dial(self, address: str, *, timeout_s: float) -> Link:
+        if self._is_closed:
+            raise Unreachable(f"cannot reach {address}: the tunnel is closed")
+        try:
+            host, port = split_host_port(address.removeprefix(f"{SCHEME}://"), self._options.port)
+        except BadRequest as error:
+            raise Unreachable(f"cannot reach {address:.300}: {error.detail}", hint=error.hint) from error
+        if self._dialling is None:
+            self._dialling = dialling_context()
+        link = TlsLink(
+            TlsPipe(self._dialling, dialed=True, server_name=NAME),
+            unsent_bytes=self._options.unsent_bytes,
+            counters=self._counters,
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._connect(link, host or "localhost", port, address)
+                waiting: list[asyncio.Future[Any]] = [link.ready, link.ended]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError as error:
+            link.abandon(Unreachable("the dial was given up"))
+            what = "took the connection, but finished no TLS handshake" if link.source else "did not answer"
+            raise Unreachable(
+                f"{address} {what} within {timeout_s:.3g} s", hint=f"is TCP port {port} open, and is a node there?"
+            ) from error
+        except BaseException:
+            link.abandon(Unreachable("the dial was given up"))
+            raise
+        certificate = link.pipe.peer_certificate() if link.ready.done() else None
+        if link.ended.done() or certificate is None:
+            link.abandon(Unreachable("the dial was given up"))
+            raise Unreachable(f"{address}: {link.ended.result().detail}", hint="is a node there, with the plugin tls?")
+        if self._is_closed:
+            link.abandon(Closed("the tunnel was closed"))
+            raise Unreachable(f"cannot reach {address}: the tunnel is closed")
+        link.channel_binding = binding_of(certificate)
+        self._links[link] = None
+        link.ended.add_done_callback(lambda _: self._links.pop(link, None))
+        return link
+
+    async def listen(self, address: str, accept: Callable[[Link], None]) -> Listener:
+        options = self._options
+        host, port = split_host_port(address.removeprefix(f"{SCHEME}://"), options.port)
+        context, binding = listening_context(options.certificate_file, options.key_file)
+        try:
+            sock = await _bind(host or options.host, port)
+        except OSError as error:
+            raise Conflict(
+                f"cannot listen on TCP {join_host_port(host or options.host or '*', port)}: {_reason(error)}",
+                hint=_LISTEN_HINTS.get(error.errno or 0, "check the host's name"),
+            ) from error
+        listener = TlsListener(
+            sock,
+            context=context,
+            binding=binding,
+            options=options,
+            counters=self._counters,
+            accept=accept,
+            links=self._links,
+        )
+        await listener.open()
+        self._listeners.append(listener)
+        return listener
+
+    async def _connect(self, link: TlsLink, host: str, port: int, address: str) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            transport, _ = await loop.create_connection(lambda: link, host, port, happy_eyeballs_delay=NEXT_ADDRESS_S)
+        except sockets.gaierror as error:
+            raise Unreachable(f"cannot find {host!r}: {_reason(error)}", hint="check the name") from error
+        except OSError as error:
+            hint = f"is a node there, and TCP port {port} open?"
+            raise Unreachable(f"cannot reach {address}: {_reason(error)}", hint=hint) from error
+        except ValueError as error:
+            # A name with an empty or overlong label, or with a zero byte, never reaches the resolver.
+            raise Unreachable(f"cannot find {host!r:.300}: {error}", hint="check the name") from error
+        if transport.get_extra_info("sockname") == transport.get_extra_info("peername"):
+            # Where nobody listens on a port of the ephemeral range, the system may draw that very port for this
+            # end, and TCP's simultaneous open (RFC 9293 section 3.5) then connects the socket to itself.
+            raise Unreachable(f"nobody listens at {address}", hint="is it running?")
+
+
+def _check(options: TlsOptions) -> None:
+    if bool(options.certificate_file) != bool(options.key_file):
+        raise OptionError("tls.certificate_file and tls.key_file: give both or neither")
+    if options.max_half_open < 1:
+        raise OptionError("tls.max_half_open: at least 1")
+    if options.handshake_timeout_s <= 0:
+        raise OptionError("tls.handshake_timeout_s: above 0")
+    if options.unsent_bytes < MIN_UNSENT_BYTES:
+        raise OptionError(f"tls.unsent_bytes: at least {MIN_UNSENT_BYTES}")
+    if not 0 <= options.port <= 65_535:
+        raise OptionError("tls.port: from 0 to 65535")
+
+
+async def _bind(host: str, port: int) -> sockets.socket:
+    """An empty host is every interface, IPv6 and IPv4 on one socket where the system has both. Raises OSError."""
+    if not host:
+        if sockets.has_dualstack_ipv6():
+            return _listening(sockets.AF_INET6, ("::", port), dualstack=True)
+        return _listening(sockets.AF_INET, ("0.0.0.0", port))  # noqa: S104 - asked for
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=sockets.SOCK_STREAM, flags=sockets.AI_PASSIVE)
+    family, _, _, _, sockaddr = found[0]
+    return _listening(family, sockaddr)
+
+
+def _listening(family: int, address: Any, *, dualstack: bool = False) -> sockets.socket:
+    sock = sockets.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=dualstack)
+    sock.setblocking(False)
+    return sock
+
+
+def _reason(error: OSError) -> str:
+    """What the system says, without Python's repetition of the address."""
+    if error.errno is not None and error.errno > 0 and not isinstance(error, sockets.gaierror):
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
+
+
+def _primary_address() -> str:
+    """The address of the interface of the default route; loopback when there is none."""
+    # Connecting a UDP socket sends nothing; it makes the kernel choose (addresses of RFC 5737 and RFC 3849).
+    for family, probe in ((sockets.AF_INET, "192.0.2.1"), (sockets.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), sockets.socket(family, sockets.SOCK_DGRAM) as choice:
+            choice.connect((probe, 9))
+            return str(choice.getsockname()[0])
+    return "127.0.0.1"

@@ -1,0 +1,138 @@
+"""Drivers on loopback, and readers of links that remember."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from micro_tls_tunnel import create
+from micro_tls_tunnel.driver import TlsTunnel
+from micro_tls_tunnel.link import TlsLink
+from micro_tls_tunnel.options import TlsOptions
+
+from micro_core.spec import CountersInMemory, DriverContext, Link, MicroError
+
+PATIENCE_S = 15.0
+
+
+class SystemTime:
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()
+
+
+class Reader:
+    """A receiver that remembers, and tells when something changed."""
+
+    def __init__(self, link: Link) -> None:
+        assert isinstance(link, TlsLink)
+        self.link = link
+        self.got = bytearray()
+        self.writable = 0
+        self.error: MicroError | None = None
+        self.changed = asyncio.Event()
+        link.start(self)
+
+    def data_received(self, lane: int, data: bytes) -> None:
+        assert lane == 0
+        self.got += data
+        self.changed.set()
+
+    def lane_writable(self, lane: int) -> None:
+        assert lane == 0
+        self.writable += 1
+        self.changed.set()
+
+    def link_lost(self, error: MicroError) -> None:
+        assert self.error is None, "told twice"
+        self.error = error
+        self.changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+class Node:
+    """A driver, what it counted, and the links it accepted."""
+
+    def __init__(self, **options: Any) -> None:
+        self.counters = CountersInMemory()
+        context = DriverContext(
+            node_id="test",
+            network="go.micro",
+            site="test",
+            state_dir="",
+            clock=SystemTime(),
+            random=random.Random(1),
+            logger=logging.getLogger("test"),
+            counters=self.counters,
+        )
+        made = create(TlsOptions(**options), context)
+        assert isinstance(made, TlsTunnel)
+        self.driver = made
+        self.accepted: asyncio.Queue[Link] = asyncio.Queue()
+        self.address = ""
+
+    async def listen(self, address: str = "127.0.0.1:0") -> Node:
+        self.address = (await self.driver.listen(address, self.accepted.put_nowait)).address
+        return self
+
+    async def dial(self, other: Node) -> tuple[Reader, Reader]:
+        near = Reader(await self.driver.dial(other.address, timeout_s=PATIENCE_S))
+        return near, await other.reader()
+
+    async def reader(self) -> Reader:
+        """A reader of the next link that is accepted."""
+        return Reader(await asyncio.wait_for(self.accepted.get(), PATIENCE_S))
+
+    def read(self, link: Link) -> Reader:
+        return Reader(link)
+
+    async def counts(self, name: str, at_least: int = 1) -> None:
+        """Wait until it has counted so much."""
+        async with asyncio.timeout(PATIENCE_S):
+            while self.counted(name) < at_least:
+                await asyncio.sleep(0.01)
+
+    def counted(self, name: str) -> int:
+        return self.counters.values.get(name, 0)
+
+    @property
+    def target(self) -> tuple[str, int]:
+        host, _, port = self.address.removeprefix("tls://").rpartition(":")
+        return host, int(port)
+
+
+NodeMaker = Callable[..., Node]
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[NodeMaker]:
+    """Makes nodes, and closes them."""
+    made: list[Node] = []
+
+    def make(**options: Any) -> Node:
+        made.append(Node(**options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        with contextlib.suppress(MicroError):
+            await one.driver.close()
+
+
+@pytest.fixture
+async def pair(node: NodeMaker) -> tuple[Node, Node]:
+    """One that dials and one that listens."""
+    return node(), await node().listen()

@@ -1,0 +1,146 @@
+"""The kit of the tunnel role: over plain loopback, and over a path that can be stopped and cut."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from micro_tls_tunnel import micro_tunnel
+from micro_tls_tunnel.driver import TlsTunnel
+from micro_tls_tunnel.options import TlsOptions
+
+from micro_core.spec import Conflict, DriverContext, Link, LinkDriver
+from micro_core.spec.names import split_host_port
+from micro_core.spec.transport import Listener
+from micro_core.testing import Faults, Subject, TunnelConformance
+
+
+class Path(Faults):
+    """Relays TCP streams, so that they can be stopped and broken."""
+
+    def __init__(self) -> None:
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._servers: list[asyncio.Server] = []
+
+    async def kill(self) -> None:
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def pause(self) -> None:
+        self._flows.clear()
+
+    async def resume(self) -> None:
+        self._flows.set()
+
+    async def open(self, host: str, port: int, target: tuple[str, int]) -> asyncio.Server:
+        """Relay from a port here to `target`."""
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                far_reader, far_writer = await asyncio.open_connection(*target)
+            except OSError:
+                writer.transport.abort()
+                return
+            task = asyncio.create_task(self._carry(reader, writer, far_reader, far_writer))
+            self._pumps.add(task)
+            task.add_done_callback(self._pumps.discard)
+
+        server = await asyncio.start_server(connected, host, port)
+        self._servers.append(server)
+        return server
+
+    async def _carry(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        far_reader: asyncio.StreamReader,
+        far_writer: asyncio.StreamWriter,
+    ) -> None:
+        ends = {writer, far_writer}
+        self._writers |= ends
+        try:
+            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+        finally:
+            self._writers -= ends
+            for end in ends:
+                end.close()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65_536):
+                await self._flows.wait()
+                writer.write(data)
+                await writer.drain()
+            writer.write_eof()
+        except OSError:
+            writer.transport.abort()
+
+    async def close(self) -> None:
+        for server in self._servers:
+            server.close()
+        await self.kill()
+        for pump in list(self._pumps):
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+
+class FarListener:
+    """A listener that is dialled through the path."""
+
+    def __init__(self, listener: Listener, server: asyncio.Server) -> None:
+        host, port = server.sockets[0].getsockname()
+        self.address = f"tls://{host}:{port}"
+        self._listener = listener
+        self._server = server
+
+    async def close(self) -> None:
+        self._server.close()
+        await self._listener.close()
+
+
+class FarTunnel(TlsTunnel):
+    """Whoever dials its listeners comes through the path."""
+
+    path: Path
+    servers: list[asyncio.Server]
+
+    async def listen(self, address: str, accept: Callable[[Link], None]) -> Listener:
+        host, port = split_host_port(address.removeprefix("tls://"))
+        listener = await super().listen("127.0.0.1:0", accept)
+        try:
+            server = await self.path.open(host, port, split_host_port(listener.address.removeprefix("tls://")))
+        except OSError as error:
+            await listener.close()
+            raise Conflict("the place is taken") from error
+        self.servers.append(server)
+        return FarListener(listener, server)
+
+    async def close(self) -> None:
+        for server in self.servers:
+            server.close()
+        await super().close()
+
+
+class TestTlsTunnel(TunnelConformance):
+    @pytest.fixture
+    def subject(self) -> Subject[LinkDriver]:
+        return Subject(driver=micro_tunnel())
+
+
+class TestTlsTunnelOverAPath(TunnelConformance):
+    @pytest.fixture
+    async def subject(self) -> AsyncIterator[Subject[LinkDriver]]:
+        path = Path()
+
+        def create(options: TlsOptions, context: DriverContext) -> LinkDriver:
+            made = FarTunnel(options, context)
+            made.path, made.servers = path, []
+            return made
+
+        yield Subject(driver=dataclasses.replace(micro_tunnel(), create=create), faults=path)
+        await path.close()

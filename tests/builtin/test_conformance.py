@@ -1,0 +1,32 @@
+"""The built-in drivers pass the kits that strangers' drivers pass."""
+
+from __future__ import annotations
+
+import pytest
+
+from micro_core.builtin import memory_registry
+from micro_core.builtin.joined_registry import JoinedRegistry
+from micro_core.spec import Driver, DriverContext, NoOptions, Registry
+from micro_core.testing import RegistryConformance, Subject
+from micro_core.testing.builtin_drivers import *  # noqa: F403 - every class is a test of this module
+
+
+class TestJoinedRegistry(RegistryConformance):
+    """Several registries as one are a registry."""
+
+    lease_s = 0.4
+
+    @pytest.fixture
+    def subject(self) -> Subject[Registry]:
+        def create(options: NoOptions, context: DriverContext) -> Registry:
+            from dataclasses import replace
+
+            parts = [
+                memory_registry.create(options, replace(context, network=f"{context.network}.{name}"))
+                for name in ("one", "two")
+            ]
+            return JoinedRegistry(parts, context.counters)
+
+        return Subject(
+            driver=Driver(name="joined", summary="Two as one.", options=NoOptions, create=create),
+        )

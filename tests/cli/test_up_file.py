@@ -1,0 +1,141 @@
+"""What `micro up` reads of a file, and what it says of one that is wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from micro_core.cli.up_file import MAX_PROCESSES, ProcessPlan, read_plan
+from micro_core.config import load_settings
+from micro_core.spec.errors import ConfigError, MicroError, OptionError, PluginMissing
+
+Read = Callable[..., list[ProcessPlan]]
+
+GREETER = '[services.greeter]\ncommand = "python greeter.py"\n'
+EU = '[nodes.eu]\nlisten = "none"\n'
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    def reader(text: str, **environ: str) -> list[ProcessPlan]:
+        path = tmp_path / "micro.toml"
+        path.write_text(text)
+        return read_plan(path, {"PATH": os.environ["PATH"], "MICRO_STATE_DIR": str(tmp_path / "state"), **environ})
+
+    return reader
+
+
+def names(plans: list[ProcessPlan]) -> list[str]:
+    return [plan.name for plan in plans]
+
+
+def test_nodes_come_before_services_and_are_named_after_their_tables(read: Read) -> None:
+    plans = read(GREETER + 'site = "us"\n' + EU + '[nodes.us]\nlisten = "none"\nsite = "us"\n')
+    assert names(plans) == ["eu", "us", "greeter"]
+    eu, us, greeter = plans
+    assert eu.environment["MICRO_SITE"] == eu.environment["MICRO_NAME"] == "eu"
+    assert us.environment["MICRO_LISTEN"] == "none"
+    assert greeter.environment["MICRO_SITE"] == "us"
+    assert greeter.environment["MICRO_PROXY"] == "go.micro.network"
+    assert "MICRO_PROXY" not in eu.environment
+    assert greeter.command == ("python", "greeter.py")
+
+
+def test_a_service_of_the_only_site_need_not_name_it_and_has_what_its_node_has(read: Read) -> None:
+    (node, service) = read('[nodes.eu]\nnetwork = "my.net"\nplugins = ["registry:memory"]\n' + GREETER)
+    for variable in ("MICRO_SITE", "MICRO_NETWORK", "MICRO_PLUGINS", "MICRO_CONFIG"):
+        assert service.environment[variable] == node.environment[variable], variable
+    settings = load_settings(environ=service.environment)
+    assert (settings.node.site, settings.node.network, settings.node.proxy) == ("eu", "my.net", "go.micro.network")
+
+
+def test_variables_of_the_shell_that_are_one_process_s_own_are_not_passed_on(read: Read) -> None:
+    (node, service) = read(EU + GREETER, MICRO_SITE="us", MICRO_LISTEN=":1", MICRO_PROXY="x", MICRO_LOG="debug")
+    assert node.environment["MICRO_SITE"] == service.environment["MICRO_SITE"] == "eu"
+    assert node.environment["MICRO_LISTEN"] == "none"
+    assert "MICRO_LISTEN" not in service.environment
+    assert node.environment["MICRO_LOG"] == service.environment["MICRO_LOG"] == "debug"
+
+
+def test_a_secret_stands_in_no_command_line(read: Read) -> None:
+    (node,) = read(EU + 'token = "hush"\n')
+    assert node.environment["MICRO_TOKEN"] == "hush"
+    assert "hush" not in repr(node)
+    assert not any("hush" in word for word in node.command)
+
+
+def test_instances_are_numbered_and_env_is_added(read: Read) -> None:
+    plans = read(EU + GREETER + 'instances = 3\nenv = { COLOUR = "red", LEVEL = 2 }\nproxy = ""\n')
+    assert names(plans) == ["eu", "greeter.1", "greeter.2", "greeter.3"]
+    assert plans[1].environment["COLOUR"] == "red"
+    assert plans[1].environment["LEVEL"] == "2"
+    assert "MICRO_PROXY" not in plans[1].environment
+
+
+def test_parts_are_started_in_their_order_whatever_the_order_of_the_file(read: Read) -> None:
+    plans = read(
+        '[nodes.eu]\nlisten = "none"\nplugins = ["registry:service"]\nparts = ["proxy", "tunnel", "router", "registry"]'
+    )
+    assert names(plans) == ["eu.registry", "eu.tunnel", "eu.router", "eu.proxy"]
+    assert [plan.stage for plan in plans] == sorted(plan.stage for plan in plans)
+
+
+def test_services_without_any_node_are_run_as_they_are(read: Read) -> None:
+    (plan,) = read(GREETER)
+    assert "MICRO_PROXY" not in plan.environment
+
+
+def test_other_commands_read_the_same_file(read: Read, tmp_path: Path) -> None:
+    read("[node]\nsite = 'eu'\n" + EU + GREETER)
+    assert load_settings(config=str(tmp_path / "micro.toml"), environ={}).node.site == "eu"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "wanted"),
+    [
+        ("", ConfigError, "names nothing to start"),
+        ("[nodes.eu\n", ConfigError, "not valid TOML"),
+        ("[node.eu]\nlisten = ':1'\n", ConfigError, r"\[nodes\.eu\]"),
+        ("[nods.eu]\n", OptionError, r"did you mean \[nodes\]"),
+        ("[nodes.eu]\nlisen = 'none'\n", OptionError, "micro.toml:2.*did you mean 'listen'"),
+        ("[nodes.eu]\nlisten = 5\n", OptionError, "micro.toml:2"),
+        ("[nodes.eu]\nplugins = ['quick']\n", PluginMissing, "quick"),
+        ("[nodes.eu]\nparts = ['proxi']\n", OptionError, "did you mean 'proxy'"),
+        ("[nodes.eu]\nparts = ['registry']\n", OptionError, "registry:service"),
+        ("[nodes.eu]\nlog = 'loud'\n", OptionError, "log"),
+        ("[nodes.'a b']\n", OptionError, "not a name"),
+        ("[nodes]\neu = 3\n", OptionError, "not a table"),
+        (EU + "[services.a]\n", OptionError, "no command"),
+        (EU + "[services.a]\ncomand = 'x'\n", OptionError, "did you mean 'command'"),
+        (EU + "[services.a]\ncommand = 'no-such-program-anywhere'\n", OptionError, "no program"),
+        (EU + "[services.a]\ncommand = 'python x'\nsite = 'eux'\n", OptionError, "did you mean 'eu'"),
+        (EU + "[services.a]\ncommand = 'python x'\ncwd = 'nowhere'\n", OptionError, "no directory"),
+        (EU + "[services.a]\ncommand = 'python x'\ninstances = 0\n", OptionError, "1 to 64"),
+        (EU + "[services.a]\ncommand = 'python x'\nready_s = 0\n", OptionError, "ready_s"),
+        (EU + "[services.a]\ncommand = 'python x'\nenv = 3\n", OptionError, "env is not a table"),
+        (EU + "[services.a]\ncommand = 'python x'\nenv = { A = [1] }\n", OptionError, "is not a text"),
+        (EU + "[nodes.us]\nlisten='none'\n" + GREETER, OptionError, "which site"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place_and_what_is_meant(
+    read: Read, text: str, kind: type[MicroError], wanted: str
+) -> None:
+    with pytest.raises(kind, match=f"(?s){wanted}"):
+        read(text)
+
+
+def test_two_nodes_cannot_listen_at_one_address(read: Read) -> None:
+    pytest.importorskip("micro_quic_tunnel")
+    with pytest.raises(OptionError, match=r"nodes\.us and nodes\.eu both have listen = ':8085'"):
+        read("[node]\nplugins = ['quic']\n[nodes.eu]\n[nodes.us]\n")
+
+
+def test_the_number_of_processes_is_bounded(read: Read) -> None:
+    services = "".join(
+        f"[services.s{n}]\ncommand = 'python x'\ninstances = 64\n" for n in range(MAX_PROCESSES // 64 + 1)
+    )
+    with pytest.raises(ConfigError, match="is the most"):
+        read(services)

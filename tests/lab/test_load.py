@@ -1,0 +1,107 @@
+"""Calls leave a site before it fails, gradually, and come back: two sites, one of them nearer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from micro_core import Service
+from micro_core.lab.member import LabNode
+from micro_core.lab.net import Lab
+from micro_core.lab.wires import Conditions
+from micro_core.spec.errors import MicroError
+
+NAME = "go.micro.srv.worker"
+AT_ONCE, TAKES_S = 2, 0.020
+"""What one site can do: 100 calls a second."""
+
+
+def worker(site: str) -> Service:
+    service, room = Service(NAME), asyncio.Semaphore(AT_ONCE)
+
+    @service.endpoint("Work.Do")
+    async def do() -> str:
+        async with room:
+            await asyncio.sleep(TAKES_S)
+        return site
+
+    return service
+
+
+class Caller:
+    """Calls at a rate, and counts who has answered."""
+
+    def __init__(self, net: Lab, node: LabNode) -> None:
+        self.net = net
+        self.node = node
+        self.failed = 0
+
+    async def share(self, per_s: float, seconds: float) -> tuple[float, float]:
+        """(share of the far site, mean seconds a call)"""
+        answers: Counter[str] = Counter()
+        spent = 0.0
+
+        async def one() -> None:
+            nonlocal spent
+            began_at = self.net.now
+            try:
+                answers[await self.node.call(NAME, "Work.Do")] += 1
+            except MicroError:
+                self.failed += 1
+            spent += self.net.now - began_at
+
+        calls = []
+        until = self.net.now + seconds
+        while self.net.now < until:
+            calls.append(asyncio.get_running_loop().create_task(one()))
+            await self.net.pass_time(1 / per_s)
+        await asyncio.gather(*calls)
+        return answers["far"] / len(calls), spent / len(calls)
+
+
+@pytest.mark.parametrize("is_here", [False, True])
+async def test_calls_leave_an_overloaded_site_gradually_and_come_back(micro_net: Lab, is_here: bool) -> None:
+    c, a, b = await micro_net.star(3)
+    micro_net.wires.set("c" if is_here else a.name, c.name, Conditions(delay_s=0.005))
+    micro_net.wires.set(b.name, c.name, Conditions(delay_s=0.015))
+    near = c if is_here else a
+    await near.serve(worker("near"))
+    await b.serve(worker("far"))
+    await micro_net.pass_time(20)
+    caller = Caller(micro_net, c)
+
+    share, usual_s = await caller.share(50, 10)
+    assert share == 0.0, "while it is well, the nearest takes all"
+    rising = [await caller.share(rate, 10) for rate in (110, 130, 150)]
+    shares = [share for share, _ in rising]
+    assert 0.0 < shares[0] < 0.4, "a little too much: a little goes elsewhere"
+    assert shares == sorted(shares)
+    steady = [await caller.share(150, 10) for _ in range(3)]
+    assert all(0.25 < share < 0.6 for share, _ in steady), steady
+    assert all(mean_s < 0.4 for _, mean_s in steady), "nobody herds, which takes a second and more: neither site drowns"
+    await caller.share(50, 10)
+    share, back_s = await caller.share(50, 10)
+    assert share == 0.0, "it has come back"
+    assert back_s == pytest.approx(usual_s, rel=0.1)
+    assert caller.failed == 0
+    assert near.counted("routing_messages_sent") < 200, "load is told in steps, not with every call"
+
+
+async def test_load_is_told_to_other_sites_and_explained(micro_net: Lab) -> None:
+    a, b = await micro_net.line(2)
+    await a.serve(worker("near"))
+    await micro_net.pass_time(5)
+    await Caller(micro_net, a).share(50, 5)
+    (route,) = b.routes(NAME)
+    before = route.metric
+    flood = asyncio.get_running_loop().create_task(Caller(micro_net, a).share(150, 20))
+    await micro_net.pass_time(15)
+    (way,) = (await b.call("go.micro.network", "Network.Explain", {"service": NAME}))["ways"]
+    assert way["load_us"] >= 64_000
+    assert way["announced_us"] >= way["load_us"]
+    assert b.routes(NAME)[0].metric > before + 50_000
+    await flood
+    await micro_net.pass_time(20)
+    assert b.routes(NAME)[0].metric < before + 4_000

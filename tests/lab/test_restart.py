@@ -1,0 +1,211 @@
+"""A node that is killed and starts again with a table that outlives it, on virtual time."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+
+import pytest
+
+from micro_core import Service
+from micro_core.builtin.memory_table import MemoryTable
+from micro_core.lab.member import LabNode, TableMaker, memory_table
+from micro_core.lab.net import Lab
+from micro_core.lab.wires import Conditions
+from micro_core.routing.router import RouterOptions
+from micro_core.spec.driver import CountersInMemory, DriverContext
+from micro_core.spec.errors import MicroError, RouteNotFound
+from micro_core.spec.table import Table
+
+NAME = "go.micro.srv.greeter"
+WAN = Conditions(delay_s=0.2)
+STEP_S = 0.001
+
+
+def greeter() -> Service:
+    service = Service(NAME)
+
+    @service.endpoint("Say.Hello")
+    async def hello() -> str:
+        return "hello"
+
+    return service
+
+
+def outliving() -> TableMaker:
+    """One table for all lives of a node."""
+    table = MemoryTable(logger=logging.getLogger("test"), counters=CountersInMemory())
+
+    def made(_context: DriverContext) -> Table:
+        return table
+
+    return made
+
+
+async def line(net: Lab, table: TableMaker, router: RouterOptions | None = None) -> tuple[LabNode, LabNode, LabNode]:
+    """a - b - c, a service at a; the last wire is a long one, and c has the table."""
+    a = await net.add("a")
+    b = await net.add("b", links=[a])
+    net.wires.set("b", "c", WAN)
+    c = await net.add("c", links=[b], table=table, router=router)
+    await a.serve(greeter())
+    await net.converged()
+    return a, b, c
+
+
+async def linked(net: Lab, node: LabNode) -> None:
+    while not node.node.network.links():
+        await net.pass_time(STEP_S)
+
+
+def stale(node: LabNode) -> list[str]:
+    return [route.service for route in node.routes() if route.is_stale]
+
+
+async def first_answer_after(net: Lab, node: LabNode) -> tuple[float, int]:
+    """From the moment the link is back: seconds until the first answer, and the calls refused before it."""
+    await linked(net, node)
+    began = net.now
+    for refused in itertools.count():
+        try:
+            assert await node.call(NAME, "Say.Hello") == "hello"
+        except RouteNotFound:
+            await net.pass_time(0.01)
+            continue
+        return net.now - began, refused
+    raise AssertionError
+
+
+async def test_calls_go_on_as_soon_as_the_link_is_back(micro_net: Lab) -> None:
+    _, _, c = await line(micro_net, outliving())
+    await c.kill()
+    await micro_net.pass_time(5.0)
+    await c.start()
+    assert NAME in stale(c)
+    seconds, refused = await first_answer_after(micro_net, c)
+    assert refused == 0
+    assert seconds < 2 * WAN.delay_s + 0.1, "one round trip, and nothing is waited for before it"
+    await micro_net.converged()
+    assert stale(c) == []
+
+
+async def test_without_such_a_table_they_fail_until_the_first_full_table(micro_net: Lab) -> None:
+    _, _, c = await line(micro_net, memory_table)
+    await c.kill()
+    await micro_net.pass_time(5.0)
+    await c.start()
+    seconds, refused = await first_answer_after(micro_net, c)
+    assert refused > 0
+    assert seconds > 2 * WAN.delay_s
+
+
+async def test_an_orderly_restart_keeps_routes_too(micro_net: Lab) -> None:
+    _, b, c = await line(micro_net, outliving())
+    await c.stop()
+    c.node.router.neighbour_down(b.id)
+    await c.start()
+    assert NAME in stale(c)
+    assert {route.service for route in c.routes() if route.router == c.id and route.is_stale} == set()
+    assert (await first_answer_after(micro_net, c))[1] == 0
+
+
+async def test_before_the_link_is_back_a_call_is_refused_at_once(micro_net: Lab) -> None:
+    _, b, c = await line(micro_net, outliving())
+    await c.kill()
+    micro_net.partition(b, c)
+    await c.start()
+    began = micro_net.now
+    with pytest.raises(RouteNotFound):
+        await c.call(NAME, "Say.Hello")
+    assert micro_net.now - began < 0.1
+    assert NAME in stale(c)
+
+
+async def test_without_its_gateway_nothing_stale_outlives_its_lease(micro_net: Lab) -> None:
+    _, b, c = await line(micro_net, outliving())
+    await c.kill()
+    await b.kill()
+    await c.start()
+    assert NAME in stale(c)
+    await micro_net.pass_time(RouterOptions().restart_lease_s + 0.1)
+    micro_net.check()
+    assert {route.router for route in c.routes()} == {c.id}
+
+
+async def test_what_went_meanwhile_goes_with_the_full_table(micro_net: Lab) -> None:
+    a, _, c = await line(micro_net, outliving())
+    await c.kill()
+    for service in [*a.services]:
+        await a.stop_service(service)
+    await micro_net.pass_time(3.0)
+    await c.start()
+    assert NAME in stale(c)
+    await linked(micro_net, c)
+    # What the gateway does not know any more it refuses, and the call is no worse off than without a route.
+    with pytest.raises(MicroError):
+        await c.call(NAME, "Say.Hello")
+    await micro_net.converged(timeout_s=3.0)
+    assert c.routes(NAME) == []
+
+
+async def test_nothing_stale_is_told_to_others(micro_net: Lab) -> None:
+    _, b, c = await line(micro_net, outliving())
+    d = await micro_net.add("d", links=[c])
+    await micro_net.converged()
+    assert d.routes(NAME)
+    await c.kill()
+    await micro_net.pass_time(30.0)
+    micro_net.partition(b, c)
+    assert d.routes(NAME) == []
+    await c.start()
+    await micro_net.pass_time(40.0)
+    assert d.node.network.links()
+    assert NAME in stale(c)
+    assert d.routes(NAME) == []
+    micro_net.heal(b, c)
+    await micro_net.converged()
+    assert d.routes(NAME)
+
+
+async def test_a_node_that_keeps_beginning_again_keeps_nothing_for_ever(micro_net: Lab) -> None:
+    _, b, c = await line(micro_net, outliving())
+    await c.kill()
+    await b.kill()
+    for _ in range(5):
+        await c.start()
+        await micro_net.pass_time(20.0)
+        micro_net.check()
+        await c.kill()
+    await c.start()
+    assert stale(c) == []
+
+
+async def test_two_that_begin_again_at_once_send_no_call_in_a_circle(micro_net: Lab) -> None:
+    one, other = outliving(), outliving()
+    a = await micro_net.add("a")
+    b = await micro_net.add("b", links=[a], table=one)
+    c = await micro_net.add("c", links=[a, b], table=other)
+    d = await micro_net.add("d", links=[b, c])
+    await a.serve(greeter())
+    await micro_net.converged()
+    for node in (b, c):
+        await node.kill()
+    micro_net.partition(a, [b, c])
+    for node in (b, c):
+        await node.start()
+    for _ in range(90):
+        micro_net.check()
+        await micro_net.pass_time(1.0)
+    assert stale(b) == stale(c) == []
+    assert d.routes(NAME) == []
+    micro_net.heal(a, [b, c])
+    await micro_net.converged()
+    assert await d.call(NAME, "Say.Hello") == "hello"
+
+
+async def test_with_no_lease_a_kept_table_is_not_used(micro_net: Lab) -> None:
+    _, b, c = await line(micro_net, outliving(), RouterOptions(restart_lease_s=0.0))
+    await c.kill()
+    micro_net.partition(b, c)
+    await c.start()
+    assert {route.router for route in c.routes()} == {c.id}

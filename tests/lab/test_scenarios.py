@@ -1,0 +1,196 @@
+"""Scenarios: those that come with the lab, those written by hand, and that a run is a function of its seed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from micro_core.cli.main import app
+from micro_core.lab.running import find, run
+from micro_core.lab.scenarios import SCENARIOS
+from micro_core.lab.scripted import scripted
+from micro_core.spec.errors import ConfigError
+
+SLOW = {"storm": 12, "churn": 6}
+
+
+def micro(*words: str) -> Any:
+    return CliRunner().invoke(app, list(words), prog_name="micro")
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_scenario_that_is_shipped_holds(name: str) -> None:
+    outcome = run(name, seed=3, nodes=SLOW.get(name))
+    assert outcome.result["failure"] == ""
+    assert outcome.result["violations"] == []
+    assert outcome.result["settled"]
+
+
+@pytest.mark.parametrize("name", ["partition", "four-clouds"])
+def test_the_same_seed_gives_the_same_log_byte_for_byte_whatever_hashes_are(name: str, tmp_path: Path) -> None:
+    logs = []
+    for hash_seed in ("0", "1", "4711"):
+        path = tmp_path / f"{hash_seed}.log"
+        subprocess.run(
+            [sys.executable, "-m", "micro_core", "lab", "run", name, "--seed", "5", "--log", str(path)],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            check=True,
+        )
+        logs.append(path.read_bytes())
+    assert logs[0]
+    assert logs[0] == logs[1] == logs[2]
+
+
+def test_another_seed_gives_another_log() -> None:
+    assert run("ring", seed=1).result["digest"] != run("ring", seed=2).result["digest"]
+
+
+def test_the_outcome_is_said_for_people_and_for_programs_and_can_be_replayed(tmp_path: Path) -> None:
+    saved = tmp_path / "run.json"
+    done = micro("lab", "run", "line", "--nodes", "4", "--seed", "2", "--save", str(saved))
+    assert done.exit_code == 0, done.output
+    assert "a service comes" in done.stdout
+    assert "routing messages" in done.stdout
+    answer = json.loads(micro("lab", "run", "line", "--nodes", "4", "--seed", "2", "--json").stdout)
+    assert answer["schema"] == "micro.lab/1"
+    assert answer["digest"] == json.loads(saved.read_text())["digest"]
+    replayed = micro("lab", "replay", str(saved))
+    assert replayed.exit_code == 0
+    assert "the very same happened" in replayed.stdout
+    saved.write_text(saved.read_text().replace(answer["digest"], "0" * 32))
+    assert micro("lab", "replay", str(saved)).exit_code == 9
+
+
+def test_a_run_leaves_the_log_levels_of_the_process_as_they_were() -> None:
+    logger = logging.getLogger("micro_core")
+    logger.setLevel(logging.INFO)
+    try:
+        assert micro("lab", "run", "line", "--nodes", "2").exit_code == 0
+        assert logger.level == logging.INFO
+    finally:
+        logger.setLevel(logging.NOTSET)
+
+
+def test_the_list_names_every_scenario() -> None:
+    listed = micro("lab", "list").stdout
+    assert all(name in listed for name in SCENARIOS)
+
+
+PYTHON = """
+NODES = 2
+
+async def scenario(lab, watch, count):
+    await lab.line(count)
+    await watch.settle("start")
+    assert count != 3, "three is too many"
+"""
+
+
+def test_a_scenario_of_ones_own_in_python(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(PYTHON)
+    assert run(str(path)).result["nodes"] == 2
+    failed = micro("lab", "run", str(path), "--nodes", "3", "--seed", "8")
+    assert failed.exit_code == 9
+    assert "three is too many" in failed.stdout
+    assert f"micro lab run {path} --seed 8 --nodes 3" in failed.stdout, "how to see it again"
+
+
+TOML = """
+nodes = 3
+shape = "ring"
+wires = { delay_s = 0.02, loss = 0.01 }
+[[step]]
+do = "serve"
+node = "a"
+service = "greeter"
+[[step]]
+do = "settle"
+what = "a greeter comes"
+[[step]]
+do = "partition"
+node = "a"
+other = "b"
+[[step]]
+do = "wait"
+seconds = 10
+[[step]]
+do = "heal"
+node = "a"
+other = "b"
+[[step]]
+do = "stall"
+node = "a"
+other = "c"
+seconds = 1.5
+[[step]]
+do = "kill"
+node = "c"
+[[step]]
+do = "start"
+node = "c"
+[[step]]
+do = "stop"
+node = "a"
+service = "greeter"
+[[step]]
+do = "settle"
+"""
+
+
+def test_a_scenario_of_ones_own_in_toml(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(TOML)
+    outcome = run(str(path))
+    assert outcome.is_good, outcome.result
+    assert [settled["what"] for settled in outcome.result["settled"]] == ["a greeter comes", "step 10"]
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ({"shape": "heap"}, "shape"),
+        ({"nodes": 0}, "nodes"),
+        ({"nodes": True}, "nodes"),
+        ({"wires": {"colour": 1}}, "wires"),
+        ({"wires": {"loss": -1}}, "wires"),
+        ({"step": "all"}, "step"),
+        ({"step": [{"do": "dance"}]}, "step 1: do is none of"),
+        ({"step": [{"do": "serve", "node": "a"}]}, "serve needs service"),
+        ({"step": [{"do": "wait", "seconds": "long"}]}, "seconds"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_it_begins(table: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        scripted(table)
+
+
+def test_unknown_scenarios_and_nodes_are_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no scenario"):
+        find("nonsense")
+    path = tmp_path / "own.toml"
+    path.write_text('[[step]]\ndo = "kill"\nnode = "zebra"\n')
+    with pytest.raises(ConfigError, match="no node zebra"):
+        run(str(path))
+    path.write_text("nodes =")
+    with pytest.raises(ConfigError, match="not TOML"):
+        run(str(path))
+    with pytest.raises(ConfigError, match="the lab takes"):
+        run("line", nodes=100_000)
+
+
+def test_a_picture_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need micro-network[plot]")
+    path = tmp_path / "out.svg"
+    done = micro("lab", "run", "partition", "--plot", str(path))
+    assert done.exit_code == 0, done.output
+    assert "<svg" in path.read_text()

@@ -1,0 +1,186 @@
+"""Routing messages over sessions: a router that goes and comes back while its link stands is told everything."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import pytest
+
+from micro_core.builtin.memory_table import MemoryTable
+from micro_core.builtin.memory_tunnel import MemoryTunnel, MemoryTunnelOptions
+from micro_core.builtin.system_clock import SystemClock
+from micro_core.network import adverts as module
+from micro_core.network.adverts import Adverts
+from micro_core.routing.router import Router
+from micro_core.spec import CountersInMemory, DriverContext, Instance
+from micro_core.spec.registry import RegistryWatch
+from micro_core.spec.table import NETWORK_LINK
+from micro_core.spec.watching import WatchSet
+from micro_core.tunnel.identity import NodeIdentity
+from micro_core.tunnel.tunnel import TunnelHost
+
+PATIENCE_S = 10.0
+LOG = logging.getLogger("test")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@dataclass
+class Site:
+    """A tunnel that stays, and routers that come and go before it."""
+
+    name: str
+    tunnel: TunnelHost
+    counters: CountersInMemory
+    lives: int = 0
+    services: tuple[str, ...] = ()
+
+    async def begin(self) -> None:
+        self.lives += 1
+        self.table = MemoryTable(logger=LOG, counters=self.counters)
+        self.router = Router(
+            node_id=self.tunnel.node_id,
+            network="go.micro",
+            site=self.name,
+            table=self.table,
+            clock=SystemClock(),
+            random=random.Random(self.lives),
+            logger=LOG,
+            counters=self.counters,
+            incarnation=self.lives * 1_000_000,
+        )
+        self.adverts = Adverts(
+            tunnel=self.tunnel, router=self.router, clock=SystemClock(), logger=LOG, counters=self.counters
+        )
+        # As `micro router` does: what is told first is then the whole.
+        await self.router.start(Records(self.services))  # type: ignore[arg-type]  # what a router asks of one
+        self.adverts.start()
+
+    async def end(self) -> None:
+        await self.adverts.close()
+        await self.router.close()
+
+    def knows(self, service: str) -> bool:
+        return any(route.link == NETWORK_LINK for route in self.router.lookup(service))
+
+
+class Records:
+    """The reading side of a registry."""
+
+    def __init__(self, services: tuple[str, ...]) -> None:
+        self._instances = [Instance(service=name, id=f"{name}-1", address="tcp://127.0.0.1:1") for name in services]
+
+    async def instances(self) -> list[Instance]:
+        return self._instances
+
+    async def watch(self) -> RegistryWatch:
+        return WatchSet().open(None, self._instances)
+
+
+async def make(name: str) -> Site:
+    counters = CountersInMemory()
+    context = DriverContext(
+        node_id=name,
+        network="go.micro",
+        site=name,
+        state_dir="",
+        clock=SystemClock(),
+        random=random.Random(name),
+        logger=LOG,
+        counters=counters,
+    )
+    tunnel = TunnelHost(
+        identity=NodeIdentity.from_private_bytes(name.encode().ljust(32, b"\0")),
+        name=name,
+        site=name,
+        network="go.micro",
+        token="secret",
+        listeners=[(MemoryTunnel(MemoryTunnelOptions(), context), f"adverts-{name}")],
+        clock=SystemClock(),
+        random=random.Random(name),
+        logger=LOG,
+        counters=counters,
+        incarnation=1,
+    )
+    await tunnel.connect()
+    return Site(name, tunnel, counters, services=(f"service.of.{name}",))
+
+
+@pytest.fixture
+async def sites(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Site, Site]]:
+    monkeypatch.setattr(module, "REOPEN_FIRST_S", 0.02)
+    eu, us = await make("eu"), await make("us")
+    yield eu, us
+    for site in (eu, us):
+        if site.lives:
+            await site.end()
+        await site.tunnel.close()
+
+
+async def test_a_router_that_begins_after_its_link_learns_and_tells_everything(sites: tuple[Site, Site]) -> None:
+    eu, us = sites
+    await us.begin()
+    await eu.tunnel.link_to("memory://adverts-us")
+    # Nobody listens at eu yet: what us has to say finds no ear, and is said again.
+    await until(lambda: us.counters.values.get("network_adverts_reopened", 0) > 0)
+    await eu.begin()
+    await until(lambda: eu.knows("service.of.us") and us.knows("service.of.eu"))
+
+
+async def test_a_router_that_begins_anew_is_told_everything_and_leaves_no_gap(sites: tuple[Site, Site]) -> None:
+    eu, us = sites
+    await us.begin()
+    await eu.begin()
+    await eu.tunnel.link_to("memory://adverts-us")
+    await until(lambda: eu.knows("service.of.us") and us.knows("service.of.eu"))
+    gaps = 0
+
+    async def look() -> None:
+        nonlocal gaps
+        while True:
+            gaps += not us.knows("service.of.eu")
+            await asyncio.sleep(0)
+
+    looking = asyncio.get_running_loop().create_task(look())
+    told = us.counters.values.get("network_adverts_reopened", 0)
+    await eu.end()
+    await eu.begin()
+    await until(lambda: eu.knows("service.of.us"))
+    await until(lambda: us.counters.values.get("network_adverts_reopened", 0) > told)
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+    assert gaps == 0, "the service of eu was there all the time, and its way as well"
+    assert us.knows("service.of.eu")
+
+
+async def test_both_routers_may_begin_anew_at_once(sites: tuple[Site, Site]) -> None:
+    eu, us = sites
+    await us.begin()
+    await eu.begin()
+    await eu.tunnel.link_to("memory://adverts-us")
+    await until(lambda: eu.knows("service.of.us") and us.knows("service.of.eu"))
+    await eu.end()
+    await us.end()
+    await eu.begin()
+    await us.begin()
+    await until(lambda: eu.knows("service.of.us") and us.knows("service.of.eu"))
+
+
+async def test_a_link_that_ends_ends_what_was_learned_through_it(sites: tuple[Site, Site]) -> None:
+    eu, us = sites
+    await us.begin()
+    await eu.begin()
+    await eu.tunnel.link_to("memory://adverts-us")
+    await until(lambda: eu.knows("service.of.us"))
+    await eu.tunnel.unlink(us.tunnel.node_id)
+    await until(lambda: not eu.knows("service.of.us") and not us.knows("service.of.eu"))
+    await eu.tunnel.link_to("memory://adverts-us")
+    await until(lambda: eu.knows("service.of.us") and us.knows("service.of.eu"))

