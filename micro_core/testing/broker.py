@@ -12,6 +12,7 @@ from micro_core.testing.bench import Bench
 from micro_core.testing.broker_durable import BrokerDurableParts
 from micro_core.testing.broker_faults import BrokerFaultParts
 from micro_core.testing.broker_support import TOPIC, Heard, message
+from micro_core.testing.comparing import assert_same_bytes
 from micro_core.testing.conformance import needs
 from micro_core.testing.waiting import until, within
 
@@ -51,7 +52,7 @@ class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
             await publisher.publish(TOPIC, each)
         await self.heard(heard, range(4))
         for sent, received in zip(odd, heard.messages, strict=True):
-            assert received.body == sent.body, "a body arrives as it was"
+            assert_same_bytes(received.body, sent.body, "a body arrives as it was")
             assert (received.id, received.content_type) == (sent.id, sent.content_type), "id and content type too"
             own = {name: value for name, value in received.headers.items() if not name.startswith("micro-")}
             expected = {name: value for name, value in sent.headers.items() if not name.startswith("micro-")}

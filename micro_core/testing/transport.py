@@ -22,6 +22,7 @@ from micro_core.spec import (
     Unreachable,
 )
 from micro_core.testing.bench import Bench
+from micro_core.testing.comparing import assert_same_bytes
 from micro_core.testing.conformance import Conformance, needs
 from micro_core.testing.receivers import SocketReader
 from micro_core.testing.waiting import until, within
@@ -82,7 +83,7 @@ class TransportConformance(Conformance[Transport]):
     ) -> None:
         """Wait for what was written, and compare."""
         await until(lambda: len(reader.data) >= len(expected), self.patience_s, clause)
-        assert bytes(reader.data) == expected, clause
+        assert_same_bytes(reader.data, expected, clause)
         assert reader.broken == []
 
     async def lost(self, reader: SocketReader, seconds: float) -> None:

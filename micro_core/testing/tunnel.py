@@ -26,6 +26,7 @@ from micro_core.spec import (
     Unreachable,
 )
 from micro_core.testing.bench import Bench
+from micro_core.testing.comparing import assert_same_bytes
 from micro_core.testing.conformance import Conformance, needs
 from micro_core.testing.receivers import LinkReader
 from micro_core.testing.waiting import until, within
@@ -100,7 +101,7 @@ class TunnelConformance(Conformance[LinkDriver]):
     ) -> None:
         """Wait for what was written, and compare."""
         await until(lambda: len(reader.lanes[lane]) >= len(expected), self.patience_s, clause)
-        assert bytes(reader.lanes[lane]) == expected, f"{clause} (lane {lane})"
+        assert_same_bytes(reader.lanes[lane], expected, f"{clause} (lane {lane})")
         assert reader.broken == []
 
     # ------------------------------------------------------------------------ lanes

@@ -8,7 +8,6 @@ Both ends apply the same rule to the same facts, so they keep the same link.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -41,6 +40,7 @@ from micro_core.tunnel.handshake import NONCE_BYTES, Admit, Greeting, Handshake,
 from micro_core.tunnel.identity import NodeIdentity, is_member, is_signed_by, membership_proof, node_id_of
 from micro_core.tunnel.keeper import LinkKeeper
 from micro_core.tunnel.link import LinkEnvironment, LinkPeer
+from micro_core.tunnel.listening import listen_everywhere
 from micro_core.tunnel.session import TunnelSession
 from micro_core.tunnel.ways import WayFinder, WayOptions, ways_to
 from micro_core.wire import limits
@@ -149,10 +149,10 @@ class TunnelHost:
         return [listener.address for listener in self._open_listeners]
 
     async def connect(self) -> None:
-        for driver, address in self._drivers:
+        for driver, _ in self._drivers:
             await driver.start()
-            if address is not None:
-                self._open_listeners.append(await self._listen(driver, address))
+        places = [(driver, address) for driver, address in self._drivers if address is not None]
+        self._open_listeners = await listen_everywhere(places, self._accept)
         self._greeting = replace(self._greeting, addresses=tuple(self.address()))
 
     async def close(self) -> None:
@@ -351,15 +351,6 @@ class TunnelHost:
             receive(link.peer_id, payload)
 
     # ----------------------------------------------------------------- inside
-
-    async def _listen(self, driver: LinkDriver, address: str) -> Listener:
-        """Where any port will do, that of the drivers before: an address without a scheme then leads to all of them."""
-        numbers = {listener.address.rpartition(":")[2] for listener in self._open_listeners}
-        if address.endswith(":0"):
-            for number in sorted(numbers):
-                with contextlib.suppress(Conflict):
-                    return await driver.listen(address[:-1] + number, self._accept)
-        return await driver.listen(address, self._accept)
 
     def _accept(self, link: Link) -> None:
         accepted = self._begin(link, dialed=False, address="")
