@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import heapq
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -21,61 +22,74 @@ class Stuck(RuntimeError):
     """Everybody waits, and no timer will ever wake anybody."""
 
 
-class _Jump:
-    """In place of a selector: instead of waiting, time jumps."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        self._loop = loop
-
-    def select(self, timeout: float | None) -> list[Any]:
-        if timeout is None:
-            raise Stuck("everybody waits, and no timer will ever wake anybody")
-        if timeout > 0:
-            self._loop.jump()
-        return []
-
-    def close(self) -> None:
-        """There is nothing to close."""
-
-
-class _Timer(asyncio.TimerHandle):
-    """Of two timers of the same moment the one that was set first comes first: a heap alone would not promise it."""
-
-    number = 0
-
-    def __lt__(self, other: object) -> bool:
-        assert isinstance(other, _Timer)
-        mine, theirs = self.when(), other.when()
-        return mine < theirs if mine != theirs else self.number < other.number
+FORGET_FROM = 1_000
+"""Cancelled timers that may wait in the heap before they are taken out, where they are more than half of it."""
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """Time starts at 0 and moves only when nothing is left to be done."""
+    """Time starts at 0 and moves only when nothing is left to be done.
+
+    Timers are kept here, not by the base class: of two of the same moment the one set first must come first, which its
+    heap does not promise, and hours of virtual time are mostly timers, whose comparison has to be cheap.
+    """
+
+    _ready: deque[asyncio.Handle]
+    _stopping: bool
 
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._timers_set = 0
-        self._clock_resolution = 1e-9
-        self._selector = _Jump(self)
+        self._timers_cancelled = 0
 
     def time(self) -> float:
         return self._now
 
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
-        timer = _Timer(when, callback, args, self, context)
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
         self._timers_set += 1
-        timer.number = self._timers_set
-        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        heapq.heappush(self._timers, (when, self._timers_set, timer))
+        # Without it nobody tells of its cancellation.
         timer._scheduled = True  # type: ignore[attr-defined]
         return timer
 
-    def jump(self) -> None:
-        """Move to the next timer."""
-        scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
-        self._now = max(self._now, scheduled[0].when())
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:  # noqa: ARG002
+        self._timers_cancelled += 1
+        if self._timers_cancelled > FORGET_FROM and 2 * self._timers_cancelled > len(self._timers):
+            self._timers = [entry for entry in self._timers if not entry[2].cancelled()]
+            heapq.heapify(self._timers)
+            self._timers_cancelled = 0
+
+    def _next_timer(self) -> tuple[float, int, asyncio.TimerHandle] | None:
+        while self._timers and self._timers[0][2].cancelled():
+            heapq.heappop(self._timers)
+            self._timers_cancelled -= 1
+        return self._timers[0] if self._timers else None
+
+    def _run_once(self) -> None:
+        """One turn: all that is ready now. Where that is nothing, time jumps to the next timer."""
+        following = self._next_timer()
+        if following is not None and not self._ready and not self._stopping:
+            self._now = max(self._now, following[0])
+        elif following is None and not self._ready and not self._stopping:
+            raise Stuck("everybody waits, and no timer will ever wake anybody")
+        while following is not None and following[0] <= self._now:
+            heapq.heappop(self._timers)
+            following[2]._scheduled = False  # type: ignore[attr-defined]
+            self._ready.append(following[2])
+            following = self._next_timer()
+        for _ in range(len(self._ready)):
+            handle = self._ready.popleft()
+            if not handle.cancelled():
+                handle._run()
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override] # noqa: ARG002
         """Run at once: threads would bring their own order into the run."""
@@ -85,9 +99,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         except Exception as error:  # noqa: BLE001 - handed to whoever awaits it
             future.set_exception(error)
         return future
-
-    def _process_events(self, event_list: list[Any]) -> None:
-        """There are no sockets, hence no events."""
 
     def _write_to_self(self) -> None:
         """Nothing sleeps, so nothing has to be woken."""

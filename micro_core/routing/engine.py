@@ -90,7 +90,7 @@ class Engine:
         """Adverts of a new link are numbered from here: above those of earlier links and lives."""
         self._digest_at: float | None = None
         self._lease_at: float | None = None
-        self._story: deque[tuple[float, str, str]] = deque(maxlen=STORY_LENGTH)
+        self._story: deque[tuple[float, str, str, tuple[object, ...]]] = deque(maxlen=STORY_LENGTH)
 
     # ---------------------------------------------------------------- the outside
 
@@ -205,7 +205,7 @@ class Engine:
 
     def story(self, service: str) -> list[tuple[float, str]]:
         """What happened to a service, oldest first: (when, what)."""
-        return [(when, what) for when, name, what in self._story if name == service]
+        return [(when, what.format(*details)) for when, name, what, details in self._story if name == service]
 
     # ------------------------------------------------------------------ this site
 
@@ -215,14 +215,14 @@ class Engine:
         changes = self._origin.put(service, instance_id, instance)
         if changes is not None:
             effects += changes
-            self._note(now, service, f"instance {instance_id} at {instance.address}")
+            self._note(now, service, "instance {} at {}", instance_id, instance.address)
             self._tell_origin(service, now)
 
     def _instance_down(self, service: str, instance_id: str, now: float, effects: list[Effect]) -> None:
         changes = self._origin.remove(service, instance_id, now)
         if changes is not None:
             effects += changes
-            self._note(now, service, f"instance {instance_id} gone")
+            self._note(now, service, "instance {} gone", instance_id)
             self._tell_origin(service, now)
 
     def _tell_origin(self, service: str, now: float) -> None:
@@ -292,7 +292,7 @@ class Engine:
         self._watch_lease(neighbour.expires_at)
         metric_us = add(announce.metric_us, neighbour.cost.cost_us)
         learned.candidates[neighbour.peer] = Candidate(announce, metric_us)
-        self._note(now, announce.service, f"via {neighbour.peer[:8]} at {metric_us} µs")
+        self._note(now, announce.service, "via {:.8} at {} µs", neighbour.peer, metric_us)
         self._chosen_anew(key, now, effects)
 
     def _withdraw(self, neighbour: Neighbour, key: Key, withdraw: Withdraw, now: float, effects: list[Effect]) -> None:
@@ -340,7 +340,7 @@ class Engine:
         candidate = learned.candidates.pop(neighbour.peer, None)
         if candidate is None:
             return
-        self._note(now, key[1], f"via {neighbour.peer[:8]}: {why}")
+        self._note(now, key[1], "via {:.8}: {}", neighbour.peer, why)
         self._chosen_anew(key, now, effects)
         if not learned.candidates:
             # Its version is remembered for a while: late adverts of an older one must resurrect nothing.
@@ -435,5 +435,6 @@ class Engine:
     def _coalesce_s(self) -> float:
         return self._options.coalesce_s * self._random.uniform(0.5, 1.0)
 
-    def _note(self, now: float, service: str, what: str) -> None:
-        self._story.append((now, service, what))
+    def _note(self, now: float, service: str, what: str, *details: object) -> None:
+        # Written out when somebody asks: every entry of every advert comes through here.
+        self._story.append((now, service, what, details))

@@ -18,11 +18,15 @@ class Candidate:
 
     announce: Announce
     metric_us: int
+    _route: Route | None = None
 
     def route(self, peer: str) -> Route:
-        """The route through `peer`."""
+        """The route through `peer`; the same object until the metric is another."""
+        made = self._route
+        if made is not None and made.metric == self.metric_us:
+            return made
         announce = self.announce
-        return Route(
+        self._route = made = Route(
             service=announce.service,
             address="",
             gateway=peer,
@@ -34,6 +38,7 @@ class Candidate:
             version=",".join(announce.versions),
             hops=len(announce.path),
         )
+        return made
 
 
 @dataclass(slots=True)
@@ -70,15 +75,18 @@ class Learned:
 
     def usable(self) -> dict[str, Candidate]:
         """The feasible candidates that are reachable at all, by neighbour."""
+        is_feasible = self.is_feasible
         return {
             peer: candidate
             for peer, candidate in self.candidates.items()
-            if candidate.metric_us < UNREACHABLE_US and self.is_feasible(candidate)
+            if candidate.metric_us < UNREACHABLE_US and is_feasible(candidate)
         }
 
     def is_starved(self) -> bool:
         """There are ways, and none of them is known to be free of loops."""
-        return not self.best and any(candidate.metric_us < UNREACHABLE_US for candidate in self.candidates.values())
+        if self.best:
+            return False
+        return any(candidate.metric_us < UNREACHABLE_US for candidate in self.candidates.values())
 
     def settle(self) -> list[PutRoute | DeleteRoute]:
         """Choose among what is usable now; what makes the table hold exactly that."""
@@ -111,8 +119,8 @@ class Learned:
             gone = [peer for peer in self.in_table if peer not in usable]
             changes += [DeleteRoute(self.in_table.pop(peer).key) for peer in gone]
         for peer, candidate in usable.items():
-            route = candidate.route(peer)
-            if self.in_table.get(peer) != route:
+            route, standing = candidate.route(peer), self.in_table.get(peer)
+            if standing is not route and standing != route:
                 self.in_table[peer] = route
                 changes.append(PutRoute(route))
         return changes

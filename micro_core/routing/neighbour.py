@@ -81,7 +81,8 @@ class Neighbour:
     def mark(self, key: Key, when: float) -> None:
         """`key` may have changed; tell what came of it at `when`, or earlier if something else is due."""
         self.dirty.add(key)
-        self.flush_at = when if self.flush_at is None else min(self.flush_at, when)
+        if self.flush_at is None or when < self.flush_at:
+            self.flush_at = when
 
     def tell_everything(self, keys: Iterable[Key], export: Export, now: float) -> list[Effect]:
         """Send the full table anew; what was on the way is void."""

@@ -388,7 +388,7 @@ class LinkPeer:
         self._timer = self._loop.call_later(delay_s, self._keepalive)
 
     def _schedule_flush(self) -> None:
-        if not self._flush_scheduled and self.error is None:
+        if not self._flush_scheduled and self.error is None and self._mux.has_queued:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush_now)
 
@@ -397,7 +397,7 @@ class LinkPeer:
         self._flush()
 
     def _flush(self) -> None:
-        if self.error is not None or self.peer is None:
+        if self.error is not None or self.peer is None or not self._mux.has_queued:
             return
         now = self._environment.clock.now()
         single = self.link.lane_count == 1

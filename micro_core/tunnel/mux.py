@@ -179,6 +179,11 @@ class Mux:
     def pong(self, token: int) -> None:
         self._queue(Priority.CONTROL, Type.PONG, 0, struct.pack(">Q", token))
 
+    @property
+    def has_queued(self) -> bool:
+        """Whether anything is ready to be written."""
+        return any(self._queued_bytes)
+
     def queued(self, priority: Priority) -> int:
         """Bytes ready to be written for a priority."""
         return self._queued_bytes[priority]
