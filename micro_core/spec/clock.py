@@ -6,14 +6,25 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Time for measuring and for waiting, in seconds."""
+    """Time for measuring and for waiting, in seconds: `now` for what stays in this process, `wall` for what leaves it."""
 
     def now(self) -> float:
-        """Monotonic seconds; the zero has no meaning. In asyncio shells this is `loop.time`."""
+        """Monotonic seconds, for everything that is measured within one process: pauses, ages, timeouts.
+
+        The zero is this process's own, so the number means nothing to another process, another machine, or this one
+        started again: never store it or send it. In asyncio shells this is `loop.time`; a kit gives each of its drivers
+        another zero.
+        """
         ...
 
     def wall(self) -> float:
-        """Seconds since 1970, for people and for incarnations only: clocks of two hosts are never compared."""
+        """Seconds since 1970, for what other processes read and what outlives this one: the end of a lease in a file or
+        a database that several share, the time of an event, an incarnation; and for people.
+
+        Processes of one machine share it. Those of two machines agree as far as their clocks are kept right, so lease
+        times there are as wrong as the clocks are: a back end with a clock of its own (a key's time to live on a
+        server) is the better judge. People may set it: nothing within one process is measured by it.
+        """
         ...
 
 

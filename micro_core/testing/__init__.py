@@ -28,7 +28,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from micro_core.testing.bench import Bench
+    from micro_core.testing.bench import Bench, context
     from micro_core.testing.broker import BrokerConformance
     from micro_core.testing.capabilities import CAPABILITIES
     from micro_core.testing.conformance import Conformance, needs
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from micro_core.testing.waiting import until, within
 
 _HOMES = {
-    "bench": ("Bench",),
+    "bench": ("Bench", "context"),
     "broker": ("BrokerConformance",),
     "capabilities": ("CAPABILITIES",),
     "conformance": ("Conformance", "needs"),
@@ -84,6 +84,7 @@ __all__ = [
     "TableConformance",
     "TransportConformance",
     "TunnelConformance",
+    "context",
     "free_port",
     "needs",
     "until",

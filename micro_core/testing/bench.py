@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import secrets
@@ -10,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from micro_core.spec import CountersInMemory, DriverContext
+from micro_core.spec import CountersInMemory, DriverContext, Registry, Transport
 from micro_core.testing.subject import Subject
 from micro_core.testing.waiting import within
 
@@ -28,22 +29,61 @@ class Startable(Protocol):
 T = TypeVar("T", bound=Startable)
 
 
-class SystemTime:
-    """Implements `Clock` by the machine's own."""
+_BETWEEN_ZEROS_S = 100_000.0
+_zeros = itertools.count(1)
+
+
+class ProcessClock:
+    """Implements `Clock` as one process of several has it: `wall` is everybody's, `now` has a zero of its own.
+
+    So a `now()` that a driver wrote where others read it is wrong by a day at least, as between two machines.
+    """
+
+    def __init__(self) -> None:
+        self._zero = next(_zeros) * _BETWEEN_ZEROS_S
 
     def now(self) -> float:
-        return time.monotonic()
+        return self._zero + time.monotonic()
 
     def wall(self) -> float:
         return time.time()
+
+
+def context(
+    *,
+    network: str = "go.micro",
+    site: str = "eu",
+    state_dir: str = "",
+    logger: str = "micro.test",
+    registry: Registry | None = None,
+    transport: Transport | None = None,
+) -> DriverContext:
+    """What core would lend a driver, for a test that makes one: `create(AcmeOptions(), context(state_dir=str(tmp_path)))`.
+
+    As in a process of its own: another node id, other counters (a `CountersInMemory`), and a clock with a zero of its
+    own. Change a field with `dataclasses.replace`.
+    """
+    return DriverContext(
+        node_id="".join(secrets.choice(_NODE_ID_LETTERS) for _ in range(32)),
+        network=network,
+        site=site,
+        state_dir=state_dir,
+        clock=ProcessClock(),
+        random=random.Random(secrets.randbits(64)),  # noqa: S311 - draws, not secrets
+        logger=logging.getLogger(logger),
+        counters=CountersInMemory(),
+        registry=registry,
+        transport=transport,
+    )
 
 
 @dataclass
 class Bench(Generic[T]):
     """Makes the drivers of one test, started, and closes them at its end.
 
-    Each has a context of its own, with another node id and its own counters, as in another process. All share a
-    network that no other test has, a site and a state directory, unless the test asks for others.
+    Each has a context of its own, with another node id, its own counters and its own zero of monotonic time, as in
+    another process. All share a network that no other test has, a site and a state directory, unless the test asks for
+    others.
     """
 
     subject: Subject[T]
@@ -54,15 +94,11 @@ class Bench(Generic[T]):
 
     def context(self, *, network: str = "", site: str = "") -> DriverContext:
         """A fresh context, as another process of the site would have."""
-        return DriverContext(
-            node_id="".join(secrets.choice(_NODE_ID_LETTERS) for _ in range(32)),
+        return context(
             network=network or self.network,
             site=site or "eu",
             state_dir=self.state_dir,
-            clock=SystemTime(),
-            random=random.Random(secrets.randbits(64)),  # noqa: S311 - draws, not secrets
-            logger=logging.getLogger(f"micro.kit.{self.subject.driver.name}"),
-            counters=CountersInMemory(),
+            logger=f"micro.kit.{self.subject.driver.name}",
             registry=self.subject.registry,
             transport=self.subject.transport,
         )

@@ -5,6 +5,7 @@ What one registry wrote, another sees in time (`patience_s`), not in the same mo
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from micro_core.testing.bench import Bench
 from micro_core.testing.following import Follower
 from micro_core.testing.harm import waited_for_a_processor_s
 from micro_core.testing.registry_faults import RegistryFaultParts
-from micro_core.testing.registry_support import CREATED, DELETED, GREETER, LONG_S, OTHER, renewed
+from micro_core.testing.registry_support import CREATED, DELETED, GREETER, LONG_S, OTHER, large_record, renewed
 from micro_core.testing.registry_watches import RegistryWatchParts
 from micro_core.testing.waiting import fail, within
 
@@ -65,6 +66,25 @@ class RegistryConformance(RegistryWatchParts, RegistryFaultParts):
         changed = replace(GREETER, address="tcp://127.0.0.1:4002", metadata={"zone": "b"}, endpoints=())
         await writer.register(changed, lease_s=LONG_S)
         await self.stands(reader, changed)
+
+    async def test_a_record_is_whole_whenever_it_is_read(self, bench: Bench[Registry]) -> None:
+        writer, reader = await bench.open(), await bench.open()
+        first = large_record(0, self.large_record_bytes)
+        await writer.register(first, lease_s=LONG_S)
+        await self.stands(reader, first)
+        writing = asyncio.create_task(self.replace_often(writer))
+        try:
+            while not writing.done():
+                found = await reader.instances(GREETER.service)
+                assert len(found) == 1, "a record stands while another replaces it: it was not there"
+                number = int(found[0].metadata["n"])
+                is_whole = found[0] == large_record(number, self.large_record_bytes)
+                assert is_whole, "a record is read whole while another replaces it: it was half written"
+                await asyncio.sleep(0)
+            await writing
+        finally:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
 
     async def test_an_instance_that_moves_to_another_service_leaves_the_first(self, bench: Bench[Registry]) -> None:
         writer, reader = await bench.open(), await bench.open()

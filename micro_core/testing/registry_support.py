@@ -46,6 +46,9 @@ class RegistryKit(Conformance[Registry]):
     changes_in_a_storm: ClassVar[int] = 2_000
     """Changes made while a watcher does not read."""
 
+    large_record_bytes: ClassVar[int] = 48_000
+    """A record that the back end takes, and that is not written in one moment."""
+
     async def exercise(self, bench: Bench[Registry]) -> None:
         writer, reader = await bench.open(), await bench.open()
         follower = await Follower(reader, None, self.patience_s).start()
@@ -85,6 +88,15 @@ class RegistryKit(Conformance[Registry]):
             await follower.cancel()
             await follower.watch.close()
 
+    async def replace_often(self, registry: Registry) -> None:
+        """Replace a large record by the next one, for half a second."""
+        end = time.monotonic() + 0.5
+        for number in range(1, self.changes_in_a_storm):
+            await registry.register(large_record(number, self.large_record_bytes), lease_s=LONG_S)
+            if time.monotonic() >= end:
+                return
+            await asyncio.sleep(0)
+
     async def a_mayfly_passes(self, registry: Registry, lease_s: float) -> None:
         """Let one lease go by, by the back end's own time: a record is registered, never renewed, and goes."""
         mayfly = replace(GREETER, service="go.micro.srv.mayfly", id="mayfly")
@@ -99,6 +111,12 @@ class RegistryKit(Conformance[Registry]):
 def by_id(instances: Iterable[Instance]) -> dict[str, Instance]:
     """Instances by their id."""
     return {instance.id: instance for instance in instances}
+
+
+def large_record(number: int, size_bytes: int) -> Instance:
+    """A record of about this size that has its number at the beginning and at the end."""
+    values = dict.fromkeys((f"part-{place:02}" for place in range(size_bytes // 1_000)), str(number).rjust(1_000, "."))
+    return replace(GREETER, metadata={"n": str(number), **values})
 
 
 class Renewal:

@@ -49,6 +49,7 @@ class BackEnd(Faults):
     def __init__(self) -> None:
         self.is_away = False
         self.holds_garbage = False
+        self.ends: dict[str, float] = {}
 
     def check(self) -> None:
         if self.is_away:
@@ -168,6 +169,33 @@ class LosesMetadata(Sound):
         await super().register(replace(instance, metadata={}), lease_s=lease_s)
 
 
+class WritesInHalves(Sound):
+    async def register(self, instance: Instance, *, lease_s: float) -> None:
+        metadata = dict(list(instance.metadata.items())[: len(instance.metadata) // 2])
+        await super().register(replace(instance, metadata=metadata), lease_s=lease_s)
+        await asyncio.sleep(0)
+        await super().register(instance, lease_s=lease_s)
+
+
+class WritesInTwoSteps(Sound):
+    async def register(self, instance: Instance, *, lease_s: float) -> None:
+        await super().deregister(instance)
+        await asyncio.sleep(0)
+        await super().register(instance, lease_s=lease_s)
+
+
+class EndsLeasesByItsOwnClock(Sound):
+    """Keeps the end of a lease where all registries read it, as seconds of the clock of the one that wrote it."""
+
+    async def register(self, instance: Instance, *, lease_s: float) -> None:
+        self.back_end.ends[instance.id] = self._context.clock.now() + lease_s
+        await super().register(instance, lease_s=60)
+
+    async def instances(self, service: str | None = None) -> list[Instance]:
+        now = self._context.clock.now()
+        return [each for each in await super().instances(service) if self.back_end.ends[each.id] > now]
+
+
 class LeavesItsRecords(Sound):
     async def close(self) -> None:
         if self._hub is not None:
@@ -276,6 +304,18 @@ class TestMixesSites(Kit):
 
 class TestLosesMetadata(Kit):
     made = LosesMetadata
+
+
+class TestWritesInHalves(Kit):
+    made = WritesInHalves
+
+
+class TestWritesInTwoSteps(Kit):
+    made = WritesInTwoSteps
+
+
+class TestEndsLeasesByItsOwnClock(Kit):
+    made = EndsLeasesByItsOwnClock
 
 
 class TestLeavesItsRecords(Kit):

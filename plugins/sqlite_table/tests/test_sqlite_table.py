@@ -492,21 +492,18 @@ async def test_a_file_that_somebody_holds_blocks_nobody(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------- kill -9
 
 WRITER = """
-import asyncio, logging, random, sys
+import asyncio, sys
 from dataclasses import replace
-from micro_core.spec import CountersInMemory, DriverContext, Route
-from micro_core.testing.bench import SystemTime
+from micro_core.spec import Route
+from micro_core.testing import context
 from micro_sqlite_table import micro_table
 from micro_sqlite_table.options import SqliteOptions
 
 ROUTE = Route(service="s", address="", gateway="b" * 32, network="go.micro", router="c" * 32, link="network", metric=0)
-context = DriverContext(
-    node_id="m" * 32, network="go.micro", site="eu", state_dir=sys.argv[1], clock=SystemTime(),
-    random=random.Random(1), logger=logging.getLogger("writer"), counters=CountersInMemory(),
-)
 
 async def main():
-    table = micro_table().create(SqliteOptions(flush_s=0.001), context)
+    lent = replace(context(state_dir=sys.argv[1]), node_id="m" * 32)
+    table = micro_table().create(SqliteOptions(flush_s=0.001), lent)
     await table.start()
     round = 0
     while True:
