@@ -32,8 +32,8 @@ def build_options(options_type: type[T], values: Mapping[str, Value], name: str,
     """An instance of an options dataclass out of raw values, by field; `name` is who they belong to, `quic`.
 
     Texts of flags, variables and references are read as what the field wants; values of a file have their type.
-    Raises OptionError naming key, place and remedy. A ValueError of the dataclass's own check becomes one. With a
-    `report` that does not raise, a value that is wrong is left out.
+    Raises OptionError naming key, place and remedy. An OptionError or ValueError of the dataclass's own check becomes one
+    that names the plugin and the place too. With a `report` that does not raise, a value that is wrong is left out.
     """
     hints = typing.get_type_hints(options_type)
     fields = {field.name for field in dataclasses.fields(options_type)}  # type: ignore[arg-type]  # always a dataclass
@@ -59,9 +59,20 @@ def build_options(options_type: type[T], values: Mapping[str, Value], name: str,
         arguments[key] = fitting
     try:
         return options_type(**arguments)
+    except OptionError as error:
+        raise _rejected(error.detail, values, name, at=error.at, hint=error.hint) from error
     except ValueError as error:
-        said = ", ".join(dict.fromkeys(value.origin for value in values.values()))
-        raise OptionError(f"{name}: {error}", at=said) from error
+        raise _rejected(str(error), values, name) from error
+
+
+def _rejected(detail: str, values: Mapping[str, Value], name: str, *, at: str = "", hint: str = "") -> OptionError:
+    """What a dataclass's own check said, with whose options they are and where those that it names were set."""
+    words = set(re.findall(r"\w+", detail))
+    named = [value.origin for key, value in values.items() if key in words]
+    origins = dict.fromkeys(named or [value.origin for value in values.values()])
+    if not detail.startswith((f"{name}:", f"{name}.")):
+        detail = f"{name}: {detail}"
+    return OptionError(detail, at=at or ", ".join(origins), hint=hint)
 
 
 def is_secret(options_type: type, key: str) -> bool:

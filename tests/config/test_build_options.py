@@ -26,6 +26,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.port > 65_535:
             raise ValueError("port is over 65535")
+        if not 0 <= self.ratio <= 8:
+            raise OptionError(f"ratio = {self.ratio} is not from 0 to 8", hint="0.5 serves most")
+        if self.host == "nowhere":
+            raise OptionError("quic: host: nowhere is no host")
 
 
 def of(raw: object, rank: Rank, origin: str = "here") -> Value:
@@ -121,6 +125,16 @@ def test_an_option_unlike_any_comes_with_all_there_are() -> None:
 def test_what_the_dataclass_itself_refuses_is_an_option_error() -> None:
     with pytest.raises(OptionError, match="quic: port is over 65535 at env MICRO_QUIC__PORT"):
         build_options(Options, {"port": of("70000", Rank.ENVIRONMENT, "env MICRO_QUIC__PORT")}, "quic")
+
+
+def test_an_option_error_of_the_dataclass_itself_names_the_plugin_and_where_the_value_was_set() -> None:
+    values = {"ratio": of("9", Rank.SET, "flag --set quic.ratio"), "port": of(5, Rank.FILE, "micro.toml:3")}
+    with pytest.raises(OptionError) as caught:
+        build_options(Options, values, "quic")
+    assert str(caught.value) == ("quic: ratio = 9.0 is not from 0 to 8 at flag --set quic.ratio (try: 0.5 serves most)")
+    with pytest.raises(OptionError) as caught:
+        build_options(Options, {"host": of("nowhere", Rank.FILE, "micro.toml:4")}, "quic")
+    assert str(caught.value) == "quic: host: nowhere is no host at micro.toml:4", "the name is not said twice"
 
 
 @pytest.mark.parametrize(("key", "raw"), [("password", 271828), ("pin", "271828x")])
