@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import roles
+import spec_page
 import typer.main
 
 from micro_core.cli.main import app
@@ -52,6 +53,7 @@ def pages() -> dict[str, str]:
         "errors.md": ("Errors", error_classes()),
         "limits.md": ("Limits", limits()),
         "counters.md": ("Counters", counters()),
+        "spec.md": ("What a driver's author uses", spec_page.page()),
         **roles.pages(),
     }
     return {
@@ -167,8 +169,8 @@ def hooks() -> str:
                 inspect.getdoc(function) or "",
                 "",
             ]
-    lines += roles.class_sections("interceptors.py", ("CallInfo",))
-    lines += roles.class_sections("running.py", ("RunningNode",))
+    lines += roles.class_sections(roles.SPEC / "interceptors.py", ("CallInfo",))
+    lines += roles.class_sections(roles.SPEC / "running.py", ("RunningNode",))
     return "\n".join(lines)
 
 

@@ -18,7 +18,10 @@ SPEC = ROOT / "micro_core" / "spec"
 
 CLASSES = {
     Role.REGISTRY: {
-        "registry.py": ("Registry", "RegistryWatch", "Instance", "Endpoint", "RegistryEvent", "RegistryEventKind"),
+        "registry.py": (
+            *("Registry", "RegistryWatch", "Instance", "Endpoint", "EndpointKind"),
+            *("RegistryEvent", "RegistryEventKind"),
+        ),
         "watching.py": ("WatchSet",),
     },
     Role.TRANSPORT: {"transport.py": ("Transport", "Listener", "Socket", "SocketReceiver")},
@@ -41,11 +44,12 @@ def page(role: Role) -> str:
         introduction,
         "",
         f"Entry-point group `{role.group}`, hook `{role.hook}`. Begin with `micro plugin new {role.value} NAME`;",
-        "[write-one](../plugins/write-one.md) shows the way from there.",
+        "[write-one](../plugins/write-one.md) shows the way from there. What core lends a driver, and what it uses besides the",
+        "Protocol: [the spec](spec.md).",
         "",
     ]
     for file, names in CLASSES[role].items():
-        lines += class_sections(file, names)
+        lines += class_sections(SPEC / file, names)
     lines += ["## Capabilities", ""]
     words = CAPABILITIES[role]
     lines += [f"- `{word}`: {promise}" for word, promise in words.items()] or ["None so far."]
@@ -53,9 +57,9 @@ def page(role: Role) -> str:
     return "\n".join([*lines, *kit_section(role)])
 
 
-def class_sections(file: str, names: tuple[str, ...]) -> list[str]:
-    """What the contract says of these classes of one of its files."""
-    tree = ast.parse((SPEC / file).read_text())
+def class_sections(path: Path, names: tuple[str, ...]) -> list[str]:
+    """What a file says of these of its classes."""
+    tree = ast.parse(path.read_text())
     found = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     return [line for name in names for line in class_section(found[name])]
 
@@ -68,21 +72,32 @@ def class_section(node: ast.ClassDef) -> list[str]:
     for method in node.body:
         if not isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        if method.name.startswith("_") and method.name != "__aiter__":
-            continue
-        signature = ast.unparse(method.args).removeprefix("self, ").removeprefix("self")
-        kind = "async " if isinstance(method, ast.AsyncFunctionDef) else ""
-        answer = f" -> {ast.unparse(method.returns)}" if method.returns else ""
-        lines += [f"### `{kind}{method.name}({signature}){answer}`", ""]
-        if text := ast.get_docstring(method):
-            lines += [inspect.cleandoc(text), ""]
+        if method.name == "__init__":
+            lines += [f"### `{node.name}({arguments(method)})`", ""]
+        elif not method.name.startswith("_") or method.name == "__aiter__":
+            lines += function_section(method, level=3)
     return lines
+
+
+def function_section(node: ast.FunctionDef | ast.AsyncFunctionDef, *, level: int = 2) -> list[str]:
+    kind = "async " if isinstance(node, ast.AsyncFunctionDef) else ""
+    is_property = any(ast.unparse(each) == "property" for each in node.decorator_list)
+    answer = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    shown = (
+        f"{node.name}{answer.replace(' ->', ':')}" if is_property else f"{kind}{node.name}({arguments(node)}){answer}"
+    )
+    text = ast.get_docstring(node)
+    return [f"{'#' * level} `{shown}`", "", *([inspect.cleandoc(text), ""] if text else [])]
+
+
+def arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    return ast.unparse(node.args).removeprefix("self, ").removeprefix("self")
 
 
 def documented_fields(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
     """Each field or member as it is written, with the docstring below it."""
     for place, statement in enumerate(node.body):
-        if isinstance(statement, ast.AnnAssign):
+        if isinstance(statement, ast.AnnAssign) and not ast.unparse(statement.target).startswith("_"):
             default = f" = {ast.unparse(statement.value)}" if statement.value is not None else ""
             text = f"{ast.unparse(statement.target)}: {ast.unparse(statement.annotation)}{default}"
         elif isinstance(statement, ast.Assign) and not ast.unparse(statement.targets[0]).startswith("_"):

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import typer.main
 
+import micro_core.spec
+import micro_core.testing
 from micro_core.cli.added import add_command
 from micro_core.cli.main import app
 
@@ -30,6 +32,21 @@ def test_the_generated_pages_are_as_the_code_is() -> None:
         [sys.executable, str(ROOT / "docs/generate.py"), "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+NOT_FOR_DRIVERS = {
+    # What core makes of links, and reads itself.
+    *("ChannelListener", "DialMode", "LinkInfo", "MessageReceiver", "Session", "Sessions", "Tunnel"),
+    # Shapes of functions, told where they are given; and what only core and the kits use.
+    *("Interceptor", "MessageHandler", "Next", "hookspec", "CAPABILITIES", "Conformance", "needs"),
+}
+
+
+def test_every_name_that_authors_of_drivers_import_is_on_a_page_of_the_reference() -> None:
+    text = "\n".join(path.read_text() for path in (ROOT / "docs/reference").glob("*.md"))
+    told = set(re.findall(r"(?:^#+ `(?:async )?|^\| `|`micro_core\.(?:spec|testing)\.)(\w+)", text, re.MULTILINE))
+    names = {*micro_core.spec.__all__, *micro_core.testing.__all__}
+    assert names - told == NOT_FOR_DRIVERS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -42,9 +42,14 @@ class Role(enum.Enum):
 
 
 class Counters(Protocol):
-    """Where drivers count: what is dropped is counted."""
+    """Where drivers count: what is dropped, refused or repaired is counted, and shown by `micro network status`.
 
-    def add(self, name: str, amount: int = 1) -> None: ...
+    A driver's names begin with its own (`acme_rows_not_understood`), and are written out where they are counted.
+    """
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Count `amount` more under `name`. Never fails and never waits; to be called in the event loop."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +63,15 @@ class DriverContext:
     site: str
     """Name of this site, `eu`: keeps registries of different sites apart."""
     state_dir: str
-    """A directory of this user's machine for files of the driver, mode 0700."""
+    """A directory of this user's machine for files of the driver, mode 0700. Processes of one site may share it."""
     clock: Clock
+    """Time: `now()` for what is measured within this process, `wall()` for what others read."""
     random: Random
+    """Chance, for spreading retries and drawing among equals."""
     logger: logging.Logger
+    """Named after the driver. Constant messages; what varies goes into `extra`."""
     counters: Counters
+    """Where what is dropped is counted."""
     registry: Registry | None = None
     """The site's registry, for drivers built after it (broker, resolver); None for the others."""
     transport: Transport | None = None
@@ -79,10 +88,15 @@ class Driver(Generic[T_co]):
     """
 
     name: str
+    """The word people type, in lower case: that of the entry point."""
     summary: str
+    """One sentence, which `micro plugin list` shows."""
     options: type
+    """The dataclass of options; `NoOptions` where there are none."""
     create: Callable[..., T_co]
+    """`create(options, context)`: the driver, not started."""
     capabilities: frozenset[str] = frozenset()
+    """Words of the role (its page lists them), each a promise beyond the contract; own words begin with `x-`."""
     contract: tuple[tuple[int, int], tuple[int, int]] = ((1, 0), (2, 0))
     """The range of CONTRACT_VERSION it was made for: from (included) and to (excluded)."""
 
@@ -90,7 +104,10 @@ class Driver(Generic[T_co]):
 def option(default: T, help: str, *, secret: bool = False) -> T:  # noqa: A002 - the word users know
     """A field of an options dataclass: `port: int = option(8085, "UDP port to listen on.")`.
 
-    A `secret` is masked wherever it is shown, and left out of the dataclass's repr.
+    Core converts what people write to the annotated type (`str`, `int`, `float`, `bool`, tuples of them) and says which
+    value does not fit. What the type cannot say, `__post_init__` checks: it raises `OptionError` naming the field, and
+    core adds the plugin and where the value was set. A `secret` is masked wherever it is shown, and left out of the
+    dataclass's repr.
     """
     if isinstance(default, (list, dict, set)):
         raise TypeError("use a tuple or frozenset: options are frozen")
@@ -104,7 +121,7 @@ class NoOptions:
 
 @dataclass(frozen=True, slots=True)
 class CountersInMemory:
-    """The plain implementation of `Counters`: a dict."""
+    """The plain implementation of `Counters`, for tests too: a dict of names and amounts in `values`."""
 
     values: dict[str, int] = field(default_factory=dict)
 

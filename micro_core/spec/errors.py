@@ -42,10 +42,10 @@ MAX_TEXT_CHARS = 2_000
 class MicroError(Exception):
     """An error with a code, a place and a hint.
 
-    `id` names the kind for machines (`route-not-found`; a service may use ids of its own), `code` is
-    HTTP-like, `detail` is one sentence for people, `status` the short phrase of the code, `at` the hop that
-    made it, `hint` what to try, and `sent` tells whether the request may have begun to be handled
-    (False means that retrying elsewhere is safe).
+    `detail` is one sentence for people: what is wrong, with the value. `hint` is what to try, `at` the hop that made it
+    (calls fill in their own where it is left out), and `id` names the kind for machines (`route-not-found`; a service
+    may use ids of its own). The class decides `code`, which is HTTP-like, `status`, the short phrase of the code, and
+    `retry_is_safe`. Shown to people it is `detail at AT (try: HINT)`.
     """
 
     code: ClassVar[int] = 500

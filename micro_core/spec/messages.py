@@ -25,7 +25,7 @@ _BYTES_AROUND = 8
 
 
 def check_message(message: Message) -> Message:
-    """Return `message`; raise TooLarge or BadRequest for one that could not reach every subscriber."""
+    """Return `message`; raise TooLarge or BadRequest for one that could not reach every subscriber. For `publish`."""
     if len(message.body) > MAX_MESSAGE_BYTES:
         raise TooLarge(
             f"a message of {len(message.body)} bytes is over the bound of {MAX_MESSAGE_BYTES}",
@@ -41,7 +41,7 @@ def check_message(message: Message) -> Message:
 
 
 def check_queue(queue: str) -> str:
-    """Return `queue`, or raise BadRequest."""
+    """Return `queue`, the name of a queue group or "", or raise BadRequest. For `subscribe`."""
     if len(queue) > MAX_NAME_CHARS:
         raise BadRequest(f"the queue group {queue!r:.80} is over {MAX_NAME_CHARS} characters")
     return queue

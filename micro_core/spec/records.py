@@ -14,7 +14,8 @@ from micro_core.spec.names import MAX_NAME_CHARS, check_endpoint_name, check_ser
 from micro_core.spec.registry import Endpoint, EndpointKind, Instance
 
 MAX_RECORD_BYTES = 64 * 1024
-"""All texts and values of one record together. Every watcher of a network holds every record."""
+"""All texts and values of one record together: `check_instance` raises TooLarge above it. Every watcher of a network holds
+every record. A driver whose back end takes less raises TooLarge itself, naming its own bound."""
 
 MAX_ENDPOINTS = 512
 """Endpoints of one instance, its subscriptions (at most 256) included."""
@@ -54,7 +55,8 @@ def instance_to_dict(instance: Instance) -> dict[str, object]:
 
 
 def instance_from_dict(value: object) -> Instance:
-    """Build the instance of a record that came from outside; the result shares nothing mutable with `value`.
+    """Build the instance of a record that came from outside, as a map that JSON or msgpack gave; the result shares nothing
+    mutable with `value`.
 
     Raises Malformed, naming the field, for whatever does not fit: missing fields, wrong types, bounds.
     """
@@ -65,10 +67,10 @@ def instance_from_dict(value: object) -> Instance:
 
 
 def check_instance(instance: Instance) -> Instance:
-    """Return a copy of `instance` that later changes of its maps do not reach.
+    """Return a copy of `instance` that later changes of its maps do not reach: `register` begins with it.
 
     Raises BadRequest naming the field that other nodes would refuse, TooLarge when the whole record is over
-    MAX_RECORD_BYTES.
+    MAX_RECORD_BYTES. A driver only checks what its own back end bounds more tightly.
     """
     return _Reader().read_instance(instance_to_dict(instance))
 

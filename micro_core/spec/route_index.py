@@ -17,7 +17,7 @@ Watcher = Callable[[RouteEvent], None]
 
 
 class RouteIndex:
-    """All that a table does but `start` and `close`: a driver adds those."""
+    """All that a table does but `start` and `close`: a driver adds those, and gives it the context's logger and counters."""
 
     def __init__(self, *, logger: logging.Logger, counters: Counters) -> None:
         self._logger = logger

@@ -24,7 +24,7 @@ RESYNC = RegistryEvent(kind=RegistryEventKind.RESYNC, instance=None)
 
 
 def changes(before: Instance | None, after: Instance | None) -> list[RegistryEvent]:
-    """The events that tell watchers of a record's change; none when nothing changed.
+    """The events that tell watchers of a record's change; none when nothing changed. None stands for no record.
 
     A record that moves to another service is gone for watchers of the one and new for those of the other.
     """
@@ -109,7 +109,10 @@ class WatchQueue:
 
 
 class WatchSet:
-    """The open watches of one registry."""
+    """The open watches of one registry: what `watch` opens, `close` ends, and whatever changes a record publishes to.
+
+    Given the context's counters, it counts events that a slow watcher has to do without.
+    """
 
     def __init__(self, counters: Counters | None = None, *, capacity: int = MAX_PENDING_EVENTS) -> None:
         self._counters = counters

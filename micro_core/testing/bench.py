@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from micro_core.spec import CountersInMemory, DriverContext, Registry, Transport
+from micro_core.spec import Clock, Counters, CountersInMemory, DriverContext, Registry, Transport
 from micro_core.testing.subject import Subject
 from micro_core.testing.waiting import within
 
@@ -54,24 +54,26 @@ def context(
     network: str = "go.micro",
     site: str = "eu",
     state_dir: str = "",
+    clock: Clock | None = None,
+    counters: Counters | None = None,
     logger: str = "micro.test",
     registry: Registry | None = None,
     transport: Transport | None = None,
 ) -> DriverContext:
     """What core would lend a driver, for a test that makes one: `create(AcmeOptions(), context(state_dir=str(tmp_path)))`.
 
-    As in a process of its own: another node id, other counters (a `CountersInMemory`), and a clock with a zero of its
-    own. Change a field with `dataclasses.replace`.
+    As in a process of its own: another node id, and, where the test gives none, counters and a clock whose monotonic
+    zero is another each time. Without `state_dir` there is none: a driver that keeps files wants pytest's `tmp_path`.
     """
     return DriverContext(
         node_id="".join(secrets.choice(_NODE_ID_LETTERS) for _ in range(32)),
         network=network,
         site=site,
         state_dir=state_dir,
-        clock=ProcessClock(),
+        clock=ProcessClock() if clock is None else clock,
         random=random.Random(secrets.randbits(64)),  # noqa: S311 - draws, not secrets
         logger=logging.getLogger(logger),
-        counters=CountersInMemory(),
+        counters=CountersInMemory() if counters is None else counters,
         registry=registry,
         transport=transport,
     )

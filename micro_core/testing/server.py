@@ -26,13 +26,15 @@ def free_port() -> int:
 class ServerProcess(Faults):
     """Runs `command`, which listens on `port` of loopback and keeps its data in `data_dir`.
 
-    class AcmeServer(ServerProcess):
-        async def garbage(self, context): ...
+        class AcmeServer(ServerProcess):
+            async def garbage(self, context): ...
 
-    server = AcmeServer(["acme-server", "--port", str(port), "--dir", data_dir], port=port, data_dir=data_dir)
-    await server.start()
-    ...
-    await server.close()
+        server = AcmeServer(["acme-server", "--port", str(port), "--dir", data_dir], port=port, data_dir=data_dir)
+        await server.start()
+        ...
+        await server.close()
+
+    The verbs of `Faults` are signals to the process; `wipe` empties `data_dir`. `garbage` is yours.
     """
 
     def __init__(self, command: Sequence[str], *, port: int, data_dir: str | Path) -> None:

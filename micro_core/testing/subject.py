@@ -14,7 +14,8 @@ class Faults:
     """A handle on the back end. Write the methods that it allows; a part that needs another is skipped, and says so.
 
     Each returns when the fault is in force. They are called in the test's event loop and should not hold it up for
-    longer than a moment. The back end should be the test's own: parts leave it running, but not as it was.
+    longer than a moment. One part may call a method more than once (`garbage` twice, the second time on top of the
+    first), and each must allow it. The back end should be the test's own: parts leave it running, but not as it was.
     """
 
     async def kill(self) -> None:
