@@ -55,7 +55,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def environment(tmp_path: Path, wheels: Path) -> Callable[..., Done]:
+def installing(tmp_path: Path, wheels: Path) -> Callable[..., Done]:
     """`micro` in an environment of its own, which has this one's packages below it; pip finds the wheels alone."""
     place = tmp_path / "environment"
     venv.create(place, with_pip=True, symlinks=True)
@@ -91,8 +91,8 @@ def environment(tmp_path: Path, wheels: Path) -> Callable[..., Done]:
 
 
 @pytest.mark.timeout(180)
-def test_a_plugin_is_installed_where_micro_runs_used_and_uninstalled(environment: Callable[..., Done]) -> None:
-    micro = environment
+def test_a_plugin_is_installed_where_micro_runs_used_and_uninstalled(installing: Callable[..., Done]) -> None:
+    micro = installing
 
     def states() -> dict[str, tuple[str, str]]:
         rows = json.loads(micro("plugin", "list", "--json").stdout)["plugins"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -32,13 +33,13 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Core and every plugin, built as they would be published."""
     made = tmp_path_factory.mktemp("wheels")
     sources = [str(ROOT), *(str(path.parent) for path in sorted(PLUGINS.glob("*/pyproject.toml")))]
-    pip(Path(sys.executable), "wheel", "--no-deps", "--no-build-isolation", "-w", str(made), *sources)
+    pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(made), *sources)
     return made
 
 
-def pip(python: Path, *words: str) -> None:
+def pip(*words: str) -> None:
     done = subprocess.run(
-        [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", *words],
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *words],
         capture_output=True,
         text=True,
         timeout=400,
@@ -143,18 +144,31 @@ class Installed:
             reader.join(20)
 
 
+@pytest.fixture(scope="module")
+def environments(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], Path]:
+    """`environments(plugins)`: the interpreter of a fresh environment with core and these, from their wheels."""
+
+    @functools.cache
+    def made(plugins: Sequence[str]) -> Path:
+        environment = tmp_path_factory.mktemp("environment")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True, timeout=120)
+        python = environment / "bin" / "python"
+        names = ["micro-network", *(f"micro-{name.replace('_', '-')}" for name in plugins)]
+        options = ["-c", str(ROOT / "constraints.txt"), "--find-links", str(wheels)]
+        pip("--python", str(python), "install", "--no-compile", *options, *names)
+        return python
+
+    return made
+
+
 @pytest.fixture
-def install(wheels: Path, tmp_path: Path) -> Iterator[Callable[[Sequence[str]], Installed]]:
-    """`install(plugins)`: core and these, from wheels, into an environment of their own."""
+def install(environments: Callable[[Sequence[str]], Path]) -> Iterator[Callable[[Sequence[str]], Installed]]:
+    """`install(plugins)`: an environment of core and these, in an empty directory."""
     made: list[Installed] = []
     with tempfile.TemporaryDirectory(prefix="micro-") as place:
 
         def install(plugins: Sequence[str]) -> Installed:
-            environment = tmp_path / "environment"
-            subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True, timeout=120)
-            python = environment / "bin" / "python"
-            names = ["micro-network", *(f"micro-{name.replace('_', '-')}" for name in plugins)]
-            pip(python, "install", "-c", str(ROOT / "constraints.txt"), "--find-links", str(wheels), *names)
+            python = environments(plugins)
             directory = Path(place) / f"e{len(made)}"
             (directory / "state").mkdir(mode=0o700, parents=True)
             made.append(Installed(python, directory))
