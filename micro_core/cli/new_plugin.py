@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from micro_core.cli.filling import filled, templates, write_files
-from micro_core.cli.output import UsageError, guarded, show_json
+from micro_core.cli.output import UsageError, guarded, note, show_json
 from micro_core.plugins import CORE_DISTRIBUTION, HOOKS_GROUP, KNOWN_PLUGINS, Catalog
 from micro_core.spec.driver import CONTRACT_VERSION, Role
 from micro_core.spec.errors import ConfigError, Conflict
@@ -46,6 +46,12 @@ def write_plugin(kind: str, name: str, *, directory: str, license_name: str, aut
         place = Path(directory or words["distribution"])
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
             raise Conflict(f"{place} exists already, and is not an empty directory", hint="choose another --dir")
+        for owner in sorted(_owners(kind, name)):
+            is_same = owner == words["distribution"]
+            effect = (
+                "installing this one replaces it" if is_same else "where both are installed, the name means neither"
+            )
+            note(f"{owner} has a plugin of this name already: {effect}")
         files = _rendered(kind, words)
         try:
             write_files(place, files)
@@ -74,10 +80,6 @@ def _words(kind: str, name: str, license_name: str, author: str) -> dict[str, st
     if not author.isprintable() or set(author) & set('"\\@') or len(author) > 100:
         raise UsageError(f"{author!r:.60} cannot be an author's name", hint="at most 100 characters, no quotes, no @")
     role = None if kind == "hooks" else Role(kind)
-    taken = [entry.qualified for entry in Catalog.discover().entries if entry.role is role and entry.name == name]
-    taken += [known.qualified for known in KNOWN_PLUGINS if known.role is role and known.name == name]
-    if taken:
-        raise Conflict(f"there is a plugin {taken[0]} already", hint="choose another name")
     snake = name.replace("-", "_")
     major, minor = CONTRACT_VERSION
     return {
@@ -101,25 +103,26 @@ def _words(kind: str, name: str, license_name: str, author: str) -> dict[str, st
         "contract_next": str(major + 1),
         "Kind": "A cross-cutting plugin" if role is None else f"A {kind} driver",
         "kit_entry": "" if role is None else KIT_ENTRY.format(name=name, module=f"micro_{snake}_{kind}"),
+        "verify": "" if role is None else f"      - run: micro plugin verify {name}\n",
         "kit": "its own tests" if role is None else f"the kit of the {kind} role, and its own tests",
         "use": f"micro run --plugins {name}",
     }
+
+
+def _owners(kind: str, name: str) -> set[str]:
+    """The distributions, installed or known, that have a plugin of this role and name."""
+    role = None if kind == "hooks" else Role(kind)
+    installed = {entry.distribution for entry in Catalog.discover().entries if (entry.role, entry.name) == (role, name)}
+    return installed | {known.distribution for known in KNOWN_PLUGINS if (known.role, known.name) == (role, name)}
 
 
 def _rendered(kind: str, words: dict[str, str]) -> dict[str, str]:
     """The text of every file, by its path below the package's directory."""
     texts = {**templates("plugin", "common"), **templates("plugin", kind)}
     words["about"] = filled(texts.pop("about.md"), words)
-    words["options"] = _option_rows(texts["src/@module@/options.py"])
     mit, other = texts.pop("LICENSE.mit"), texts.pop("LICENSE.other")
     texts["LICENSE"] = mit if words["license"] == "MIT" else other
     return {filled(path, words): filled(text, words) for path, text in texts.items()}
-
-
-def _option_rows(source: str) -> str:
-    """The README's table, out of the template's own options, so that the two agree."""
-    fields = re.findall(r'^    (\w+): \w+ = option\((.+?), "(.+?)"\)$', source, flags=re.MULTILINE)
-    return "\n".join(f"| `{name}` | `{default}` | {text} |" for name, default, text in fields)
 
 
 def _git(key: str) -> str:

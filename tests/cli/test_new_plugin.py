@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 KINDS = ("registry", "transport", "broker", "tunnel", "table", "resolver", "hooks")
 RUFF = str(Path(sys.executable).parent / "ruff")
@@ -46,8 +47,31 @@ def test_the_package_is_whole(micro: Any, tmp_path: Path) -> None:
     }
     assert (project["license"], project["authors"]) == ("Apache-2.0", [{"name": "A. Author"}])
     assert "Apache-2.0" in (place / "LICENSE").read_text()
-    assert "`poll_s` | `0.25`" in (place / "README.md").read_text()
-    assert "MICRO_ACME_STORE__OPTION" in (place / "README.md").read_text()
+    readme = (place / "README.md").read_text()
+    assert "`micro plugin info acme-store` shows each" in readme, "a table of options would be old soon"
+    assert "MICRO_ACME_STORE__OPTION" in readme
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_workflow_runs_what_the_author_runs(micro: Any, tmp_path: Path, kind: str) -> None:
+    assert micro("plugin", "new", kind, "acme", "--dir", "it").exit_code == 0
+    workflow = yaml.safe_load((tmp_path / "it" / ".github/workflows/tests.yml").read_text())
+    job = workflow["jobs"]["tests"]
+    assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    assert [step["uses"].partition("@")[0] for step in job["steps"] if "uses" in step] == [
+        "actions/checkout",
+        "actions/setup-python",
+    ]
+    assert [step["run"] for step in job["steps"] if "run" in step] == [
+        "pip install -e '.[dev]'",
+        "ruff check .",
+        "ruff format --check .",
+        "mypy",
+        "pytest",
+        *([] if kind == "hooks" else ["micro plugin verify acme"]),
+        "micro plugin info acme",
+        "python -m build",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -59,8 +83,6 @@ def test_the_package_is_whole(micro: Any, tmp_path: Path) -> None:
         (("registry", "a" * 21), 2, "cannot be a plugin's name"),
         (("registry", "acme", "--license", 'MIT"]'), 2, "no SPDX expression"),
         (("registry", "acme", "--author", 'A" }]'), 2, "cannot be an author's name"),
-        (("registry", "local"), 1, "there is a plugin registry:local already"),
-        (("broker", "nats"), 1, "there is a plugin broker:nats already"),
     ],
 )
 def test_what_cannot_be_written_is_said_and_nothing_is(
@@ -69,6 +91,18 @@ def test_what_cannot_be_written_is_said_and_nothing_is(
     done = micro("plugin", "new", *words)
     assert (done.exit_code, sentence in done.stderr) == (code, True), done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name != "state"] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "owner"), [("registry", "local", "micro-network"), ("broker", "nats", "micro-nats-broker")]
+)
+def test_a_name_that_is_taken_is_said_and_the_package_written(
+    micro: Any, tmp_path: Path, kind: str, name: str, owner: str
+) -> None:
+    done = micro("plugin", "new", kind, name, "--dir", "it")
+    assert done.exit_code == 0
+    assert f"{owner} has a plugin of this name already" in done.stderr
+    assert (tmp_path / "it" / "pyproject.toml").exists()
 
 
 def test_what_stands_already_is_not_written_over(micro: Any, tmp_path: Path) -> None:
