@@ -141,8 +141,11 @@ def _verification(entry: Entry) -> dict[str, Any] | None:
 def _verification_text(entry: Entry, found: Mapping[str, Any] | None) -> str:
     if found is None:
         return f"no result for this version; micro plugin verify {entry.qualified}"
-    said = ", ".join(f"{count} {outcome}" for outcome, count in found["totals"].items() if count)
-    return f"{found['result']} at {found['at']} ({said})"
+    from micro_core.cli.verify import counted
+
+    options = " ".join(f"{key}={value}" for key, value in found["options"].items())
+    where = found["environment"] or (f"{options}, without faults" if options else "its defaults, without faults")
+    return f"{found['result']} at {found['at']} ({counted(found['totals'])}), run with {where}"
 
 
 def _hooks(catalog: Catalog, entry: Entry) -> list[str]:

@@ -18,8 +18,9 @@ from typing import Any
 import typer
 
 from micro_core.cli.output import PARTIAL, UsageError, guarded, note, paint, show_json
-from micro_core.config import Settings, build_options, load_settings
+from micro_core.config import Settings, build_options, load_settings, shown
 from micro_core.plugins import Catalog, Entry
+from micro_core.spec.driver import Driver
 from micro_core.spec.errors import ConfigError, DeadlineExceeded, PluginMissing
 
 NEEDED_MODULES = ("pytest", "pytest_asyncio")
@@ -48,14 +49,19 @@ def verify_plugin(
         build_options(driver.options, settings.plugin_values(*entry.words), entry.name)
         words = None if capabilities is None else [word.strip() for word in capabilities.split(",") if word.strip()]
         request = {"name": entry.qualified, "sets": list(sets), "config": config, "capabilities": words}
-        parts = []
+        parts, environment = [], ""
         if not as_json:
             typer.echo(f"{entry.qualified}  {entry.distribution} {entry.version}")
-        for part in _run(request, timeout_s):
-            parts.append(part)
+        for found in _run(request, timeout_s):
+            if "environment" in found:
+                environment = str(found["environment"])
+                continue
+            parts.append(found)
             if not as_json:
-                _show_part(part)
+                _show_part(found)
         report = _report(entry, parts, sorted(driver.capabilities) if words is None else words)
+        # A test environment brings options of its own; those of the settings are then not used.
+        report |= {"environment": environment, "options": {} if environment else _options(settings, entry, driver)}
         _record(settings, entry, report)
         if as_json:
             show_json("micro.verification/1", {**report, "parts": parts})
@@ -67,20 +73,29 @@ def verify_plugin(
     guarded(body, as_json=as_json)
 
 
+def counted(counts: Mapping[str, int]) -> str:
+    """`12 passed, 0 failed, 3 skipped`."""
+    return ", ".join(f"{counts[outcome]} {outcome}" for outcome in _MARKS)
+
+
 def recorded(settings: Settings, entry: Entry) -> dict[str, Any] | None:
     """What the last `verify` of this very version said, without its parts; None when there is nothing."""
     try:
         found = json.loads(_place(settings, entry).read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"result", "totals", "at"} <= found.keys() else None
+    return (
+        found
+        if isinstance(found, dict) and {"result", "totals", "at", "environment", "options"} <= found.keys()
+        else None
+    )
 
 
 # ---------------------------------------------------------------------------------- the run
 
 
 def _run(request: Mapping[str, Any], timeout_s: float) -> Iterator[dict[str, Any]]:
-    """The parts, as they end. Raises ConfigError when the kit did not run at all, DeadlineExceeded."""
+    """With what is tested, and the parts, as they end. Raises ConfigError when the kit did not run at all, DeadlineExceeded."""
     with tempfile.TemporaryFile("w+") as said:
         child = subprocess.Popen(
             [sys.executable, "-m", "micro_core.testing"],
@@ -109,6 +124,8 @@ def _run(request: Mapping[str, Any], timeout_s: float) -> Iterator[dict[str, Any
                 found = _parsed(line)
                 if "part" in found:
                     count += 1
+                    yield found
+                elif "environment" in found:
                     yield found
                 elif "end" in found:
                     end = found
@@ -141,8 +158,8 @@ def _parsed(line: str) -> dict[str, Any]:
 
 
 def _report(entry: Entry, parts: Sequence[Mapping[str, Any]], capabilities: Sequence[str]) -> dict[str, Any]:
-    groups: dict[str, dict[str, int]] = {}
     totals = {"passed": 0, "failed": 0, "skipped": 0}
+    groups = {group: dict(totals) for group in ("required", "faults", *capabilities)}
     for part in parts:
         for counts in (totals, groups.setdefault(part["group"], dict.fromkeys(totals, 0))):
             counts[part["outcome"]] += 1
@@ -158,6 +175,13 @@ def _report(entry: Entry, parts: Sequence[Mapping[str, Any]], capabilities: Sequ
     }
 
 
+def _options(settings: Settings, entry: Entry, driver: Driver[Any]) -> dict[str, Any]:
+    """The options that were set, for people: secrets are masked."""
+    values = settings.plugin_values(*entry.words)
+    options: Any = build_options(driver.options, values, entry.name)
+    return {key: shown(driver.options, key, getattr(options, key), said) for key, said in values.items()}
+
+
 def _show_part(part: Mapping[str, Any]) -> None:
     mark, colour = _MARKS[part["outcome"]]
     title = part["part"].removeprefix("test_").replace("_", " ") + (f" [{part['case']}]" if part["case"] else "")
@@ -170,8 +194,7 @@ def _show_part(part: Mapping[str, Any]) -> None:
 def _show_totals(report: Mapping[str, Any]) -> None:
     typer.echo("")
     for group, counts in report["groups"].items():
-        said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-        typer.echo(f"{group}: {said}")
+        typer.echo(f"{group}: {counted(counts)}")
     typer.echo(f"{report['name']} {report['version']}: {report['result']}")
 
 

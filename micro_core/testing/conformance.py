@@ -39,8 +39,8 @@ class Needs:
 
     @property
     def group(self) -> str:
-        """Where the report shows the part: required, faults, or the capability."""
-        return "faults" if self.faults else self.capability or "required"
+        """Where the report counts the part: the capability that demands it, else faults or required."""
+        return self.capability or ("faults" if self.faults else "required")
 
 
 def needs(*, capability: str = "", faults: tuple[str, ...] = ()) -> Callable[[Part], Part]:

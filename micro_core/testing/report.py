@@ -25,7 +25,7 @@ class PartResult:
     case: str = ""
     """The parameters of this run, where a part runs with several."""
     group: str
-    """required, faults, or the capability that demands it."""
+    """The capability that demands it, else faults or required."""
     outcome: str = PASSED
     reason: str = ""
     duration_s: float = 0.0

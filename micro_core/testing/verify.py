@@ -104,6 +104,7 @@ def run(request: Mapping[str, Any], out: TextIO) -> None:
     assert entry.role is not None
     settings = load_settings(sets=request["sets"], config=request["config"])
     offered = "" if request["sets"] else offered_by(entry)
+    out.write(json.dumps({"environment": offered}) + "\n")
     module, _, class_name = offered.partition(":")
     with tempfile.TemporaryDirectory(prefix="micro-verify-") as directory:
         if offered:

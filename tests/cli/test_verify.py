@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from typing import Any
 
 import pytest
@@ -63,9 +64,10 @@ def test_a_built_in_driver_is_verified_and_the_result_is_shown_by_info(process: 
     assert "skipped  routes are back after a restart" in done.stdout
     assert "the driver does not declare 'persistent'" in done.stdout
     assert done.stdout.splitlines()[-1] == "table:memory 0.1.0: passed"
+    assert "\nfaults: 0 passed, 0 failed, 0 skipped\n" in done.stdout
+    assert "\npersistent: 0 passed, 0 failed, 1 skipped\n" in done.stdout
     info = process("plugin", "info", "table:memory").stdout
-    assert "kit: passed at 20" in info
-    assert "1 skipped" in info
+    assert re.search(r"kit: passed at 20\S+ \(\d+ passed, 0 failed, 1 skipped\), run with its defaults", info), info
     assert (
         "kit: no result for this version; micro plugin verify tunnel:memory"
         in process("plugin", "info", "tunnel:memory").stdout
@@ -88,8 +90,11 @@ def test_a_driver_that_breaks_a_promise_fails_by_its_part_and_clause(process: An
 
 
 def test_options_that_are_given_are_the_driver_s(process: Any, install: Any) -> None:
-    done = process("plugin", "verify", "acme", "--set", "acme.url=tcp://x", site=installed(install))
+    site = installed(install)
+    done = process("plugin", "verify", "acme", "--set", "acme.url=tcp://me:word@x", site=site)
     assert done.returncode == 0, done.stdout
+    info = process("plugin", "info", "acme", site=site).stdout
+    assert "0 failed, 1 skipped), run with url=tcp://me:***@x, without faults" in info
 
 
 def test_what_the_author_offers_is_run_with_its_fixtures_and_exceptions(process: Any, install: Any) -> None:
@@ -103,6 +108,15 @@ def test_what_the_author_offers_is_run_with_its_fixtures_and_exceptions(process:
     assert {part["kit"] for part in report["parts"]} == {"TestAcme"}
     (exception,) = [part for part in report["parts"] if part["reason"] == "Acme lists as it likes"]
     assert exception["outcome"] == "skipped"
+    assert "run with acme_conformance:TestAcme" in process("plugin", "info", "acme", site=site).stdout
+
+
+def test_a_declared_capability_is_counted_also_where_its_parts_need_faults(process: Any) -> None:
+    report = json.loads(
+        process("plugin", "verify", "registry:local", "--capabilities", "persistent,x-own", "--json").stdout
+    )
+    assert report["groups"]["persistent"]["skipped"] + report["groups"]["persistent"]["passed"] == 1
+    assert report["groups"]["x-own"] == {"passed": 0, "failed": 0, "skipped": 0}
 
 
 def test_capabilities_can_be_demanded(process: Any) -> None:
