@@ -16,8 +16,8 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     ),
     "What core lends": (
         (
-            "The second argument of `create`. Time, chance, the log and the counters come from here, so that a driver can be "
-            "tested, and run in the lab on virtual time."
+            "The second argument of `create`. Time, chance, the log and the counters come from here, so that "
+            "a test can hand in its own."
         ),
         {"driver.py": ("DriverContext", "Counters", "CountersInMemory"), "clock.py": ("Clock", "Random")},
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from typing import Any
 
@@ -111,6 +113,13 @@ def _hearer(heard: list[tuple[str, Any]], name: str) -> Any:
         heard.append((name, message["id"]))
 
     return hear
+
+
+async def test_what_would_go_into_a_thread_runs_at_once_in_the_loop(micro_net: Lab) -> None:
+    await micro_net.line(1)
+    before = micro_net.now
+    assert await asyncio.to_thread(threading.get_ident) == threading.get_ident()
+    assert micro_net.now == before
 
 
 async def test_what_does_not_converge_says_what_is_missing_and_the_seed(micro_net: Lab) -> None:
