@@ -74,14 +74,22 @@ class ShareRegistry:
         return self._watches.open(service, self._standing.values())
 
     async def _poll(self) -> None:
+        is_away = False
         while self._store is not None:
             await asyncio.sleep(self._options.poll_s)
+            was_away = is_away
             try:
                 await self._refresh(self._store)
+                is_away = False
             except Unreachable as error:
                 # Watchers keep what they know: a back end that is away says nothing about the services.
+                is_away = True
                 self._context.counters.add("share_registry_polls_failed")
-                self._context.logger.warning("the back end is away", extra={"reason": str(error)})
+                if not was_away:
+                    # Once: an outage may last, and every look at it would be a line.
+                    self._context.logger.warning("the back end is away", extra={"reason": str(error)})
+            if was_away and not is_away:
+                self._context.logger.warning("the back end is back")
 
     async def _refresh(self, store: Store) -> None:
         """Read everything, and tell watchers what is different. One at a time, so that events stay in order."""
