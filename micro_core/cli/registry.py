@@ -22,12 +22,15 @@ def list_services(common: Common, as_json: bool) -> None:
             async with client_of(settings) as client:
                 found = (await client.call(NETWORK_SERVICE, "Network.Services"))["services"]
             rows = [{"service": e["service"], "instances": e["routes"], "sites": e["sites"]} for e in found]
+            nothing = f"no services yet; asked: {settings.node.proxy}"
         else:
             runtime = await build_runtime(settings)
             try:
                 instances = await runtime.registry.instances()
             finally:
                 await runtime.close()
+            asked = ", ".join(runtime.registries)
+            nothing = f"no services yet; asked: {asked}; --plugins names other registries; see: micro new service NAME"
             names = sorted({instance.service for instance in instances})
             rows = [
                 {
@@ -41,7 +44,7 @@ def list_services(common: Common, as_json: bool) -> None:
             show_json("micro.services/1", {"services": rows})
         else:
             cells = [[row["service"], row["instances"], row["sites"]] for row in rows]
-            show_table(["service", "instances", "sites"], cells, "no services yet; see: micro new service NAME")
+            show_table(["service", "instances", "sites"], cells, nothing)
 
     run_command(work, as_json=as_json)
 

@@ -50,6 +50,8 @@ class Runtime:
     context: DriverContext
     registry: Registry
     transport: Transport
+    registries: tuple[str, ...] = ()
+    """What `registry` asks, as people name it: `registry:local`."""
     broker: Broker | None = None
     hooks: Hooks = field(default_factory=Hooks)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -91,9 +93,8 @@ async def build_runtime(settings: Settings | None = None, *, catalog: Catalog | 
         [build(catalog, settings, entry, context) for entry in drivers_of(catalog, settings, Role.TRANSPORT)]
     )
     context = replace(context, transport=transport)
-    registries: list[Registry] = [
-        build(catalog, settings, entry, context) for entry in drivers_of(catalog, settings, Role.REGISTRY)
-    ]
+    entries = drivers_of(catalog, settings, Role.REGISTRY)
+    registries: list[Registry] = [build(catalog, settings, entry, context) for entry in entries]
     registry = registries[0] if len(registries) == 1 else JoinedRegistry(registries, context.counters)
     context = replace(context, registry=registry)
     hooks = build_hooks(catalog, settings, context)
@@ -108,6 +109,7 @@ async def build_runtime(settings: Settings | None = None, *, catalog: Catalog | 
         catalog=catalog,
         context=context,
         registry=registry,
+        registries=tuple(entry.qualified for entry in entries),
         transport=transport,
         hooks=hooks,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from micro_core.rpc.caller import CallFailed, UnaryCall
@@ -62,6 +63,7 @@ class Dispatcher:
         *,
         at: str,
         proxy: str,
+        asked: Sequence[str] = (),
         view: RegistryView,
         pool: Pool,
         selector: Selector,
@@ -72,6 +74,8 @@ class Dispatcher:
         self.proxy = proxy
         self._at = at
         self._view = view
+        # Who forgot to name a plugin sees that another registry was asked.
+        self._asked = f" (asked: {', '.join(asked)})" if asked else ""
         self._pool = pool
         self._selector = selector
         self._clock = clock
@@ -185,14 +189,15 @@ class Dispatcher:
             return found
         if self.proxy:
             raise ServiceNotFound(
-                f"no node {service} in the registry of this site",
+                f"no node {service} in the registry of this site{self._asked}",
                 at=self._at,
                 hint="start one with `micro run`, or unset MICRO_PROXY",
             )
         raise ServiceNotFound(
-            f"no instance of {service} in the registry of this site",
+            f"no instance of {service} in the registry of this site{self._asked}",
             at=self._at,
-            hint=f"is it on another site? MICRO_PROXY={NETWORK_SERVICE} calls through this site's node",
+            hint=f"is it in another registry? --plugins or MICRO_PLUGINS names it. Is it on another site? "
+            f"MICRO_PROXY={NETWORK_SERVICE} calls through this site's node",
         )
 
     def _standing(self, to: str) -> Connection | None:

@@ -188,6 +188,11 @@ def test_broken_hooks_stop_those_who_named_them_and_nobody_else(process: Any, in
     assert "error: plugin hooks:bad is broken" in named.stderr
 
 
+def test_where_there_are_no_services_the_registries_that_were_asked_are_named(process: Any) -> None:
+    assert "no services yet; asked: registry:local; --plugins names other" in process("services").stderr
+    assert "asked: registry:memory;" in process("services", "--plugins", "registry:memory").stderr
+
+
 def test_the_script_is_declared() -> None:
     (script,) = [point for point in importlib.metadata.entry_points(group="console_scripts") if point.name == "micro"]
     assert script.value == "micro_core.cli.main:main"

@@ -383,3 +383,5 @@ def test_without_a_proxy_only_the_site_is_called_and_the_way_out_is_told(place: 
     done = place.micro("call", "kinds", "Do.Move", "x=1", proxy="")
     assert done.exit_code == 4
     assert "MICRO_PROXY=go.micro.network" in done.stderr
+    assert "(asked: registry:local)" in done.stderr
+    assert "--plugins" in done.stderr

@@ -42,8 +42,12 @@ async def test_a_service_and_a_client_of_one_site_find_each_other_without_a_word
         assert await service.client.call("go.micro.srv.greeter", "Say.Hello", "me") == "Hello me"
     await service.stop()
     async with Client() as client:
-        with pytest.raises(ServiceNotFound):
+        with pytest.raises(ServiceNotFound) as caught:
             await client.call("go.micro.srv.greeter", "Say.Hello", "John")
+    assert caught.value.detail == (
+        "no instance of go.micro.srv.greeter in the registry of this site (asked: registry:local)"
+    )
+    assert "--plugins or MICRO_PLUGINS names it" in caught.value.hint
 
 
 async def test_services_of_another_site_are_not_seen() -> None:
