@@ -19,6 +19,7 @@ from typing import Any
 
 from micro_core.config import Settings, build_options, load_settings
 from micro_core.config.settings import NODE_OPTIONS, NodeSettings
+from micro_core.config.sources import key_of, variable_of
 from micro_core.config.toml_lines import lines_of_keys
 from micro_core.config.values import Rank, Value, read_text
 from micro_core.plugins import Catalog
@@ -42,7 +43,9 @@ class NodeTable(NodeSettings):
     """[nodes.NAME]: everything that [node] may say, and how it is run. `name` and `site` are NAME by default."""
 
     parts: tuple[str, ...] = option((), "Run it as these processes: registry, broker, tunnel, router, proxy.")
-    set: tuple[str, ...] = option((), 'Settings of its plugins, as in "quic.port=8085".')
+    set: tuple[str, ...] = option(
+        (), 'Settings of plugins, for it and the services of its site, as in "quic.port=8085".'
+    )
     restart: bool = option(False, "Start it again when it ends by itself.")
 
 
@@ -138,6 +141,7 @@ class _File:
                 at=self._place("nodes", name),
                 hint='plugins = ["registry:service", ...]',
             )
+        environment |= _variables(entry.set)
         sets = tuple(word for text in entry.set for word in ("--set", text))
         parts = [part for part in PARTS if part in entry.parts] or ["run"]
         return settings, [
@@ -198,7 +202,9 @@ class _File:
         environment = dict(self._base)
         if node is not None:
             shared = ("MICRO_NETWORK", "MICRO_STATE_DIR", "MICRO_PLUGINS", "MICRO_BLOCK", "MICRO_LOG", "MICRO_LEASE")
-            environment |= {key: node.environment[key] for key in shared if key in node.environment}
+            environment |= {
+                key: value for key, value in node.environment.items() if key in shared or _is_of_a_plugin(key)
+            }
         if node is not None or entry.site:
             environment["MICRO_SITE"] = entry.site or (node.site if node is not None else "")
         if entry.proxy and node is not None:
@@ -311,3 +317,18 @@ def _as_text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _variables(sets: Sequence[str]) -> dict[str, str]:
+    """What `set` says of plugins, as variables: a service's command takes no --set."""
+    found = {}
+    for text in sets:
+        name, _, value = text.partition("=")
+        match key_of(name):
+            case str() as word, key:
+                found[variable_of(word, key)] = value
+    return found
+
+
+def _is_of_a_plugin(variable: str) -> bool:
+    return variable.startswith("MICRO_") and "__" in variable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,11 @@ def key_of(text: str) -> Key | None:
         return (None, option) if option else None
     word = table.removeprefix("plugins.")
     return (word, option) if word and option else None
+
+
+def variable_of(word: str, option: str) -> str:
+    """The variable that says what `word.option` says: MICRO_QUIC__PORT, MICRO_REGISTRY__REDIS__URL."""
+    return PREFIX + re.sub("[-.]", "_", f"{word}__{option}".replace(":", "__")).upper()
 
 
 def from_flags(flags: Mapping[str, object], environ: Mapping[str, str]) -> dict[Key, Value]:

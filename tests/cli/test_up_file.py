@@ -52,6 +52,21 @@ def test_a_service_of_the_only_site_need_not_name_it_and_has_what_its_node_has(r
     assert (settings.node.site, settings.node.network, settings.node.proxy) == ("eu", "my.net", "go.micro.network")
 
 
+def test_what_a_node_sets_of_plugins_reaches_the_services_of_its_site_and_no_others(read: Read) -> None:
+    sets = 'set = ["local.poll_s=0.5", "registry:local.check_owner=false", "node.lease=7"]\n'
+    us = '[nodes.us]\nlisten = "none"\n[services.other]\ncommand = "python other.py"\nsite = "us"\n'
+    own = 'site = "eu"\nenv = { MICRO_LOCAL__POLL_S = "2" }\n'
+    node, _, other, greeter, late = read(
+        EU + sets + us + GREETER + 'site = "eu"\n' + GREETER.replace("er]", "er2]") + own
+    )
+    assert node.command[-6:-4] == ("--set", "local.poll_s=0.5")
+    found = load_settings(environ=greeter.environment).plugin_values("local", "registry:local")
+    assert {key: value.raw for key, value in found.items()} == {"poll_s": "0.5", "check_owner": "false"}
+    assert late.environment["MICRO_LOCAL__POLL_S"] == "2", "what a service says itself counts more"
+    assert "MICRO_LOCAL__POLL_S" not in other.environment
+    assert "MICRO_LEASE" not in greeter.environment, "how the node runs is its own"
+
+
 def test_variables_of_the_shell_that_are_one_process_s_own_are_not_passed_on(read: Read) -> None:
     (node, service) = read(EU + GREETER, MICRO_SITE="us", MICRO_LISTEN=":1", MICRO_PROXY="x", MICRO_LOG="debug")
     assert node.environment["MICRO_SITE"] == service.environment["MICRO_SITE"] == "eu"
