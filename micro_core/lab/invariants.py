@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from micro_core.network.graph import RADIUS
 from micro_core.spec.names import INTEREST_PREFIX
 from micro_core.spec.table import LOCAL_LINK
 from micro_core.tunnel.ways import ALTERNATIVES
@@ -97,6 +98,25 @@ def disagreements(lab: Lab) -> list[str]:
                 wrong += [
                     f"{member.name} has a route to {name} at {at}, not there" for name in sorted(held[origin] - should)
                 ]
+    return wrong or unseen(lab)
+
+
+def unseen(lab: Lab) -> list[str]:
+    """Where a node's graph differs from what is there: who is within three hops, over the links that stand."""
+    alive = {member.id: member for member in lab.alive()}
+    peers = {
+        node_id: [link.peer for link in member.node.network.links() if link.peer in alive]
+        for node_id, member in alive.items()
+    }
+    wrong = []
+    for node_id, member in alive.items():
+        near, border = {node_id}, {node_id}
+        for _ in range(RADIUS):
+            border = {peer for here in border for peer in peers[here]} - near
+            near |= border
+        seen = {node.record.id for node in member.node.network.nodes()}
+        wrong += [f"{member.name} does not see {_name(lab, other)}" for other in sorted(near - seen)]
+        wrong += [f"{member.name} sees {_name(lab, other)}, not there" for other in sorted(seen - near)]
     return wrong
 
 

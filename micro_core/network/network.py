@@ -49,6 +49,9 @@ from micro_core.tunnel.ways import FIRST_CHOICE, NO_DRIVER
 RENEW_S = MAX_AGE_S / 3
 """Seconds between two renewals of the own record."""
 
+NEWS_S = 0.1
+"""How long news of a link waits for more of them, before all neighbours are told."""
+
 RESOLVE_TIMEOUT_S = 10.0
 """How long all resolvers together may take."""
 
@@ -161,6 +164,7 @@ class Network:
             return
         self._carry_out(self._peers.handle(LinkUp(link.peer, address, link.rtt_s), self._clock.now()))
         self._renew_own()
+        self._renew_at = self._clock.now() + NEWS_S
         self._tell_one(link.peer, Connect(record=self._graph.own))
         self._arm()
 

@@ -322,7 +322,8 @@ class TunnelHost:
             else:
                 standing.abort(replaced)
         self._links[link.peer_id] = link
-        asyncio.get_running_loop().call_soon(self._announce_up, link, has_moved)
+        # At once: what the peer has sent behind its proof is read next, by those who are told of the link here.
+        self._announce_up(link, has_moved)
         return True
 
     def link_ended(self, link: LinkPeer, error: MicroError) -> None:
@@ -396,8 +397,6 @@ class TunnelHost:
         return new.peer.incarnation == old.peer.incarnation and new.link.driver != old.link.driver
 
     def _announce_up(self, link: LinkPeer, has_moved: bool) -> None:
-        if link.error is not None:
-            return
         for channel in self._receiving:
             link.listen(channel)
         info = link.info()

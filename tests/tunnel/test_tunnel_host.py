@@ -381,3 +381,58 @@ async def test_closing_leaves_no_task_behind(nodes: Nodes) -> None:
     await b.close()
     await asyncio.sleep(0)
     assert asyncio.all_tasks() <= before
+
+
+class Joined:
+    """In place of a link's receiver: what follows the greeting is handed over later, in one piece a lane."""
+
+    def __init__(self, receiver: Any) -> None:
+        self.receiver = receiver
+        self.has_greeted = False
+        self.waiting: dict[int, bytes] = {}
+
+    def data_received(self, lane: int, data: bytes) -> None:
+        if not self.has_greeted:
+            self.has_greeted = True
+            self.receiver.data_received(lane, data)
+            return
+        if not self.waiting:
+            asyncio.get_running_loop().call_later(0.01, self.hand_over)
+        self.waiting[lane] = self.waiting.get(lane, b"") + data
+
+    def hand_over(self) -> None:
+        waiting, self.waiting = self.waiting, {}
+        for lane, data in waiting.items():
+            self.receiver.data_received(lane, data)
+
+    def lane_writable(self, lane: int) -> None:
+        self.receiver.lane_writable(lane)
+
+    def link_lost(self, error: MicroError) -> None:
+        self.receiver.link_lost(error)
+
+
+async def test_a_link_is_told_before_anything_that_comes_right_behind_the_proof(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = MemoryTunnel.listen
+
+    async def listen(driver: MemoryTunnel, address: str, accept: Callable[[Any], None]) -> Any:
+        def joining(link: Any) -> None:
+            start = link.start
+            monkeypatch.setattr(link, "start", lambda receiver: start(Joined(receiver)))
+            accept(link)
+
+        return await plain(driver, address, joining)
+
+    monkeypatch.setattr(MemoryTunnel, "listen", listen)
+    a, b = await nodes.node("a"), await nodes.node("b")
+    heard: list[str] = []
+    sessions: list[Reader] = []
+    # Who dials is done first, and may go on at once.
+    a.on_link_up(lambda link: sessions.append(Reader(a.dial("first", peer=link.peer))))
+    b.on_link_up(lambda link: heard.append("link"))
+    b.listen("first", lambda session: heard.append("session"))
+    await a.link_to("memory://b")
+    await until(lambda: len(heard) == 2)
+    assert heard == ["link", "session"]

@@ -1,0 +1,54 @@
+"""The graph of nodes, as it becomes known: nobody waits for a renewal to see who has come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from micro_core.lab import loop
+from micro_core.lab.net import Lab
+from micro_core.network.network import RENEW_S
+
+SOON_S = 2.0
+"""Far less than the time after which every node says again what it has said."""
+
+
+def on_virtual_time(run: Callable[[Lab], object]) -> None:
+    async def main() -> None:
+        lab = Lab(1)
+        await run(lab)  # type: ignore[misc]
+        await lab.close()
+
+    loop.run(main())
+
+
+def test_who_links_to_a_neighbour_is_seen_soon() -> None:
+    async def run(lab: Lab) -> None:
+        a = await lab.add("a")
+        await lab.add("b", links=[a])
+        await lab.converged()
+        await lab.add("c", links=["b"])
+        await lab.converged(SOON_S)
+        assert [node.record.name for node in a.node.network.nodes()] == ["a", "b", "c"]
+
+    assert SOON_S < RENEW_S / 10
+    on_virtual_time(run)
+
+
+def test_a_link_between_two_that_stand_joins_their_graphs_soon() -> None:
+    async def run(lab: Lab) -> None:
+        a = await lab.add("a")
+        b = await lab.add("b", links=[a])
+        d = await lab.add("d")
+        c = await lab.add("c", links=[d])
+        await lab.converged()
+        await lab.link(b, c)
+        await lab.pass_time(0.5)
+        await lab.converged(SOON_S)
+        assert [(node.record.name, node.hops) for node in a.node.network.nodes()] == [
+            ("a", 0),
+            ("b", 1),
+            ("c", 2),
+            ("d", 3),
+        ]
+
+    on_virtual_time(run)
