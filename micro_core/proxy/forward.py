@@ -28,6 +28,10 @@ GATEWAY_KEY = "micro-gateway"
 """Metadata that restricts a call to routes through this next hop (a node id)."""
 
 
+CACHED_ELAPSED_MS = 16
+"""Time spent at this hop for which headers are remembered: a busy node takes a millisecond or two."""
+
+
 def check_may_pass(header: CallHeader, node_id: str, *, at: str) -> MicroError | None:
     """Why this node must not forward the call at all, or None.
 
@@ -87,12 +91,12 @@ def no_route(header: CallHeader, known: int, *, at: str) -> RouteNotFound:
 def onward_header(request: bytes, node_id: str, elapsed_ms: int) -> bytes:
     """The header for the next hop, made of the REQUEST's that came: one hop less, this router added to the path, the
     time that remains."""
-    if len(request) <= CACHED_HEADER_BYTES and elapsed_ms == 0:
-        return _known_onward(request, node_id)
+    if len(request) <= CACHED_HEADER_BYTES and elapsed_ms <= CACHED_ELAPSED_MS:
+        return _known_onward(request, node_id, elapsed_ms)
     return _onward(request, node_id, elapsed_ms)
 
 
-def _onward(request: bytes, node_id: str, elapsed_ms: int = 0) -> bytes:
+def _onward(request: bytes, node_id: str, elapsed_ms: int) -> bytes:
     header = decode_call_header(request)
     return encode_header(
         header._replace(

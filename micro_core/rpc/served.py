@@ -30,7 +30,7 @@ from micro_core.spec.errors import BadRequest, DeadlineExceeded, InternalError, 
 from micro_core.spec.registry import Endpoint
 from micro_core.wire import codec
 from micro_core.wire.frames import Frame
-from micro_core.wire.header import CallHeader, CallMode, ResponseHeader, encode_header
+from micro_core.wire.header import CallHeader, CallMode, ResponseHeader, encode_header, plain_response_header
 
 if TYPE_CHECKING:
     from micro_core.rpc.server import Server
@@ -267,7 +267,7 @@ class ServedCall:
                     is_first = False
                     content_type = self._content_type(value)
                     if content_type != self.header.content_type:
-                        header = encode_header(ResponseHeader(content_type))
+                        header = plain_response_header(content_type)
                 self._send(self.call.send_item(codec.encode(value, content_type), header))
                 header = b""
                 while not self.call.outgoing.is_empty:
@@ -285,7 +285,11 @@ class ServedCall:
         body = codec.encode(value, content_type)
         header = b""
         if metadata or content_type != codec.MSGPACK:
-            header = encode_header(ResponseHeader(content_type, metadata or {}))
+            header = (
+                encode_header(ResponseHeader(content_type, metadata))
+                if metadata
+                else plain_response_header(content_type)
+            )
         if self.connection.is_unread or len(body) >= self.call.outgoing.credit_bytes:
             self._hold(len(body))
         self._send(self.call.respond(header, body))

@@ -88,6 +88,12 @@ def encode_header(header: CallHeader | ResponseHeader | EventHeader) -> bytes:
     return encoded
 
 
+@functools.lru_cache(CACHED_HEADERS)
+def plain_response_header(content_type: str) -> bytes:
+    """The header of an answer without metadata, of which most are alike."""
+    return encode_header(ResponseHeader(content_type))
+
+
 def decode_call_header(data: bytes) -> CallHeader:
     """Read a REQUEST's header; raises Malformed naming the field. The metadata is read-only: headers are shared."""
     return _decode_known(data) if len(data) <= CACHED_HEADER_BYTES else _decode(data)
@@ -115,14 +121,21 @@ _decode_known = functools.lru_cache(CACHED_HEADERS)(_decode)
 
 
 def decode_response_header(data: bytes) -> ResponseHeader:
-    """Read a RESPONSE's header (empty means defaults); raises Malformed."""
+    """Read a RESPONSE's header (empty means defaults); raises Malformed. The metadata is read-only: headers are shared."""
     if not data:
         return _PLAIN_RESPONSE
+    return _decode_known_response(data) if len(data) <= CACHED_HEADER_BYTES else _decode_response(data)
+
+
+def _decode_response(data: bytes) -> ResponseHeader:
     fields = _array(data, 1, "response header")
     return ResponseHeader(
         _text(fields[0], "content type", 100),
         _metadata(fields[1]) if len(fields) > 1 else _NO_METADATA,
     )
+
+
+_decode_known_response = functools.lru_cache(CACHED_HEADERS)(_decode_response)
 
 
 def decode_event_header(data: bytes) -> EventHeader:
