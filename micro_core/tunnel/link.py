@@ -49,9 +49,6 @@ LANE_ROOM_BYTES = {
 }
 """What a driver may have buffered of a lane before more is handed to it: little, so that order can still be changed."""
 
-EAGER_BYTES = 2_048
-"""Queued bytes that are handed to the driver without waiting for the end of the turn, so that the far end can begin."""
-
 SINGLE_LANE_ROOM_BYTES = {
     Priority.CONTROL: 128 * 1024,
     Priority.CALLS: 96 * 1024,
@@ -194,10 +191,8 @@ class LinkPeer:
 
     def write(self, mux_session: MuxSession, data: bytes) -> bool:
         has_room = self._mux.write(mux_session, data)
-        if self._mux.queued(mux_session.priority) >= EAGER_BYTES and self.error is None:
-            self._flush()
-        else:
-            self._schedule_flush()
+        # At once: whoever writes has gathered what there was in its turn, and so does the driver once more.
+        self._flush()
         return has_room
 
     def consumed(self, mux_session: MuxSession, count: int) -> None:
