@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import msgpack
@@ -134,13 +135,14 @@ def _entry(fields: object) -> Announce | Withdraw:
 def _service(name: str) -> str:
     if name != ANY_SERVICE:
         check_service_name(name.removeprefix(INTEREST_PREFIX))
-    return name
+    return sys.intern(name)
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str) or len(value) > 253:
         raise Malformed("routing message: not a text of at most 253 characters")
-    return value
+    # Thousands of routes name the same few texts: one object for all of them, which goes with the last.
+    return sys.intern(value)
 
 
 def _count(value: int) -> int:
