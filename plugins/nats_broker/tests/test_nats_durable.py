@@ -12,6 +12,9 @@ import pytest
 
 from micro_core.spec import ConfigError, Message, OptionError, Overloaded, TooLarge, Unreachable
 
+STILL_S = 10.0
+"""How long a server stands still: longer than everything that gives it up."""
+
 PATIENCE_S = 15.0
 DURABLE: dict[str, Any] = {
     "durable": True,
@@ -369,6 +372,7 @@ async def test_a_server_that_stands_still_loses_nothing(site: Any, server: Calla
     one.pause()
     with pytest.raises(Unreachable):
         await broker.publish("orders", message)
+    await asyncio.sleep(STILL_S)
     one.resume()
     await site.until_connected(broker)
     await broker.publish("orders", message)

@@ -13,6 +13,7 @@ import pytest
 from micro_core.spec import LinkLost, MicroError, Unreachable
 
 PATIENCE_S = 15.0
+STILL_S = 10.0
 
 
 async def test_subscriptions_stand_again_after_the_server_was_killed(site: Any, server: Callable[..., Any]) -> None:
@@ -96,6 +97,7 @@ async def test_a_server_that_stands_still_is_given_up_and_found_again(site: Any,
     await site.until(lambda: isinstance(broker._connection._failure, Unreachable))
     with pytest.raises(Unreachable):
         await broker.publish("orders", site.message(2))
+    await asyncio.sleep(STILL_S)
     one.resume()
     await site.until_connected(broker)
     await site.until_connected(quiet)

@@ -15,7 +15,7 @@ from micro_core.spec import Instance, Overloaded, Unreachable
 if TYPE_CHECKING:
     from plugins.redis_registry.tests.conftest import MakeRelay, MakeServer, Open, Opened, RedisServer, Watch
 
-STILL_S = 6.0
+STILL_S = 10.0
 """How long the server stands still in the longest test: several times `timeout_s`, and most of a lease."""
 ROOT = "micro:{go.micro/eu}:"
 MakeInstance = Callable[..., Instance]
