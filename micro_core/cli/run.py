@@ -32,8 +32,19 @@ async def _run(settings: Settings) -> None:
     from micro_core.node.assembly import assemble
 
     node = assemble(settings)
-    node.network.on_event(say)
-    await until_stopped(node.start, node.stop, lambda: _introduce(node))
+    early: list[str] = []
+    tell = early.append
+
+    def introduce() -> None:
+        nonlocal tell
+        _introduce(node)
+        tell = say
+        for sentence in early:
+            say(sentence)
+
+    # Who is dialled may answer before this node has said who it is.
+    node.network.on_event(lambda sentence: tell(sentence))
+    await until_stopped(node.start, node.stop, introduce)
 
 
 def _introduce(node: Node) -> None:
