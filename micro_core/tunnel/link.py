@@ -1,4 +1,4 @@
-"""One link: a driver's lanes, the handshake, then the mux. A shell: bytes in, callbacks out, one flush a loop turn."""
+"""One link: a driver's lanes, the handshake, then the mux. A shell: bytes in, callbacks out; answers leave once a turn."""
 
 from __future__ import annotations
 

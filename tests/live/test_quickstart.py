@@ -58,6 +58,8 @@ class Reader:
             if not name.startswith("MICRO_") and name not in ("VIRTUAL_ENV", "PYTHONPATH")
         }
         self.environment.update(MICRO_STATE_DIR=str(directory / "state"), PYTHONUNBUFFERED="1")
+        # Most of what pip would compile is never imported here.
+        self.environment.update(PIP_NO_COMPILE="1", PIP_DISABLE_PIP_VERSION_CHECK="1")
         self.background: list[subprocess.Popen[str]] = []
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
