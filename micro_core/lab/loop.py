@@ -23,11 +23,15 @@ EPOCH = 1_700_000_000.0
 
 
 class Stuck(RuntimeError):
-    """Everybody waits, and no timer will ever wake anybody."""
+    """Everybody waits and no timer will ever wake anybody, or somebody is busy and time never moves."""
 
 
 FORGET_FROM = 1_000
 """Cancelled timers that may wait in the heap before they are taken out, where they are more than half of it."""
+
+
+MOST_TURNS_AT_A_MOMENT = 200_000
+"""Turns without any time passing after which nobody hopes for more: some timer is set for now, again and again."""
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -46,6 +50,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._timers_set = 0
         self._timers_cancelled = 0
+        self._turns_at_this_moment = 0
 
     def time(self) -> float:
         return self._now
@@ -81,8 +86,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def _run_once(self) -> None:
         """One turn: all that is ready now. Where that is nothing, time jumps to the next timer."""
         following = self._next_timer()
+        self._turns_at_this_moment += 1
+        if self._turns_at_this_moment > MOST_TURNS_AT_A_MOMENT:
+            raise Stuck(f"time stands still at {self._now:.6f} s: something is done again and again at this moment")
         if following is not None and not self._ready and not self._stopping:
-            self._now = max(self._now, following[0])
+            if following[0] > self._now:
+                self._now = following[0]
+                self._turns_at_this_moment = 0
         elif following is None and not self._ready and not self._stopping:
             raise Stuck("everybody waits, and no timer will ever wake anybody")
         while following is not None and following[0] <= self._now:

@@ -232,6 +232,7 @@ def tested(mutant: Mutant, place: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="mutants whose rule contains this")
+    parser.add_argument("--first", type=int, default=1, help="the number of the mutant to begin with")
     chosen = parser.parse_args()
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="micro-mutants-") as made:
@@ -240,7 +241,7 @@ def main() -> int:
             shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "conftest.py", "README.md"):
             shutil.copy(ROOT / name, place / name)
-        for mutant in MUTANTS:
+        for mutant in MUTANTS[chosen.first - 1 :]:
             if chosen.only not in mutant.rule:
                 continue
             caught_by = tested(mutant, place)
