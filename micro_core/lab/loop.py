@@ -88,6 +88,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         following = self._next_timer()
         self._turns_at_this_moment += 1
         if self._turns_at_this_moment > MOST_TURNS_AT_A_MOMENT:
+            # What is cancelled now may take its own turns.
+            self._turns_at_this_moment = 0
             raise Stuck(f"time stands still at {self._now:.6f} s: something is done again and again at this moment")
         if following is not None and not self._ready and not self._stopping:
             if following[0] > self._now:
