@@ -44,6 +44,8 @@ class Graph:
     def __init__(self, own: NodeRecord) -> None:
         self.own = own
         self._held: dict[str, _Held] = {}
+        self._untold: dict[str, None] = {}
+        """Nodes whose record the neighbours have not been told: it is new, or was out of reach so far."""
         self._distances: dict[str, int] | None = None
         """As they were found last; None when links have changed since."""
 
@@ -53,11 +55,10 @@ class Graph:
         self.own = record
 
     def receive(self, records: tuple[NodeRecord, ...], now: float) -> list[NodeRecord]:
-        """Take records in; return those that were news and are to be told to the other neighbours.
+        """Take records in; return what is to be told to the other neighbours now: see `news`.
 
         Own id, older versions and records past their age are no news.
         """
-        news: list[NodeRecord] = []
         for record in records:
             if record.id == self.own.id or record.age_s >= MAX_AGE_S:
                 continue
@@ -69,9 +70,22 @@ class Graph:
             if held is None or held.record.neighbours != record.neighbours:
                 self._distances = None
             self._held[record.id] = _Held(record, now - record.age_s)
-            news.append(record)
+            self._untold[record.id] = None
+        return self.news()
+
+    def news(self) -> list[NodeRecord]:
+        """The records within reach that the neighbours have not been told; each is returned once.
+
+        A record may come before the one that leads to it, and a new link brings nearer what was too far: what is out of
+        reach waits here.
+        """
+        if not self._untold:
+            return []
         distances = self.distances()
-        return [record for record in news if distances.get(record.id, RADIUS) < RADIUS]
+        near = [node_id for node_id in self._untold if distances.get(node_id, RADIUS) < RADIUS]
+        for node_id in near:
+            del self._untold[node_id]
+        return [self._held[node_id].record for node_id in near]
 
     def is_news(self, node_id: str, version: tuple[int, int]) -> bool:
         """Whether a record of this version would change anything: most copies come late, by other ways."""
@@ -84,6 +98,7 @@ class Graph:
         if held is None or held.record.incarnation > incarnation:
             return False
         del self._held[node_id]
+        self._untold.pop(node_id, None)
         self._distances = None
         return True
 
@@ -97,6 +112,7 @@ class Graph:
         ]
         for node_id in gone:
             del self._held[node_id]
+            self._untold.pop(node_id, None)
             self._distances = None
         return gone
 

@@ -312,6 +312,7 @@ class Network:
         if now >= self._renew_at:
             self._renew_own()
             self._tell(Peer(records=(self._graph.own,)))
+            self._spread(self._graph.news(), now, but="")
         wake_at = self._peers.wake_at
         if wake_at is not None and now >= wake_at:
             self._carry_out(self._peers.wake(now))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from micro_core.lab import loop
 from micro_core.lab.net import Lab
+from micro_core.lab.wires import Conditions
 from micro_core.network.network import RENEW_S
 
 SOON_S = 2.0
@@ -52,3 +55,14 @@ def test_a_link_between_two_that_stand_joins_their_graphs_soon() -> None:
         ]
 
     on_virtual_time(run)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_everybody_sees_all_within_three_hops_soon_after_a_large_start(seed: int) -> None:
+    async def main() -> None:
+        lab = Lab(seed, conditions=Conditions(delay_s=0.010, jitter_s=0.005, loss=0.01))
+        await lab.random_graph(30)
+        await lab.converged(SOON_S)
+        await lab.close()
+
+    loop.run(main())

@@ -135,13 +135,29 @@ def test_every_graph_within_reach_is_learned_by_flooding(seed: int) -> None:
         (n, to, (graphs[n].own,)) for n in range(size) for to in near[n]
     ]
     while pending:
-        sender, to, records = pending.pop(source.randrange(len(pending)))
+        _, to, records = pending.pop(source.randrange(len(pending)))
         news = graphs[to].receive(tuple(replace(entry) for entry in records), now=0.0)
         if news:
-            pending.extend((to, other, tuple(news)) for other in near[to] if other != sender)
+            pending.extend((to, other, tuple(news)) for other in near[to])
     for n in range(size):
         expected, ring = {n}, {n}
         for _ in range(3):
             ring = {other for member in ring for other in near[member]} - expected
             expected |= ring
-        assert {node.record.id for node in graphs[n].nodes(0.0)} >= {node_id(m) for m in expected if m in near[n]}
+        assert {node.record.id for node in graphs[n].nodes(0.0)} == {node_id(m) for m in expected}
+
+
+def test_a_record_that_comes_before_the_one_that_leads_to_it_is_told_on_when_that_comes() -> None:
+    graph = Graph(record(0, 1))
+    far, near = record(2, 1), record(1, 0, 2)
+    assert graph.receive((far,), now=0.0) == []
+    assert graph.receive((near,), now=0.0) == [far, near]
+    assert graph.receive((far, near), now=0.0) == graph.news() == []
+
+
+def test_what_a_new_link_brings_within_reach_is_told_on() -> None:
+    graph = Graph(record(0))
+    other = record(1, 2)
+    assert graph.receive((other,), now=0.0) == []
+    graph.set_own(record(0, 1, sequence=2))
+    assert graph.news() == [other]
