@@ -185,7 +185,9 @@ class Lab:
         await asyncio.sleep(seconds)
 
     async def converged(self, timeout_s: float = 60.0) -> float:
-        """Wait until every node that can reach another has exactly the right services; the seconds it took.
+        """Wait until every node that can reach another has exactly the right services, and its graph whom it should see.
+
+        Returns the seconds it took.
 
         Raises NotConverged.
         """
