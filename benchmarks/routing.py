@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import logging
 import random
 import statistics
@@ -192,14 +193,7 @@ def on_virtual_time(work: Coroutine[Any, Any, Any]) -> Any:
     return loop.run(work)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=200)
-    parser.add_argument("--quick", action="store_true", help="a tenth of everything")
-    chosen = parser.parse_args()
-    for name in ("micro", "micro_core"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    recycles, seeds = (RECYCLES // 10, max(2, chosen.seeds // 10)) if chosen.quick else (RECYCLES, chosen.seeds)
+def print_storm(recycles: int) -> None:
     flood = flood_of_the_original(50, recycles, random.Random(1))
     damped, wrong = on_virtual_time(storm(50, recycles, damping=True))
     undamped, wrong_undamped = on_virtual_time(storm(50, recycles, damping=False))
@@ -211,16 +205,46 @@ def main() -> None:
     print(
         f"  with damping                  {damped:>8}   {damped / flood:.1%}   wrong at the end: {wrong}   (target 5 %, 0)"
     )
+
+
+def print_convergence(seeds: int) -> None:
+    """Each seed is a run of its own, so there are as many at once as there are cores."""
     figures: dict[str, list[float]] = {}
-    for seed in range(seeds):
-        for what, seconds in on_virtual_time(convergence(seed, 50)).items():
-            figures.setdefault(what, []).append(seconds)
+    with concurrent.futures.ProcessPoolExecutor(initializer=be_quiet) as pool:
+        for found in pool.map(convergence_of, range(seeds)):
+            for what, seconds in found.items():
+                figures.setdefault(what, []).append(seconds)
     print(f"\nseconds until all of 50 nodes agree, 1 % loss, {seeds} seeds:")
     for what, values in figures.items():
         values.sort()
         p99 = values[min(len(values) - 1, int(len(values) * 0.99))]
-        print(f"  {what:<16} median {statistics.median(values):.2f}   p99 {p99:.2f}   most {values[-1]:.2f}")
-    tables()
+        print(
+            f"  {what:<16} median {statistics.median(values):.2f}   p99 {p99:.2f}   most {values[-1]:.2f}", flush=True
+        )
+
+
+def convergence_of(seed: int) -> dict[str, float]:
+    found: dict[str, float] = on_virtual_time(convergence(seed, 50))
+    return found
+
+
+def be_quiet() -> None:
+    for name in ("micro", "micro_core"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--quick", action="store_true", help="a tenth of everything")
+    parser.add_argument("--only", choices=("storm", "convergence", "tables"), help="one of the three")
+    chosen = parser.parse_args()
+    be_quiet()
+    recycles, seeds = (RECYCLES // 10, max(2, chosen.seeds // 10)) if chosen.quick else (RECYCLES, chosen.seeds)
+    parts = {"storm": lambda: print_storm(recycles), "convergence": lambda: print_convergence(seeds), "tables": tables}
+    for name, part in parts.items():
+        if chosen.only in (None, name):
+            part()
 
 
 if __name__ == "__main__":
