@@ -7,7 +7,7 @@
 2. Convergence after a service comes, goes, or a link dies: median and p99 over seeds, 50 nodes, 1 % loss.
 3. Tables: 100,000 routes: the best of a service, beside a plain dict; an advert of 1,000 events.
 
-    python benchmarks/routing.py [--seeds 200] [--quick]
+    python benchmarks/routing.py [--seeds 200] [--only storm|convergence|tables] [--quick]
 """
 
 from __future__ import annotations
