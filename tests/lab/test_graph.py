@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -15,10 +15,10 @@ SOON_S = 2.0
 """Far less than the time after which every node says again what it has said."""
 
 
-def on_virtual_time(run: Callable[[Lab], object]) -> None:
+def on_virtual_time(run: Callable[[Lab], Awaitable[None]]) -> None:
     async def main() -> None:
         lab = Lab(1)
-        await run(lab)  # type: ignore[misc]
+        await run(lab)
         await lab.close()
 
     loop.run(main())
