@@ -92,6 +92,11 @@ class Graph:
         held = self._held.get(node_id)
         return node_id != self.own.id and (held is None or version > held.record.version)
 
+    def is_arrival(self, record: NodeRecord) -> bool:
+        """Whether a record tells of a node, or a life of it, that was not known."""
+        held = self._held.get(record.id)
+        return held is None or record.incarnation > held.record.incarnation
+
     def forget(self, node_id: str, incarnation: int) -> bool:
         """Drop a node that said `close`; False when a later life of it is already known."""
         held = self._held.get(node_id)

@@ -220,7 +220,10 @@ class Network:
                     self._spread(self._graph.receive((record,), now), now, but=peer)
                 self._tell_one(peer, Peer(records=self._graph.records(now)))
             case Peer(records=records):
+                arrived = [record for record in records if self._graph.is_arrival(record)]
                 self._spread(self._graph.receive(records, now), now, but=peer)
+                for record in arrived:
+                    self._tunnel.node_arrived(record.id, record.addresses)
             case Close(incarnation=incarnation):
                 # A node closes only itself: the id is the link's, never the message's (W-N18).
                 self._graph.forget(peer, incarnation)

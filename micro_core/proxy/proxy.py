@@ -239,7 +239,10 @@ class Proxy:
 
     def _peer_connection(self, peer: str, priority: Priority) -> Connection:
         connection = self._peer_connections.get((peer, priority))
-        if connection is None:
+        if connection is None or connection.is_used_up:
+            if connection is not None:
+                # Kept like one that was accepted, for the calls that stand.
+                self.accept_socket(connection)
             session = self._dial_session(peer, priority)
             connection = Connection(session, dialed=True, handler=self, node_id=self.node_id, counters=self._counters)
             self._peer_connections[(peer, priority)] = connection
@@ -288,8 +291,8 @@ class Proxy:
 
     def callee_lost(self, pair: Pair, error: MicroError) -> None:
         """The connection to the next hop is gone with the call in flight."""
-        self._release(pair)
         where = "the service" if pair.route is None or pair.route.link == LOCAL_LINK else "the next node"
+        self._release(pair)
         lost = LinkLost(
             f"the connection to {where} broke during the call to {pair.header.service}: {error.detail}",
             at=self.at,

@@ -152,6 +152,9 @@ class Engine:
                 self._origin.is_withdrawn = True
                 for service in sorted(self._origin.services):
                     self._tell_origin(service, now)
+                # Nor is this router a way to others.
+                for key in self._known.ways:
+                    self._mark(key, now)
         self._flush(now, effects)
         return effects
 

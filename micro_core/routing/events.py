@@ -201,7 +201,7 @@ class MessageReceived:
 
 @dataclass(frozen=True, slots=True)
 class WithdrawAll:
-    """This node drains: it advertises nothing of its own any more."""
+    """This node drains: it advertises nothing any more, and calls find other ways before it is gone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ class Exports:
 
     def to(self, neighbour: Neighbour, key: Key) -> Announce | None:
         """What `neighbour` should hold for `key`; None for nothing."""
+        if self._origin.is_withdrawn:
+            return None
         origin, service = key
         is_own = origin == self._origin.router
         found = self._origin.announce(service) if is_own else self._onward(key)

@@ -240,7 +240,7 @@ class Router:
         self._carry_out(self._engine.handle(MessageReceived(peer, Solicit()), self._clock.now()))
 
     def withdraw_all(self) -> None:
-        """Advertise nothing of this site any more: the node drains."""
+        """Advertise nothing any more, neither of this site nor beyond: the node drains."""
         self._carry_out(self._engine.handle(WithdrawAll(), self._clock.now()))
 
     # ----------------------------------------------------------------- registry

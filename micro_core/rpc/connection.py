@@ -144,6 +144,11 @@ class Connection:
         return self._socket.remote
 
     @property
+    def is_used_up(self) -> bool:
+        """No stream number is left for calls of ours; those that stand go on."""
+        return self._next_stream > LAST_STREAM
+
+    @property
     def open_streams(self) -> int:
         return len(self.streams)
 
@@ -165,12 +170,12 @@ class Connection:
             raise self.error
         if len(self.streams) - self._peer_streams >= limits.MAX_STREAMS_PER_CONNECTION:
             raise Overloaded(f"{len(self.streams)} calls are open on one connection to {self.remote}", at=self.node_id)
+        if self.is_draining:
+            raise Draining(f"{self.remote} takes no more calls on this connection", at=self.node_id)
         stream = self._next_stream
-        if stream > LAST_STREAM:
-            raise Draining("the connection has used up its stream numbers", at=self.node_id)
         self._next_stream = stream + 2
-        if stream > LAST_STREAM - 2_000:
-            self.is_draining = True
+        # Numbers are used once: whoever wants more needs another connection.
+        self.is_draining = self.is_used_up
         self.streams[stream] = owner
         return stream
 

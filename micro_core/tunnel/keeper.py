@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Protocol
 
 from micro_core.spec.clock import Clock
@@ -13,6 +13,7 @@ from micro_core.spec.errors import MicroError
 from micro_core.tunnel.link import LinkPeer
 from micro_core.tunnel.ways import (
     Abandon,
+    Arrived,
     Dial,
     DialLost,
     Elsewhere,
@@ -71,6 +72,8 @@ class LinkKeeper:
         self._attempts: dict[int, asyncio.Task[None]] = {}
         self._link: LinkPeer | None = None
         """The link that stands to the node, whoever made it."""
+        self._peer_id = ""
+        """Whom the last link led to."""
         self._watch: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -97,6 +100,12 @@ class LinkKeeper:
         finally:
             await self._end()
 
+    def arrived(self, peer_id: str, addresses: Collection[str]) -> None:
+        """Others have linked to a node that is reached at `addresses`: if it is the one that is missed here, dial it."""
+        is_ours = peer_id == self._peer_id or any(way in addresses for way in self._finder.ways)
+        if is_ours and self._finder.phase is Phase.WAITING:
+            self._events.put_nowait((Arrived(), None))
+
     # ----------------------------------------------------------------- inside
 
     async def _step(self) -> None:
@@ -111,9 +120,11 @@ class LinkKeeper:
             return
         if isinstance(event, Linked | DialLost):
             self._attempts.pop(event.way, None)
-        if not isinstance(event, DialLost):
+        if not isinstance(event, DialLost | Arrived):
             self._link = link
             self._look_after(link)
+        if link is not None:
+            self._peer_id = link.peer_id
         self._carry_out(self._finder.handle(event, self._clock.now()))
 
     def _carry_out(self, effects: Sequence[WayEffect]) -> None:

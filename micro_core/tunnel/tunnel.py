@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from micro_core.spec.clock import Clock, Random
@@ -136,7 +136,7 @@ class TunnelHost:
         self._open_listeners: list[Listener] = []
         self._accepting: dict[str, Callable[[Session], None]] = {}
         self._receiving: dict[str, list[MessageReceiver]] = {}
-        self._kept: dict[str, asyncio.Task[None]] = {}
+        self._kept: dict[str, tuple[LinkKeeper, asyncio.Task[None]]] = {}
         self._up_callbacks: list[Callable[[LinkInfo], None]] = []
         self._moved_callbacks: list[Callable[[LinkInfo], None]] = []
         self._down_callbacks: list[Callable[[LinkInfo, MicroError], None]] = []
@@ -157,7 +157,7 @@ class TunnelHost:
 
     async def close(self) -> None:
         self._is_closed = True
-        kept, self._kept = list(self._kept.values()), {}
+        kept, self._kept = [task for _, task in self._kept.values()], {}
         for task in kept:
             task.cancel()
         await asyncio.gather(*kept, return_exceptions=True)
@@ -248,13 +248,18 @@ class TunnelHost:
                 return
             task = asyncio.get_running_loop().create_task(keeper.keep())
             task.add_done_callback(self._keeper_done)
-            self._kept[address] = task
+            self._kept[address] = keeper, task
 
     def drop_link(self, address: str) -> None:
         """Stop dialling `address`; a link that stands is left."""
-        task = self._kept.pop(address, None)
-        if task is not None:
-            task.cancel()
+        kept = self._kept.pop(address, None)
+        if kept is not None:
+            kept[1].cancel()
+
+    def node_arrived(self, peer: str, addresses: Collection[str]) -> None:
+        """A node is up, as others tell: whoever is kept linked and missed is dialled now, not when its pause is over."""
+        for keeper, _ in self._kept.values():
+            keeper.arrived(peer, addresses)
 
     def on_link_up(self, callback: Callable[[LinkInfo], None]) -> None:
         self._up_callbacks.append(callback)

@@ -109,7 +109,12 @@ class LinkGone:
     """No link to the node stands any more."""
 
 
-WayEvent = Wanted | Linked | Elsewhere | DialLost | LinkGone
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Others have linked to the node: it is up, so what is left of a pause is better spent dialling."""
+
+
+WayEvent = Wanted | Linked | Elsewhere | DialLost | LinkGone | Arrived
 
 
 # ------------------------------------------------------------------------------------ effects
@@ -182,6 +187,9 @@ class WayOptions:
     redial_last_s: float = 15.0
     """Bounds of the pause between two races."""
 
+    redial_arrived_s: float = 1.0
+    """The least time between two races where one begins because others have linked to the node: they may be wrong."""
+
     redial_refused_s: float = 30.0
     """The pause where the peer refused: another network, another token, oneself."""
 
@@ -202,6 +210,7 @@ class WayFinder:
         """Of a race or a probe: the way to dial next, and the first that is not to be dialled."""
         self._errors: dict[int, MicroError] = {}
         self._wake_at: float | None = None
+        self._raced_at = 0.0
         self._linked_at = 0.0
         self._last = 0
         """The way of the last link, which need not be said again."""
@@ -244,11 +253,16 @@ class WayFinder:
                 return self._lost(way, error, now)
             case LinkGone():
                 return self._gone(now)
+            case Arrived():
+                if self.phase is Phase.WAITING and self._wake_at is not None:
+                    # The pauses go on from where they were, should this dial fail as well.
+                    self._wake_at = min(self._wake_at, max(now, self._raced_at + self._options.redial_arrived_s))
+                return self.wake(now)
 
     # ----------------------------------------------------------------- inside
 
     def _race(self, now: float) -> list[WayEffect]:
-        self.phase, self.current = Phase.RACING, None
+        self.phase, self.current, self._raced_at = Phase.RACING, None, now
         self._errors = {}
         self._next, self._end = 0, len(self.ways)
         return [*self._abandon_all(), *self._dial_next(now)]

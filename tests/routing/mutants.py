@@ -203,6 +203,13 @@ MUTANTS = (
         "leader = best",
     ),
     Mutant("a draining node withdraws everything", "engine.py", "self._origin.is_withdrawn = True", "pass"),
+    Mutant("a draining node is no way to others", "exports.py", "if self._origin.is_withdrawn:", "if False:"),
+    Mutant(
+        "it says so at once",
+        "engine.py",
+        "for key in self._known.ways:\n                    self._mark(key, now)",
+        "pass",
+    ),
 )
 
 

@@ -399,7 +399,7 @@ def test_a_link_s_cost_moves_its_routes_once_it_has_changed_for_good() -> None:
     assert net.routes(c, "greeter")[0].metric == 6 * COST_US
 
 
-def test_a_draining_node_withdraws_what_is_its_own_and_nothing_else() -> None:
+def test_a_draining_node_is_a_way_to_nothing_and_loses_none_of_its_own() -> None:
     net, (a, b, c) = line(3)
     net.up(a, "greeter")
     net.up(b, "other")
@@ -407,8 +407,9 @@ def test_a_draining_node_withdraws_what_is_its_own_and_nothing_else() -> None:
     net._do(b, net.engines[b].handle(WithdrawAll(), net.now))
     net.run(1)
     assert not net.routes(c, "other")
-    assert net.routes(c, "greeter")
+    assert not net.routes(c, "greeter"), "it leads through the node that stops"
     assert net.routes(b, "other"), "its own site still reaches it"
+    assert net.routes(b, "greeter"), "calls that come late are still forwarded"
 
 
 def test_a_full_mesh_of_eight_tells_one_service_in_a_bounded_number_of_messages() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from micro_core.rpc.connection import EAGER_FRAMES, MAX_UNREAD_REFUSALS, Connection
+from micro_core.rpc.connection import EAGER_FRAMES, LAST_STREAM, MAX_UNREAD_REFUSALS, Connection
 from micro_core.rpc.goodbye import say_goodbye
 from micro_core.spec import CountersInMemory
 from micro_core.spec.errors import (
@@ -290,6 +290,9 @@ async def test_after_goaway_the_peer_knows_and_new_requests_are_refused_as_drain
     near.send(frames.encode(Kind.REQUEST, near.open_stream(owner), b"h"))
     await until(lambda: bool(owner.frames) and near.is_draining)
     assert isinstance(error_from_wire(decode_map(owner.frames[0].header)), Draining)
+    with pytest.raises(Draining):
+        near.open_stream(Owner())
+    assert far.open_stream(Owner()), "who goes may still call"
 
 
 async def test_a_ping_is_answered_with_its_own_body(pair: tuple[PairedSocket, PairedSocket], until: Until) -> None:
@@ -355,12 +358,13 @@ async def test_a_peer_that_asks_and_never_reads_is_cut_off(
     assert victim.buffered_bytes == 0
 
 
-async def test_a_connection_that_nears_the_end_of_its_stream_numbers_asks_to_be_replaced(connect: Connect) -> None:
+async def test_a_connection_that_has_used_up_its_stream_numbers_asks_to_be_replaced(connect: Connect) -> None:
     near, _ = connect()
-    near._next_stream = 0xFFFF_FFFF - 10
-    near.open_stream(Owner())
+    near._next_stream = LAST_STREAM
+    assert not near.is_used_up
+    assert near.open_stream(Owner()) == LAST_STREAM
     assert near.is_draining
-    near._next_stream = 0xFFFF_FFFF + 2
+    assert near.is_used_up
     with pytest.raises(Draining):
         near.open_stream(Owner())
 

@@ -12,6 +12,7 @@ from micro_core.tunnel.ways import (
     NO_DRIVER,
     STEADY_S,
     Abandon,
+    Arrived,
     Dial,
     DialLost,
     Elsewhere,
@@ -161,6 +162,31 @@ def test_the_pause_between_races_grows_to_its_bound_and_a_refusal_has_its_own() 
     assert OPTIONS.redial_last_s / 2 <= pauses[-1] <= OPTIONS.redial_last_s
     run.at(run.now, DialLost(0, Unauthorized("wrong token")))
     assert run.finder.wake_at == run.now + OPTIONS.redial_refused_s
+
+
+def test_news_that_the_node_is_up_ends_the_pause_but_no_more_than_once_in_a_while() -> None:
+    run = Run(QUIC)
+    run.at(100.0, Wanted())
+    for _ in range(30):
+        run.at(run.finder.wake_at or run.now)
+        run.at(run.now + 1.0, DialLost(0, SILENT))
+    assert (run.finder.wake_at or 0.0) - run.now > 6.0
+    assert run.at(run.now, Arrived()) == [Dial(0, "")]
+    began = run.now
+    run.at(began + 0.1, DialLost(0, SILENT))
+    assert run.at(began + 0.1, Arrived()) == []
+    assert run.finder.wake_at == began + OPTIONS.redial_arrived_s
+    run.at(began + 2.0, DialLost(0, SILENT))
+    assert (run.finder.wake_at or 0.0) - run.now > 6.0, "the pauses go on from where they were"
+
+
+def test_news_that_the_node_is_up_changes_nothing_where_it_is_linked_or_being_dialled() -> None:
+    run = Run()
+    run.at(100.0, Wanted())
+    assert run.at(100.0, Arrived()) == []
+    run.at(100.1, Linked(0))
+    assert run.at(100.2, Arrived()) == []
+    assert run.finder.phase is Phase.LINKED
 
 
 def test_a_refusal_is_what_is_told_though_other_ways_led_nowhere() -> None:
