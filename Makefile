@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 
+# Where it is set (container images like to), each of the tests' many processes would compile all sources anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test lint types docs bench bench-routing soak mutants setup clean
 
 help: ## show these words
@@ -44,8 +47,8 @@ setup: $(STAMP) ## the virtual environment, with core and plugins in place
 $(STAMP): pyproject.toml constraints.txt requirements-dev.txt $(wildcard plugins/*/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e . $(foreach plugin,$(PLUGINS),-e $(plugin))
+	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e . $(foreach plugin,$(PLUGINS),-e $(plugin))
 	@touch $(STAMP)
 
 clean: ## remove the virtual environment and caches

@@ -23,12 +23,12 @@ from micro_core.spec import (
     option,
 )
 from micro_core.spec.clock import Random
+from micro_core.spec.names import NETWORK_SERVICE, NODE_KEY
 
 ALTERNATIVES = "|"
 """Between several addresses of one candidate (see `Candidate.address`)."""
 
 TUNNEL_KEY = "tunnel"
-NODE_KEY = "node"
 PRIORITY_KEY = "priority"
 
 MAX_ADDRESSES_PER_NODE = 16
@@ -42,7 +42,7 @@ MAX_PRIORITY = 65_535
 class RegistryResolverOptions:
     """Options of the registry resolver."""
 
-    service: str = option("go.micro.network", "Name of the service as which nodes register.")
+    service: str = option(NETWORK_SERVICE, "Name of the service as which nodes register.")
     ttl_s: float = option(10.0, "Seconds until the network asks again.")
 
 

@@ -9,9 +9,8 @@ import typer
 from micro_core.cli.client import client_of, run_command
 from micro_core.cli.output import guarded, microseconds, note, show_json, show_table
 from micro_core.config import load_settings
-from micro_core.routing.router import NODE_SERVICE as NETWORK_SERVICE
 from micro_core.spec.errors import ServiceNotFound, Unreachable
-from micro_core.spec.names import short_id
+from micro_core.spec.names import NETWORK_SERVICE, short_id
 
 
 async def ask(endpoint: str, request: dict[str, Any], config: str | None, address: str | None) -> dict[str, Any]:

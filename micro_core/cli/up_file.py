@@ -25,8 +25,8 @@ from micro_core.config.values import Rank, Value, read_text
 from micro_core.plugins import Catalog
 from micro_core.spec.driver import Role, option
 from micro_core.spec.errors import ConfigError, OptionError
+from micro_core.spec.names import NETWORK_SERVICE
 
-NETWORK_SERVICE = "go.micro.network"
 PARTS = ("registry", "broker", "tunnel", "router", "proxy")
 """What a node can be made of, in the order in which the parts are started."""
 

@@ -24,7 +24,7 @@ from micro_core.components.remote_router import RemoteRouter
 from micro_core.config import Settings
 from micro_core.node.assembly import node_name
 from micro_core.node.composition import DIAL_TIMEOUT_S
-from micro_core.node.control import SERVICE, Publishing
+from micro_core.node.control import Publishing
 from micro_core.node.network_endpoints import NETWORK_ENDPOINTS
 from micro_core.node.node import DRAIN_S
 from micro_core.node.router_endpoints import ROUTER_ENDPOINTS
@@ -37,7 +37,7 @@ from micro_core.rpc.pool import Pool
 from micro_core.rpc.registration import Registration
 from micro_core.rpc.server import Server
 from micro_core.spec.driver import CountersInMemory
-from micro_core.spec.names import short_id
+from micro_core.spec.names import NETWORK_SERVICE, short_id
 from micro_core.spec.registry import Instance
 from micro_core.spec.transport import Socket
 from micro_core.spec.tunnel import Priority, Session
@@ -87,13 +87,13 @@ class ProxyComponent:
         def dial_session(peer: str, priority: Priority) -> Session:
             return tunnel.dial(CHANNEL, peer=peer, priority=priority)
 
-        server = self._server = Server(SERVICE, at=at, counters=context.counters)
+        server = self._server = Server(NETWORK_SERVICE, at=at, counters=context.counters)
         proxy = self._proxy = Proxy(
             node_id=node_id,
             at=at,
             router=router,
             server=server,
-            own_services={SERVICE, PROXY_SERVICE},
+            own_services={NETWORK_SERVICE, PROXY_SERVICE},
             pool=Pool(dial, node_id=node_id, **common),
             dial_session=dial_session,
             logger=context.logger,
@@ -150,7 +150,7 @@ class ProxyComponent:
         server.add("Network.Status", status, idempotent=True)
         server.add("Broker.Publish", Publishing(broker).publish)
         whole = {"node": node_id, "name": name, "site": context.site, "tunnel": ",".join(_addresses(tunnel.facts))}
-        await self._register(runtime.registry, SERVICE, node_id, whole, context.counters)
+        await self._register(runtime.registry, NETWORK_SERVICE, node_id, whole, context.counters)
         own = part_metadata(node_id, name, context.site)
         await self._register(runtime.registry, PROXY_SERVICE, node_id, own, context.counters)
         self._facts = [

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from micro_core.network.graph import RADIUS
-from micro_core.spec.names import INTEREST_PREFIX
+from micro_core.spec.names import INTEREST_PREFIX, NETWORK_SERVICE
 from micro_core.spec.table import LOCAL_LINK
 from micro_core.tunnel.ways import ALTERNATIVES
 
@@ -123,7 +123,7 @@ def unseen(lab: Lab) -> list[str]:
 def _offered(member: LabNode) -> set[str]:
     """What the node's own site registers, as its router should tell it: services, and topics that are wanted."""
     names = {route.service for route in member.routes() if route.link == LOCAL_LINK}
-    running = {service.name for service in member.services} | {"go.micro.network", "go.micro.broker"}
+    running = {service.name for service in member.services} | {NETWORK_SERVICE, "go.micro.broker"}
     return running | {name for name in names if name.startswith(INTEREST_PREFIX)}
 
 

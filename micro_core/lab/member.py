@@ -22,6 +22,7 @@ from micro_core.rpc.client import Client
 from micro_core.rpc.service import Service
 from micro_core.spec.broker import Broker
 from micro_core.spec.driver import CountersInMemory, DriverContext
+from micro_core.spec.names import NETWORK_SERVICE
 from micro_core.spec.registry import Instance
 from micro_core.spec.table import Route, RouteQuery, Table
 from micro_core.spec.transport import Transport
@@ -225,7 +226,7 @@ class LabNode:
                     registry=registry,
                     transport=self._transport(),
                     broker=self._broker(),
-                    proxy="go.micro.network",
+                    proxy=NETWORK_SERVICE,
                     name=name,
                     clock=self.clock,
                     random=self.random(name),

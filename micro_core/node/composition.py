@@ -13,7 +13,7 @@ from micro_core.network.messages import NodeRecord
 from micro_core.network.network import Network
 from micro_core.network.peers import PeerOptions
 from micro_core.node.claim import NameClaim
-from micro_core.node.control import SERVICE, Control
+from micro_core.node.control import Control
 from micro_core.node.node import Node
 from micro_core.plugins import CORE_DISTRIBUTION, Hooks
 from micro_core.proxy.proxy import CHANNEL, Proxy
@@ -25,7 +25,7 @@ from micro_core.rpc.server import Server
 from micro_core.spec.broker import Broker
 from micro_core.spec.clock import Clock, Random
 from micro_core.spec.driver import CountersInMemory
-from micro_core.spec.names import short_id
+from micro_core.spec.names import NETWORK_SERVICE, short_id
 from micro_core.spec.registry import Registry
 from micro_core.spec.resolver import Resolver
 from micro_core.spec.table import Table
@@ -105,7 +105,7 @@ def compose(parts: Parts) -> Node:
         incarnation=parts.incarnation,
         options=parts.router,
     )
-    server = Server(SERVICE, at=at, counters=counters)
+    server = Server(NETWORK_SERVICE, at=at, counters=counters)
 
     async def dial(address: str) -> Socket:
         return await transport.dial(address, timeout_s=DIAL_TIMEOUT_S)
@@ -118,7 +118,7 @@ def compose(parts: Parts) -> Node:
         at=at,
         router=router,
         server=server,
-        own_services={SERVICE},
+        own_services={NETWORK_SERVICE},
         pool=Pool(dial, clock=clock, random=source, node_id=node_id, counters=counters),
         dial_session=dial_session,
         clock=clock,
@@ -182,7 +182,7 @@ def compose(parts: Parts) -> Node:
         claim=parts.claim,
         drivers=parts.drivers,
     )
-    Debug(server, version=version(CORE_DISTRIBUTION), instance_id=f"{SERVICE}-{node_id}").begin(clock)
+    Debug(server, version=version(CORE_DISTRIBUTION), instance_id=f"{NETWORK_SERVICE}-{node_id}").begin(clock)
     Control(
         network=network,
         router=router,

@@ -22,9 +22,6 @@ from micro_core.spec.errors import BadRequest
 from micro_core.spec.names import check_topic
 from micro_core.spec.table import RouteKey
 
-SERVICE = "go.micro.network"
-"""The name under which every node registers."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishRequest:

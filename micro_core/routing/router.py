@@ -37,12 +37,9 @@ from micro_core.routing.restart import StaleRoutes
 from micro_core.spec.clock import Clock, Random
 from micro_core.spec.driver import Counters
 from micro_core.spec.errors import MicroError
-from micro_core.spec.names import INTEREST_PREFIX, interest_name
+from micro_core.spec.names import INTEREST_PREFIX, NETWORK_SERVICE, NODE_KEY, interest_name
 from micro_core.spec.registry import EndpointKind, Instance, Registry, RegistryEventKind
 from micro_core.spec.table import ANY_SERVICE, Route, RouteEvent, RouteKey, RouteQuery, Table
-
-NODE_KEY = "node"
-"""Metadata by which a node's own record names its node id."""
 
 LOAD_KEY = "micro-load"
 """Metadata by which an instance tells how long calls wait there, in microseconds."""
@@ -52,9 +49,6 @@ MAX_LOAD_US = 10_000_000
 SCOPE_KEY = "micro-scope"
 SITE_SCOPE = "site"
 """Metadata of an instance that no route leads to: it serves its own site alone, as the parts of a node do."""
-
-NODE_SERVICE = "go.micro.network"
-"""The service as which nodes register."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -386,4 +380,4 @@ def _load_of(text: str) -> int:
 
 
 def _is_node(instance: Instance) -> bool:
-    return instance.service == NODE_SERVICE and NODE_KEY in instance.metadata
+    return instance.service == NETWORK_SERVICE and NODE_KEY in instance.metadata

@@ -31,12 +31,10 @@ from micro_core.spec.errors import (
     TooLarge,
     Unreachable,
 )
+from micro_core.spec.names import NETWORK_SERVICE
 from micro_core.spec.registry import Instance
 from micro_core.wire import codec, limits
 from micro_core.wire.header import CACHED_HEADERS, CallHeader, encode_header
-
-NETWORK_SERVICE = "go.micro.network"
-"""The name of every node as a service."""
 
 FIRST_BACKOFF_S = 0.02
 LAST_BACKOFF_S = 1.0

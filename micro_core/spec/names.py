@@ -7,6 +7,12 @@ import re
 
 from micro_core.spec.errors import BadRequest
 
+NETWORK_SERVICE = "go.micro.network"
+"""The service as which every node registers and answers; what is called through it goes wherever it has to."""
+
+NODE_KEY = "node"
+"""Metadata by which a node's own record names its node id."""
+
 MAX_NAME_CHARS = 253
 """The bound of a DNS name (RFC 1035 section 2.3.4): every name fits a DNS-based registry."""
 

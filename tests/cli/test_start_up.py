@@ -10,15 +10,18 @@ from typing import Any
 import pytest
 
 HEAVY = {"asyncio", "aioquic", "zeroconf", "cryptography", "msgpack", "pluggy", "tomllib"}
+UNREACHABLE = 6
+"""Exit code where nobody answers."""
+
 FOREIGN = {"aioquic", "zeroconf", "cryptography", "micro_quic_tunnel", "micro_mdns_registry", "micro_dns_resolver"}
 LIGHT = {"micro_core", "micro_core.cli", "micro_core.cli.main", "micro_core.__main__"} | {
     f"micro_core.cli.{name}" for name in ("trimming", "words", "network_words", "lab_words", "component_words")
 }
 
 
-def imported(process: Any, *words: str) -> set[str]:
+def imported(process: Any, *words: str, code: int = 0) -> set[str]:
     done = process(*words, python=("-X", "importtime", "-m", "micro_core"))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return set(re.findall(r"^import time:[^|]*\|[^|]*\|\s*([\w.]+)$", done.stderr, re.MULTILINE))
 
 
@@ -38,6 +41,14 @@ def test_help_imports_hardly_more_than_an_empty_app_does(process: Any) -> None:
     ours = {name for name in imported(process, "--help") - least if not name.startswith(("micro_core", "__editable__"))}
     # `python -m` itself looks for the package; nothing else may come along.
     assert ours <= {"runpy", "pkgutil", "importlib.util", "importlib._abc", "importlib.machinery", "__future__"}
+
+
+@pytest.mark.parametrize("words", [["network", "routes"], ["call", "greeter", "Say.Hello"]])
+def test_asking_a_node_imports_nothing_of_what_nodes_are_made_of(process: Any, words: list[str]) -> None:
+    found = imported(process, *words, "--address", "tcp://127.0.0.1:1", code=UNREACHABLE)
+    assert "micro_core.rpc.client" in found
+    parts = tuple(f"micro_core.{part}" for part in ("lab", "network", "node", "proxy", "routing", "tunnel"))
+    assert {name for name in found if name.startswith(parts)} == set()
 
 
 def test_listing_plugins_imports_none(process: Any) -> None:
