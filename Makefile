@@ -16,8 +16,8 @@ help: ## show these words
 demo: $(STAMP) ## two nodes, a QUIC link, a service on one site called from the other (KEEP=1 stays up)
 	@KEEP=$(KEEP) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python examples/demo.py
 
-test: $(STAMP) lint types ## every check and every test (JOBS=n test processes, 3 by default)
-	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder
+test: $(STAMP) lint types ## every check and every test (JOBS=n test processes, 4 by default)
+	$(BIN)/python -m pytest --numprocesses $(or $(JOBS),4) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## style, and the import contracts of the floors
 	$(BIN)/ruff check .
