@@ -21,15 +21,14 @@ def list_services(common: Common, as_json: bool) -> None:
             async with client_of(settings) as client:
                 found = (await client.call(NETWORK_SERVICE, "Network.Services"))["services"]
             rows = [{"service": e["service"], "instances": e["routes"], "sites": e["sites"]} for e in found]
-            nothing = f"no services yet; asked: {settings.node.proxy}"
+            asked, hint = [settings.node.proxy], ""
         else:
             runtime = await build_runtime(settings)
             try:
                 instances = await runtime.registry.instances()
             finally:
                 await runtime.close()
-            asked = ", ".join(runtime.registries)
-            nothing = f"no services yet; asked: {asked}; --plugins names other registries; see: micro new service NAME"
+            asked, hint = [*runtime.registries], "; --plugins names other registries; see: micro new service NAME"
             names = sorted({instance.service for instance in instances})
             rows = [
                 {
@@ -40,10 +39,10 @@ def list_services(common: Common, as_json: bool) -> None:
                 for name in names
             ]
         if as_json:
-            show_json("micro.services/1", {"services": rows})
+            show_json("micro.services/1", {"services": rows, "asked": asked})
         else:
             cells = [[row["service"], row["instances"], row["sites"]] for row in rows]
-            show_table(["service", "instances", "sites"], cells, nothing)
+            show_table(["service", "instances", "sites"], cells, f"no services yet; asked: {', '.join(asked)}{hint}")
 
     run_command(work, as_json=as_json)
 

@@ -344,7 +344,7 @@ def test_a_subscriber_that_is_terminated_withdraws(place: Place) -> None:
         (["call", "kinds", "Do.Move", "x=1"], "micro.call/1", {"service", "endpoint", "response"}),
         (["stream", "kinds", "Do.Count", "to=1"], "micro.stream/1", {"item"}),
         (["publish", "orders.paid", "x=1"], "micro.publish/1", {"topic", "id"}),
-        (["services"], "micro.services/1", {"services"}),
+        (["services"], "micro.services/1", {"services", "asked"}),
         (["describe", "kinds"], "micro.describe/1", {"service", "version", "id", "endpoints"}),
         (["describe", "go.micro.network"], "micro.describe/1", {"service", "version", "id", "endpoints"}),
         (["network", "nodes"], "micro.nodes/1", {"nodes"}),
