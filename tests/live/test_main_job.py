@@ -77,9 +77,13 @@ def test_a_line_of_three_carries_calls_and_forgets_the_far_end_within_five_secon
     assert at_b["hops"] == 1
     assert at_c["metric"] > at_b["metric"]
 
+    killed_at = time.time()
     middle.kill()
-    took = lab.until(lambda: not routes(lab, c), "c has forgotten the greeter", timeout_s=5.0)
-    assert took < 5.0
+    lab.until(lambda: not routes(lab, c), "c has forgotten the greeter")
+    # When it did, by its own record: what asking takes on a busy machine does not count.
+    told = [json.loads(line) for line in lab.micro(c, "network", "events", "--json").stdout.splitlines()]
+    (gone,) = [event for event in told if (event["service"], event["kind"]) == (GREETER, "deleted")]
+    assert gone["at"] - killed_at < 5.0
     refused = lab.micro(c, "call", GREETER, "Say.Hello", '{"name": "gone"}', **PROXY)
     assert refused.returncode == 4
     assert "no route to go.micro.srv.greeter" in refused.stderr

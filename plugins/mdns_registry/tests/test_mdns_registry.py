@@ -177,13 +177,13 @@ async def test_a_newcomer_knows_all_versions_and_instances_at_its_first_look(ano
 
 
 async def test_an_empty_network_costs_the_first_reader_no_more_than_browse_s(another: Opener) -> None:
-    registry = await another(browse_s=0.2)
+    registry = await another(browse_s=1.0)
     started = time.monotonic()
     assert await registry.instances() == []
-    assert 0.15 < time.monotonic() - started < 1.0
+    assert 0.9 < time.monotonic() - started < 5.0
     started = time.monotonic()
     assert await registry.instances() == []
-    assert time.monotonic() - started < 0.1
+    assert time.monotonic() - started < 0.5
 
 
 async def test_sites_are_apart_unless_they_share_a_domain(another: Opener) -> None:

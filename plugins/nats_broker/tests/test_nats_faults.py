@@ -24,6 +24,7 @@ async def test_subscriptions_stand_again_after_the_server_was_killed(site: Any, 
     await subscriber.subscribe("orders", grouped, queue="q")
     await subscriber.subscribe("*", pattern)
     await publisher.publish("orders", site.message(1))
+    await site.until(lambda: all(each.numbers == [1] for each in (plain, grouped, pattern)))
     one.kill()
     with pytest.raises(Unreachable):
         async with asyncio.timeout(PATIENCE_S):
