@@ -19,7 +19,6 @@ from micro_core.components.route_wire import ROUTES_PER_ITEM, batches, event_to_
 from micro_core.config import Settings
 from micro_core.network.adverts import Adverts
 from micro_core.node.assembly import node_file, node_name, router_options
-from micro_core.node.node import PROPAGATION_S
 from micro_core.node.router_endpoints import RouterEndpoints, ServiceRequest
 from micro_core.plugins import Catalog
 from micro_core.routing.router import Router
@@ -55,7 +54,7 @@ class RouterComponent:
         self._listen_address = address
         self._say = say
         self._standing = Standing()
-        self._router: Router | None = None
+        self._table: TableEndpoints | None = None
         self._facts: list[str] = []
         self.address = ""
 
@@ -71,7 +70,7 @@ class RouterComponent:
         table: Table = build(catalog, settings, drivers_of(catalog, settings, Role.TABLE)[0], context)
         self._standing.add(table.close)
         await table.start()
-        router = self._router = Router(
+        router = Router(
             node_id=tunnel.node_id,
             network=context.network,
             site=context.site,
@@ -110,7 +109,8 @@ class RouterComponent:
             names=lambda: _names(relay, tunnel),
             clock=context.clock,
         ).add_to(service.server)
-        TableEndpoints(router, tunnel, context.counters).add_to(service.server)
+        self._table = TableEndpoints(router, tunnel, context.counters)
+        self._table.add_to(service.server)
         self._standing.add(service.stop)
         await service.start()
         self.address = service.address
@@ -119,11 +119,9 @@ class RouterComponent:
         ]
 
     async def stop(self) -> None:
-        """Withdraw every route, let the neighbours hear it, then end."""
-        if self._router is not None:
-            router, self._router = self._router, None
-            router.withdraw_all()
-            await asyncio.sleep(PROPAGATION_S)
+        """End the watches, then the rest. Nothing is withdrawn: the node stands, and calls pass by the proxy's copy."""
+        if self._table is not None:
+            self._table.end_watches()
         await self._standing.end()
 
     def introduction(self) -> list[str]:
@@ -149,7 +147,15 @@ class TableEndpoints:
         self._router = router
         self._tunnel = tunnel
         self._counters = counters
-        self._watchers = 0
+        self._watchers: dict[asyncio.Event, None] = {}
+        """What wakes each of them."""
+        self._is_ending = False
+
+    def end_watches(self) -> None:
+        """The watches end, and no drain waits for them."""
+        self._is_ending = True
+        for has_more in self._watchers:
+            has_more.set()
 
     def add_to(self, server: Server) -> None:
         """Serve both."""
@@ -165,11 +171,11 @@ class TableEndpoints:
 
         An empty item when nothing has changed for a while. Ends when the watcher has fallen behind.
         """
-        if self._watchers >= MAX_WATCHERS:
+        if len(self._watchers) >= MAX_WATCHERS:
             raise Overloaded(f"{MAX_WATCHERS} watches of the table are open")
-        self._watchers += 1
         pending: deque[RouteEvent] = deque()
         has_more = asyncio.Event()
+        self._watchers[has_more] = None
 
         def changed(event: RouteEvent) -> None:
             pending.append(event)
@@ -182,7 +188,7 @@ class TableEndpoints:
             for batch in batches(self._router.routes()):
                 yield {"routes": [route_to_map(route) for route in batch]}
             yield {"synced": True}
-            while True:
+            while not self._is_ending:
                 if not pending:
                     has_more.clear()
                     await _at_most(has_more, WATCH_BEAT_S)
@@ -193,7 +199,7 @@ class TableEndpoints:
                 yield {"changes": [event_to_item(pending.popleft()) for _ in range(count)]}
         finally:
             stop()
-            self._watchers -= 1
+            del self._watchers[has_more]
 
 
 WATCH_BEAT_S = 5.0

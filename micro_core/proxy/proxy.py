@@ -168,27 +168,28 @@ class Proxy:
         routes = usable_routes(header, known, came_from=pair.caller.peer_id)
         if pair.tried:
             routes = [route for route in routes if route not in pair.tried]
-        if not routes:
-            pair.refuse(reason or no_route(header, len(known), at=self.at))
-            return
-        route = routes[0] if len(routes) == 1 else self._ranked(routes)[0]
-        pair.route = route
-        pair.tried.append(route)
-        usage = pair.usage = self._usage.get(route.key) or self._begin_usage(route.key)
-        usage.outstanding += 1
-        if route.link == LOCAL_LINK:
-            connection = self._pool.find(route.address)
-            if connection is None:
-                self._start(self._dial_local(pair, route))
+        while routes:
+            route = routes[0] if len(routes) == 1 else self._ranked(routes)[0]
+            pair.route = route
+            pair.tried.append(route)
+            usage = pair.usage = self._usage.get(route.key) or self._begin_usage(route.key)
+            usage.outstanding += 1
+            if route.link == LOCAL_LINK:
+                connection = self._pool.find(route.address)
+                if connection is None:
+                    self._start(self._dial_local(pair, route))
+                    return
+                refusal = self._attach(pair, connection)
+            else:
+                refusal = self._attach_to_peer(pair, route.gateway)
+            if refusal is None:
                 return
-        else:
-            try:
-                connection = self._peer_connection(route.gateway, _priority(pair))
-            except Unreachable as error:
-                self._release(pair)
-                self._forward(pair, error)
-                return
-        self._attach(pair, connection)
+            self._release(pair)
+            reason = refusal
+            # All that the same next hop leads to is refused there as well.
+            hop = (route.address, route.gateway)
+            routes = [other for other in routes if (other.address, other.gateway) != hop]
+        pair.refuse(reason or no_route(header, len(known), at=self.at))
 
     def _ranked(self, routes: Sequence[Route]) -> Sequence[Route]:
         return rank(
@@ -199,32 +200,36 @@ class Proxy:
             random=self._random,
         )
 
-    def _attach(self, pair: Pair, connection: Connection) -> None:
+    def _attach_to_peer(self, pair: Pair, peer: str) -> MicroError | None:
+        try:
+            connection = self._peer_connection(peer, _priority(pair))
+        except Unreachable as error:
+            return error
+        return self._attach(pair, connection)
+
+    def _attach(self, pair: Pair, connection: Connection) -> MicroError | None:
+        """Send the request; a refusal where nothing was sent, so that the next route may serve."""
         frame = pair.request
         if frame is None or pair.is_over:
-            return
+            return None
         if connection.is_clogged:
             self._counters.add("proxy_calls_overloaded")
-            self._release(pair)
-            hop = Overloaded(f"too much is waiting for the next hop of {pair.header.service}", at=self.at)
-            self._forward(pair, hop)
-            return
+            return Overloaded(f"too much is waiting for the next hop of {pair.header.service}", at=self.at)
         now = self._now()
         elapsed_ms = int((now - pair.started_at) * 1000)
         header = onward_header(frame.header, self.node_id, elapsed_ms)
         try:
             stream = connection.open_stream(CalleeEnd(pair))
         except MicroError as error:
-            # Ended, draining or full: nothing has been sent, so the next route may serve.
-            self._release(pair)
-            self._forward(pair, error)
-            return
+            # Ended, draining or full.
+            return error
         pair.callee, pair.callee_stream, pair.sent_at = connection, stream, now
         connection.send(encode(frame.kind, stream, header, frame.body, frame.flags))
         if pair.waiting:
             waiting, pair.waiting = pair.waiting, []
             for held in waiting:
                 pair.pass_on(held)
+        return None
 
     async def _dial_local(self, pair: Pair, route: Route) -> None:
         try:
@@ -235,7 +240,10 @@ class Proxy:
                 self._release(pair)
                 self._forward(pair, error)
             return
-        self._attach(pair, connection)
+        refusal = self._attach(pair, connection)
+        if refusal is not None:
+            self._release(pair)
+            self._forward(pair, refusal)
 
     def _peer_connection(self, peer: str, priority: Priority) -> Connection:
         connection = self._peer_connections.get((peer, priority))
@@ -293,6 +301,10 @@ class Proxy:
         """The connection to the next hop is gone with the call in flight."""
         where = "the service" if pair.route is None or pair.route.link == LOCAL_LINK else "the next node"
         self._release(pair)
+        if pair.request is not None and error.retry_is_safe:
+            # It never was one: nobody took it at the other end.
+            self._forward(pair, error)
+            return
         lost = LinkLost(
             f"the connection to {where} broke during the call to {pair.header.service}: {error.detail}",
             at=self.at,

@@ -66,6 +66,8 @@ class Learned:
     """The last announcement told on, and what it was made of: every neighbour is told the same."""
     requested: tuple[Version, float] = ((0, 0), 0.0)
     """The last sequence request sent or passed on: what it asked to be later than, and when."""
+    asked: set[str] = field(default_factory=set)
+    """The neighbours that were sent it."""
 
     def is_feasible(self, candidate: Candidate) -> bool:
         """Whether the way is surely free of loops."""

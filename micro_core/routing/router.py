@@ -105,6 +105,8 @@ class Router:
         self._counters = counters
         self._send: Callable[[str, bytes], None] | None = None
         self._instances: dict[str, Instance] = {}
+        self._changed_ids: set[str] = set()
+        """What the registry's watch has told of since the last comparison began."""
         self._site_nodes: dict[str, str] = {}
         self._registry: Registry | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -269,7 +271,13 @@ class Router:
                 self._log.warning("registry cannot be compared", extra={"reason": str(error)})
 
     async def _reconcile(self, registry: Registry) -> None:
+        self._changed_ids.clear()
         found = {instance.id: instance for instance in await registry.instances()}
+        # What the watch has told meanwhile is newer than this answer may be.
+        for instance_id in self._changed_ids:
+            found.pop(instance_id, None)
+            if instance_id in self._instances:
+                found[instance_id] = self._instances[instance_id]
         self._instances = found
         self._site_nodes = {i.id: i.metadata[NODE_KEY] for i in found.values() if _is_node(i)}
         self._carry_out(self._engine.handle(LocalServices(self._view()), self._clock.now()))
@@ -277,6 +285,7 @@ class Router:
     def _instance_seen(self, instance: Instance) -> None:
         before = self._instances.get(instance.id)
         self._instances[instance.id] = instance
+        self._changed_ids.add(instance.id)
         if _is_node(instance):
             self._site_nodes[instance.id] = instance.metadata[NODE_KEY]
             self._lead_changed()
@@ -291,6 +300,7 @@ class Router:
 
     def _instance_gone(self, instance_id: str) -> None:
         instance = self._instances.pop(instance_id, None)
+        self._changed_ids.add(instance_id)
         if instance is None:
             return
         if self._site_nodes.pop(instance_id, None) is not None:

@@ -17,16 +17,23 @@ AGAIN_S = 1.0
 
 
 def ask(key: tuple[str, str], learned: Learned, now: float) -> list[Effect]:
-    """Ask for `key` (origin, service) through everybody who names a way."""
+    """Ask for `key` (origin, service) through everybody who names a way, each once in a while.
+
+    A neighbour that has come to name one since the others were asked may be the only one whose way is no circle.
+    """
     version = learned.distance[0]
     asked, when = learned.requested
-    if asked == version and now - when < AGAIN_S:
+    if asked != version or now - when >= AGAIN_S:
+        learned.requested = (version, now)
+        learned.asked.clear()
+    peers = [peer for peer in learned.candidates if peer not in learned.asked]
+    if not peers:
         return []
-    learned.requested = (version, now)
+    learned.asked.update(peers)
     request = SequenceRequest(
         origin=key[0], service=key[1], incarnation=version[0], sequence=version[1], hops_left=limits.MAX_HOPS
     )
-    return [Count("routing_sequence_requests"), *(SendMessage(peer, request) for peer in learned.candidates)]
+    return [Count("routing_sequence_requests"), *(SendMessage(peer, request) for peer in peers)]
 
 
 def pass_on(request: SequenceRequest, learned: Learned, sender: str, now: float) -> list[Effect]:
@@ -37,4 +44,5 @@ def pass_on(request: SequenceRequest, learned: Learned, sender: str, now: float)
     learned.requested = (request.at, now)
     onward = replace(request, hops_left=request.hops_left - 1)
     towards = [learned.best] if learned.best and learned.best != sender else [*learned.candidates]
+    learned.asked = {peer for peer in towards if peer != sender}
     return [SendMessage(peer, onward) for peer in towards if peer != sender]

@@ -165,7 +165,13 @@ class Client:
                 opened_at.append(to)
                 return connection, dispatcher.header(info, options, deadline), deadline
 
-            opened: tuple[Connection, bytes, float] = await chain(self._interceptors, last)(info)
+            try:
+                opened: tuple[Connection, bytes, float] = await chain(self._interceptors, last)(info)
+            except BaseException:
+                # Nobody ends a stream that never began.
+                while opened_at:
+                    dispatcher.gave_up(opened_at.pop())
+                raise
             return opened
 
         def ended(error: MicroError | None) -> None:

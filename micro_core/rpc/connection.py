@@ -386,6 +386,8 @@ class Connection:
 
     async def close(self) -> None:
         """Write what is queued, close the socket, tell the owners. Safe to call twice."""
+        # Whatever is begun from here on would be lost with it.
+        self.is_draining = True
         if self.error is None and self._outgoing:
             self._paused = False
             self._flush()

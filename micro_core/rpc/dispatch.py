@@ -126,6 +126,10 @@ class Dispatcher:
                 self._selector.started(to)
                 return connection, to
 
+    def gave_up(self, to: str) -> None:
+        """Nothing came of a connection that `connect` gave: it says nothing of whoever is there."""
+        self._selector.gave_up(to)
+
     def ended(self, to: str, error: MicroError | None) -> None:
         """A call to `to` has ended, well (None) or not: the selector should know."""
         timed_out_here = isinstance(error, DeadlineExceeded) and error.at == self._at

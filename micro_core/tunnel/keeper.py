@@ -103,7 +103,7 @@ class LinkKeeper:
     def arrived(self, peer_id: str, addresses: Collection[str]) -> None:
         """Others have linked to a node that is reached at `addresses`: if it is the one that is missed here, dial it."""
         is_ours = peer_id == self._peer_id or any(way in addresses for way in self._finder.ways)
-        if is_ours and self._finder.phase is Phase.WAITING:
+        if is_ours and self._finder.phase in (Phase.WAITING, Phase.RACING):
             self._events.put_nowait((Arrived(), None))
 
     # ----------------------------------------------------------------- inside

@@ -211,6 +211,9 @@ class WayFinder:
         self._errors: dict[int, MicroError] = {}
         self._wake_at: float | None = None
         self._raced_at = 0.0
+        self._is_arrived = False
+        """Others have told of the node since the race began: it may have come up after it was dialled."""
+        self._is_refused = False
         self._linked_at = 0.0
         self._last = 0
         """The way of the last link, which need not be said again."""
@@ -254,15 +257,21 @@ class WayFinder:
             case LinkGone():
                 return self._gone(now)
             case Arrived():
-                if self.phase is Phase.WAITING and self._wake_at is not None:
-                    # The pauses go on from where they were, should this dial fail as well.
-                    self._wake_at = min(self._wake_at, max(now, self._raced_at + self._options.redial_arrived_s))
+                self._is_arrived = True
+                self._hasten(now)
                 return self.wake(now)
 
     # ----------------------------------------------------------------- inside
 
+    def _hasten(self, now: float) -> None:
+        """End a pause early where others say that the node is up. Who was refused there gains nothing by it."""
+        if self._is_arrived and self.phase is Phase.WAITING and self._wake_at is not None and not self._is_refused:
+            # The pauses go on from where they were, should the next dial fail as well.
+            self._wake_at = min(self._wake_at, max(now, self._raced_at + self._options.redial_arrived_s))
+
     def _race(self, now: float) -> list[WayEffect]:
         self.phase, self.current, self._raced_at = Phase.RACING, None, now
+        self._is_arrived = self._is_refused = False
         self._errors = {}
         self._next, self._end = 0, len(self.ways)
         return [*self._abandon_all(), *self._dial_next(now)]
@@ -302,8 +311,9 @@ class WayFinder:
             return []
         self.phase = Phase.WAITING
         failed = self._failure()
-        is_refused = isinstance(failed, Unauthorized)
-        self._wake_at = now + (self._options.redial_refused_s if is_refused else self._redial.next_s())
+        self._is_refused = isinstance(failed, Unauthorized)
+        self._wake_at = now + (self._options.redial_refused_s if self._is_refused else self._redial.next_s())
+        self._hasten(now)
         return [Exhausted(failed)]
 
     def _gone(self, now: float) -> list[WayEffect]:
