@@ -72,6 +72,7 @@ class Site:
     router: Router
     told: list[MicroError | None] = field(default_factory=list)
     service: Service | None = None
+    endpoints: TableEndpoints | None = None
     copies: list[RemoteRouter] = field(default_factory=list)
 
     async def serve(self, node_id: str = NODE) -> None:
@@ -83,7 +84,8 @@ class Site:
             instance_id=f"{ROUTER_SERVICE}-{node_id}",
         )
         tunnel: Any = Tunnel(node_id)
-        TableEndpoints(self.router, tunnel, CountersInMemory()).add_to(service.server)
+        self.endpoints = TableEndpoints(self.router, tunnel, CountersInMemory())
+        self.endpoints.add_to(service.server)
         await service.start()
 
     async def stop_serving(self) -> None:
@@ -185,6 +187,18 @@ async def test_the_copy_stands_while_the_router_is_away_and_is_mended_when_it_is
     assert copy.routes() == [kept, new]
     # What stands is told to nobody again.
     assert sorted(event.route.service for event in heard) == ["gone", "new"]
+
+
+async def test_a_router_that_stops_ends_its_watches_and_withdraws_nothing(site: Site) -> None:
+    site.table.put(route("far", metric=20))
+    copy = await site.copy()
+    assert site.service is not None
+    assert site.endpoints is not None
+    site.endpoints.end_watches()
+    async with asyncio.timeout(PATIENCE_S / 2):
+        # It waits for what runs, ten seconds at most: nothing does.
+        await site.service.stop()
+    assert copy.lookup("far"), "calls go on by the copy"
 
 
 async def test_ways_to_other_sites_are_not_believed_for_ever(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from micro_core import Service
 from micro_core.lab.member import LabNode
 from micro_core.lab.net import Lab
-from micro_core.spec.errors import MicroError
+from micro_core.proxy.proxy import CHANNEL
+from micro_core.spec.errors import Draining, MicroError
+from micro_core.spec.table import NETWORK_LINK, Route
+from micro_core.spec.tunnel import Priority
 
 NAME = "go.micro.srv.worker"
 CALLERS = 8
@@ -67,6 +72,57 @@ async def test_the_nodes_on_both_ways_to_a_service_are_replaced_without_a_call_l
     await callers.end()
     assert callers.failures == []
     assert callers.answered > 1_000
+
+
+async def test_calls_pass_by_a_node_whose_proxy_is_away(micro_net: Lab) -> None:
+    serving = await micro_net.add("serving")
+    ways = [await micro_net.add(name, links=[serving]) for name in ("upper", "lower")]
+    calling = await micro_net.add("calling", links=ways)
+    await serving.serve(worker())
+    await micro_net.converged()
+    callers = Callers(calling)
+    await micro_net.pass_time(1.0)
+    # As where `micro proxy` is stopped: its calls end, then nobody listens, while tunnel and router stand.
+    proxy, tunnel = ways[0].node.proxy, ways[0].node.tunnel
+    await proxy.drain(10.0)
+    tunnel._accepting.pop(CHANNEL)
+    for connection in list(proxy._accepted):
+        if connection.peer_id == calling.id:
+            await connection.close()
+    await micro_net.pass_time(3.0)
+    await callers.end()
+    assert callers.failures == []
+    assert calling.counted("proxy_calls_rerouted") + callers.answered > 500
+
+
+async def test_a_neighbour_that_drains_and_leads_to_hundreds_costs_one_look(micro_net: Lab) -> None:
+    calling = await micro_net.add("calling")
+    draining = await micro_net.add("draining", links=[calling])
+    await micro_net.converged()
+    for number in range(600):
+        origin = f"{number:032x}"
+        calling.node.table.put(
+            Route(
+                service=NAME,
+                address="",
+                gateway=draining.id,
+                network="lab",
+                router=origin,
+                link=NETWORK_LINK,
+                metric=10_000,
+                site="x",
+                version="",
+            )
+        )
+    connection = calling.node.proxy._peer_connection(draining.id, Priority.CALLS)
+    await micro_net.pass_time(0.1)
+    for accepted in list(draining.node.proxy._accepted):
+        accepted.goaway()
+    await micro_net.pass_time(0.1)
+    assert connection.is_draining
+    with pytest.raises(Draining):
+        await calling.call(NAME, "Do.Work", retries=0)
+    assert connection.open_streams == 0
 
 
 async def test_a_node_that_was_long_away_is_linked_again_as_soon_as_others_tell_of_it(micro_net: Lab) -> None:

@@ -494,6 +494,24 @@ def test_who_is_left_without_a_way_that_is_free_of_loops_asks_for_a_later_sequen
     assert isinstance(entry, Announce), "told on at once: others may wait for it, too"
 
 
+def test_a_neighbour_that_brings_a_way_while_others_are_asked_is_asked_as_well() -> None:
+    bench = Bench(LEFT, RIGHT, OTHER)
+
+    def asked() -> list[str]:
+        return [peer for peer, said in bench.take_said() if isinstance(said, SequenceRequest)]
+
+    bench.hear(LEFT, announce(FAR, LEFT, sequence=4))
+    bench.hear(RIGHT, announce(FAR, RIGHT, sequence=4, metric_us=5_000))
+    bench.run(1)
+    bench.take_said()
+    bench.do(NeighbourDown(LEFT))
+    assert asked() == [RIGHT]
+    bench.hear(OTHER, announce(FAR, OTHER, sequence=4, metric_us=6_000))
+    assert asked() == [OTHER], "what RIGHT names may be a circle"
+    bench.hear(RIGHT, announce(FAR, RIGHT, sequence=4, metric_us=5_001))
+    assert asked() == [], "each once in a while"
+
+
 def test_an_origin_that_is_asked_tells_the_same_with_a_later_sequence_at_once() -> None:
     bench = Bench(LEFT, RIGHT)
     bench.up()

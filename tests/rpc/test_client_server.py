@@ -449,6 +449,16 @@ async def test_a_server_stream_yields_its_items(rig: Rig) -> None:
             await stream.receive()
 
 
+async def test_a_stream_that_never_begins_does_not_count_as_open(rig: Rig) -> None:
+    server = Server(GREETER)
+    server.add("Say.Count", lambda: None)
+    instance = await rig.serve(server)
+    with pytest.raises(TooLarge):
+        async with rig.client.stream(GREETER, "Say.Count", metadata={str(number): "x" for number in range(65)}):
+            pass
+    assert rig.client._selector.outstanding(instance.address) == 0
+
+
 async def test_a_client_stream_is_answered_after_its_end(rig: Rig) -> None:
     await rig.serve(greeter())
     async with rig.client.stream(GREETER, "Say.AddUp", mode=CallMode.CLIENT_STREAM) as stream:

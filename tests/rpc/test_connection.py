@@ -369,6 +369,16 @@ async def test_a_connection_that_has_used_up_its_stream_numbers_asks_to_be_repla
         near.open_stream(Owner())
 
 
+async def test_a_connection_that_is_being_closed_takes_no_more_calls(connect: Connect) -> None:
+    near, _ = connect()
+    closing = asyncio.ensure_future(near.close())
+    await asyncio.sleep(0)
+    with pytest.raises(MicroError):
+        near.open_stream(Owner())
+    assert near.is_draining
+    await closing
+
+
 async def test_a_peer_that_never_says_hello_is_cut_off(
     pair: tuple[PairedSocket, PairedSocket], until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,6 +180,27 @@ def test_news_that_the_node_is_up_ends_the_pause_but_no_more_than_once_in_a_whil
     assert (run.finder.wake_at or 0.0) - run.now > 6.0, "the pauses go on from where they were"
 
 
+def test_news_that_comes_while_a_dial_hangs_shortens_the_pause_after_it() -> None:
+    run = Run(QUIC)
+    run.at(100.0, Wanted())
+    for _ in range(30):
+        run.at(run.finder.wake_at or run.now)
+        run.at(run.now + 1.0, DialLost(0, SILENT))
+    run.at(run.finder.wake_at or run.now)
+    began = run.now
+    assert run.at(began + 4.0, Arrived()) == []
+    assert run.at(began + 5.0, DialLost(0, SILENT))[-1:] == [Exhausted(SILENT)]
+    assert run.finder.wake_at == began + 5.0
+
+
+def test_news_of_a_node_that_has_refused_us_changes_nothing() -> None:
+    run = Run(QUIC)
+    run.at(100.0, Wanted())
+    run.at(100.1, DialLost(0, Unauthorized("wrong token")))
+    assert run.at(103.0, Arrived()) == []
+    assert run.finder.wake_at == 100.1 + OPTIONS.redial_refused_s
+
+
 def test_news_that_the_node_is_up_changes_nothing_where_it_is_linked_or_being_dialled() -> None:
     run = Run()
     run.at(100.0, Wanted())

@@ -1,0 +1,76 @@
+"""A router's comparison with its registry, while the registry changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import Any
+
+from micro_core.builtin.memory_registry import MemoryRegistry
+from micro_core.builtin.memory_table import MemoryTable
+from micro_core.builtin.system_clock import SystemClock
+from micro_core.routing.router import Router
+from micro_core.spec.driver import CountersInMemory, DriverContext
+from micro_core.spec.registry import Instance
+
+OLD = Instance(service="old", id="old-1", address="tcp://127.0.0.1:1")
+NEW = Instance(service="new", id="new-1", address="tcp://127.0.0.1:2")
+
+
+class Slow(MemoryRegistry):
+    """Its answers are made at once, and arrive when they may."""
+
+    def __init__(self, context: DriverContext) -> None:
+        super().__init__(context)
+        self.may_arrive = asyncio.Event()
+        self.may_arrive.set()
+
+    async def instances(self, service: str | None = None) -> Any:
+        found = await super().instances(service)
+        await self.may_arrive.wait()
+        return found
+
+
+async def test_a_comparison_does_not_undo_what_the_watch_told_while_its_answer_was_on_the_way() -> None:
+    counters, logger = CountersInMemory(), logging.getLogger("test")
+    context = DriverContext(
+        node_id="n" * 32,
+        network=f"net-{random.random()}",
+        site="eu",
+        state_dir="",
+        clock=SystemClock(),
+        random=random.Random(1),
+        logger=logger,
+        counters=counters,
+    )
+    registry, elsewhere = Slow(context), MemoryRegistry(context)
+    for one in (registry, elsewhere):
+        await one.start()
+    await elsewhere.register(OLD, lease_s=30)
+    router = Router(
+        node_id=context.node_id,
+        network=context.network,
+        site=context.site,
+        table=MemoryTable(logger=logger, counters=counters),
+        clock=context.clock,
+        random=context.random,
+        logger=logger,
+        counters=counters,
+        incarnation=1,
+    )
+    await router.start(registry)
+    async with asyncio.timeout(10):
+        registry.may_arrive.clear()
+        comparing = asyncio.ensure_future(router._reconcile(registry))
+        await asyncio.sleep(0)
+        await elsewhere.register(NEW, lease_s=30)
+        await elsewhere.deregister(OLD)
+        while router.services() != ["new"]:
+            await asyncio.sleep(0)
+        registry.may_arrive.set()
+        await comparing
+    assert router.services() == ["new"]
+    await router.close()
+    for one in (registry, elsewhere):
+        await one.close()
