@@ -30,13 +30,13 @@ _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 def explain_service(service: str, config: str | None, address: str | None, as_json: bool) -> None:
     async def work() -> None:
         answer = await ask("Network.Explain", {"service": service}, config, address)
-        if as_json:
-            show_json("micro.explain/1", answer)
-            return
         if not answer["ways"]:
             raise RouteNotFound(
                 f"no way to {service} is known", at=f"node {answer['node']}", hint="micro network services"
             )
+        if as_json:
+            show_json("micro.explain/1", answer)
+            return
         for way in answer["ways"]:
             typer.echo(f"{way['standing']:<11} {_where(way)}")
             typer.echo(f"            cost {_cost(way)}")
@@ -171,6 +171,8 @@ def _show_event(event: dict[str, Any], *, as_json: bool) -> None:
 
 def show_past(at: str, diff: str, service: str, config: str | None, address: str | None, as_json: bool) -> None:
     async def work() -> None:
+        if at and diff:
+            raise UsageError("--at and --diff exclude each other", hint="--diff compares the past with the present")
         ago_s = seconds_ago(diff or at, time.time())
         answer = await ask("Network.Past", {"ago_s": ago_s, "service": service}, config, address)
         if as_json:

@@ -7,10 +7,14 @@ from typing import Any
 import typer
 
 from micro_core.cli.client import client_of, run_command
-from micro_core.cli.output import guarded, microseconds, note, show_json, show_table
+from micro_core.cli.output import UsageError, guarded, microseconds, note, show_json, show_table
 from micro_core.config import load_settings
 from micro_core.spec.errors import ServiceNotFound, Unreachable
 from micro_core.spec.names import NETWORK_SERVICE, short_id
+from micro_core.spec.table import LOCAL_LINK, NETWORK_LINK
+
+SHORTEST_ID = 4
+"""Characters of a node's id that may stand for it."""
 
 
 async def ask(endpoint: str, request: dict[str, Any], config: str | None, address: str | None) -> dict[str, Any]:
@@ -85,7 +89,12 @@ def show_services(config: str | None, address: str | None, as_json: bool) -> Non
 
 def show_routes(query: dict[str, Any], config: str | None, address: str | None, as_json: bool) -> None:
     async def work() -> None:
-        answer = await ask("Network.Routes", query, config, address)
+        if query["link"] not in ("", LOCAL_LINK, NETWORK_LINK):
+            raise UsageError(f"--link {query['link']}: there are {LOCAL_LINK} and {NETWORK_LINK}")
+        # People have names and short ids, as all tables show them; only the node's ids are asked for by themselves.
+        wanted = {key: query[key] for key in ("router", "gateway") if query[key]}
+        answer = await ask("Network.Routes", {**query, **dict.fromkeys(wanted, "")}, config, address)
+        answer["routes"] = [r for r in answer["routes"] if all(_is_node(r, key, word) for key, word in wanted.items())]
         if as_json:
             show_json("micro.routes/1", answer)
             return
@@ -104,6 +113,11 @@ def show_routes(query: dict[str, Any], config: str | None, address: str | None, 
         show_table(["service", "address", "gateway", "router", "network", "metric", "link"], rows, "no routes")
 
     run_command(work, as_json=as_json)
+
+
+def _is_node(route: dict[str, Any], key: str, word: str) -> bool:
+    """Whether the node that a route names under `key` is the one meant: by its id, the beginning of it, or its name."""
+    return word == route[f"{key}_name"] or (len(word) >= SHORTEST_ID and route[key].startswith(word))
 
 
 def show_graph(radius: int, mermaid: bool, config: str | None, address: str | None, as_json: bool) -> None:

@@ -40,8 +40,12 @@ def network_services(config: Config = None, address: Address = None, json: Json 
 @network_app.command()
 def routes(
     service: Annotated[str, typer.Option(help="Only routes to this service.")] = "",
-    router: Annotated[str, typer.Option(help="Only routes of this origin (node id).")] = "",
-    gateway: Annotated[str, typer.Option(help="Only routes through this node (node id).")] = "",
+    router: Annotated[
+        str, typer.Option(help="Only routes of this origin: a node by name or id, or the beginning of its id.")
+    ] = "",
+    gateway: Annotated[
+        str, typer.Option(help="Only routes through this node: by name or id, or the beginning of its id.")
+    ] = "",
     link: Annotated[str, typer.Option(help="local or network.")] = "",
     topics: Annotated[bool, typer.Option(help="Interests in topics, too.")] = False,
     at: Annotated[

@@ -62,7 +62,9 @@ def write_plugin(kind: str, name: str, *, directory: str, license_name: str, aut
             show_json("micro.plugin-new/1", written)
             return
         typer.echo(f"wrote {place}: {len(files)} files of the distribution {words['distribution']}\n\nnext:")
-        typer.echo(f"  cd {place}\n  pip install -e '.[dev]'\n  pytest\n  micro plugin verify {name}")
+        typer.echo(
+            f"  cd {place}\n  pip install -e '.[dev]'\n  pytest\n  micro plugin {'info' if kind == 'hooks' else 'verify'} {name}"
+        )
 
     guarded(body, as_json=as_json)
 

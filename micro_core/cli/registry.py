@@ -28,7 +28,10 @@ def list_services(common: Common, as_json: bool) -> None:
                 instances = await runtime.registry.instances()
             finally:
                 await runtime.close()
-            asked, hint = [*runtime.registries], "; --plugins names other registries; see: micro new service NAME"
+            asked, hint = (
+                [*runtime.registries],
+                "; MICRO_SITE names another site, --plugins other registries; see: micro new service NAME",
+            )
             names = sorted({instance.service for instance in instances})
             rows = [
                 {
@@ -42,7 +45,11 @@ def list_services(common: Common, as_json: bool) -> None:
             show_json("micro.services/1", {"services": rows, "asked": asked})
         else:
             cells = [[row["service"], row["instances"], row["sites"]] for row in rows]
-            show_table(["service", "instances", "sites"], cells, f"no services yet; asked: {', '.join(asked)}{hint}")
+            show_table(
+                ["service", "instances", "sites"],
+                cells,
+                f"no services on site {settings.node.site} yet; asked: {', '.join(asked)}{hint}",
+            )
 
     run_command(work, as_json=as_json)
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from micro_core.builtin.logs import set_up_logging
 from micro_core.cli.foreground import say, until_stopped
 from micro_core.cli.output import guarded
-from micro_core.config import Settings, load_settings
+from micro_core.config import NodeSettings, Settings, load_settings
 from micro_core.plugins import blocked_words
+from micro_core.spec.names import NETWORK_SERVICE
 
 if TYPE_CHECKING:
     from micro_core.node.node import Node
@@ -58,5 +59,9 @@ def _introduce(node: Node) -> None:
         say("  links     dials out only")
     else:
         say("  links     none: this machine only. To join others: --plugins quic --node ADDR")
-    say("  next      micro network services; MICRO_PROXY=go.micro.network micro call SERVICE ENDPOINT JSON")
+    # Whoever types it in another terminal has not set what this one was told.
+    site = f"MICRO_SITE={facts['site']} " if facts["site"] != NodeSettings().site else ""
+    say(
+        f"  next      {site}micro network services; {site}MICRO_PROXY={NETWORK_SERVICE} micro call SERVICE ENDPOINT JSON"
+    )
     say(f"ready {facts['address']}")

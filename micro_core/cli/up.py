@@ -12,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from micro_core.cli.output import SERVICE_ERROR, guarded, note, say_error, show_json, show_table
+from micro_core.cli.output import SERVICE_ERROR, UsageError, guarded, note, say_error, show_json, show_table
 from micro_core.cli.up_file import ProcessPlan, read_plan
 from micro_core.cli.up_processes import Processes, Say
 from micro_core.spec.errors import ConfigError, MicroError
@@ -24,6 +24,10 @@ def bring_up(file: str, *, check: bool, as_json: bool) -> None:
     """Start what `file` asks for and keep it up; with `check`, only read it."""
 
     def body() -> None:
+        if as_json and not check:
+            raise UsageError(
+                "--json goes with --check: what is up goes on saying what it does", hint="micro up --check --json"
+            )
         path = Path(file).expanduser()
         if not path.exists():
             raise ConfigError(f"there is no file {file}", hint="micro up -f FILE; its tables are in docs/up.md")

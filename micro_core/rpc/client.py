@@ -255,12 +255,14 @@ class Client:
     async def _start(self) -> Dispatcher:
         registry, transport, proxy = self._registry, self._transport, self._proxy
         asked: tuple[str, ...] = ()
+        site = ""
         if self._runtime is None and (registry is None or transport is None):
             self._runtime = await build_runtime(self._settings)
             self._owns_runtime = True
         if self._runtime is not None:
             self._interceptors = joined_interceptors(self._runtime, "client", self._interceptors)
-            asked = self._runtime.registries if registry is None else ()
+            if registry is None:
+                asked, site = self._runtime.registries, self._runtime.context.site
             registry = registry or self._runtime.registry
             transport = transport or self._runtime.transport
             proxy = self._runtime.proxy if proxy is None else proxy
@@ -279,6 +281,7 @@ class Client:
             at=self.name,
             proxy=proxy,
             asked=asked,
+            site=site,
             view=self._view,
             pool=self._pool,
             selector=self._selector,

@@ -62,6 +62,7 @@ class Dispatcher:
         at: str,
         proxy: str,
         asked: Sequence[str] = (),
+        site: str = "",
         view: RegistryView,
         pool: Pool,
         selector: Selector,
@@ -73,6 +74,7 @@ class Dispatcher:
         self._at = at
         self._view = view
         # Who forgot to name a plugin sees that another registry was asked.
+        self._where = f"site {site}" if site else "this site"
         self._asked = f" (asked: {', '.join(asked)})" if asked else ""
         self._pool = pool
         self._selector = selector
@@ -191,15 +193,15 @@ class Dispatcher:
             return found
         if self.proxy:
             raise ServiceNotFound(
-                f"no node {service} in the registry of this site{self._asked}",
+                f"no node {service} in the registry of {self._where}{self._asked}",
                 at=self._at,
-                hint="start one with `micro run`, or unset MICRO_PROXY",
+                hint="start one with `micro run`, name another site with MICRO_SITE, or unset MICRO_PROXY",
             )
         raise ServiceNotFound(
-            f"no instance of {service} in the registry of this site{self._asked}",
+            f"no instance of {service} in the registry of {self._where}{self._asked}",
             at=self._at,
             hint=f"is it in another registry? --plugins or MICRO_PLUGINS names it. Is it on another site? "
-            f"MICRO_PROXY={NETWORK_SERVICE} calls through this site's node",
+            f"MICRO_PROXY={NETWORK_SERVICE} calls through this site's node, MICRO_SITE=NAME asks that site's registry",
         )
 
     def _standing(self, to: str) -> Connection | None:

@@ -291,6 +291,9 @@ class Server:
             return BadRequest(
                 f"{header.endpoint} is {_MODE_NAMES[served.mode]}, and was called as {_MODE_NAMES[header.mode]}",
                 at=self.at,
+                hint="micro call, or client.call"
+                if served.mode == CallMode.UNARY
+                else "micro stream, or client.stream",
             )
         if header.timeout_ms <= 0:
             return DeadlineExceeded("the time had run out before the call arrived", at=self.at)

@@ -189,7 +189,9 @@ def test_broken_hooks_stop_those_who_named_them_and_nobody_else(process: Any, in
 
 
 def test_where_there_are_no_services_the_registries_that_were_asked_are_named(process: Any) -> None:
-    assert "no services yet; asked: registry:local; --plugins names other" in process("services").stderr
+    assert (
+        "no services on site local yet; asked: registry:local; MICRO_SITE names another" in process("services").stderr
+    )
     assert "asked: registry:memory;" in process("services", "--plugins", "registry:memory").stderr
 
 

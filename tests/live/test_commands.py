@@ -208,6 +208,10 @@ def test_a_request_comes_from_stdin_or_from_a_file(place: Place) -> None:
         (["publish", "a b", "x=1"], 2, "'a b' is not a topic"),
         (["subscribe", "a b"], 2, "'a b' is not a topic"),
         (["describe", "a b"], 2, "'a b' is not a service name"),
+        (["call", "kinds", "Do.Count", "to=1"], 1, "micro stream"),
+        (["network", "routes", "--at", "5m", "--diff", "5m"], 2, "--at and --diff exclude each other"),
+        (["network", "routes", "--link", "nonsense"], 2, "there are local and network"),
+        (["up", "--json"], 2, "--json goes with --check"),
     ],
 )
 def test_each_way_to_fail_has_its_sentence_and_its_exit_code(

@@ -58,6 +58,18 @@ def test_explanations_of_a_line_of_three(lab: Any) -> None:
     unknown = lab.micro(c, "network", "explain", "go.micro.srv.nobody")
     assert unknown.returncode == 4
     assert "no way to go.micro.srv.nobody is known" in unknown.stderr
+    for_programs = lab.micro(c, "network", "explain", "go.micro.srv.nobody", "--json")
+    assert (for_programs.returncode, json.loads(for_programs.stdout)["schema"]) == (4, "micro.error/1")
+
+    for words in (
+        ("--router", "a-1"),
+        ("--router", way["router"]),
+        ("--router", way["router"][:8]),
+        ("--gateway", "b-1"),
+    ):
+        (route,) = lab.json(c, "network", "routes", "--service", GREETER, *words)["routes"]
+        assert (route["router"], route["gateway"]) == (way["router"], way["gateway"])
+    assert lab.json(c, "network", "routes", "--service", GREETER, "--gateway", "a-1")["routes"] == []
 
     trace = lab.json(c, "trace", GREETER, "Say.Hello", '{"name": "John"}')
     assert [hop["node"] for hop in trace["hops"]] == ["c-1", "b-1", "a-1"]

@@ -45,7 +45,7 @@ async def test_a_service_and_a_client_of_one_site_find_each_other_without_a_word
         with pytest.raises(ServiceNotFound) as caught:
             await client.call("go.micro.srv.greeter", "Say.Hello", "John")
     assert caught.value.detail == (
-        "no instance of go.micro.srv.greeter in the registry of this site (asked: registry:local)"
+        "no instance of go.micro.srv.greeter in the registry of site eu (asked: registry:local)"
     )
     assert "--plugins or MICRO_PLUGINS names it" in caught.value.hint
 

@@ -145,6 +145,17 @@ async def endpoint(context: DriverContext) -> AsyncIterator[Endpoint]:
     await asyncio.sleep(0)
 
 
+async def test_closing_while_it_serves_is_no_failure(endpoint: Endpoint) -> None:
+    assert (await ask(endpoint.address)).startswith("HTTP/1.1 200 OK")
+    task = endpoint._task
+    assert task is not None
+    endpoint.close()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    with pytest.raises(OSError, match=r"."):
+        await ask(endpoint.address)
+
+
 async def test_prometheus_gets_its_text_and_others_a_plain_answer(endpoint: Endpoint) -> None:
     answer = await ask(endpoint.address)
     assert answer.startswith("HTTP/1.1 200 OK\r\n")

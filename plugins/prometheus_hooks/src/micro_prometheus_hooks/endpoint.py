@@ -51,12 +51,13 @@ class Endpoint:
 
     def close(self) -> None:
         """Stop serving. Safe to call twice."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        task, self._task = self._task, None
+        listening, self._socket = self._socket, None
+        if task is None or listening is None:
+            return
+        # The server takes leave of its socket in its own time: closing it before would fail that.
+        task.add_done_callback(lambda _: listening.close())
+        task.cancel()
 
     async def _serve(self, listening: sockets.socket) -> None:
         server = await asyncio.start_server(self._connected, sock=listening, limit=MAX_REQUEST_BYTES)
