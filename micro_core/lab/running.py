@@ -97,8 +97,11 @@ def _from_python(path: Path) -> tuple[Body, int]:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ConfigError(f"{path}, line {error.lineno}: {error.msg}") from error
     body = getattr(module, "scenario", None)
     if not inspect.iscoroutinefunction(body) or len(inspect.signature(body).parameters) != 3:
-        raise ConfigError(f"{path} has no `async def scenario(lab, watch, count)`", hint="micro lab list, for examples")
+        raise ConfigError(f"{path} has no `async def scenario(lab, watch, count)`", hint="docs/lab.md shows one")
     return body, int(getattr(module, "NODES", DEFAULT_COUNT))

@@ -47,6 +47,11 @@ MOST_STEPS = 10_000
 
 def scripted(table: Mapping[str, Any]) -> tuple[Body, int]:
     """The scenario that a TOML file says, checked before it begins. Raises ConfigError."""
+    unknown = sorted(set(table) - {"shape", "nodes", "wires", "step"})
+    if unknown:
+        raise ConfigError(
+            f"{unknown[0]:.40}: not a word of scenarios", hint="there are shape, nodes, wires and [[step]]"
+        )
     shape, count = table.get("shape", "line"), table.get("nodes", 3)
     if shape not in SHAPES:
         raise ConfigError(f"shape: {shape!r:.40} is none of {', '.join(SHAPES)}")
@@ -55,6 +60,8 @@ def scripted(table: Mapping[str, Any]) -> tuple[Body, int]:
     steps = table.get("step", [])
     if not isinstance(steps, list) or len(steps) > MOST_STEPS:
         raise ConfigError(f"step: not a list of at most {MOST_STEPS}")
+    if not steps:
+        raise ConfigError("a scenario without a [[step]]", hint="docs/lab.md shows one")
     for number, step in enumerate(steps, 1):
         _check(number, step)
     conditions = _conditions(table.get("wires", {}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -194,3 +195,36 @@ def test_a_picture_is_drawn(tmp_path: Path) -> None:
     done = micro("lab", "run", "partition", "--plot", str(path))
     assert done.exit_code == 0, done.output
     assert "<svg" in path.read_text()
+
+
+# ------------------------------------------------------------------------------------ what the page shows
+
+ROOT = Path(__file__).parents[2]
+PAGE = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", (ROOT / "docs/lab.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(("name", "text"), PAGE, ids=[name for name, _ in PAGE])
+def test_the_scenarios_of_the_page_run_and_hold(tmp_path: Path, name: str, text: str) -> None:
+    assert len(PAGE) == 2
+    path = tmp_path / name
+    path.write_text(text)
+    outcome = run(str(path), seed=7)
+    assert outcome.is_good, outcome.result
+    assert len(outcome.result["settled"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("empty.toml", "", "a scenario without a"),
+        ("odd.toml", 'shapes = "ring"\n', "shapes: not a word of scenarios"),
+        ("broken.py", "async def scenario(lab, watch, count:\n", "line 1"),
+    ],
+)
+def test_a_file_that_is_no_scenario_is_refused_before_anything_runs(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        run(str(path))
