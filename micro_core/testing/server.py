@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import signal
 import socket
@@ -15,11 +16,20 @@ from micro_core.testing.waiting import until
 START_TIMEOUT_S = 20.0
 
 
+FREE_PORTS = range(20_000, 32_000)
+"""Below those that systems give to whoever asks for any port: one of these stays free until it is used."""
+
+
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """A port of loopback that nobody has just now, neither for TCP nor for UDP."""
+    while True:
+        port = secrets.choice(FREE_PORTS)
+        try:
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                with socket.socket(socket.AF_INET, kind) as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
         return port
 
 

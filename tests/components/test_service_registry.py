@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -28,17 +27,11 @@ from micro_core.spec import (
     Transport,
     Unreachable,
 )
-from micro_core.testing import RegistryConformance, Subject
+from micro_core.testing import RegistryConformance, Subject, free_port
 from micro_core.testing.subject import Faults
 
 GREETER = Instance(service="go.micro.srv.greeter", id="greeter-1", address="tcp://127.0.0.1:4001")
 PATIENCE_S = 10.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def context(**changes: object) -> DriverContext:

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from micro_core.testing import free_port
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -39,12 +40,6 @@ def compose() -> dict[str, Any]:
 def clean(**extra: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MICRO_")}
     return {**kept, "PATH": f"{BIN}:{kept.get('PATH', '')}", **extra}
-
-
-def free_port(kind: int) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -87,8 +82,8 @@ def test_the_image_s_command_and_health_check_work(state: Path) -> None:
     environment = clean(
         MICRO_CONFIG=str(DEPLOY / "node.toml"),
         MICRO_STATE_DIR=str(state),
-        MICRO_LISTEN=f"127.0.0.1:{free_port(socket.SOCK_STREAM)}",
-        MICRO_ADDRESS=f"tcp://127.0.0.1:{free_port(socket.SOCK_STREAM)}",
+        MICRO_LISTEN=f"127.0.0.1:{free_port()}",
+        MICRO_ADDRESS=f"tcp://127.0.0.1:{free_port()}",
         PYTHONUNBUFFERED=variables["PYTHONUNBUFFERED"],
     )
     command = yaml.safe_load(said["CMD"])

@@ -13,11 +13,9 @@ In an answer or a line, `...` stands for what differs from run to run.
 from __future__ import annotations
 
 import importlib.util
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +26,7 @@ from pathlib import Path
 
 import pytest
 
+from micro_core.testing import free_port
 from tests.live.conftest import Process
 from tests.live.test_quickstart import BLOCK, Reader, Step
 from tests.live.test_up import processes_of
@@ -38,19 +37,6 @@ READY = re.compile(r"all ready|Ready to accept connections|Server is ready")
 PORT = re.compile(r"(?<!\d)(?:8085|8086|6379|6380|4222|4223|8222|8223)(?!\d)")
 
 pytestmark = pytest.mark.timeout(300)
-
-
-def free_port() -> int:
-    """A port that is free for TCP and for UDP, and not among those that the system gives to who asks for any."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        try:
-            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                with socket.socket(socket.AF_INET, kind) as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return port
 
 
 def redis_programs() -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,15 +17,11 @@ from typing import Any
 
 import pytest
 
+from micro_core.testing import free_port
+
 PATIENCE_S = 20.0
 
 MICRO = [sys.executable, "-m", "micro_core"]
-
-
-def free_port(kind: int) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -114,8 +109,8 @@ class Lab:
     ) -> Site:
         """Write a site's micro.toml. `listens=False`: its node only dials out. `node` names one more node of a site."""
         node_name = node or f"{name}-1"
-        address = f"tcp://127.0.0.1:{free_port(socket.SOCK_STREAM)}"
-        listen = f"127.0.0.1:{free_port(socket.SOCK_DGRAM)}" if listens else "none"
+        address = f"tcp://127.0.0.1:{free_port()}"
+        listen = f"127.0.0.1:{free_port()}" if listens else "none"
         config = self.directory / f"{node or name}.toml"
         settings = {
             "name": node_name,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from micro_core.testing import free_port
 
 ROOT = Path(__file__).parents[2]
 GREETER = "go.micro.srv.greeter"
@@ -32,12 +33,6 @@ async def on_order(order: dict) -> None:
 
 service.run()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def split_site(lab: Any, name: str, joins: Sequence[Any] = ()) -> Any:

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from micro_core.testing import free_port
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(?:<!-- (?P<note>[^>]*) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
@@ -39,12 +40,6 @@ class Step:
 def steps(page: str) -> list[Step]:
     text = (ROOT / "docs" / page).read_text()
     return [Step(match["note"] or "", match["kind"], match["text"]) for match in BLOCK.finditer(text)]
-
-
-def free_udp_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Reader:
@@ -150,7 +145,7 @@ def follow(reader: Reader, page: str, ports: dict[str, str]) -> None:
 @pytest.mark.timeout(600)
 def test_a_newcomer_gets_from_install_to_a_call_across_sites(reader: Reader, wheelhouse: Path) -> None:
     reader.environment.update(PIP_FIND_LINKS=str(wheelhouse), PIP_CONSTRAINT=str(ROOT / "constraints.txt"))
-    follow(reader, "quickstart.md", {"8085": str(free_udp_port()), "8086": str(free_udp_port())})
+    follow(reader, "quickstart.md", {"8085": str(free_port()), "8086": str(free_port())})
 
 
 @pytest.mark.timeout(1_200)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from micro_core.testing import free_port
 from tests.live.conftest import Process
 
 ROOT = Path(__file__).parents[2]
@@ -54,12 +54,6 @@ parts = ["registry", "broker", "tunnel", "router", "proxy"]
 [services.greeter]
 command = ["python", "greeter.py"]
 """
-
-
-def free_port(kind: int = socket.SOCK_DGRAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Upper:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.live.test_quickstart import BLOCK, Reader, Step, free_udp_port
+from micro_core.testing import free_port
+from tests.live.test_quickstart import BLOCK, Reader, Step
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +56,7 @@ def brought_up(reader: Reader, command: str) -> subprocess.Popen[str]:
 
 @pytest.mark.timeout(120)
 def test_the_example_of_the_page_comes_up_is_called_and_ends_well(reader: Reader) -> None:
-    ports = {"8085": str(free_udp_port()), "8086": str(free_udp_port())}
+    ports = {"8085": str(free_port()), "8086": str(free_port())}
 
     def here(text: str) -> str:
         return re.sub(r"\b808[56]\b", lambda match: ports[match[0]], text)

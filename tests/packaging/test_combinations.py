@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from micro_core.testing import free_port
+
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "plugins"
 GREETER = "go.micro.srv.greeter"
@@ -46,24 +48,6 @@ def pip(*words: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def free_port_for_both() -> int:
-    """A port that is free for TCP and for UDP."""
-    while True:
-        port = free_port()
-        try:
-            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return port
 
 
 @dataclass
@@ -249,7 +233,7 @@ def test_a_call_crosses_two_nodes_of_what_is_installed(
     strangers = {(one["role"], one["name"]) for one in listed if one["distribution"] != "micro-network"}
     assert strangers == {(name.partition("_")[2], name.partition("_")[0]) for name in plugins}
 
-    ports = {"eu": free_port_for_both(), "us": free_port_for_both()}
+    ports = {"eu": free_port(), "us": free_port()}
     scheme = "" if {"quic_tunnel", "tls_tunnel"} <= set(plugins) else f"{plugins[0].partition('_')[0]}://"
     configs = {
         site: settings(installed.directory, site, plugins, ports[site], f"{scheme}127.0.0.1:{ports['eu']}", servers)

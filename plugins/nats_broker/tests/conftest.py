@@ -23,6 +23,7 @@ from micro_nats_broker.options import NatsOptions
 
 from micro_core.builtin.system_clock import SystemClock
 from micro_core.spec import CountersInMemory, DriverContext, Message
+from micro_core.testing import free_port
 
 PATIENCE_S = 15.0
 
@@ -30,12 +31,6 @@ PATIENCE_S = 15.0
 def nats_server_binary() -> str:
     found = Path(sys.executable).parent / "nats-server"
     return str(found) if found.exists() else "nats-server"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class NatsServer:

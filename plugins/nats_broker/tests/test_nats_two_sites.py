@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from micro_core.testing import free_port
 
 PATIENCE_S = 30.0
 
@@ -61,12 +62,6 @@ url = "{url}"
 durable = {durable}
 max_bytes = 10000000
 """
-
-
-def free_port(kind: int) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Processes:
@@ -130,14 +125,14 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 def test_what_one_site_publishes_the_other_hears_exactly_once(processes: Processes, server: Callable[..., Any]) -> None:
     """One site with JetStream, one without; a publisher on each."""
     directory = processes.directory
-    tunnel = free_port(socket.SOCK_DGRAM)
+    tunnel = free_port()
     (directory / "state").mkdir(mode=0o700)
-    for site, port, nodes in (("eu", tunnel, ""), ("us", free_port(socket.SOCK_DGRAM), f'"quic://127.0.0.1:{tunnel}"')):
+    for site, port, nodes in (("eu", tunnel, ""), ("us", free_port(), f'"quic://127.0.0.1:{tunnel}"')):
         (directory / f"{site}.toml").write_text(
             SITE.format(
                 site=site,
                 tunnel=port,
-                address=free_port(socket.SOCK_STREAM),
+                address=free_port(),
                 nodes=nodes,
                 state=directory / "state",
                 url=server(jetstream=site == "eu").url,

@@ -25,6 +25,7 @@ from micro_core.node.assembly import assemble
 from micro_core.node.node import Node
 from micro_core.rpc.defaults import Runtime, build_runtime
 from micro_core.spec import CallInfo, CountersInMemory, DriverContext, NotFound, OptionError
+from micro_core.testing import free_port
 
 
 class Clock:
@@ -57,12 +58,6 @@ def context(tmp_path: Path, counters: CountersInMemory) -> DriverContext:
         logger=logging.getLogger("test"),
         counters=counters,
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def ask(address: str, request: bytes = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n") -> str:

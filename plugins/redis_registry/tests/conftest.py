@@ -9,7 +9,6 @@ import logging
 import random
 import shutil
 import signal
-import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,7 +23,7 @@ from micro_redis_registry.registry import RedisRegistry
 from redis.asyncio import Redis
 
 from micro_core.spec import CountersInMemory, DriverContext, Instance, RegistryEvent, RegistryEventKind, RegistryWatch
-from micro_core.testing import Faults
+from micro_core.testing import Faults, free_port
 
 DEADLINE_S = 20.0
 """How long anything may take on a busy machine before a test fails."""
@@ -35,16 +34,6 @@ def server_binary() -> str:
     assert spec is not None
     assert spec.submodule_search_locations
     return str(Path(spec.submodule_search_locations[0], "bin", "redis-server"))
-
-
-def free_port() -> int:
-    """A free port whose cluster bus port (10000 above) is one, too."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port < 55_000:
-            return port
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, timeout_s: float = DEADLINE_S) -> None:

@@ -15,6 +15,7 @@ from micro_tls_tunnel.certificate import binding_of, make_certificate
 from micro_tls_tunnel.link import LOW_MARK_BYTES
 
 from micro_core.spec import Closed, Conflict, Ended, LinkLost, OptionError, Unreachable
+from micro_core.testing import free_port
 
 if TYPE_CHECKING:
     from plugins.tls_tunnel.tests.conftest import Node, NodeMaker
@@ -179,8 +180,9 @@ async def test_a_taken_port_is_a_conflict(pair: tuple[Node, Node]) -> None:
 
 async def test_the_same_port_may_be_quic_s(node: NodeMaker) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        udp.bind(("127.0.0.1", 0))
-        there = await node().listen(f"127.0.0.1:{udp.getsockname()[1]}")
+        port = free_port()
+        udp.bind(("127.0.0.1", port))
+        there = await node().listen(f"127.0.0.1:{port}")
         await node().dial(there)
 
 
