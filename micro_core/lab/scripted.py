@@ -60,11 +60,11 @@ def scripted(table: Mapping[str, Any]) -> tuple[Body, int]:
     steps = table.get("step", [])
     if not isinstance(steps, list) or len(steps) > MOST_STEPS:
         raise ConfigError(f"step: not a list of at most {MOST_STEPS}")
-    if not steps:
-        raise ConfigError("a scenario without a [[step]]", hint="docs/lab.md shows one")
     for number, step in enumerate(steps, 1):
         _check(number, step)
     conditions = _conditions(table.get("wires", {}))
+    if not steps:
+        raise ConfigError("a scenario without a [[step]]", hint="docs/lab.md shows one")
 
     async def body(lab: Lab, watch: Observer, count: int) -> None:
         lab.wires.usual = conditions
