@@ -13,8 +13,8 @@ from micro_core.spec.errors import ServiceNotFound, Unreachable
 from micro_core.spec.names import NETWORK_SERVICE, short_id
 from micro_core.spec.table import LOCAL_LINK, NETWORK_LINK
 
-SHORTEST_ID = 4
-"""Characters of a node's id that may stand for it."""
+SHORTEST_ID, NODE_ID_CHARS = 4, 32
+"""Characters of a node's id: how many may stand for it, and how many it has."""
 
 
 async def ask(endpoint: str, request: dict[str, Any], config: str | None, address: str | None) -> dict[str, Any]:
@@ -91,8 +91,8 @@ def show_routes(query: dict[str, Any], config: str | None, address: str | None, 
     async def work() -> None:
         if query["link"] not in ("", LOCAL_LINK, NETWORK_LINK):
             raise UsageError(f"--link {query['link']}: there are {LOCAL_LINK} and {NETWORK_LINK}")
-        # People have names and short ids, as all tables show them; only the node's ids are asked for by themselves.
-        wanted = {key: query[key] for key in ("router", "gateway") if query[key]}
+        # The node knows whole ids alone; names and short ids, as all tables show them, are looked for in its answer.
+        wanted = {key: query[key] for key in ("router", "gateway") if 0 < len(query[key]) < NODE_ID_CHARS}
         answer = await ask("Network.Routes", {**query, **dict.fromkeys(wanted, "")}, config, address)
         answer["routes"] = [r for r in answer["routes"] if all(_is_node(r, key, word) for key, word in wanted.items())]
         if as_json:

@@ -21,17 +21,15 @@ def list_services(common: Common, as_json: bool) -> None:
             async with client_of(settings) as client:
                 found = (await client.call(NETWORK_SERVICE, "Network.Services"))["services"]
             rows = [{"service": e["service"], "instances": e["routes"], "sites": e["sites"]} for e in found]
-            asked, hint = [settings.node.proxy], ""
+            asked, where, hint = [settings.node.proxy], "", ""
         else:
             runtime = await build_runtime(settings)
             try:
                 instances = await runtime.registry.instances()
             finally:
                 await runtime.close()
-            asked, hint = (
-                [*runtime.registries],
-                "; MICRO_SITE names another site, --plugins other registries; see: micro new service NAME",
-            )
+            asked, where = [*runtime.registries], f" on site {settings.node.site}"
+            hint = "; MICRO_SITE names another site, --plugins other registries; see: micro new service NAME"
             names = sorted({instance.service for instance in instances})
             rows = [
                 {
@@ -45,11 +43,8 @@ def list_services(common: Common, as_json: bool) -> None:
             show_json("micro.services/1", {"services": rows, "asked": asked})
         else:
             cells = [[row["service"], row["instances"], row["sites"]] for row in rows]
-            show_table(
-                ["service", "instances", "sites"],
-                cells,
-                f"no services on site {settings.node.site} yet; asked: {', '.join(asked)}{hint}",
-            )
+            nothing = f"no services{where} yet; asked: {', '.join(asked)}{hint}"
+            show_table(["service", "instances", "sites"], cells, nothing)
 
     run_command(work, as_json=as_json)
 

@@ -52,18 +52,24 @@ class Callers:
         await asyncio.gather(*self._tasks)
 
 
+async def two_ways(net: Lab) -> tuple[list[LabNode], LabNode, Callers]:
+    """The nodes on both ways to the service, the node where it is called, and the calls under way."""
+    serving = await net.add("serving")
+    ways = [await net.add(name, links=[serving]) for name in ("upper", "lower")]
+    calling = await net.add("calling", links=ways)
+    await serving.serve(worker())
+    await net.converged()
+    callers = Callers(calling)
+    await net.pass_time(1.0)
+    return ways, calling, callers
+
+
 def is_linked(node: LabNode, other: LabNode) -> bool:
     return any(link.peer == other.id for link in node.node.network.links())
 
 
 async def test_the_nodes_on_both_ways_to_a_service_are_replaced_without_a_call_lost(micro_net: Lab) -> None:
-    serving = await micro_net.add("serving")
-    ways = [await micro_net.add(name, links=[serving]) for name in ("upper", "lower")]
-    calling = await micro_net.add("calling", links=ways)
-    await serving.serve(worker())
-    await micro_net.converged()
-    callers = Callers(calling)
-    await micro_net.pass_time(1.0)
+    ways, _, callers = await two_ways(micro_net)
     for node in ways:
         await node.stop()
         await micro_net.pass_time(5.0)
@@ -75,13 +81,7 @@ async def test_the_nodes_on_both_ways_to_a_service_are_replaced_without_a_call_l
 
 
 async def test_calls_pass_by_a_node_whose_proxy_is_away(micro_net: Lab) -> None:
-    serving = await micro_net.add("serving")
-    ways = [await micro_net.add(name, links=[serving]) for name in ("upper", "lower")]
-    calling = await micro_net.add("calling", links=ways)
-    await serving.serve(worker())
-    await micro_net.converged()
-    callers = Callers(calling)
-    await micro_net.pass_time(1.0)
+    ways, calling, callers = await two_ways(micro_net)
     # As where `micro proxy` is stopped: its calls end, then nobody listens, while tunnel and router stand.
     proxy, tunnel = ways[0].node.proxy, ways[0].node.tunnel
     await proxy.drain(10.0)
@@ -92,7 +92,7 @@ async def test_calls_pass_by_a_node_whose_proxy_is_away(micro_net: Lab) -> None:
     await micro_net.pass_time(3.0)
     await callers.end()
     assert callers.failures == []
-    assert calling.counted("proxy_calls_rerouted") + callers.answered > 500
+    assert callers.answered > 500
 
 
 async def test_a_neighbour_that_drains_and_leads_to_hundreds_costs_one_look(micro_net: Lab) -> None:

@@ -164,12 +164,18 @@ def test_the_pause_between_races_grows_to_its_bound_and_a_refusal_has_its_own() 
     assert run.finder.wake_at == run.now + OPTIONS.redial_refused_s
 
 
-def test_news_that_the_node_is_up_ends_the_pause_but_no_more_than_once_in_a_while() -> None:
+def long_away() -> Run:
+    """A single way that has failed so often that the pauses are long."""
     run = Run(QUIC)
     run.at(100.0, Wanted())
     for _ in range(30):
         run.at(run.finder.wake_at or run.now)
         run.at(run.now + 1.0, DialLost(0, SILENT))
+    return run
+
+
+def test_news_that_the_node_is_up_ends_the_pause_but_no_more_than_once_in_a_while() -> None:
+    run = long_away()
     assert (run.finder.wake_at or 0.0) - run.now > 6.0
     assert run.at(run.now, Arrived()) == [Dial(0, "")]
     began = run.now
@@ -181,11 +187,7 @@ def test_news_that_the_node_is_up_ends_the_pause_but_no_more_than_once_in_a_whil
 
 
 def test_news_that_comes_while_a_dial_hangs_shortens_the_pause_after_it() -> None:
-    run = Run(QUIC)
-    run.at(100.0, Wanted())
-    for _ in range(30):
-        run.at(run.finder.wake_at or run.now)
-        run.at(run.now + 1.0, DialLost(0, SILENT))
+    run = long_away()
     run.at(run.finder.wake_at or run.now)
     began = run.now
     assert run.at(began + 4.0, Arrived()) == []
