@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from micro_core.lab import invariants, loop
-from micro_core.lab.member import LabNode
+from micro_core.lab.lab_node import LabNode
 from micro_core.lab.net import Lab, LabOptions
 from micro_core.routing.damping import DampingPolicy
 from micro_core.routing.options import EngineOptions

@@ -21,19 +21,19 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from micro_core.builtin.memory_table import MemoryTable
+from micro_core.builtin.table.memory import MemoryTable
+from micro_core.contract.driver import CountersInMemory
+from micro_core.contract.table import NETWORK_LINK, Route
 from micro_core.lab import invariants, loop
-from micro_core.lab.member import LabNode
+from micro_core.lab.lab_node import LabNode
 from micro_core.lab.net import Lab, LabOptions
-from micro_core.lab.wires import Conditions
+from micro_core.lab.simulated_links import Conditions
 from micro_core.routing.damping import DampingPolicy
 from micro_core.routing.engine import Engine
 from micro_core.routing.events import Advert, Announce, DeleteRoute, MessageReceived, NeighbourUp, PutRoute
 from micro_core.routing.options import EngineOptions
 from micro_core.routing.router import RouterOptions
 from micro_core.rpc.service import Service
-from micro_core.spec.driver import CountersInMemory
-from micro_core.spec.table import NETWORK_LINK, Route
 
 RECYCLES = 1_000
 FAN_OUT = 3

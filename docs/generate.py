@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import roles
-import spec_page
+import contract_page
 import typer.main
 
 from micro_core.cli.main import app
 from micro_core.cli.output import exit_code
+from micro_core.contract import errors, hookspecs
+from micro_core.contract.driver import CONTRACT_VERSION, Role
 from micro_core.plugins import Catalog
-from micro_core.spec import errors, hookspecs
-from micro_core.spec.driver import CONTRACT_VERSION, Role
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -53,7 +53,7 @@ def pages() -> dict[str, str]:
         "errors.md": ("Errors", error_classes()),
         "limits.md": ("Limits", limits()),
         "counters.md": ("Counters", counters()),
-        "spec.md": ("What a driver's author uses", spec_page.page()),
+        "contract.md": ("What a driver's author uses", contract_page.page()),
         **roles.pages(),
     }
     return {
@@ -147,8 +147,8 @@ def hooks() -> str:
     version = ".".join(map(str, CONTRACT_VERSION))
     lines = [
         (
-            f"Contract version {version} (`micro_core.spec.CONTRACT_VERSION`). A plugin's entry point names the module that holds "
-            "its hooks, marked with `micro_core.spec.hookimpl`."
+            f"Contract version {version} (`micro_core.contract.CONTRACT_VERSION`). A plugin's entry point names the module that holds "
+            "its hooks, marked with `micro_core.contract.hookimpl`."
         ),
         "",
         "| group | hook | what it is |",

@@ -8,13 +8,13 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from micro_core.spec import Role
+from micro_core.contract import Role
 from micro_core.testing import CAPABILITIES, Conformance, Faults
-from micro_core.testing.conformance import needs_of
+from micro_core.testing.kit.conformance import needs_of
 from micro_core.testing.verify import KITS
 
 ROOT = Path(__file__).parents[1]
-SPEC = ROOT / "micro_core" / "spec"
+SPEC = ROOT / "micro_core" / "contract"
 
 CLASSES = {
     Role.REGISTRY: {
@@ -45,7 +45,7 @@ def page(role: Role) -> str:
         "",
         f"Entry-point group `{role.group}`, hook `{role.hook}`. Begin with `micro plugin new {role.value} NAME`;",
         "[write-one](../plugins/write-one.md) shows the way from there. What core lends a driver, and what it uses besides the",
-        "Protocol: [the spec](spec.md).",
+        "Protocol: [the contract](contract.md).",
         "",
     ]
     for file, names in CLASSES[role].items():

@@ -9,13 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from micro_core.rpc.client import Client
-    from micro_core.rpc.context import CallContext
-    from micro_core.rpc.handlers import endpoint, subscriber
-    from micro_core.rpc.interceptors import CallInfo
-    from micro_core.rpc.service import Service
-    from micro_core.spec.broker import Message
-    from micro_core.spec.errors import (
+    from micro_core.contract.broker import Message
+    from micro_core.contract.errors import (
         BadRequest,
         Cancelled,
         Closed,
@@ -40,7 +35,12 @@ if TYPE_CHECKING:
         Unauthorized,
         Unreachable,
     )
-    from micro_core.spec.hookspecs import hookimpl
+    from micro_core.contract.hookspecs import hookimpl
+    from micro_core.rpc.client import Client
+    from micro_core.rpc.context import CallContext
+    from micro_core.rpc.handlers import endpoint, subscriber
+    from micro_core.rpc.interceptors import CallInfo
+    from micro_core.rpc.service import Service
     from micro_core.wire.header import CallMode
 
 _HOMES = {
@@ -49,8 +49,8 @@ _HOMES = {
     "micro_core.rpc.handlers": ("endpoint", "subscriber"),
     "micro_core.rpc.interceptors": ("CallInfo",),
     "micro_core.rpc.service": ("Service",),
-    "micro_core.spec.broker": ("Message",),
-    "micro_core.spec.errors": (
+    "micro_core.contract.broker": ("Message",),
+    "micro_core.contract.errors": (
         "BadRequest",
         "Cancelled",
         "Closed",
@@ -75,7 +75,7 @@ _HOMES = {
         "Unauthorized",
         "Unreachable",
     ),
-    "micro_core.spec.hookspecs": ("hookimpl",),
+    "micro_core.contract.hookspecs": ("hookimpl",),
     "micro_core.wire.header": ("CallMode",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

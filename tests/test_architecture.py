@@ -46,7 +46,7 @@ def test_a_plugin_imports_nothing_of_the_house_but_its_contract() -> None:
             strangers += [
                 f"{path.relative_to(ROOT)}: {name}"
                 for name in names
-                if name.split(".")[0] == "micro_core" and not name.startswith("micro_core.spec")
+                if name.split(".")[0] == "micro_core" and not name.startswith("micro_core.contract")
             ]
     assert strangers == []
 

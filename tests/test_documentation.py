@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import typer.main
 
-import micro_core.spec
+import micro_core.contract
 import micro_core.testing
-from micro_core.cli.added import add_command
 from micro_core.cli.main import app
+from micro_core.cli.plugin_commands import add_command
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -45,7 +45,7 @@ NOT_FOR_DRIVERS = {
 def test_every_name_that_authors_of_drivers_import_is_on_a_page_of_the_reference() -> None:
     text = "\n".join(path.read_text() for path in (ROOT / "docs/reference").glob("*.md"))
     told = set(re.findall(r"(?:^#+ `(?:async )?|^\| `|`micro_core\.(?:spec|testing)\.)(\w+)", text, re.MULTILINE))
-    names = {*micro_core.spec.__all__, *micro_core.testing.__all__}
+    names = {*micro_core.contract.__all__, *micro_core.testing.__all__}
     assert names - told == NOT_FOR_DRIVERS
 
 

@@ -19,9 +19,9 @@ from micro_core.cli.client import (
     settings_of,
 )
 from micro_core.cli.output import UsageError, checked, note, show_json, show_value
-from micro_core.rpc.caller import ClientStream
-from micro_core.spec.errors import Ended, MicroError, TooLarge
-from micro_core.spec.names import check_endpoint_name, check_service_name, check_topic
+from micro_core.contract.errors import Ended, MicroError, TooLarge
+from micro_core.contract.names import check_endpoint_name, check_service_name, check_topic
+from micro_core.rpc.client_call import ClientStream
 
 
 def call_service(

@@ -15,8 +15,8 @@ import typer
 
 from micro_core.cli.output import TERMINATED, UsageError, guarded
 from micro_core.config import Settings, load_settings
+from micro_core.contract.errors import TooLarge
 from micro_core.rpc.client import Client
-from micro_core.spec.errors import TooLarge
 from micro_core.wire import limits
 
 T = TypeVar("T")

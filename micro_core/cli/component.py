@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from micro_core.builtin.logs import set_up_logging
 from micro_core.cli.foreground import say, until_stopped
 from micro_core.cli.output import guarded
 from micro_core.config import load_settings
+from micro_core.lifecycle.logs import set_up_logging
 from micro_core.plugins import blocked_words
 
 
@@ -30,7 +30,7 @@ def run_component(
         set_up_logging(settings.node.log)
 
         async def run() -> None:
-            from micro_core.components.component import make_component
+            from micro_core.standalone.component import make_component
 
             component = make_component(name, settings, address=address, door=door, say=say)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from micro_core.cli.words import Blocks, Config, Plugins, Sets
+from micro_core.cli.options import Blocks, Config, Plugins, Sets
 
 Name = Annotated[str | None, typer.Option(help="Name of the node that this is a part of (MICRO_NAME).")]
 Site = Annotated[str | None, typer.Option(help="Site of the node (MICRO_SITE).")]

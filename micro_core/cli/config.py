@@ -11,9 +11,9 @@ import typer
 
 from micro_core.cli.output import CONFIGURATION, guarded, say_error, show_json, show_table
 from micro_core.config import MASK, NodeSettings, Settings, Value, build_options, load_settings, shown
+from micro_core.contract.driver import CONTRACT_VERSION, Driver, NoOptions, Role
+from micro_core.contract.errors import BadRequest, ConfigError, OptionError
 from micro_core.plugins import CORE_DISTRIBUTION, Catalog, Entry, blocked_words
-from micro_core.spec.driver import CONTRACT_VERSION, Driver, NoOptions, Role
-from micro_core.spec.errors import BadRequest, ConfigError, OptionError
 
 Sources = tuple[str | None, str | None, Sequence[str], Sequence[str]]
 """(--config, --plugins, --set, -p)"""
@@ -130,8 +130,8 @@ def _parts(catalog: Catalog, settings: Settings, errors: list[ConfigError]) -> l
 
 def _check_node(settings: Settings, errors: list[ConfigError]) -> None:
     """What a node would refuse at its start: rules of routing, and addresses."""
+    from micro_core.contract.names import split_host_port
     from micro_core.node.assembly import NO_LISTEN, router_options
-    from micro_core.spec.names import split_host_port
 
     node = settings.node
     # One rule at a time, and damping without any: each is wrong for itself.
@@ -151,7 +151,7 @@ def _check_node(settings: Settings, errors: list[ConfigError]) -> None:
 
 
 def _entries_in_use(catalog: Catalog, settings: Settings, errors: list[ConfigError]) -> Iterator[Entry]:
-    from micro_core.rpc.defaults import drivers_of, hooks_of
+    from micro_core.drivers.runtime import drivers_of, hooks_of
 
     for role in (*Role, None):
         try:

@@ -16,9 +16,9 @@ from micro_core.cli.client import client_of, read_body, run_command
 from micro_core.cli.network import ask
 from micro_core.cli.output import UsageError, microseconds, note, show_json, show_table
 from micro_core.config import load_settings
+from micro_core.contract.errors import LoopDetected, RouteNotFound
+from micro_core.contract.names import NETWORK_SERVICE, short_id
 from micro_core.rpc.client import Client
-from micro_core.spec.errors import LoopDetected, RouteNotFound
-from micro_core.spec.names import NETWORK_SERVICE, short_id
 from micro_core.wire import limits
 
 FOLLOW_S = 0.5

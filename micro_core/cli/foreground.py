@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import typer
 
-from micro_core.spec.errors import BadRequest, ConfigError, Conflict
+from micro_core.contract.errors import BadRequest, ConfigError, Conflict
 
 
 async def until_stopped(

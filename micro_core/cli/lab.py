@@ -13,10 +13,10 @@ from typing import Any
 import typer
 
 from micro_core.cli.output import PARTIAL, UsageError, guarded, note, show_json, show_table
+from micro_core.contract.errors import ConfigError
 from micro_core.lab.report import Sample
 from micro_core.lab.running import Outcome
 from micro_core.lab.running import run as run_lab
-from micro_core.spec.errors import ConfigError
 
 Files = tuple[str, str, str]
 """(--plot, --log, --save)"""

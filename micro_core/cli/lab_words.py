@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from micro_core.cli.words import Json
+from micro_core.cli.options import Json
 
 lab_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Whole networks on virtual time, from one seed."

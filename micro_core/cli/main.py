@@ -16,9 +16,9 @@ import typer
 
 from micro_core.cli.component_words import add_components
 from micro_core.cli.lab_words import lab_app
+from micro_core.cli.lazy_typer import name_of, trimmed
 from micro_core.cli.network_words import network_app
-from micro_core.cli.trimming import name_of, trimmed
-from micro_core.cli.words import (
+from micro_core.cli.options import (
     Address,
     Blocks,
     Body,
@@ -288,7 +288,7 @@ def plugin_install(
     json: Json = False,
 ) -> None:
     """Install plugins into this environment, with pip and its settings."""
-    from micro_core.cli.installing import install_plugins
+    from micro_core.cli.pip import install_plugins
 
     install_plugins(names, upgrade=upgrade, dry_run=dry_run, as_json=json)
 
@@ -301,7 +301,7 @@ def plugin_uninstall(
     json: Json = False,
 ) -> None:
     """Uninstall the distributions of plugins from this environment, with pip."""
-    from micro_core.cli.installing import uninstall_plugins
+    from micro_core.cli.pip import uninstall_plugins
 
     uninstall_plugins(names, yes=yes, dry_run=dry_run, as_json=json)
 
@@ -373,7 +373,7 @@ def with_peer(arguments: list[str]) -> list[str]:
 def _plugins_to_join(config: str | None, sets: list[str]) -> str | None:
     """PEER_PLUGINS, unless the environment or a file says which plugins to use."""
     from micro_core.config import load_settings
-    from micro_core.spec.errors import ConfigError
+    from micro_core.contract.errors import ConfigError
 
     try:
         is_said = load_settings(config=config, sets=sets).origin("node.plugins") != "default"
@@ -387,8 +387,8 @@ def _add_command(arguments: list[str]) -> None:
     own = {name_of(command) for command in app.registered_commands}
     own |= {str(group.name) for group in app.registered_groups}
     if arguments and arguments[0] not in own and not arguments[0].startswith("-"):
-        from micro_core.cli.added import add_command
         from micro_core.cli.output import guarded
+        from micro_core.cli.plugin_commands import add_command
 
         try:
             guarded(lambda: add_command(app, arguments[0]))

@@ -9,9 +9,9 @@ import typer
 from micro_core.cli.client import client_of, run_command
 from micro_core.cli.output import UsageError, guarded, microseconds, note, show_json, show_table
 from micro_core.config import load_settings
-from micro_core.spec.errors import ServiceNotFound, Unreachable
-from micro_core.spec.names import NETWORK_SERVICE, short_id
-from micro_core.spec.table import LOCAL_LINK, NETWORK_LINK
+from micro_core.contract.errors import ServiceNotFound, Unreachable
+from micro_core.contract.names import NETWORK_SERVICE, short_id
+from micro_core.contract.table import LOCAL_LINK, NETWORK_LINK
 
 SHORTEST_ID, NODE_ID_CHARS = 4, 32
 """Characters of a node's id: how many may stand for it, and how many it has."""

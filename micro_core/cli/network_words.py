@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from micro_core.cli.words import Address, Config, Json, Service, Sets
+from micro_core.cli.options import Address, Config, Json, Service, Sets
 
 network_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Look at the network from this site's node."

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import typer
 
-from micro_core.cli.filling import filled, templates, write_files
 from micro_core.cli.output import checked, guarded
-from micro_core.spec.errors import ConfigError, Conflict
-from micro_core.spec.names import check_service_name
+from micro_core.cli.template_rendering import filled, templates, write_files
+from micro_core.contract.errors import ConfigError, Conflict
+from micro_core.contract.names import check_service_name
 
 
 def write_service(name: str, directory: str) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import typer
 
-from micro_core.cli.filling import filled, templates, write_files
 from micro_core.cli.output import UsageError, guarded, note, show_json
+from micro_core.cli.template_rendering import filled, templates, write_files
+from micro_core.contract.driver import CONTRACT_VERSION, Role
+from micro_core.contract.errors import ConfigError, Conflict
 from micro_core.plugins import CORE_DISTRIBUTION, HOOKS_GROUP, KNOWN_PLUGINS, Catalog
-from micro_core.spec.driver import CONTRACT_VERSION, Role
-from micro_core.spec.errors import ConfigError, Conflict
 
 KINDS = (*(role.value for role in Role), "hooks")
 

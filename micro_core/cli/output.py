@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from micro_core.spec.errors import BadRequest, InternalError, MicroError
+from micro_core.contract.errors import BadRequest, InternalError, MicroError
 
 OK = 0
 SERVICE_ERROR = 1

@@ -11,8 +11,8 @@ import typer
 
 from micro_core.cli.output import CONFIGURATION, guarded, note, show_json, show_table
 from micro_core.config import shown, type_text
+from micro_core.contract.driver import Driver
 from micro_core.plugins import KNOWN_PLUGINS, Catalog, Entry
-from micro_core.spec.driver import Driver
 
 
 def list_plugins(*, check: bool, all_plugins: bool, as_json: bool) -> None:
@@ -130,7 +130,7 @@ def _verification(entry: Entry) -> dict[str, Any] | None:
     """What `micro plugin verify` last said of this version; None when it has not run, or settings cannot be read."""
     from micro_core.cli.verify import recorded
     from micro_core.config import load_settings
-    from micro_core.spec.errors import ConfigError
+    from micro_core.contract.errors import ConfigError
 
     try:
         return recorded(load_settings(), entry)

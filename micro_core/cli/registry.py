@@ -9,9 +9,9 @@ import typer
 
 from micro_core.cli.client import Common, client_of, run_command, settings_of
 from micro_core.cli.output import checked, show_json, show_table
+from micro_core.contract.names import NETWORK_SERVICE, check_service_name
+from micro_core.drivers.runtime import build_runtime
 from micro_core.rpc.client import Client
-from micro_core.rpc.defaults import build_runtime
-from micro_core.spec.names import NETWORK_SERVICE, check_service_name
 
 
 def list_services(common: Common, as_json: bool) -> None:

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from micro_core.builtin.logs import set_up_logging
 from micro_core.cli.foreground import say, until_stopped
 from micro_core.cli.output import guarded
 from micro_core.config import NodeSettings, Settings, load_settings
+from micro_core.contract.names import NETWORK_SERVICE
+from micro_core.lifecycle.logs import set_up_logging
 from micro_core.plugins import blocked_words
-from micro_core.spec.names import NETWORK_SERVICE
 
 if TYPE_CHECKING:
     from micro_core.node.node import Node

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import CancelledError
 
 from micro_core.cli.output import UsageError
-from micro_core.spec.errors import TooLarge
+from micro_core.contract.errors import TooLarge
 from micro_core.wire import limits
 
 MAX_WAITING_LINES = 16

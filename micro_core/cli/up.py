@@ -15,7 +15,7 @@ import typer
 from micro_core.cli.output import SERVICE_ERROR, UsageError, guarded, note, say_error, show_json, show_table
 from micro_core.cli.up_file import ProcessPlan, read_plan
 from micro_core.cli.up_processes import Processes, Say
-from micro_core.spec.errors import ConfigError, MicroError
+from micro_core.contract.errors import ConfigError, MicroError
 
 COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
 

@@ -22,10 +22,10 @@ from micro_core.config.settings import NODE_OPTIONS, NodeSettings
 from micro_core.config.sources import key_of, variable_of
 from micro_core.config.toml_lines import lines_of_keys
 from micro_core.config.values import Rank, Value, read_text
+from micro_core.contract.driver import Role, option
+from micro_core.contract.errors import ConfigError, OptionError
+from micro_core.contract.names import NETWORK_SERVICE
 from micro_core.plugins import Catalog
-from micro_core.spec.driver import Role, option
-from micro_core.spec.errors import ConfigError, OptionError
-from micro_core.spec.names import NETWORK_SERVICE
 
 PARTS = ("registry", "broker", "tunnel", "router", "proxy")
 """What a node can be made of, in the order in which the parts are started."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from micro_core.cli.up_file import ProcessPlan
-from micro_core.spec.errors import DeadlineExceeded, MicroError, Unreachable
+from micro_core.contract.errors import DeadlineExceeded, MicroError, Unreachable
 
 GRACE_S = 20.0
 """How long a process may take to end: a node gives calls in flight ten seconds."""

@@ -19,9 +19,9 @@ import typer
 
 from micro_core.cli.output import PARTIAL, UsageError, guarded, note, paint, show_json
 from micro_core.config import Settings, build_options, load_settings, shown
+from micro_core.contract.driver import Driver
+from micro_core.contract.errors import ConfigError, DeadlineExceeded, PluginMissing
 from micro_core.plugins import Catalog, Entry
-from micro_core.spec.driver import Driver
-from micro_core.spec.errors import ConfigError, DeadlineExceeded, PluginMissing
 
 NEEDED_MODULES = ("pytest", "pytest_asyncio")
 MAX_LINE_CHARS = 100_000

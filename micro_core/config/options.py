@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from micro_core.config.values import Report, Value, raise_it
-from micro_core.spec.errors import OptionError
+from micro_core.contract.errors import OptionError
 
 T = TypeVar("T")
 

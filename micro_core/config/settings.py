@@ -12,9 +12,9 @@ from pathlib import Path
 from micro_core.config.options import build_options
 from micro_core.config.sources import Key, from_environment, from_file, from_flags, from_sets, key_of
 from micro_core.config.values import Rank, Report, Value, raise_it
-from micro_core.spec.driver import option
-from micro_core.spec.errors import BadRequest, ConfigError, OptionError
-from micro_core.spec.names import check_network_name, check_site
+from micro_core.contract.driver import option
+from micro_core.contract.errors import BadRequest, ConfigError, OptionError
+from micro_core.contract.names import check_network_name, check_site
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from micro_core.config.toml_lines import lines_of_keys
 from micro_core.config.values import Rank, Report, Value, raise_it, read_text
-from micro_core.spec.driver import Role
-from micro_core.spec.errors import ConfigError, OptionError
+from micro_core.contract.driver import Role
+from micro_core.contract.errors import ConfigError, OptionError
 
 FILE_NAME = "micro.toml"
 PREFIX = "MICRO_"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from micro_core.spec.errors import ConfigError, OptionError
+from micro_core.contract.errors import ConfigError, OptionError
 
 MAX_FILE_BYTES = 1024 * 1024
 """Longest file of settings, and longest file that `$file:` reads."""

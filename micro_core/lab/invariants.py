@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE
+from micro_core.contract.table import LOCAL_LINK
 from micro_core.network.graph import RADIUS
-from micro_core.spec.names import INTEREST_PREFIX, NETWORK_SERVICE
-from micro_core.spec.table import LOCAL_LINK
-from micro_core.tunnel.ways import ALTERNATIVES
+from micro_core.tunnel.path_selection import ALTERNATIVES
 
 SLACK_S = 0.01
 """Timers go off at their time; this is for the arithmetic."""
 
 if TYPE_CHECKING:
-    from micro_core.lab.member import LabNode
+    from micro_core.lab.lab_node import LabNode
     from micro_core.lab.net import Lab
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from micro_core.lab import invariants
+from micro_core.lab.lab_node import LabNode, TableMaker, memory_table
 from micro_core.lab.loop import LabClock
-from micro_core.lab.member import LabNode, TableMaker, memory_table
-from micro_core.lab.wires import SCHEME, Conditions, Wires
+from micro_core.lab.simulated_links import SCHEME, Conditions, Wires
 from micro_core.routing.router import RouterOptions
 from micro_core.tunnel.identity import NodeIdentity
+from micro_core.tunnel.path_selection import ALTERNATIVES
 from micro_core.tunnel.tunnel import TunnelOptions
-from micro_core.tunnel.ways import ALTERNATIVES
 
 CONVERGENCE_STEP_S = 0.05
 """How often `converged` looks."""

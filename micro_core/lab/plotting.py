@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
+from micro_core.contract.errors import ConfigError
 from micro_core.lab.report import Sample
-from micro_core.spec.errors import ConfigError
 
 
 def plot(samples: Sequence[Sample], title: str, path: Path) -> None:

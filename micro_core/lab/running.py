@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from micro_core.contract.errors import ConfigError
 from micro_core.lab import loop
 from micro_core.lab.net import Lab, LabOptions, NotConverged
 from micro_core.lab.report import Observer, Report, Sample
 from micro_core.lab.scenarios import SCENARIOS, Body
 from micro_core.lab.scripted import scripted
-from micro_core.spec.errors import ConfigError
 
 DEFAULT_COUNT = 3
 MAX_NODES = 5_000

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from micro_core.lab.member import LabNode
+from micro_core.lab.lab_node import LabNode
 from micro_core.lab.net import Lab
 from micro_core.lab.report import Observer
-from micro_core.lab.wires import Conditions
+from micro_core.lab.simulated_links import Conditions
 from micro_core.rpc.service import Service
 
 Body = Callable[[Lab, Observer, int], Awaitable[None]]

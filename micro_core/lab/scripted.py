@@ -20,12 +20,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from micro_core.contract.errors import ConfigError
 from micro_core.lab.net import Lab
 from micro_core.lab.report import Observer
 from micro_core.lab.scenarios import Body
-from micro_core.lab.wires import Conditions
+from micro_core.lab.simulated_links import Conditions
 from micro_core.rpc.service import Service
-from micro_core.spec.errors import ConfigError
 
 SHAPES = {"line": Lab.line, "ring": Lab.ring, "star": Lab.star, "mesh": Lab.mesh, "random": Lab.random_graph}
 STEPS: Mapping[str, tuple[str, ...]] = {

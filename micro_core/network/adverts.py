@@ -12,14 +12,14 @@ import contextlib
 import logging
 from collections.abc import Coroutine
 
+from micro_core.contract.clock import Clock
+from micro_core.contract.driver import Counters
+from micro_core.contract.errors import MicroError
+from micro_core.contract.tunnel import ChannelListener, LinkInfo, Priority, Session, Sessions
+from micro_core.network.message_session import MessageReader, MessageWriter
 from micro_core.network.messages import ADVERT_CHANNEL
-from micro_core.network.sessions import MessageReader, MessageWriter
 from micro_core.routing.metric import link_cost_us
 from micro_core.routing.router import Router
-from micro_core.spec.clock import Clock
-from micro_core.spec.driver import Counters
-from micro_core.spec.errors import MicroError
-from micro_core.spec.tunnel import ChannelListener, LinkInfo, Priority, Session, Sessions
 
 MEASURE_S = 2.0
 """Seconds between two looks at the cost of each link."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import msgpack
 
-from micro_core.spec.errors import BadRequest, Malformed
-from micro_core.spec.names import check_node_id
+from micro_core.contract.errors import BadRequest, Malformed
+from micro_core.contract.names import check_node_id
 from micro_core.wire import limits
 
 CHANNEL = "network"

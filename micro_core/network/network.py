@@ -11,7 +11,13 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 
+from micro_core.contract.clock import Clock, Random
+from micro_core.contract.driver import Counters
+from micro_core.contract.errors import Malformed, MicroError, Unauthorized, Unreachable
+from micro_core.contract.resolver import Candidate, Resolver
+from micro_core.contract.tunnel import DialMode, LinkInfo, Priority, Session
 from micro_core.network.graph import MAX_AGE_S, Graph, GraphNode
+from micro_core.network.message_session import MessageReader, MessageWriter
 from micro_core.network.messages import (
     CHANNEL,
     MAX_ADDRESSES,
@@ -36,15 +42,9 @@ from micro_core.network.peers import (
     Resolve,
     Resolved,
 )
-from micro_core.network.sessions import MessageReader, MessageWriter
 from micro_core.routing.metric import link_cost_us
-from micro_core.spec.clock import Clock, Random
-from micro_core.spec.driver import Counters
-from micro_core.spec.errors import Malformed, MicroError, Unauthorized, Unreachable
-from micro_core.spec.resolver import Candidate, Resolver
-from micro_core.spec.tunnel import DialMode, LinkInfo, Priority, Session
+from micro_core.tunnel.path_selection import FIRST_CHOICE, NO_DRIVER
 from micro_core.tunnel.tunnel import TunnelHost
-from micro_core.tunnel.ways import FIRST_CHOICE, NO_DRIVER
 
 RENEW_S = MAX_AGE_S / 3
 """Seconds between two renewals of the own record."""

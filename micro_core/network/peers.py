@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from micro_core.spec.clock import Random
-from micro_core.spec.resolver import Candidate
+from micro_core.contract.clock import Random
+from micro_core.contract.resolver import Candidate
 
 MAX_CANDIDATES = 256
 """Candidates remembered; a resolver that answers with more is cut."""

@@ -10,31 +10,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from micro_core.builtin.joined_registry import JoinedRegistry
-from micro_core.builtin.joined_transport import JoinedTransport
-from micro_core.builtin.node_broker_host import BrokerHost
-from micro_core.builtin.system_clock import SystemClock
+from micro_core.builtin.broker.host import BrokerHost
+from micro_core.builtin.registry.joined import JoinedRegistry
+from micro_core.builtin.transport.joined import JoinedTransport
 from micro_core.config import Settings
 from micro_core.config.settings import NodeSettings
+from micro_core.contract.broker import Broker
+from micro_core.contract.driver import CountersInMemory, DriverContext, Role
+from micro_core.contract.errors import ConfigError
+from micro_core.contract.names import check_network_name, check_site
+from micro_core.contract.registry import Registry
+from micro_core.contract.resolver import Resolver
+from micro_core.contract.table import Table
+from micro_core.contract.transport import Transport
+from micro_core.contract.tunnel import LinkDriver
+from micro_core.drivers.runtime import build, build_hooks, check_tables, drivers_of, hooks_of
+from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.network.peers import PeerOptions
-from micro_core.node.claim import NameClaim
 from micro_core.node.composition import Parts, compose
 from micro_core.node.node import Node
+from micro_core.node.node_lock import NameClaim
 from micro_core.plugins import Catalog
 from micro_core.routing.damping import DampingPolicy
 from micro_core.routing.options import EngineOptions
 from micro_core.routing.policy import parse as parse_policy
 from micro_core.routing.router import RouterOptions
-from micro_core.rpc.defaults import build, build_hooks, check_tables, drivers_of, hooks_of
-from micro_core.spec.broker import Broker
-from micro_core.spec.driver import CountersInMemory, DriverContext, Role
-from micro_core.spec.errors import ConfigError
-from micro_core.spec.names import check_network_name, check_site
-from micro_core.spec.registry import Registry
-from micro_core.spec.resolver import Resolver
-from micro_core.spec.table import Table
-from micro_core.spec.transport import Transport
-from micro_core.spec.tunnel import LinkDriver
 from micro_core.tunnel.identity import NodeIdentity, load_or_create_token, load_token, next_incarnation
 
 NO_LISTEN = "none"

@@ -7,14 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
-from micro_core.builtin.node_broker_host import BrokerHost
+from micro_core.builtin.broker.host import BrokerHost
+from micro_core.contract.broker import Broker
+from micro_core.contract.clock import Clock, Random
+from micro_core.contract.driver import CountersInMemory
+from micro_core.contract.names import NETWORK_SERVICE, short_id
+from micro_core.contract.registry import Registry
+from micro_core.contract.resolver import Resolver
+from micro_core.contract.table import Table
+from micro_core.contract.transport import Socket, Transport
+from micro_core.contract.tunnel import LinkDriver, Priority, Session
 from micro_core.network.adverts import Adverts
 from micro_core.network.messages import NodeRecord
 from micro_core.network.network import Network
 from micro_core.network.peers import PeerOptions
-from micro_core.node.claim import NameClaim
 from micro_core.node.control import Control
 from micro_core.node.node import Node
+from micro_core.node.node_lock import NameClaim
 from micro_core.plugins import CORE_DISTRIBUTION, Hooks
 from micro_core.proxy.proxy import CHANNEL, Proxy
 from micro_core.proxy.topics import Topics
@@ -22,15 +31,6 @@ from micro_core.routing.router import Router, RouterOptions
 from micro_core.rpc.debug import Debug
 from micro_core.rpc.pool import Pool
 from micro_core.rpc.server import Server
-from micro_core.spec.broker import Broker
-from micro_core.spec.clock import Clock, Random
-from micro_core.spec.driver import CountersInMemory
-from micro_core.spec.names import NETWORK_SERVICE, short_id
-from micro_core.spec.registry import Registry
-from micro_core.spec.resolver import Resolver
-from micro_core.spec.table import Table
-from micro_core.spec.transport import Socket, Transport
-from micro_core.spec.tunnel import LinkDriver, Priority, Session
 from micro_core.tunnel.identity import NodeIdentity
 from micro_core.tunnel.tunnel import TunnelHost, TunnelOptions
 

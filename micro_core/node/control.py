@@ -10,17 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from micro_core.contract.broker import Broker, Message
+from micro_core.contract.clock import Clock
+from micro_core.contract.errors import BadRequest
+from micro_core.contract.names import check_topic
+from micro_core.contract.table import RouteKey
 from micro_core.network.network import Network
 from micro_core.node.network_endpoints import NetworkEndpoints
 from micro_core.node.router_endpoints import RouterEndpoints
 from micro_core.proxy.topics import Topics, unmarked
 from micro_core.routing.router import Router
 from micro_core.rpc.server import Server
-from micro_core.spec.broker import Broker, Message
-from micro_core.spec.clock import Clock
-from micro_core.spec.errors import BadRequest
-from micro_core.spec.names import check_topic
-from micro_core.spec.table import RouteKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from micro_core.contract.clock import Clock
+from micro_core.contract.errors import BadRequest
 from micro_core.network.graph import RADIUS
 from micro_core.network.network import Network
 from micro_core.node.views import connection_view, graph_view, node_view
 from micro_core.rpc.server import Server
-from micro_core.spec.clock import Clock
-from micro_core.spec.errors import BadRequest
 
 NETWORK_ENDPOINTS = ("Network.Nodes", "Network.Connections", "Network.Graph")
 

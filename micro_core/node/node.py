@@ -8,10 +8,17 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from micro_core.builtin.node_broker_host import BrokerHost
+from micro_core.builtin.broker.host import BrokerHost
+from micro_core.contract.broker import Broker
+from micro_core.contract.driver import CountersInMemory
+from micro_core.contract.errors import MicroError
+from micro_core.contract.registry import Instance, Registry
+from micro_core.contract.resolver import Resolver
+from micro_core.contract.table import Table
+from micro_core.contract.transport import Listener, Socket, Transport
 from micro_core.network.adverts import Adverts
 from micro_core.network.network import Network
-from micro_core.node.claim import NameClaim
+from micro_core.node.node_lock import NameClaim
 from micro_core.plugins import Hooks
 from micro_core.proxy.proxy import CHANNEL, Proxy
 from micro_core.proxy.topics import Topics
@@ -19,13 +26,6 @@ from micro_core.routing.router import Router
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.registration import Registration
 from micro_core.rpc.server import Server
-from micro_core.spec.broker import Broker
-from micro_core.spec.driver import CountersInMemory
-from micro_core.spec.errors import MicroError
-from micro_core.spec.registry import Instance, Registry
-from micro_core.spec.resolver import Resolver
-from micro_core.spec.table import Table
-from micro_core.spec.transport import Listener, Socket, Transport
 from micro_core.tunnel.tunnel import TunnelHost
 
 PROPAGATION_S = 0.3

@@ -6,6 +6,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from micro_core.contract.clock import Clock
+from micro_core.contract.errors import NotFound
+from micro_core.contract.names import INTEREST_PREFIX
+from micro_core.contract.table import Route, RouteKey, RouteQuery
+from micro_core.contract.tunnel import LinkInfo
 from micro_core.node.views import (
     change_view,
     damping_view,
@@ -17,11 +22,6 @@ from micro_core.node.views import (
 )
 from micro_core.routing.router import Router
 from micro_core.rpc.server import Server
-from micro_core.spec.clock import Clock
-from micro_core.spec.errors import NotFound
-from micro_core.spec.names import INTEREST_PREFIX
-from micro_core.spec.table import Route, RouteKey, RouteQuery
-from micro_core.spec.tunnel import LinkInfo
 
 ROUTER_ENDPOINTS = (
     "Network.Services",

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from micro_core.contract.names import INTEREST_PREFIX
+from micro_core.contract.table import LOCAL_LINK, Route
+from micro_core.contract.tunnel import LinkInfo
 from micro_core.network.graph import GraphNode
 from micro_core.routing.damping import DampingPolicy, Flapping
 from micro_core.routing.explain import Way
 from micro_core.routing.journal import Change
 from micro_core.routing.metric import LOSS_PENALTY_US
-from micro_core.spec.names import INTEREST_PREFIX
-from micro_core.spec.table import LOCAL_LINK, Route
-from micro_core.spec.tunnel import LinkInfo
 
 
 def node_view(node: GraphNode) -> dict[str, Any]:

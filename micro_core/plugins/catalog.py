@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from micro_core.contract.driver import Driver, Role
+from micro_core.contract.errors import ConfigError, PluginAmbiguous, PluginBroken, PluginMissing
 from micro_core.plugins.entries import CORE_DISTRIBUTION, KNOWN_PLUGINS, Entry, KnownPlugin, canonical, read_entries
-from micro_core.spec.driver import Driver, Role
-from micro_core.spec.errors import ConfigError, PluginAmbiguous, PluginBroken, PluginMissing
 
 if TYPE_CHECKING:
     from micro_core.plugins.loading import LoadedHooks

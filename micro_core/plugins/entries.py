@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from micro_core.spec.driver import Role
+from micro_core.contract.driver import Role
 
 HOOKS_GROUP = "micro.hooks"
 CORE_DISTRIBUTION = "micro-network"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pluggy
 
-from micro_core.spec import hookspecs
-from micro_core.spec.driver import Counters, CountersInMemory
+from micro_core.contract import hookspecs
+from micro_core.contract.driver import Counters, CountersInMemory
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import pluggy
 
+from micro_core.contract import hookspecs
+from micro_core.contract.driver import CONTRACT_VERSION, Driver, Role
+from micro_core.contract.errors import PluginBroken
 from micro_core.plugins.entries import CORE_DISTRIBUTION, Entry
-from micro_core.spec import hookspecs
-from micro_core.spec.driver import CONTRACT_VERSION, Driver, Role
-from micro_core.spec.errors import PluginBroken
 
 DESCRIBING_HOOK = "micro_hooks"
 """With which a cross-cutting plugin describes what it builds, as a driver's plugin does with the hook of its role."""

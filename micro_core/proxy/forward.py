@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from micro_core.spec.errors import DeadlineExceeded, LoopDetected, MicroError, RouteNotFound
-from micro_core.spec.table import LOCAL_LINK, Route
+from micro_core.contract.errors import DeadlineExceeded, LoopDetected, MicroError, RouteNotFound
+from micro_core.contract.table import LOCAL_LINK, Route
 from micro_core.wire.header import (
     CACHED_HEADER_BYTES,
     CACHED_HEADERS,

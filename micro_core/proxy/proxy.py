@@ -10,18 +10,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
 
-from micro_core.proxy.forward import check_may_pass, no_route, onward_header, usable_routes
-from micro_core.proxy.pair import CalleeEnd, CallerEnd, Pair, RouteUsage
-from micro_core.proxy.routes import RouteSource
-from micro_core.routing.lookup import rank
-from micro_core.rpc.connection import Connection
-from micro_core.rpc.deadlines import Deadlines
-from micro_core.rpc.goodbye import say_goodbye, wait_until_read
-from micro_core.rpc.pool import Pool
-from micro_core.rpc.server import Server
-from micro_core.spec.clock import Clock, Random
-from micro_core.spec.driver import Counters
-from micro_core.spec.errors import (
+from micro_core.contract.clock import Clock, Random
+from micro_core.contract.driver import Counters
+from micro_core.contract.errors import (
     Cancelled,
     DeadlineExceeded,
     LinkLost,
@@ -30,8 +21,17 @@ from micro_core.spec.errors import (
     Overloaded,
     Unreachable,
 )
-from micro_core.spec.table import LOCAL_LINK, Route, RouteKey
-from micro_core.spec.tunnel import Priority, Session
+from micro_core.contract.table import LOCAL_LINK, Route, RouteKey
+from micro_core.contract.tunnel import Priority, Session
+from micro_core.proxy.forward import check_may_pass, no_route, onward_header, usable_routes
+from micro_core.proxy.forwarded_call import CalleeEnd, CallerEnd, Pair, RouteUsage
+from micro_core.proxy.routes import RouteSource
+from micro_core.routing.lookup import rank
+from micro_core.rpc.connection import Connection
+from micro_core.rpc.deadlines import Deadlines
+from micro_core.rpc.graceful_shutdown import say_goodbye, wait_until_read
+from micro_core.rpc.pool import Pool
+from micro_core.rpc.server import Server
 from micro_core.wire.frames import MORE, Frame, encode
 from micro_core.wire.header import CallHeader, CallMode, EventHeader, decode_call_header
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from micro_core.spec.table import Route, RouteEvent, RouteQuery
+from micro_core.contract.table import Route, RouteEvent, RouteQuery
 
 
 class RouteSource(Protocol):

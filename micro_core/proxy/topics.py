@@ -14,16 +14,16 @@ from collections import defaultdict, deque
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 
+from micro_core.contract.broker import Broker, Message, Subscription
+from micro_core.contract.clock import Clock
+from micro_core.contract.driver import Counters
+from micro_core.contract.errors import MicroError, Unreachable
+from micro_core.contract.names import INTEREST_PREFIX, interest_name
+from micro_core.contract.table import NETWORK_LINK, RouteEvent
+from micro_core.proxy.duplicate_filter import SeenCopies
 from micro_core.proxy.proxy import Proxy
 from micro_core.proxy.routes import RouteSource
-from micro_core.proxy.seen import SeenCopies
 from micro_core.rpc.connection import Connection
-from micro_core.spec.broker import Broker, Message, Subscription
-from micro_core.spec.clock import Clock
-from micro_core.spec.driver import Counters
-from micro_core.spec.errors import MicroError, Unreachable
-from micro_core.spec.names import INTEREST_PREFIX, interest_name
-from micro_core.spec.table import NETWORK_LINK, RouteEvent
 from micro_core.wire import limits
 from micro_core.wire.frames import Kind, encode_message
 from micro_core.wire.header import EventHeader, encode_header

@@ -20,8 +20,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from micro_core.contract.clock import Random
+from micro_core.contract.table import RouteKey
 from micro_core.routing import sequence_requests
-from micro_core.routing.belief import refusal_of
 from micro_core.routing.damping import Damper
 from micro_core.routing.events import (
     Ack,
@@ -48,16 +49,15 @@ from micro_core.routing.events import (
     WithdrawAll,
 )
 from micro_core.routing.explain import Way, compared, ways_of
-from micro_core.routing.exports import Exports
-from micro_core.routing.known import Known
-from micro_core.routing.learned import TOMBSTONE_S, Candidate
+from micro_core.routing.export_filter import Exports
+from micro_core.routing.import_filter import refusal_of
 from micro_core.routing.metric import SteadyCost, add
 from micro_core.routing.neighbour import Key, Neighbour
 from micro_core.routing.options import EngineOptions
 from micro_core.routing.origin import Origin
 from micro_core.routing.policy import Export, policy_for
-from micro_core.spec.clock import Random
-from micro_core.spec.table import RouteKey
+from micro_core.routing.rib import Known
+from micro_core.routing.rib_entry import TOMBSTONE_S, Candidate
 
 STORY_LENGTH = 1_000
 """Entries kept of what happened, for explanations."""

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from micro_core.spec.table import Route, RouteKey
+from micro_core.contract.table import Route, RouteKey
 
 UNREACHABLE_US = 2**31 - 1
 """A metric that means no way: half an hour of microseconds, the sum stops here."""

@@ -6,10 +6,10 @@ import enum
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from micro_core.contract.table import LOCAL_LINK, NETWORK_LINK, Route, RouteKey
 from micro_core.routing.events import UNREACHABLE_US
-from micro_core.routing.learned import Learned
 from micro_core.routing.lookup import NEARLY_EQUAL, SHARED_UNDER_LOAD, counts_as_near
-from micro_core.spec.table import LOCAL_LINK, NETWORK_LINK, Route, RouteKey
+from micro_core.routing.rib_entry import Learned
 
 
 class Standing(enum.Enum):

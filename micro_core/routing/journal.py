@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from micro_core.spec.table import Route, RouteEvent, RouteEventKind, RouteKey
+from micro_core.contract.table import Route, RouteEvent, RouteEventKind, RouteKey
 
 MOST_CHANGES = 10_000
 

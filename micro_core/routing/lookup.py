@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from micro_core.spec.clock import Random
-from micro_core.spec.table import LOCAL_LINK, Route, RouteKey
+from micro_core.contract.clock import Random
+from micro_core.contract.table import LOCAL_LINK, Route, RouteKey
 
 OVERLOADED_US = 50_000
 """An instance of this site at which calls wait longer than this is no better for being near."""

@@ -7,6 +7,9 @@ from typing import Any
 
 import msgpack
 
+from micro_core.contract.errors import BadRequest, Malformed, TooLarge
+from micro_core.contract.names import INTEREST_PREFIX, check_node_id, check_service_name
+from micro_core.contract.table import ANY_SERVICE
 from micro_core.routing.events import (
     UNREACHABLE_US,
     Ack,
@@ -18,9 +21,6 @@ from micro_core.routing.events import (
     Solicit,
     Withdraw,
 )
-from micro_core.spec.errors import BadRequest, Malformed, TooLarge
-from micro_core.spec.names import INTEREST_PREFIX, check_node_id, check_service_name
-from micro_core.spec.table import ANY_SERVICE
 from micro_core.wire import limits
 
 _ADVERT, _ACK, _SOLICIT, _DIGEST, _SEQUENCE_REQUEST = 1, 2, 3, 5, 6

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+from micro_core.contract.table import ANY_SERVICE, LOCAL_LINK, Route
 from micro_core.routing.damping import Damper
 from micro_core.routing.events import Announce, DeleteRoute, LocalInstance, PutRoute
 from micro_core.routing.explain import Standing, Way
 from micro_core.routing.messages import MAX_VERSIONS
-from micro_core.spec.table import ANY_SERVICE, LOCAL_LINK, Route
 
 
 @dataclass(frozen=True, slots=True)

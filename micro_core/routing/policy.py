@@ -16,8 +16,8 @@ import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from micro_core.contract.errors import ConfigError
 from micro_core.routing.events import Announce
-from micro_core.spec.errors import ConfigError
 
 MAX_COST_US = 60_000_000
 

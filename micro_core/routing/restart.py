@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from micro_core.contract.table import NETWORK_LINK, Route, RouteKey
 from micro_core.routing.events import Count, DeleteRoute, Effect, PutRoute
-from micro_core.spec.table import NETWORK_LINK, Route, RouteKey
 
 T = TypeVar("T")
 

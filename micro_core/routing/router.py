@@ -8,6 +8,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from micro_core.contract.clock import Clock, Random
+from micro_core.contract.driver import Counters
+from micro_core.contract.errors import MicroError
+from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE, NODE_KEY, interest_name
+from micro_core.contract.registry import EndpointKind, Instance, Registry, RegistryEventKind
+from micro_core.contract.table import ANY_SERVICE, Route, RouteEvent, RouteKey, RouteQuery, Table
 from micro_core.routing import messages
 from micro_core.routing.damping import DampingPolicy, Flapping
 from micro_core.routing.engine import Engine
@@ -34,12 +40,6 @@ from micro_core.routing.explain import Way, stale_ways
 from micro_core.routing.journal import Journal
 from micro_core.routing.options import EngineOptions
 from micro_core.routing.restart import StaleRoutes
-from micro_core.spec.clock import Clock, Random
-from micro_core.spec.driver import Counters
-from micro_core.spec.errors import MicroError
-from micro_core.spec.names import INTEREST_PREFIX, NETWORK_SERVICE, NODE_KEY, interest_name
-from micro_core.spec.registry import EndpointKind, Instance, Registry, RegistryEventKind
-from micro_core.spec.table import ANY_SERVICE, Route, RouteEvent, RouteKey, RouteQuery, Table
 
 LOAD_KEY = "micro-load"
 """Metadata by which an instance tells how long calls wait there, in microseconds."""

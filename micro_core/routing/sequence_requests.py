@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from micro_core.routing.events import Count, Effect, SendMessage, SequenceRequest
-from micro_core.routing.learned import Learned
+from micro_core.routing.rib_entry import Learned
 from micro_core.wire import limits
 
 AGAIN_S = 1.0

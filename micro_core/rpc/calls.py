@@ -23,8 +23,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from micro_core.contract.errors import Malformed, MicroError, error_from_wire
 from micro_core.rpc.credit import Incoming, Outgoing
-from micro_core.spec.errors import Malformed, MicroError, error_from_wire
 from micro_core.wire import frames
 from micro_core.wire.frames import MORE, Frame, Kind
 from micro_core.wire.header import CallMode, decode_map, encode_map

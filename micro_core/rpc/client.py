@@ -9,24 +9,24 @@ import random as random_source
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from micro_core.builtin.system_clock import SystemClock
 from micro_core.config import Settings
-from micro_core.rpc.caller import ClientStream, read_value
+from micro_core.contract.broker import Broker, Message
+from micro_core.contract.clock import Clock, Random
+from micro_core.contract.driver import Counters, CountersInMemory
+from micro_core.contract.errors import Closed, ConfigError, DeadlineExceeded, MicroError
+from micro_core.contract.names import NETWORK_SERVICE, check_endpoint_name, check_service_name, check_topic
+from micro_core.contract.registry import Registry
+from micro_core.contract.transport import Socket, Transport
+from micro_core.drivers.runtime import Runtime, build_runtime, joined_interceptors
+from micro_core.lifecycle.system_clock import SystemClock
+from micro_core.rpc.client_call import ClientStream, read_value
 from micro_core.rpc.connection import Connection
-from micro_core.rpc.defaults import Runtime, build_runtime, joined_interceptors
 from micro_core.rpc.dispatch import CallOptions, Dispatcher, is_address
 from micro_core.rpc.interceptors import CallInfo, Interceptor, chain
 from micro_core.rpc.pool import Pool
 from micro_core.rpc.registry_view import RegistryView
 from micro_core.rpc.selector import Selector, Strategy
 from micro_core.rpc.validation import converter, to_plain
-from micro_core.spec.broker import Broker, Message
-from micro_core.spec.clock import Clock, Random
-from micro_core.spec.driver import Counters, CountersInMemory
-from micro_core.spec.errors import Closed, ConfigError, DeadlineExceeded, MicroError
-from micro_core.spec.names import NETWORK_SERVICE, check_endpoint_name, check_service_name, check_topic
-from micro_core.spec.registry import Registry
-from micro_core.spec.transport import Socket, Transport
 from micro_core.wire import codec, limits
 from micro_core.wire.header import CallMode, decode_response_header
 

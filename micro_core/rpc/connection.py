@@ -15,9 +15,8 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from micro_core.rpc.event_assembly import EventAssembly
-from micro_core.spec.driver import Counters, CountersInMemory
-from micro_core.spec.errors import (
+from micro_core.contract.driver import Counters, CountersInMemory
+from micro_core.contract.errors import (
     Closed,
     Draining,
     LinkLost,
@@ -26,7 +25,8 @@ from micro_core.spec.errors import (
     Overloaded,
     ServiceNotFound,
 )
-from micro_core.spec.transport import Socket
+from micro_core.contract.transport import Socket
+from micro_core.rpc.event_assembly import EventAssembly
 from micro_core.wire import frames, limits
 from micro_core.wire.frames import Frame, FrameDecoder, Kind
 from micro_core.wire.header import EventHeader, decode_hello, encode_hello, encode_map

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from micro_core.spec.errors import Malformed, TooLarge
+from micro_core.contract.errors import Malformed, TooLarge
 from micro_core.wire import frames, limits
 from micro_core.wire.frames import HEAD, MORE, Frame
 

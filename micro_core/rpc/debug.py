@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from micro_core.contract.clock import Clock
+from micro_core.contract.errors import Draining
 from micro_core.rpc.server import Server
-from micro_core.spec.clock import Clock
-from micro_core.spec.errors import Draining
 
 
 class Debug:

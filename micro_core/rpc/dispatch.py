@@ -11,18 +11,9 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from micro_core.rpc.caller import CallFailed, UnaryCall
-from micro_core.rpc.calls import Answered
-from micro_core.rpc.connection import Connection
-from micro_core.rpc.deadlines import Deadlines
-from micro_core.rpc.interceptors import CallInfo
-from micro_core.rpc.pool import BUSY_STREAMS, Pool
-from micro_core.rpc.registry_view import RegistryView
-from micro_core.rpc.selector import Selector
-from micro_core.rpc.validation import to_plain
-from micro_core.spec.clock import Clock, Random
-from micro_core.spec.driver import Counters
-from micro_core.spec.errors import (
+from micro_core.contract.clock import Clock, Random
+from micro_core.contract.driver import Counters
+from micro_core.contract.errors import (
     DeadlineExceeded,
     Draining,
     MicroError,
@@ -31,8 +22,17 @@ from micro_core.spec.errors import (
     TooLarge,
     Unreachable,
 )
-from micro_core.spec.names import NETWORK_SERVICE
-from micro_core.spec.registry import Instance
+from micro_core.contract.names import NETWORK_SERVICE
+from micro_core.contract.registry import Instance
+from micro_core.rpc.calls import Answered
+from micro_core.rpc.client_call import CallFailed, UnaryCall
+from micro_core.rpc.connection import Connection
+from micro_core.rpc.deadlines import Deadlines
+from micro_core.rpc.interceptors import CallInfo
+from micro_core.rpc.pool import BUSY_STREAMS, Pool
+from micro_core.rpc.registry_view import RegistryView
+from micro_core.rpc.selector import Selector
+from micro_core.rpc.validation import to_plain
 from micro_core.wire import codec, limits
 from micro_core.wire.header import CACHED_HEADERS, CallHeader, encode_header
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from micro_core.spec.errors import Malformed, TooLarge
+from micro_core.contract.errors import Malformed, TooLarge
 from micro_core.wire import limits
 from micro_core.wire.frames import MORE, Frame
 from micro_core.wire.header import EventHeader, decode_event_header

@@ -1,11 +1,11 @@
-"""Interceptors, chained. What one is, and may do, stands in `micro_core.spec.interceptors`."""
+"""Interceptors, chained. What one is, and may do, stands in `micro_core.contract.interceptors`."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
-from micro_core.spec.interceptors import CallInfo, Interceptor, Next
+from micro_core.contract.interceptors import CallInfo, Interceptor, Next
 
 __all__ = ["CallInfo", "Interceptor", "Next", "chain"]
 

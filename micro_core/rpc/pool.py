@@ -7,11 +7,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from micro_core.contract.clock import Clock, Random
+from micro_core.contract.driver import Counters, CountersInMemory
+from micro_core.contract.errors import Closed, LinkLost, MicroError, Unreachable
+from micro_core.contract.transport import Socket
 from micro_core.rpc.connection import Connection, ConnectionHandler
-from micro_core.spec.clock import Clock, Random
-from micro_core.spec.driver import Counters, CountersInMemory
-from micro_core.spec.errors import Closed, LinkLost, MicroError, Unreachable
-from micro_core.spec.transport import Socket
 
 log = logging.getLogger(__name__)
 

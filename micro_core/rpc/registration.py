@@ -6,10 +6,10 @@ import asyncio
 import logging
 import random as random_source
 
-from micro_core.spec.clock import Random
-from micro_core.spec.driver import Counters
-from micro_core.spec.errors import MicroError
-from micro_core.spec.registry import Instance, Registry
+from micro_core.contract.clock import Random
+from micro_core.contract.driver import Counters
+from micro_core.contract.errors import MicroError
+from micro_core.contract.registry import Instance, Registry
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from micro_core.spec.driver import Counters
-from micro_core.spec.errors import MicroError
-from micro_core.spec.registry import Instance, Registry, RegistryEventKind, RegistryWatch
+from micro_core.contract.driver import Counters
+from micro_core.contract.errors import MicroError
+from micro_core.contract.registry import Instance, Registry, RegistryEventKind, RegistryWatch
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union
 
+from micro_core.contract.errors import ConfigError
+from micro_core.contract.registry import EndpointKind
 from micro_core.rpc.context import CallContext
 from micro_core.rpc.validation import SCALARS, field_types, is_pydantic, required_keys
-from micro_core.spec.errors import ConfigError
-from micro_core.spec.registry import EndpointKind
 
 _STREAMS = (
     collections.abc.AsyncIterator,

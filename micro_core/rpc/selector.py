@@ -10,8 +10,8 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from micro_core.spec.clock import Random
-from micro_core.spec.registry import Instance
+from micro_core.contract.clock import Random
+from micro_core.contract.registry import Instance
 
 FIRST_ASIDE_S = 0.5
 """How long an instance rests after one failure."""

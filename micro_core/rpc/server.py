@@ -14,17 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from micro_core.rpc.connection import Connection
-from micro_core.rpc.context import CallContext
-from micro_core.rpc.deadlines import Deadlines
-from micro_core.rpc.interceptors import Interceptor, Next, chain
-from micro_core.rpc.load import LoadMeasure
-from micro_core.rpc.schema import json_schema, read_handler
-from micro_core.rpc.served import ServedCall, ServedEndpoint
-from micro_core.rpc.validation import converter
-from micro_core.spec.broker import Message
-from micro_core.spec.driver import Counters, CountersInMemory
-from micro_core.spec.errors import (
+from micro_core.contract.broker import Message
+from micro_core.contract.driver import Counters, CountersInMemory
+from micro_core.contract.errors import (
     BadRequest,
     ConfigError,
     Conflict,
@@ -36,8 +28,16 @@ from micro_core.spec.errors import (
     Overloaded,
     ServiceNotFound,
 )
-from micro_core.spec.names import check_endpoint_name, check_topic
-from micro_core.spec.registry import Endpoint, EndpointKind
+from micro_core.contract.names import check_endpoint_name, check_topic
+from micro_core.contract.registry import Endpoint, EndpointKind
+from micro_core.rpc.connection import Connection
+from micro_core.rpc.context import CallContext
+from micro_core.rpc.deadlines import Deadlines
+from micro_core.rpc.interceptors import Interceptor, Next, chain
+from micro_core.rpc.load import LoadMeasure
+from micro_core.rpc.schema import json_schema, read_handler
+from micro_core.rpc.server_call import ServedCall, ServedEndpoint
+from micro_core.rpc.validation import converter
 from micro_core.wire import codec, limits
 from micro_core.wire.frames import Frame
 from micro_core.wire.header import CallHeader, CallMode, EventHeader, decode_call_header

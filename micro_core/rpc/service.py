@@ -21,26 +21,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from micro_core.builtin.logs import set_up_logging
-from micro_core.builtin.system_clock import SystemClock
 from micro_core.config import Settings, load_settings
+from micro_core.contract.broker import Broker, Subscription
+from micro_core.contract.clock import Clock, Random
+from micro_core.contract.driver import Counters, CountersInMemory
+from micro_core.contract.errors import ConfigError, Conflict, MicroError, Overloaded
+from micro_core.contract.names import check_service_name
+from micro_core.contract.registry import Instance, Registry
+from micro_core.contract.transport import Listener, Socket, Transport
+from micro_core.drivers.runtime import Runtime, build_runtime, joined_interceptors
+from micro_core.lifecycle.logs import set_up_logging
+from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.rpc.client import Client
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.debug import Debug
-from micro_core.rpc.defaults import Runtime, build_runtime, joined_interceptors
-from micro_core.rpc.goodbye import say_goodbye
+from micro_core.rpc.graceful_shutdown import say_goodbye
 from micro_core.rpc.handlers import endpoint_name, marks_of
 from micro_core.rpc.interceptors import Interceptor
 from micro_core.rpc.load import LOAD_KEY
 from micro_core.rpc.registration import LEASE_S, Registration
 from micro_core.rpc.server import MAX_CONCURRENT_CALLS, Server, Subscriber
-from micro_core.spec.broker import Broker, Subscription
-from micro_core.spec.clock import Clock, Random
-from micro_core.spec.driver import Counters, CountersInMemory
-from micro_core.spec.errors import ConfigError, Conflict, MicroError, Overloaded
-from micro_core.spec.names import check_service_name
-from micro_core.spec.registry import Instance, Registry
-from micro_core.spec.transport import Listener, Socket, Transport
 
 log = logging.getLogger(__name__)
 

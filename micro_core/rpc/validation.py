@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Union
 
-from micro_core.spec.errors import BadRequest, ConfigError
+from micro_core.contract.errors import BadRequest, ConfigError
 
 Convert = Callable[[Any, str], Any]
 """Takes a decoded value and its path (`address.city`), returns it as the type wanted, or raises BadRequest."""

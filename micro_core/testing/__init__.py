@@ -11,7 +11,7 @@
 a `DriverContext` of its own; those of one test share network, site and state directory, as processes of one site do, and
 no two tests share a network, so one server can serve them all. The tests of a kit are its *parts*:
 
-- **required**: every promise of the role's Protocol in `micro_core.spec`;
+- **required**: every promise of the role's Protocol in `micro_core.contract`;
 - **by capability**: what `Driver.capabilities` declares is demanded (the words are in `capabilities`);
 - **faults**: what must hold while the back end is killed, restarted, paused, emptied, or full of garbage. They need a
   `Faults`: a class whose methods the author writes as far as the back end allows.
@@ -19,7 +19,7 @@ no two tests share a network, so one server can serve them all. The tests of a k
 A part that does not apply is skipped with a reason, and reports show it. `exceptions` of a kit's class names parts that
 the driver cannot keep, each with its reason; other class attributes (`lease_s`, `patience_s`) fit a kit to its back end.
 
-Kits know `micro_core.spec` and nothing else of the house. They need pytest and pytest-asyncio:
+Kits know `micro_core.contract` and nothing else of the house. They need pytest and pytest-asyncio:
 `pip install micro-network[testing]`.
 """
 
@@ -28,44 +28,44 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from micro_core.testing.bench import Bench, context
-    from micro_core.testing.broker import BrokerConformance
-    from micro_core.testing.capabilities import CAPABILITIES
-    from micro_core.testing.conformance import Conformance, needs
-    from micro_core.testing.registry import RegistryConformance
+    from micro_core.testing.broker.checks import BrokerConformance
+    from micro_core.testing.kit.capabilities import CAPABILITIES
+    from micro_core.testing.kit.conformance import Conformance, needs
+    from micro_core.testing.kit.driver_under_test import Faults, Subject
+    from micro_core.testing.kit.harness import Bench, context
+    from micro_core.testing.kit.server import ServerProcess, free_port
+    from micro_core.testing.kit.waiting import until, within
+    from micro_core.testing.registry.checks import RegistryConformance
     from micro_core.testing.resolver import ResolverConformance
-    from micro_core.testing.server import ServerProcess, free_port
-    from micro_core.testing.subject import Faults, Subject
     from micro_core.testing.table import TableConformance
     from micro_core.testing.transport import TransportConformance
     from micro_core.testing.tunnel import TunnelConformance
-    from micro_core.testing.waiting import until, within
 
 _HOMES = {
-    "bench": ("Bench", "context"),
-    "broker": ("BrokerConformance",),
-    "capabilities": ("CAPABILITIES",),
-    "conformance": ("Conformance", "needs"),
-    "registry": ("RegistryConformance",),
+    "kit.harness": ("Bench", "context"),
+    "broker.checks": ("BrokerConformance",),
+    "kit.capabilities": ("CAPABILITIES",),
+    "kit.conformance": ("Conformance", "needs"),
+    "registry.checks": ("RegistryConformance",),
     "resolver": ("ResolverConformance",),
-    "server": ("ServerProcess", "free_port"),
-    "subject": ("Faults", "Subject"),
+    "kit.server": ("ServerProcess", "free_port"),
+    "kit.driver_under_test": ("Faults", "Subject"),
     "table": ("TableConformance",),
     "transport": ("TransportConformance",),
     "tunnel": ("TunnelConformance",),
-    "waiting": ("until", "within"),
+    "kit.waiting": ("until", "within"),
 }
 _SHARED = tuple(
     f"{__name__}.{name}"
     for name in (
-        "broker_durable",
-        "broker_faults",
-        "broker_support",
-        "conformance",
-        "following",
-        "registry_faults",
-        "registry_support",
-        "registry_watches",
+        "broker.durable",
+        "broker.faults",
+        "broker.support",
+        "kit.conformance",
+        "kit.watch_recorder",
+        "registry.faults",
+        "registry.support",
+        "registry.watches",
     )
 )
 """Where else parts assert."""

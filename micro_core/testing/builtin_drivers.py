@@ -16,30 +16,26 @@ from typing import Any, ClassVar
 import pytest
 import pytest_asyncio
 
-from micro_core.builtin import (
-    local_registry,
-    memory_broker,
-    memory_registry,
-    memory_resolver,
-    memory_table,
-    memory_transport,
-    memory_tunnel,
-    node_broker,
-    registry_resolver,
-    service_broker,
-    static_resolver,
-    tcp_transport,
-    unix_transport,
-)
-from micro_core.builtin.broker_wire import SERVICE as BROKER_SERVICE
-from micro_core.builtin.local_registry import LocalRegistryOptions
-from micro_core.builtin.memory_tunnel import MemoryTunnel, MemoryTunnelOptions
-from micro_core.builtin.node_broker import NodeBrokerOptions
-from micro_core.builtin.node_broker_host import BrokerHost
-from micro_core.builtin.record_files import path_part
-from micro_core.builtin.static_resolver import StaticOptions
-from micro_core.builtin.system_clock import SystemClock
-from micro_core.spec import (
+from micro_core.builtin.broker import memory as memory_broker
+from micro_core.builtin.broker import node as node_broker
+from micro_core.builtin.broker.host import BrokerHost
+from micro_core.builtin.broker.node import NodeBrokerOptions
+from micro_core.builtin.broker.protocol import SERVICE as BROKER_SERVICE
+from micro_core.builtin.registry import local as local_registry
+from micro_core.builtin.registry import memory as memory_registry
+from micro_core.builtin.registry.local import LocalRegistryOptions
+from micro_core.builtin.registry.record_files import path_part
+from micro_core.builtin.resolver import memory as memory_resolver
+from micro_core.builtin.resolver import registry as registry_resolver
+from micro_core.builtin.resolver import static as static_resolver
+from micro_core.builtin.resolver.static import StaticOptions
+from micro_core.builtin.table import memory as memory_table
+from micro_core.builtin.transport import memory as memory_transport
+from micro_core.builtin.transport import tcp as tcp_transport
+from micro_core.builtin.transport import unix as unix_transport
+from micro_core.builtin.tunnel import memory as memory_tunnel
+from micro_core.builtin.tunnel.memory import MemoryTunnel, MemoryTunnelOptions
+from micro_core.contract import (
     Broker,
     Candidate,
     CountersInMemory,
@@ -54,11 +50,13 @@ from micro_core.spec import (
     Transport,
     Unreachable,
 )
-from micro_core.testing.bench import Bench
-from micro_core.testing.broker import BrokerConformance
-from micro_core.testing.registry import RegistryConformance
+from micro_core.lifecycle.system_clock import SystemClock
+from micro_core.standalone.broker import client as service_broker
+from micro_core.testing.broker.checks import BrokerConformance
+from micro_core.testing.kit.driver_under_test import Faults, Subject
+from micro_core.testing.kit.harness import Bench
+from micro_core.testing.registry.checks import RegistryConformance
 from micro_core.testing.resolver import ResolverConformance
-from micro_core.testing.subject import Faults, Subject
 from micro_core.testing.table import TableConformance
 from micro_core.testing.transport import TransportConformance
 from micro_core.testing.tunnel import TunnelConformance

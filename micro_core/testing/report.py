@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from micro_core.testing.conformance import Conformance, needs_of
+from micro_core.testing.kit.conformance import Conformance, needs_of
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 MAX_REASON_CHARS = 2_000

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from micro_core.spec import Candidate, MicroError, Resolver, Role, Unreachable
-from micro_core.testing.bench import Bench
-from micro_core.testing.conformance import Conformance, needs
-from micro_core.testing.waiting import fail, within
+from micro_core.contract import Candidate, MicroError, Resolver, Role, Unreachable
+from micro_core.testing.kit.conformance import Conformance, needs
+from micro_core.testing.kit.harness import Bench
+from micro_core.testing.kit.waiting import fail, within
 
 SOON = Candidate(address="127.0.0.1:7001", priority=1, weight=1)
 LATER = Candidate(address="127.0.0.1:7002", priority=5, weight=1)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from micro_core.spec import Role, Route, RouteEvent, RouteEventKind, RouteQuery, Table
-from micro_core.testing.bench import Bench
-from micro_core.testing.conformance import Conformance, needs
+from micro_core.contract import Role, Route, RouteEvent, RouteEventKind, RouteQuery, Table
+from micro_core.testing.kit.conformance import Conformance, needs
+from micro_core.testing.kit.harness import Bench
 
 CREATE, UPDATE, DELETE = RouteEventKind.CREATE, RouteEventKind.UPDATE, RouteEventKind.DELETE
 

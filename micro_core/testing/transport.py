@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from micro_core.spec import (
+from micro_core.contract import (
     Closed,
     Conflict,
     Ended,
@@ -21,11 +21,11 @@ from micro_core.spec import (
     Transport,
     Unreachable,
 )
-from micro_core.testing.bench import Bench
-from micro_core.testing.comparing import assert_same_bytes
-from micro_core.testing.conformance import Conformance, needs
-from micro_core.testing.receivers import SocketReader
-from micro_core.testing.waiting import until, within
+from micro_core.testing.kit.comparing import assert_same_bytes
+from micro_core.testing.kit.conformance import Conformance, needs
+from micro_core.testing.kit.harness import Bench
+from micro_core.testing.kit.receivers import SocketReader
+from micro_core.testing.kit.waiting import until, within
 
 CHUNK_BYTES = 64 * 1024
 

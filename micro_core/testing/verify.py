@@ -27,15 +27,15 @@ from typing import Any, TextIO
 import pytest
 
 from micro_core.config import Settings, build_options, load_settings
+from micro_core.contract import ConfigError, Driver, Role
 from micro_core.plugins import Catalog, Entry
-from micro_core.spec import ConfigError, Driver, Role
-from micro_core.testing.bench import Bench
-from micro_core.testing.broker import BrokerConformance
-from micro_core.testing.conformance import Conformance
-from micro_core.testing.registry import RegistryConformance
+from micro_core.testing.broker.checks import BrokerConformance
+from micro_core.testing.kit.conformance import Conformance
+from micro_core.testing.kit.driver_under_test import Subject
+from micro_core.testing.kit.harness import Bench
+from micro_core.testing.registry.checks import RegistryConformance
 from micro_core.testing.report import PartReporter, PartResult
 from micro_core.testing.resolver import ResolverConformance
-from micro_core.testing.subject import Subject
 from micro_core.testing.table import TableConformance
 from micro_core.testing.transport import TransportConformance
 from micro_core.testing.tunnel import TunnelConformance

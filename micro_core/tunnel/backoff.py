@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from micro_core.spec.clock import Random
+from micro_core.contract.clock import Random
 
 
 @dataclass(slots=True, kw_only=True)

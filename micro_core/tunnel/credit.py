@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from micro_core.spec.errors import Malformed
+from micro_core.contract.errors import Malformed
 
 MIN_BULK_WINDOW_BYTES = 16 * 1024
 MAX_BULK_WINDOW_BYTES = 8 * 1024 * 1024

@@ -22,8 +22,8 @@ from typing import Any
 
 import msgpack
 
-from micro_core.spec.errors import BadRequest, Malformed, MicroError, TooLarge, Unauthorized
-from micro_core.spec.names import check_network_name
+from micro_core.contract.errors import BadRequest, Malformed, MicroError, TooLarge, Unauthorized
+from micro_core.contract.names import check_network_name
 from micro_core.wire import limits
 
 VERSIONS = (2, 1)

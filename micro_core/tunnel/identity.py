@@ -19,7 +19,7 @@ from typing import TextIO
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from micro_core.spec.errors import ConfigError
+from micro_core.contract.errors import ConfigError
 
 PUBLIC_KEY_BYTES = 32
 SIGNATURE_BYTES = 64

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from micro_core.spec.clock import Clock, Random
-from micro_core.spec.driver import Counters
-from micro_core.spec.errors import Closed, Conflict, LinkLost, MicroError, TooLarge, Unauthorized
-from micro_core.spec.tunnel import Link, LinkInfo, Priority
+from micro_core.contract.clock import Clock, Random
+from micro_core.contract.driver import Counters
+from micro_core.contract.errors import Closed, Conflict, LinkLost, MicroError, TooLarge, Unauthorized
+from micro_core.contract.tunnel import Link, LinkInfo, Priority
 from micro_core.tunnel.handshake import (
     Admit,
     Done,

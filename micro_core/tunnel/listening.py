@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from micro_core.spec import Conflict, Link, LinkDriver
-from micro_core.spec.transport import Listener
+from micro_core.contract import Conflict, Link, LinkDriver
+from micro_core.contract.transport import Listener
 
 SHARED_NUMBER_ATTEMPTS = 16
 """Ports drawn before the drivers take different ones."""

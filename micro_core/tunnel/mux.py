@@ -17,8 +17,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from micro_core.spec.errors import Ended, Malformed, MicroError, Overloaded, TooLarge, error_from_wire
-from micro_core.spec.tunnel import Priority
+from micro_core.contract.errors import Ended, Malformed, MicroError, Overloaded, TooLarge, error_from_wire
+from micro_core.contract.tunnel import Priority
 from micro_core.tunnel.credit import BulkWindow, ReceiveCredit, SendCredit
 from micro_core.tunnel.mux_frames import (
     BULK,

@@ -11,8 +11,8 @@ import enum
 import struct
 from typing import NamedTuple
 
-from micro_core.spec.errors import Closed, Malformed, MicroError, Unreachable
-from micro_core.spec.tunnel import Priority
+from micro_core.contract.errors import Closed, Malformed, MicroError, Unreachable
+from micro_core.contract.tunnel import Priority
 from micro_core.wire import limits
 
 HEAD = struct.Struct(">II")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from micro_core.spec.errors import Closed, MicroError
-from micro_core.spec.transport import SocketReceiver
+from micro_core.contract.errors import Closed, MicroError
+from micro_core.contract.transport import SocketReceiver
 from micro_core.tunnel.mux import MuxSession
 
 if TYPE_CHECKING:

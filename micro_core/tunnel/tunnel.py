@@ -13,9 +13,9 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from micro_core.spec.clock import Clock, Random
-from micro_core.spec.driver import Counters
-from micro_core.spec.errors import (
+from micro_core.contract.clock import Clock, Random
+from micro_core.contract.driver import Counters
+from micro_core.contract.errors import (
     BadRequest,
     Closed,
     Conflict,
@@ -24,9 +24,9 @@ from micro_core.spec.errors import (
     TooLarge,
     Unreachable,
 )
-from micro_core.spec.names import short_id
-from micro_core.spec.transport import Listener
-from micro_core.spec.tunnel import (
+from micro_core.contract.names import short_id
+from micro_core.contract.transport import Listener
+from micro_core.contract.tunnel import (
     ChannelListener,
     DialMode,
     Link,
@@ -38,11 +38,11 @@ from micro_core.spec.tunnel import (
 )
 from micro_core.tunnel.handshake import NONCE_BYTES, Admit, Greeting, Handshake, HandshakeKeys
 from micro_core.tunnel.identity import NodeIdentity, is_member, is_signed_by, membership_proof, node_id_of
-from micro_core.tunnel.keeper import LinkKeeper
 from micro_core.tunnel.link import LinkEnvironment, LinkPeer
 from micro_core.tunnel.listening import listen_everywhere
+from micro_core.tunnel.path_selection import WayFinder, WayOptions, ways_to
+from micro_core.tunnel.reconnector import LinkKeeper
 from micro_core.tunnel.session import TunnelSession
-from micro_core.tunnel.ways import WayFinder, WayOptions, ways_to
 from micro_core.wire import limits
 
 MAX_PENDING_LINKS = 128

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgpack
 
-from micro_core.spec.errors import BadRequest, Malformed, TooLarge
+from micro_core.contract.errors import BadRequest, Malformed, TooLarge
 from micro_core.wire import limits
 
 MSGPACK = "application/msgpack"

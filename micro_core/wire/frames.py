@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from micro_core.spec.errors import Malformed, TooLarge
+from micro_core.contract.errors import Malformed, TooLarge
 from micro_core.wire import limits
 
 HEAD = struct.Struct(">IBBIH")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from micro_core.spec.errors import Malformed, TooLarge
+from micro_core.contract.errors import Malformed, TooLarge
 from micro_core.wire import limits
 
 WIRE_VERSIONS = (1,)

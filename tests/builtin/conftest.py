@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from micro_core.spec import CountersInMemory, DriverContext, Registry
+from micro_core.contract import CountersInMemory, DriverContext, Registry
 
 
 class RealClock:

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
-from micro_core.builtin import memory_broker, memory_registry, memory_transport, node_broker
-from micro_core.builtin.mailbox import MAX_WAITING
-from micro_core.builtin.memory_registry import MemoryRegistry
-from micro_core.builtin.node_broker import NodeBrokerOptions
-from micro_core.builtin.node_broker_host import BrokerHost
-from micro_core.builtin.system_clock import SystemClock
-from micro_core.spec import (
+from micro_core.builtin.broker import memory as memory_broker
+from micro_core.builtin.broker import node as node_broker
+from micro_core.builtin.broker.host import BrokerHost
+from micro_core.builtin.broker.mailbox import MAX_WAITING
+from micro_core.builtin.broker.node import NodeBrokerOptions
+from micro_core.builtin.registry import memory as memory_registry
+from micro_core.builtin.registry.memory import MemoryRegistry
+from micro_core.builtin.transport import memory as memory_transport
+from micro_core.contract import (
     Broker,
     CountersInMemory,
     DriverContext,
@@ -26,6 +28,7 @@ from micro_core.spec import (
     NoOptions,
     Unreachable,
 )
+from micro_core.lifecycle.system_clock import SystemClock
 
 PATIENCE_S = 10.0
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from micro_core.builtin import memory_registry
-from micro_core.builtin.joined_registry import JoinedRegistry
-from micro_core.spec import Driver, DriverContext, NoOptions, Registry
+from micro_core.builtin.registry import memory as memory_registry
+from micro_core.builtin.registry.joined import JoinedRegistry
+from micro_core.contract import Driver, DriverContext, NoOptions, Registry
 from micro_core.testing import RegistryConformance, Subject
 from micro_core.testing.builtin_drivers import *  # noqa: F403 - every class is a test of this module
 

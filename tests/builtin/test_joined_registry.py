@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from micro_core.builtin import memory_registry
-from micro_core.builtin.joined_registry import JoinedRegistry
-from micro_core.builtin.memory_registry import MemoryRegistry
-from micro_core.spec import (
+from micro_core.builtin.registry import memory as memory_registry
+from micro_core.builtin.registry.joined import JoinedRegistry
+from micro_core.builtin.registry.memory import MemoryRegistry
+from micro_core.contract import (
     CountersInMemory,
     DriverContext,
     Instance,
@@ -109,7 +109,7 @@ async def test_the_earlier_registry_counts_where_both_know_an_instance(pair: Pai
 
 
 async def test_a_registry_that_was_away_is_watched_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    from micro_core.builtin import joined_registry
+    from micro_core.builtin.registry import joined as joined_registry
 
     monkeypatch.setattr(joined_registry, "RETRY_S", 0.01)
     joined, _, flaky, _ = pair

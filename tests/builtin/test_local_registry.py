@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from micro_core.builtin.local_registry import LocalRegistry, LocalRegistryOptions
-from micro_core.builtin.process_identity import is_gone, process_token
-from micro_core.builtin.record_files import (
+from micro_core.builtin.registry.local import LocalRegistry, LocalRegistryOptions
+from micro_core.builtin.registry.process_identity import is_gone, process_token
+from micro_core.builtin.registry.record_files import (
     MAX_FILE_BYTES,
     Record,
     path_part,
@@ -26,8 +26,8 @@ from micro_core.builtin.record_files import (
     sweep_record,
     write_record,
 )
-from micro_core.builtin.record_view import RecordView
-from micro_core.spec import (
+from micro_core.builtin.registry.record_view import RecordView
+from micro_core.contract import (
     CountersInMemory,
     DriverContext,
     Instance,
@@ -43,8 +43,8 @@ Opener = Callable[..., Awaitable[LocalRegistry]]
 
 OWNER = """
 import asyncio, logging, random, sys, time
-from micro_core.builtin.local_registry import LocalRegistry, LocalRegistryOptions
-from micro_core.spec import CountersInMemory, DriverContext, Instance
+from micro_core.builtin.registry.local import LocalRegistry, LocalRegistryOptions
+from micro_core.contract import CountersInMemory, DriverContext, Instance
 
 class RealClock:
     now = staticmethod(time.monotonic)
@@ -432,7 +432,11 @@ def test_what_a_crashed_writer_left_half_written_is_cleared_away_in_time(directo
 
 def test_the_records_of_a_process_that_is_gone_are_dropped_before_their_lease(directory: Path) -> None:
     child = subprocess.run(
-        [sys.executable, "-c", "from micro_core.builtin.process_identity import process_token as t; print(t())"],
+        [
+            sys.executable,
+            "-c",
+            "from micro_core.builtin.registry.process_identity import process_token as t; print(t())",
+        ],
         capture_output=True,
         text=True,
         check=True,

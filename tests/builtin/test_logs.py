@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 
-from micro_core.builtin.logs import KeyValueFormatter
+from micro_core.lifecycle.logs import KeyValueFormatter
 
 
 def line(message: str, **fields: object) -> str:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from micro_core.builtin.memory_table import MemoryTable, micro_table
-from micro_core.spec import CountersInMemory, DriverContext, Route, RouteEvent, RouteEventKind, RouteKey, RouteQuery
+from micro_core.builtin.table.memory import MemoryTable, micro_table
+from micro_core.contract import CountersInMemory, DriverContext, Route, RouteEvent, RouteEventKind, RouteKey, RouteQuery
 
 CREATE, UPDATE, DELETE = RouteEventKind.CREATE, RouteEventKind.UPDATE, RouteEventKind.DELETE
 ROUTE = Route(service="greeter", address="", gateway="b", network="go.micro", router="c", link="network", metric=500)

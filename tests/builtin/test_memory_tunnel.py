@@ -9,10 +9,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from micro_core.builtin import memory_tunnel
-from micro_core.builtin.memory_tunnel import LOW_MARK_BYTES, MemoryLink, MemoryTunnel, MemoryTunnelOptions
-from micro_core.builtin.system_clock import SystemClock
-from micro_core.spec import (
+from micro_core.builtin.tunnel import memory as memory_tunnel
+from micro_core.builtin.tunnel.memory import LOW_MARK_BYTES, MemoryLink, MemoryTunnel, MemoryTunnelOptions
+from micro_core.contract import (
     Conflict,
     CountersInMemory,
     DriverContext,
@@ -21,6 +20,7 @@ from micro_core.spec import (
     MicroError,
     OptionError,
 )
+from micro_core.lifecycle.system_clock import SystemClock
 
 PATIENCE_S = 10.0
 

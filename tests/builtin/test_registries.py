@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from micro_core.builtin import local_registry, memory_registry
-from micro_core.builtin.joined_registry import JoinedRegistry
-from micro_core.spec import (
+from micro_core.builtin.registry import local as local_registry
+from micro_core.builtin.registry import memory as memory_registry
+from micro_core.builtin.registry.joined import JoinedRegistry
+from micro_core.contract import (
     BadRequest,
     CountersInMemory,
     DriverContext,

@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from micro_core.builtin import memory_registry, memory_resolver, registry_resolver, static_resolver
-from micro_core.builtin.registry_resolver import RegistryResolverOptions
-from micro_core.builtin.static_resolver import StaticOptions
-from micro_core.spec import (
+from micro_core.builtin.registry import memory as memory_registry
+from micro_core.builtin.resolver import memory as memory_resolver
+from micro_core.builtin.resolver import registry as registry_resolver
+from micro_core.builtin.resolver import static as static_resolver
+from micro_core.builtin.resolver.registry import RegistryResolverOptions
+from micro_core.builtin.resolver.static import StaticOptions
+from micro_core.contract import (
     Candidate,
     ConfigError,
     CountersInMemory,

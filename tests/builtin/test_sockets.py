@@ -13,12 +13,14 @@ from typing import Any, NoReturn
 
 import pytest
 
-from micro_core.builtin import memory_transport, stream_socket, tcp_transport, unix_transport
-from micro_core.builtin.joined_transport import JoinedTransport
-from micro_core.builtin.memory_transport import MemorySocket
-from micro_core.builtin.stream_socket import StreamSocket
-from micro_core.builtin.system_clock import SystemClock
-from micro_core.spec import (
+from micro_core.builtin.transport import memory as memory_transport
+from micro_core.builtin.transport import stream_socket
+from micro_core.builtin.transport import tcp as tcp_transport
+from micro_core.builtin.transport import unix as unix_transport
+from micro_core.builtin.transport.joined import JoinedTransport
+from micro_core.builtin.transport.memory import MemorySocket
+from micro_core.builtin.transport.stream_socket import StreamSocket
+from micro_core.contract import (
     BadRequest,
     Closed,
     Conflict,
@@ -34,7 +36,8 @@ from micro_core.spec import (
     Transport,
     Unreachable,
 )
-from micro_core.spec.names import split_host_port
+from micro_core.contract.names import split_host_port
+from micro_core.lifecycle.system_clock import SystemClock
 
 PATIENCE_S = 10.0
 

@@ -6,7 +6,7 @@ from typing import Any
 
 ADDS = """
 import typer
-from micro_core.spec import hookimpl
+from micro_core.contract import hookimpl
 
 def make():
     app = typer.Typer()

@@ -28,7 +28,7 @@ py-modules = ["{module}"]
 """
 ENTRY = '[project.entry-points."micro.{role}"]\n{word} = "{module}"\n'
 MODULE = """
-from micro_core.spec import Driver, NoOptions, hookimpl
+from micro_core.contract import Driver, NoOptions, hookimpl
 
 @hookimpl
 def micro_{role}():

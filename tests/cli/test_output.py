@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from micro_core.cli import output
-from micro_core.spec import errors
+from micro_core.contract import errors
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 DRIVER = """
 from dataclasses import dataclass
-from micro_core.spec import Driver, hookimpl, option
+from micro_core.contract import Driver, hookimpl, option
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -24,7 +24,7 @@ def micro_registry():
         capabilities=frozenset({"durable"}),
     )
 """
-HOOKS = "from micro_core.spec import hookimpl\n@hookimpl\ndef micro_interceptors(side): return []\n"
+HOOKS = "from micro_core.contract import hookimpl\n@hookimpl\ndef micro_interceptors(side): return []\n"
 
 
 def test_installed_plugins_are_listed_by_role_for_people_and_for_programs(micro: Any) -> None:

@@ -17,7 +17,7 @@ UNREACHABLE = 6
 
 FOREIGN = {"aioquic", "zeroconf", "cryptography", "micro_quic_tunnel", "micro_mdns_registry", "micro_dns_resolver"}
 LIGHT = {"micro_core", "micro_core.cli", "micro_core.cli.main", "micro_core.__main__"} | {
-    f"micro_core.cli.{name}" for name in ("trimming", "words", "network_words", "lab_words", "component_words")
+    f"micro_core.cli.{name}" for name in ("lazy_typer", "options", "network_words", "lab_words", "component_words")
 }
 
 

@@ -8,8 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from micro_core.cli.lazy_typer import name_of, trimmed
 from micro_core.cli.main import app
-from micro_core.cli.trimming import name_of, trimmed
 
 
 def every_command() -> list[list[str]]:

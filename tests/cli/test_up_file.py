@@ -10,7 +10,7 @@ import pytest
 
 from micro_core.cli.up_file import MAX_PROCESSES, ProcessPlan, read_plan
 from micro_core.config import load_settings
-from micro_core.spec.errors import ConfigError, MicroError, OptionError, PluginMissing
+from micro_core.contract.errors import ConfigError, MicroError, OptionError, PluginMissing
 
 Read = Callable[..., list[ProcessPlan]]
 

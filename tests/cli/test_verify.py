@@ -11,8 +11,8 @@ import pytest
 
 DRIVER = """
 from dataclasses import dataclass
-from micro_core.builtin.memory_table import MemoryTable
-from micro_core.spec import Driver, hookimpl, option
+from micro_core.builtin.table.memory import MemoryTable
+from micro_core.contract import Driver, hookimpl, option
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -177,7 +177,7 @@ def test_what_is_wrong_with_plugin_or_options_is_said_before_anything_runs(
 
 
 def test_what_cuts_across_has_no_kit(micro: Any, install: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    hooks = "from micro_core.spec import hookimpl\n@hookimpl\ndef micro_interceptors(side): return []\n"
+    hooks = "from micro_core.contract import hookimpl\n@hookimpl\ndef micro_interceptors(side): return []\n"
     monkeypatch.syspath_prepend(str(install("acme-trace", "micro.hooks", "trace", hooks)))
     done = micro("plugin", "verify", "trace")
     assert done.exit_code == 2

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from micro_core.config import MASK, Rank, Value, build_options, shown, type_text
-from micro_core.spec import option
-from micro_core.spec.errors import OptionError
+from micro_core.contract import option
+from micro_core.contract.errors import OptionError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from micro_core.contract import ConfigError
 from micro_core.node.assembly import listeners
-from micro_core.spec import ConfigError
 
 
 class Named:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from micro_core.config import MAX_FILE_BYTES, Settings, load_settings
-from micro_core.spec.errors import ConfigError, MicroError, OptionError
+from micro_core.contract.errors import ConfigError, MicroError, OptionError
 
 FILE = """# A site.
 [node]

@@ -14,7 +14,7 @@ import time
 
 from micro_core.lab import loop
 from micro_core.lab.net import Lab, LabOptions
-from micro_core.lab.wires import Conditions
+from micro_core.lab.simulated_links import Conditions
 from micro_core.rpc.service import Service
 
 BOUND_S = 3.0 + 30.0 + 120.0 + 10.0

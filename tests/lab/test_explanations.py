@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from micro_core import Service
-from micro_core.lab.member import LabNode
+from micro_core.contract.errors import NotFound
+from micro_core.lab.lab_node import LabNode
 from micro_core.lab.net import Lab
-from micro_core.lab.wires import Conditions
-from micro_core.spec.errors import NotFound
+from micro_core.lab.simulated_links import Conditions
 
 NODE = "go.micro.network"
 GREETER = "go.micro.srv.greeter"

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from micro_core import Service
+from micro_core.lab.lab_node import LabNode
 from micro_core.lab.loop import run
-from micro_core.lab.member import LabNode
 from micro_core.lab.net import Lab, LabOptions
 
 BOTH = LabOptions(schemes=("fast", "sure"))

@@ -8,7 +8,7 @@ import pytest
 
 from micro_core.lab import loop
 from micro_core.lab.net import Lab
-from micro_core.lab.wires import Conditions
+from micro_core.lab.simulated_links import Conditions
 from micro_core.network.network import RENEW_S
 
 SOON_S = 2.0

@@ -8,10 +8,10 @@ from collections import Counter
 import pytest
 
 from micro_core import Service
-from micro_core.lab.member import LabNode
+from micro_core.contract.errors import MicroError
+from micro_core.lab.lab_node import LabNode
 from micro_core.lab.net import Lab
-from micro_core.lab.wires import Conditions
-from micro_core.spec.errors import MicroError
+from micro_core.lab.simulated_links import Conditions
 
 NAME = "go.micro.srv.worker"
 AT_ONCE, TAKES_S = 2, 0.020

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from micro_core import Service
+from micro_core.contract.errors import MicroError, RouteNotFound
 from micro_core.lab.net import Lab, NotConverged
-from micro_core.spec.errors import MicroError, RouteNotFound
 
 GREETER = "go.micro.srv.greeter"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from micro_core import Service
-from micro_core.lab.member import LabNode
+from micro_core.contract.errors import LoopDetected, MicroError, RouteNotFound
+from micro_core.lab.lab_node import LabNode
 from micro_core.lab.net import Lab
 from micro_core.routing.options import EngineOptions
 from micro_core.routing.policy import parse
 from micro_core.routing.router import RouterOptions
-from micro_core.spec.errors import LoopDetected, MicroError, RouteNotFound
 
 NAME = "go.micro.srv.greeter"
 

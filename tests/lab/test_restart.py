@@ -8,14 +8,14 @@ import logging
 import pytest
 
 from micro_core import Service
-from micro_core.builtin.memory_table import MemoryTable
-from micro_core.lab.member import LabNode, TableMaker, memory_table
+from micro_core.builtin.table.memory import MemoryTable
+from micro_core.contract.driver import CountersInMemory, DriverContext
+from micro_core.contract.errors import MicroError, RouteNotFound
+from micro_core.contract.table import Table
+from micro_core.lab.lab_node import LabNode, TableMaker, memory_table
 from micro_core.lab.net import Lab
-from micro_core.lab.wires import Conditions
+from micro_core.lab.simulated_links import Conditions
 from micro_core.routing.router import RouterOptions
-from micro_core.spec.driver import CountersInMemory, DriverContext
-from micro_core.spec.errors import MicroError, RouteNotFound
-from micro_core.spec.table import Table
 
 NAME = "go.micro.srv.greeter"
 WAN = Conditions(delay_s=0.2)

@@ -7,12 +7,12 @@ import asyncio
 import pytest
 
 from micro_core import Service
-from micro_core.lab.member import LabNode
+from micro_core.contract.errors import Draining, MicroError
+from micro_core.contract.table import NETWORK_LINK, Route
+from micro_core.contract.tunnel import Priority
+from micro_core.lab.lab_node import LabNode
 from micro_core.lab.net import Lab
 from micro_core.proxy.proxy import CHANNEL
-from micro_core.spec.errors import Draining, MicroError
-from micro_core.spec.table import NETWORK_LINK, Route
-from micro_core.spec.tunnel import Priority
 
 NAME = "go.micro.srv.worker"
 CALLERS = 8

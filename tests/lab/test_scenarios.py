@@ -15,10 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from micro_core.cli.main import app
+from micro_core.contract.errors import ConfigError
 from micro_core.lab.running import find, run
 from micro_core.lab.scenarios import SCENARIOS
 from micro_core.lab.scripted import scripted
-from micro_core.spec.errors import ConfigError
 
 SLOW = {"storm": 12, "churn": 6}
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from micro_core.lab import loop
-from micro_core.lab.member import LabNode
+from micro_core.lab.lab_node import LabNode
 from micro_core.lab.net import Lab, LabOptions
 from micro_core.rpc.service import Service
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from micro_core import Service
-from micro_core.lab.net import Lab
-from micro_core.spec.errors import (
+from micro_core.contract.errors import (
     BadRequest,
     Cancelled,
     DeadlineExceeded,
@@ -22,6 +21,7 @@ from micro_core.spec.errors import (
     RouteNotFound,
     TooLarge,
 )
+from micro_core.lab.net import Lab
 from micro_core.wire.codec import BYTES
 from micro_core.wire.header import CallMode
 

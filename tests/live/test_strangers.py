@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from micro_core.spec.errors import error_from_wire
+from micro_core.contract.errors import error_from_wire
 from micro_core.wire import frames
 from micro_core.wire.frames import MORE, FrameDecoder, Kind
 from micro_core.wire.header import CallHeader, CallMode, decode_map, encode_header, encode_hello

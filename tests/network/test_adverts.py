@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 import pytest
 
-from micro_core.builtin.memory_table import MemoryTable
-from micro_core.builtin.memory_tunnel import MemoryTunnel, MemoryTunnelOptions
-from micro_core.builtin.system_clock import SystemClock
+from micro_core.builtin.table.memory import MemoryTable
+from micro_core.builtin.tunnel.memory import MemoryTunnel, MemoryTunnelOptions
+from micro_core.contract import CountersInMemory, DriverContext, Instance
+from micro_core.contract.registry import RegistryWatch
+from micro_core.contract.table import NETWORK_LINK
+from micro_core.contract.watching import WatchSet
+from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.network import adverts as module
 from micro_core.network.adverts import Adverts
 from micro_core.routing.router import Router
-from micro_core.spec import CountersInMemory, DriverContext, Instance
-from micro_core.spec.registry import RegistryWatch
-from micro_core.spec.table import NETWORK_LINK
-from micro_core.spec.watching import WatchSet
 from micro_core.tunnel.identity import NodeIdentity
 from micro_core.tunnel.tunnel import TunnelHost
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from micro_core.contract.errors import Malformed
 from micro_core.network.graph import MAX_AGE_S, Graph
 from micro_core.network.messages import Close, Connect, NodeRecord, Peer, decode, encode
-from micro_core.spec.errors import Malformed
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 

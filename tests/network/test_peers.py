@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 
+from micro_core.contract import Candidate
 from micro_core.network.peers import (
     DialFailed,
     DropLink,
@@ -14,7 +15,6 @@ from micro_core.network.peers import (
     Resolve,
     Resolved,
 )
-from micro_core.spec import Candidate
 
 
 def peers(*seeds: str, target: int = 3) -> Peers:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from micro_core.node.claim import NameClaim
-from micro_core.spec.errors import ConfigError, Conflict
+from micro_core.contract.errors import ConfigError, Conflict
+from micro_core.node.node_lock import NameClaim
 
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from micro_core.node.claim import NameClaim
+from micro_core.node.node_lock import NameClaim
 claim = NameClaim(Path(sys.argv[1]), "eu-1")
 asyncio.run(claim.take())
 print("held", flush=True)

@@ -12,7 +12,7 @@ import pytest
 from micro_core.plugins import Catalog
 
 GOOD = """
-from micro_core.spec import Driver, NoOptions, hookimpl
+from micro_core.contract import Driver, NoOptions, hookimpl
 
 @hookimpl
 def micro_{role}():

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from micro_core.contract import CountersInMemory, hookimpl
 from micro_core.plugins import Hooks
-from micro_core.spec import CountersInMemory, hookimpl
 
 
 class Told:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from micro_core.contract.errors import PluginBroken
 from micro_core.plugins import Catalog, Entry, PluginWarning
-from micro_core.spec.errors import PluginBroken
 
 Site = Any  # the fixture's class lives in conftest, which cannot be imported
 
-HEAD = "from dataclasses import dataclass\nfrom micro_core.spec import Driver, NoOptions, hookimpl, option\n"
+HEAD = "from dataclasses import dataclass\nfrom micro_core.contract import Driver, NoOptions, hookimpl, option\n"
 
 
 def returning(expression: str, before: str = "") -> str:
@@ -150,7 +150,7 @@ def test_every_built_in_driver_can_be_loaded() -> None:
 
 # ------------------------------------------------------------------------------- hooks
 
-HOOKS = "from micro_core.spec import hookimpl\n@hookimpl\ndef {hook}({arguments}): return []\n"
+HOOKS = "from micro_core.contract import hookimpl\n@hookimpl\ndef {hook}({arguments}): return []\n"
 
 
 def install_hooks(site: Site, name: str, source: str) -> None:
@@ -226,7 +226,7 @@ def test_hooks_are_no_driver(site: Site) -> None:
 
 
 def test_a_broken_built_in_driver_is_fixed_by_installing_again() -> None:
-    from micro_core.spec import Role
+    from micro_core.contract import Role
 
     entry = Entry(role=Role.TUNNEL, name="x", distribution="micro-network", version="1", module="asyncio:nothing")
     with pytest.raises(PluginBroken) as caught:

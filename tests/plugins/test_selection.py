@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from micro_core.contract import Role
+from micro_core.contract.errors import ConfigError, PluginAmbiguous, PluginBroken, PluginMissing
 from micro_core.plugins import Catalog, blocked_words
-from micro_core.spec import Role
-from micro_core.spec.errors import ConfigError, PluginAmbiguous, PluginBroken, PluginMissing
 
 Site = Any  # the fixture's class lives in conftest, which cannot be imported
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
+from micro_core.contract import LoopDetected, Route
+from micro_core.proxy.duplicate_filter import MAX_REMEMBERED, REMEMBER_S, SeenCopies
 from micro_core.proxy.forward import check_may_pass, no_route, onward_header, usable_routes
-from micro_core.proxy.seen import MAX_REMEMBERED, REMEMBER_S, SeenCopies
-from micro_core.spec import LoopDetected, Route
 from micro_core.wire.header import CallHeader, decode_call_header, encode_header
 
 

@@ -9,10 +9,10 @@ from typing import Any, cast
 
 import pytest
 
-from micro_core.proxy.pair import CalleeEnd, CallerEnd, Pair
+from micro_core.contract.errors import Malformed, MicroError, Overloaded, error_from_wire
+from micro_core.proxy.forwarded_call import CalleeEnd, CallerEnd, Pair
 from micro_core.proxy.proxy import Proxy
 from micro_core.rpc.connection import Connection
-from micro_core.spec.errors import Malformed, MicroError, Overloaded, error_from_wire
 from micro_core.wire import frames, limits
 from micro_core.wire.frames import Frame, FrameDecoder, Kind
 from micro_core.wire.header import CallHeader, CallMode, decode_map

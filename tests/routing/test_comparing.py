@@ -7,12 +7,12 @@ import logging
 import random
 from typing import Any
 
-from micro_core.builtin.memory_registry import MemoryRegistry
-from micro_core.builtin.memory_table import MemoryTable
-from micro_core.builtin.system_clock import SystemClock
+from micro_core.builtin.registry.memory import MemoryRegistry
+from micro_core.builtin.table.memory import MemoryTable
+from micro_core.contract.driver import CountersInMemory, DriverContext
+from micro_core.contract.registry import Instance
+from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.routing.router import Router
-from micro_core.spec.driver import CountersInMemory, DriverContext
-from micro_core.spec.registry import Instance
 
 OLD = Instance(service="old", id="old-1", address="tcp://127.0.0.1:1")
 NEW = Instance(service="new", id="new-1", address="tcp://127.0.0.1:2")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from micro_core.contract.table import Route, RouteKey
 from micro_core.routing import messages
 from micro_core.routing.engine import Engine
 from micro_core.routing.events import (
@@ -36,11 +37,10 @@ from micro_core.routing.events import (
     Withdraw,
     WithdrawAll,
 )
-from micro_core.routing.known import Known
-from micro_core.routing.learned import TOMBSTONE_S
 from micro_core.routing.neighbour import MAX_UNACKNOWLEDGED, RESEND_FIRST_S, RESYNC_AFTER_TRIES
 from micro_core.routing.options import EngineOptions
-from micro_core.spec.table import Route, RouteKey
+from micro_core.routing.rib import Known
+from micro_core.routing.rib_entry import TOMBSTONE_S
 from micro_core.wire import limits
 
 ME, LEFT, RIGHT, FAR, OTHER = ("m" * 32, "l" * 32, "r" * 32, "f" * 32, "o" * 32)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from micro_core.contract.table import NETWORK_LINK, Route, RouteEvent, RouteEventKind
 from micro_core.routing.journal import Journal
-from micro_core.spec.table import NETWORK_LINK, Route, RouteEvent, RouteEventKind
 
 
 def route(service: str = "a", metric: int = 10) -> Route:

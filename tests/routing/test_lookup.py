@@ -8,8 +8,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from micro_core.contract.table import LOCAL_LINK, NETWORK_LINK, Route, RouteKey
 from micro_core.routing.lookup import NEARLY_EQUAL, OVERLOADED_US, SHARED_UNDER_LOAD, rank
-from micro_core.spec.table import LOCAL_LINK, NETWORK_LINK, Route, RouteKey
 
 
 def route(gateway: str, metric: int, *, link: str = NETWORK_LINK, expires_at: float | None = None) -> Route:

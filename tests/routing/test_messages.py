@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from micro_core.contract.errors import Malformed, TooLarge
 from micro_core.routing import messages
 from micro_core.routing.events import (
     UNREACHABLE_US,
@@ -21,7 +22,6 @@ from micro_core.routing.events import (
     Solicit,
     Withdraw,
 )
-from micro_core.spec.errors import Malformed, TooLarge
 from micro_core.wire import limits
 
 ids = st.text("abcdefghijklmnopqrstuvwxyz234567", min_size=32, max_size=32)

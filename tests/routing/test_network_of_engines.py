@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from micro_core.contract import Route, RouteKey
 from micro_core.routing import messages
 from micro_core.routing.engine import Engine
 from micro_core.routing.events import (
@@ -31,7 +32,6 @@ from micro_core.routing.events import (
     Solicit,
     WithdrawAll,
 )
-from micro_core.spec import Route, RouteKey
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 COST_US = 1_000

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from micro_core.contract.errors import ConfigError
 from micro_core.routing.events import Announce
 from micro_core.routing.policy import Export, Policy, Rule, parse, policy_for
-from micro_core.spec.errors import ConfigError
 
 
 def announce(service: str = "go.micro.srv.greeter", site: str = "eu") -> Announce:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from micro_core.contract.table import LOCAL_LINK, NETWORK_LINK, Route, RouteKey
 from micro_core.routing.events import Count, DeleteRoute, Effect, PutRoute
 from micro_core.routing.explain import Standing, stale_ways
 from micro_core.routing.restart import StaleRoutes
-from micro_core.spec.table import LOCAL_LINK, NETWORK_LINK, Route, RouteKey
 
 ME, LEFT, RIGHT, FAR = ("m" * 32, "l" * 32, "r" * 32, "f" * 32)
 LEASE_S = 60.0

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from micro_core.contract.table import NETWORK_LINK, Route, RouteKey
 from micro_core.routing import messages
 from micro_core.routing.engine import Engine
 from micro_core.routing.events import (
@@ -29,7 +30,6 @@ from micro_core.routing.events import (
     PutRoute,
     SendMessage,
 )
-from micro_core.spec.table import NETWORK_LINK, Route, RouteKey
 
 LEASE_S = 90.0
 COST_US = 1_000

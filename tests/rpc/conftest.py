@@ -10,15 +10,15 @@ from random import Random
 
 import pytest
 
-from micro_core.builtin.memory_registry import MemoryRegistry
-from micro_core.builtin.system_clock import SystemClock
+from micro_core.builtin.registry.memory import MemoryRegistry
+from micro_core.contract import CountersInMemory, DriverContext
+from micro_core.contract.errors import Closed, Ended, MicroError, Unreachable
+from micro_core.contract.registry import Instance, Registry
+from micro_core.contract.transport import Listener, Socket, SocketReceiver
+from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.rpc.client import Client
 from micro_core.rpc.connection import Connection, ConnectionHandler
 from micro_core.rpc.server import Server
-from micro_core.spec import CountersInMemory, DriverContext
-from micro_core.spec.errors import Closed, Ended, MicroError, Unreachable
-from micro_core.spec.registry import Instance, Registry
-from micro_core.spec.transport import Listener, Socket, SocketReceiver
 
 
 class PairedSocket:

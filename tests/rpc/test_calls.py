@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from micro_core.contract.errors import BadRequest, Malformed, MicroError, NotFound, Overloaded, TooLarge
 from micro_core.rpc.calls import (
     TRANSITIONS,
     Answered,
@@ -24,7 +25,6 @@ from micro_core.rpc.calls import (
     Transmit,
 )
 from micro_core.rpc.credit import Incoming, Outgoing
-from micro_core.spec.errors import BadRequest, Malformed, MicroError, NotFound, Overloaded, TooLarge
 from micro_core.wire import frames, limits
 from micro_core.wire.frames import Frame, FrameDecoder, Kind
 from micro_core.wire.header import CallMode

@@ -12,12 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from micro_core.rpc.connection import Connection
-from micro_core.rpc.context import CallContext
-from micro_core.rpc.interceptors import CallInfo, Next
-from micro_core.rpc.server import Server
-from micro_core.spec import CountersInMemory
-from micro_core.spec.errors import (
+from micro_core.contract import CountersInMemory
+from micro_core.contract.errors import (
     BadRequest,
     Closed,
     ConfigError,
@@ -37,6 +33,10 @@ from micro_core.spec.errors import (
     TooLarge,
     Unreachable,
 )
+from micro_core.rpc.connection import Connection
+from micro_core.rpc.context import CallContext
+from micro_core.rpc.interceptors import CallInfo, Next
+from micro_core.rpc.server import Server
 from micro_core.wire import codec, frames, limits
 from micro_core.wire.frames import Kind
 from micro_core.wire.header import CallMode, EventHeader, encode_header

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from micro_core.rpc.connection import EAGER_FRAMES, LAST_STREAM, MAX_UNREAD_REFUSALS, Connection
-from micro_core.rpc.goodbye import say_goodbye
-from micro_core.spec import CountersInMemory
-from micro_core.spec.errors import (
+from micro_core.contract import CountersInMemory
+from micro_core.contract.errors import (
     Closed,
     Draining,
     Ended,
@@ -21,6 +19,8 @@ from micro_core.spec.errors import (
     ServiceNotFound,
     error_from_wire,
 )
+from micro_core.rpc.connection import EAGER_FRAMES, LAST_STREAM, MAX_UNREAD_REFUSALS, Connection
+from micro_core.rpc.graceful_shutdown import say_goodbye
 from micro_core.wire import frames, limits
 from micro_core.wire.frames import Frame, FrameDecoder, Kind
 from micro_core.wire.header import EventHeader, decode_map, encode_header, encode_hello
@@ -409,7 +409,7 @@ async def test_all_that_a_peer_began_before_it_read_the_goaway_has_arrived_when_
 async def test_a_peer_that_does_not_read_a_goodbye_holds_nobody_up(
     pair: tuple[PairedSocket, PairedSocket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("micro_core.rpc.goodbye.GOODBYE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("micro_core.rpc.graceful_shutdown.GOODBYE_TIMEOUT_S", 0.01)
     deaf = Connection(pair[0], dialed=False)
     await asyncio.wait_for(say_goodbye([deaf]), 5.0)
 

@@ -14,10 +14,10 @@ import pytest
 
 from micro_core import CallInfo, Client, Service
 from micro_core.config import load_settings
+from micro_core.contract import CountersInMemory, Driver, DriverContext, NoOptions, Role, hookimpl, option
+from micro_core.contract.errors import ConfigError, OptionError, PluginMissing, ServiceNotFound
+from micro_core.drivers.runtime import Runtime, build_runtime, drivers_of
 from micro_core.plugins import Catalog, Entry
-from micro_core.rpc.defaults import Runtime, build_runtime, drivers_of
-from micro_core.spec import CountersInMemory, Driver, DriverContext, NoOptions, Role, hookimpl, option
-from micro_core.spec.errors import ConfigError, OptionError, PluginMissing, ServiceNotFound
 
 
 @pytest.fixture(autouse=True)

@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from micro_core.rpc.connection import Connection
-from micro_core.rpc.pool import IDLE_CLOSE_S, Pool
-from micro_core.rpc.selector import FIRST_ASIDE_S, LAST_ASIDE_S, Selector, Strategy
-from micro_core.rpc.server import Server
-from micro_core.spec.broker import Message
-from micro_core.spec.errors import (
+from micro_core.contract.broker import Message
+from micro_core.contract.errors import (
     BadRequest,
     Closed,
     ConfigError,
@@ -25,8 +21,12 @@ from micro_core.spec.errors import (
     TooLarge,
     Unreachable,
 )
-from micro_core.spec.registry import Instance
-from micro_core.spec.transport import Socket
+from micro_core.contract.registry import Instance
+from micro_core.contract.transport import Socket
+from micro_core.rpc.connection import Connection
+from micro_core.rpc.pool import IDLE_CLOSE_S, Pool
+from micro_core.rpc.selector import FIRST_ASIDE_S, LAST_ASIDE_S, Selector, Strategy
+from micro_core.rpc.server import Server
 
 if TYPE_CHECKING:
     from tests.rpc.conftest import HandClock, PairedTransport, Rig

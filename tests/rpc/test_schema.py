@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from micro_core.contract.errors import BadRequest, ConfigError, MicroError
+from micro_core.contract.registry import EndpointKind
 from micro_core.rpc.context import CallContext
 from micro_core.rpc.schema import json_schema, read_handler
 from micro_core.rpc.validation import converter, to_plain
-from micro_core.spec.errors import BadRequest, ConfigError, MicroError
-from micro_core.spec.registry import EndpointKind
 
 
 class Colour(enum.Enum):

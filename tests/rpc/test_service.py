@@ -15,13 +15,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from micro_core import CallContext, Service, endpoint, subscriber
-from micro_core.builtin.memory_registry import MemoryRegistry
-from micro_core.builtin.tcp_transport import TcpOptions, TcpTransport
+from micro_core.builtin.registry.memory import MemoryRegistry
+from micro_core.builtin.transport.tcp import TcpOptions, TcpTransport
+from micro_core.contract import DriverContext
+from micro_core.contract.broker import Message, MessageHandler
+from micro_core.contract.errors import (
+    BadRequest,
+    ConfigError,
+    Conflict,
+    Draining,
+    MicroError,
+    ServiceNotFound,
+    Unreachable,
+)
+from micro_core.contract.registry import EndpointKind, Instance
 from micro_core.rpc.client import Client
-from micro_core.spec import DriverContext
-from micro_core.spec.broker import Message, MessageHandler
-from micro_core.spec.errors import BadRequest, ConfigError, Conflict, Draining, MicroError, ServiceNotFound, Unreachable
-from micro_core.spec.registry import EndpointKind, Instance
 from micro_core.wire import codec, limits
 
 if TYPE_CHECKING:
@@ -342,7 +350,7 @@ async def test_a_service_that_stops_is_noticed_and_its_successor_found(
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = """
         import sys, micro_core
-        heavy = {"asyncio", "msgpack", "pluggy", "typer", "cryptography", "micro_core.rpc", "micro_core.spec"}
+        heavy = {"asyncio", "msgpack", "pluggy", "typer", "cryptography", "micro_core.rpc", "micro_core.contract"}
         assert not heavy & set(sys.modules), heavy & set(sys.modules)
         assert set(micro_core.__all__) <= set(dir(micro_core))
         from micro_core import NotFound
@@ -366,10 +374,10 @@ def test_every_public_name_can_be_had_and_no_other() -> None:
 RUNNING = """
 import asyncio, logging
 from micro_core import Service
-from micro_core.builtin.memory_registry import MemoryRegistry
-from micro_core.builtin.system_clock import SystemClock
-from micro_core.builtin.tcp_transport import TcpOptions, TcpTransport
-from micro_core.spec import CountersInMemory, DriverContext
+from micro_core.builtin.registry.memory import MemoryRegistry
+from micro_core.lifecycle.system_clock import SystemClock
+from micro_core.builtin.transport.tcp import TcpOptions, TcpTransport
+from micro_core.contract import CountersInMemory, DriverContext
 import random
 
 context = DriverContext(node_id="a" * 32, network="n", site="s", state_dir="/nonexistent", clock=SystemClock(),

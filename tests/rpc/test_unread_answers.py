@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from micro_core.contract.errors import Overloaded, error_from_wire
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.server import Server
-from micro_core.spec.errors import Overloaded, error_from_wire
 from micro_core.wire import codec, frames, limits
 from micro_core.wire.frames import Frame, FrameDecoder, Kind
 from micro_core.wire.header import CallHeader, CallMode, decode_map, encode_header, encode_hello

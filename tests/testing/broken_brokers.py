@@ -7,9 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from micro_core.builtin.hub_broker import HubBroker
-from micro_core.builtin.subscribers import Subscribers
-from micro_core.spec import Broker, Driver, DriverContext, Message, MessageHandler, NoOptions, Subscription, Unreachable
+from micro_core.builtin.broker.hub import HubBroker
+from micro_core.builtin.broker.subscribers import Subscribers
+from micro_core.contract import (
+    Broker,
+    Driver,
+    DriverContext,
+    Message,
+    MessageHandler,
+    NoOptions,
+    Subscription,
+    Unreachable,
+)
 from micro_core.testing import BrokerConformance, Faults, Subject
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from micro_core.builtin.memory_tunnel import MemoryTunnel, MemoryTunnelOptions
-from micro_core.spec import Driver, DriverContext, Link, LinkDriver, LinkLost, MicroError, Unreachable
-from micro_core.spec.transport import Listener
+from micro_core.builtin.tunnel.memory import MemoryTunnel, MemoryTunnelOptions
+from micro_core.contract import Driver, DriverContext, Link, LinkDriver, LinkLost, MicroError, Unreachable
+from micro_core.contract.transport import Listener
 from micro_core.testing import Faults, Subject, TunnelConformance
 
 

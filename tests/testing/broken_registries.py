@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from micro_core.builtin.memory_registry import MemoryRegistry
-from micro_core.spec import (
+from micro_core.builtin.registry.memory import MemoryRegistry
+from micro_core.contract import (
     Driver,
     DriverContext,
     Instance,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from micro_core.spec import Candidate, Driver, DriverContext, NoOptions, Resolver, Unreachable
+from micro_core.contract import Candidate, Driver, DriverContext, NoOptions, Resolver, Unreachable
 from micro_core.testing import Bench, Faults, ResolverConformance, Subject
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from micro_core.builtin import memory_transport
-from micro_core.builtin.memory_transport import MemorySocket, MemoryTransport
-from micro_core.spec import Driver, DriverContext, Ended, LinkLost, NoOptions, Socket, SocketReceiver, Transport
-from micro_core.spec.transport import Listener
+from micro_core.builtin.transport import memory as memory_transport
+from micro_core.builtin.transport.memory import MemorySocket, MemoryTransport
+from micro_core.contract import Driver, DriverContext, Ended, LinkLost, NoOptions, Socket, SocketReceiver, Transport
+from micro_core.contract.transport import Listener
 from micro_core.testing import Faults, Subject, TransportConformance
 
 

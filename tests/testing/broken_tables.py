@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from micro_core.builtin.memory_table import MemoryTable
-from micro_core.spec import (
+from micro_core.builtin.table.memory import MemoryTable
+from micro_core.contract import (
     Driver,
     DriverContext,
     NoOptions,

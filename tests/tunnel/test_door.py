@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from micro_core.builtin.memory_tunnel import MemoryTunnel, MemoryTunnelOptions
-from micro_core.builtin.system_clock import SystemClock
-from micro_core.builtin.unix_transport import UnixOptions, UnixTransport
-from micro_core.spec import (
+from micro_core.builtin.transport.unix import UnixOptions, UnixTransport
+from micro_core.builtin.tunnel.memory import MemoryTunnel, MemoryTunnelOptions
+from micro_core.contract import (
     Closed,
     CountersInMemory,
     DriverContext,
@@ -27,11 +26,12 @@ from micro_core.spec import (
     Session,
     Unreachable,
 )
-from micro_core.spec.tunnel import LinkInfo
-from micro_core.tunnel import door_wire
-from micro_core.tunnel.door import TunnelDoor
+from micro_core.contract.tunnel import LinkInfo
+from micro_core.lifecycle.system_clock import SystemClock
+from micro_core.standalone.tunnel import protocol as door_wire
+from micro_core.standalone.tunnel.client import RemoteTunnel
+from micro_core.standalone.tunnel.ipc_server import TunnelDoor
 from micro_core.tunnel.identity import NodeIdentity
-from micro_core.tunnel.remote import RemoteTunnel
 from micro_core.tunnel.tunnel import TunnelHost
 
 PATIENCE_S = 10.0

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from micro_core.spec.errors import Malformed, MicroError, TooLarge, Unauthorized
+from micro_core.contract.errors import Malformed, MicroError, TooLarge, Unauthorized
 from micro_core.tunnel.handshake import (
     NONCE_BYTES,
     TRANSITIONS,

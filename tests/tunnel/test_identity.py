@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from micro_core.spec.errors import ConfigError
-from micro_core.spec.names import check_node_id
+from micro_core.contract.errors import ConfigError
+from micro_core.contract.names import check_node_id
 from micro_core.tunnel.identity import (
     NodeIdentity,
     is_member,

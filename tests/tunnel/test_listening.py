@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from micro_core.spec import Conflict
+from micro_core.contract import Conflict
 from micro_core.tunnel.listening import SHARED_NUMBER_ATTEMPTS, listen_everywhere
 
 

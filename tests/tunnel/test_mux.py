@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from micro_core.spec.errors import Closed, Ended, Malformed, MicroError, Overloaded, TooLarge, Unreachable
-from micro_core.spec.tunnel import Priority
+from micro_core.contract.errors import Closed, Ended, Malformed, MicroError, Overloaded, TooLarge, Unreachable
+from micro_core.contract.tunnel import Priority
 from micro_core.tunnel.credit import (
     MAX_BULK_WINDOW_BYTES,
     MIN_BULK_WINDOW_BYTES,

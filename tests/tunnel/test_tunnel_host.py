@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from micro_core.builtin.memory_tunnel import MemoryTunnel, MemoryTunnelOptions
-from micro_core.builtin.system_clock import SystemClock
-from micro_core.spec import (
+from micro_core.builtin.tunnel.memory import MemoryTunnel, MemoryTunnelOptions
+from micro_core.contract import (
     Closed,
     Conflict,
     CountersInMemory,
@@ -25,9 +24,10 @@ from micro_core.spec import (
     Unauthorized,
     Unreachable,
 )
+from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.tunnel.identity import NodeIdentity
+from micro_core.tunnel.path_selection import WayOptions
 from micro_core.tunnel.tunnel import TunnelHost, TunnelOptions
-from micro_core.tunnel.ways import WayOptions
 from micro_core.wire import limits
 
 PATIENCE_S = 5.0

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from micro_core.spec import LinkLost, MicroError, Unauthorized, Unreachable
-from micro_core.tunnel.ways import (
+from micro_core.contract import LinkLost, MicroError, Unauthorized, Unreachable
+from micro_core.tunnel.path_selection import (
     MAX_WAYS,
     NO_DRIVER,
     STEADY_S,

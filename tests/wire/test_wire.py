@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from micro_core.spec.errors import BadRequest, Malformed, MicroError, TooLarge, error_from_wire
+from micro_core.contract.errors import BadRequest, Malformed, MicroError, TooLarge, error_from_wire
 from micro_core.wire import codec, frames, header, limits
 from micro_core.wire.frames import HEAD, MORE, Frame, FrameDecoder, Kind
 from micro_core.wire.header import CallHeader, EventHeader, ResponseHeader

@@ -14,8 +14,8 @@ import pytest
 from micro_dns_resolver import micro_resolver
 from micro_dns_resolver.options import DnsOptions
 
-from micro_core.spec import Candidate, DriverContext, Resolver
-from micro_core.spec.names import split_host_port
+from micro_core.contract import Candidate, DriverContext, Resolver
+from micro_core.contract.names import split_host_port
 from micro_core.testing import Bench, Faults, ResolverConformance, Subject, free_port
 
 

@@ -20,7 +20,7 @@ from micro_dns_resolver.options import DnsOptions
 from micro_dns_resolver.ordering import Target, order_targets
 from micro_dns_resolver.resolver import MAX_TARGETS, NEGATIVE_TTL_S, DnsResolver
 
-from micro_core.spec import Candidate, CountersInMemory, DriverContext, OptionError, Unreachable
+from micro_core.contract import Candidate, CountersInMemory, DriverContext, OptionError, Unreachable
 
 NAME = "net.example"
 SRV = f"_micro._udp.{NAME}"

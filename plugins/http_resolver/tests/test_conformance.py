@@ -10,7 +10,7 @@ import pytest
 from micro_http_resolver import micro_resolver
 from micro_http_resolver.options import HttpOptions
 
-from micro_core.spec import Candidate, DriverContext, Resolver
+from micro_core.contract import Candidate, DriverContext, Resolver
 from micro_core.testing import Bench, Faults, ResolverConformance, Subject, free_port
 
 

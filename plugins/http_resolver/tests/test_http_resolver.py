@@ -23,7 +23,7 @@ from micro_http_resolver.document import MAX_NODES, parse_nodes
 from micro_http_resolver.options import HttpOptions
 from micro_http_resolver.resolver import HttpResolver
 
-from micro_core.spec import (
+from micro_core.contract import (
     Candidate,
     CountersInMemory,
     DriverContext,

@@ -6,7 +6,7 @@ import pytest
 from micro_mdns_registry import micro_registry
 from micro_mdns_registry.options import MdnsOptions
 
-from micro_core.spec import Registry
+from micro_core.contract import Registry
 from micro_core.testing import RegistryConformance, Subject
 
 

@@ -7,7 +7,7 @@ import random
 from micro_mdns_registry.directory import GRACE_S, MAX_OWNERS, OWNER_MEMORY_S, Directory
 from micro_mdns_registry.texts import MAX_STANDING, Beat
 
-from micro_core.spec import CountersInMemory, Instance, RegistryEvent, RegistryEventKind
+from micro_core.contract import CountersInMemory, Instance, RegistryEvent, RegistryEventKind
 
 LEASE_S = 3.0
 

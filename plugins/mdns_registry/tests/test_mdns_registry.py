@@ -20,7 +20,7 @@ from micro_mdns_registry.multicast import Multicast, ipv4_addresses
 from micro_mdns_registry.options import MdnsOptions
 from micro_mdns_registry.registry import MdnsRegistry, service_type
 
-from micro_core.spec import (
+from micro_core.contract import (
     CountersInMemory,
     DriverContext,
     Instance,
@@ -35,7 +35,7 @@ LOOPBACK = "127.0.0.1"
 
 OWNER = """
 import asyncio, logging, random, time
-from micro_core.spec import CountersInMemory, DriverContext, Instance
+from micro_core.contract import CountersInMemory, DriverContext, Instance
 from micro_mdns_registry import create
 from micro_mdns_registry.options import MdnsOptions
 

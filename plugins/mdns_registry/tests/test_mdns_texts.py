@@ -18,7 +18,7 @@ from micro_mdns_registry.texts import (
     encode_record,
 )
 
-from micro_core.spec import Endpoint, EndpointKind, Instance, Malformed, TooLarge
+from micro_core.contract import Endpoint, EndpointKind, Instance, Malformed, TooLarge
 
 GREETER = Instance(
     service="go.micro.srv.greeter",

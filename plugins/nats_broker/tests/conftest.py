@@ -21,8 +21,8 @@ import pytest
 from micro_nats_broker.broker import NatsBroker
 from micro_nats_broker.options import NatsOptions
 
-from micro_core.builtin.system_clock import SystemClock
-from micro_core.spec import CountersInMemory, DriverContext, Message
+from micro_core.contract import CountersInMemory, DriverContext, Message
+from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.testing import free_port
 
 PATIENCE_S = 15.0

@@ -11,7 +11,7 @@ from micro_nats_broker import micro_broker
 from micro_nats_broker.options import NatsOptions
 from micro_nats_broker.subjects import Subjects
 
-from micro_core.spec import Broker, DriverContext
+from micro_core.contract import Broker, DriverContext
 from micro_core.testing import BrokerConformance, Faults, Subject
 
 

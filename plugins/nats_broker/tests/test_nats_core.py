@@ -12,7 +12,7 @@ import nats
 import pytest
 from micro_nats_broker import session as session_module
 
-from micro_core.spec import BadRequest, Closed, Forbidden, Message, OptionError, Overloaded, TooLarge
+from micro_core.contract import BadRequest, Closed, Forbidden, Message, OptionError, Overloaded, TooLarge
 
 PATIENCE_S = 15.0
 

@@ -10,7 +10,7 @@ from typing import Any
 import nats
 import pytest
 
-from micro_core.spec import ConfigError, Message, OptionError, Overloaded, TooLarge, Unreachable
+from micro_core.contract import ConfigError, Message, OptionError, Overloaded, TooLarge, Unreachable
 
 STILL_S = 10.0
 """How long a server stands still: longer than everything that gives it up."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from micro_core.spec import LinkLost, MicroError, Unreachable
+from micro_core.contract import LinkLost, MicroError, Unreachable
 
 PATIENCE_S = 15.0
 STILL_S = 10.0

@@ -19,8 +19,8 @@ from micro_nats_broker.servers import Server, ServerPool, parse_servers
 from micro_nats_broker.stored import Stored, StreamGone, read_stored
 from micro_nats_broker.subjects import Subjects, check_pattern, group_consumer, single_consumer
 
-from micro_core.spec import BadRequest, Malformed, Message, OptionError
-from micro_core.spec.messages import MAX_HEADERS, check_message
+from micro_core.contract import BadRequest, Malformed, Message, OptionError
+from micro_core.contract.messages import MAX_HEADERS, check_message
 
 NAMES = st.from_regex(re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.:/-]{0,20}[A-Za-z0-9_])?"), fullmatch=True)
 SITES = st.from_regex(re.compile(r"[a-z0-9](?:[a-z0-9-]{0,10}[a-z0-9])?"), fullmatch=True)

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from micro_core.spec import OptionError, Unauthorized
+from micro_core.contract import OptionError, Unauthorized
 
 NOW = dt.datetime.now(dt.UTC)
 

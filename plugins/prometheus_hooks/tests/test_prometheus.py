@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 
 from micro_core import Client, Service
 from micro_core.config import load_settings
+from micro_core.contract import CallInfo, CountersInMemory, DriverContext, NotFound, OptionError
+from micro_core.drivers.runtime import Runtime, build_runtime
 from micro_core.node.assembly import assemble
 from micro_core.node.node import Node
-from micro_core.rpc.defaults import Runtime, build_runtime
-from micro_core.spec import CallInfo, CountersInMemory, DriverContext, NotFound, OptionError
 from micro_core.testing import free_port
 
 

@@ -31,7 +31,7 @@ from micro_quic_tunnel import create
 from micro_quic_tunnel.certificate import make_certificate
 from micro_quic_tunnel.options import QuicOptions
 
-from micro_core.spec import CountersInMemory, DriverContext, Link, MicroError
+from micro_core.contract import CountersInMemory, DriverContext, Link, MicroError
 
 ECHO, SINK = 1, 3
 """The lane that is answered byte for byte, and the one of which only the count is."""

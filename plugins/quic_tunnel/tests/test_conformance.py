@@ -11,8 +11,8 @@ import pytest
 from micro_quic_tunnel import create, micro_tunnel
 from micro_quic_tunnel.options import QuicOptions
 
-from micro_core.spec import DriverContext, Link, LinkDriver
-from micro_core.spec.names import split_host_port
+from micro_core.contract import DriverContext, Link, LinkDriver
+from micro_core.contract.names import split_host_port
 from micro_core.testing import Faults, Subject, TunnelConformance
 
 

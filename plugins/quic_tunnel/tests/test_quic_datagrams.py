@@ -8,7 +8,7 @@ import socket
 import pytest
 from micro_quic_tunnel.datagrams import MAX_UNSENT, Datagram, DatagramSocket, open_connected, route_datagram_bytes
 
-from micro_core.spec import CountersInMemory
+from micro_core.contract import CountersInMemory
 
 PATIENCE_S = 10.0
 

@@ -18,7 +18,7 @@ from micro_quic_tunnel.certificate import binding_of, make_certificate
 from micro_quic_tunnel.driver import QuicTunnel
 from micro_quic_tunnel.options import QuicOptions
 
-from micro_core.spec import (
+from micro_core.contract import (
     Closed,
     Conflict,
     CountersInMemory,

@@ -16,7 +16,7 @@ import pytest
 from micro_quic_tunnel import create
 from micro_quic_tunnel.options import QuicOptions
 
-from micro_core.spec import (
+from micro_core.contract import (
     Closed,
     Conflict,
     CountersInMemory,

@@ -20,7 +20,7 @@ from micro_quic_tunnel import link as link_module
 from micro_quic_tunnel.driver import QuicTunnel
 from micro_quic_tunnel.options import QuicOptions
 
-from micro_core.spec import CountersInMemory, DriverContext, Link, LinkLost, MicroError, Unreachable
+from micro_core.contract import CountersInMemory, DriverContext, Link, LinkLost, MicroError, Unreachable
 
 PATIENCE_S = 15.0
 

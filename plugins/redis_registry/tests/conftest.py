@@ -22,7 +22,14 @@ from micro_redis_registry.options import RedisOptions
 from micro_redis_registry.registry import RedisRegistry
 from redis.asyncio import Redis
 
-from micro_core.spec import CountersInMemory, DriverContext, Instance, RegistryEvent, RegistryEventKind, RegistryWatch
+from micro_core.contract import (
+    CountersInMemory,
+    DriverContext,
+    Instance,
+    RegistryEvent,
+    RegistryEventKind,
+    RegistryWatch,
+)
 from micro_core.testing import Faults, free_port
 
 DEADLINE_S = 20.0

@@ -8,7 +8,7 @@ import pytest
 from micro_redis_registry import micro_registry
 from micro_redis_registry.options import RedisOptions
 
-from micro_core.spec import Registry
+from micro_core.contract import Registry
 from micro_core.testing import RegistryConformance, Subject
 
 if TYPE_CHECKING:

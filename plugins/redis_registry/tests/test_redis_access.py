@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from micro_core.spec import Forbidden, Instance, MicroError, OptionError, Unauthorized, Unreachable
+from micro_core.contract import Forbidden, Instance, MicroError, OptionError, Unauthorized, Unreachable
 
 if TYPE_CHECKING:
     from plugins.redis_registry.tests.conftest import MakeRelay, MakeServer, Open, Opened, RedisServer, Watch

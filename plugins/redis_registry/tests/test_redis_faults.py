@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from micro_core.spec import Instance, Overloaded, Unreachable
+from micro_core.contract import Instance, Overloaded, Unreachable
 
 if TYPE_CHECKING:
     from plugins.redis_registry.tests.conftest import MakeRelay, MakeServer, Open, Opened, RedisServer, Watch

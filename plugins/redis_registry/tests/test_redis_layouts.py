@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.exceptions import RedisError
 
-from micro_core.spec import Instance, Unreachable
+from micro_core.contract import Instance, Unreachable
 
 if TYPE_CHECKING:
     from plugins.redis_registry.tests.conftest import MakeServer, Open, Opened, RedisServer, Watch

@@ -18,7 +18,7 @@ from micro_redis_registry.failures import as_failure
 from micro_redis_registry.namespace import make_namespace
 from redis import exceptions as library
 
-from micro_core.spec import (
+from micro_core.contract import (
     Endpoint,
     Forbidden,
     Instance,

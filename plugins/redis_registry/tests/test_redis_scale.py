@@ -13,7 +13,7 @@ from micro_redis_registry.encoding import encode_record
 from micro_redis_registry.namespace import make_namespace
 from micro_redis_registry.scripts import REGISTER
 
-from micro_core.spec import Instance
+from micro_core.contract import Instance
 
 if TYPE_CHECKING:
     from plugins.redis_registry.tests.conftest import MakeServer, Open, RedisServer, Watch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from micro_sqlite_table import micro_table
 
-from micro_core.spec import Table
+from micro_core.contract import Table
 from micro_core.testing import Subject, TableConformance
 
 

@@ -10,11 +10,11 @@ from micro_sqlite_table import micro_table
 from micro_sqlite_table.options import SqliteOptions
 
 from micro_core import Service
-from micro_core.lab.member import LabNode, TableMaker
+from micro_core.contract import DriverContext, Table
+from micro_core.contract.errors import RouteNotFound
+from micro_core.lab.lab_node import LabNode, TableMaker
 from micro_core.lab.net import Lab
-from micro_core.lab.wires import Conditions
-from micro_core.spec import DriverContext, Table
-from micro_core.spec.errors import RouteNotFound
+from micro_core.lab.simulated_links import Conditions
 
 NAME = "go.micro.srv.greeter"
 WAN = Conditions(delay_s=0.2)

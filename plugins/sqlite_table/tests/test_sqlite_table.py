@@ -30,8 +30,8 @@ from micro_sqlite_table.route_file import APPLICATION_ID, SCHEMA_VERSION
 from micro_sqlite_table.rows import Clocks, route_of, row_of
 from micro_sqlite_table.table import SqliteTable
 
-from micro_core.spec import Conflict, CountersInMemory, DriverContext, OptionError, Route
-from micro_core.spec.table import RouteQuery
+from micro_core.contract import Conflict, CountersInMemory, DriverContext, OptionError, Route
+from micro_core.contract.table import RouteQuery
 
 ME = "m" * 32
 ROUTE = Route(
@@ -494,7 +494,7 @@ async def test_a_file_that_somebody_holds_blocks_nobody(tmp_path: Path) -> None:
 WRITER = """
 import asyncio, sys
 from dataclasses import replace
-from micro_core.spec import Route
+from micro_core.contract import Route
 from micro_core.testing import context
 from micro_sqlite_table import micro_table
 from micro_sqlite_table.options import SqliteOptions

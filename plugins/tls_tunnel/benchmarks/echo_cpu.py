@@ -18,8 +18,8 @@ from types import ModuleType
 import micro_quic_tunnel
 import micro_tls_tunnel
 
-from micro_core.builtin.system_clock import SystemClock
-from micro_core.spec import CountersInMemory, DriverContext, Link, LinkDriver, MicroError
+from micro_core.contract import CountersInMemory, DriverContext, Link, LinkDriver, MicroError
+from micro_core.lifecycle.system_clock import SystemClock
 
 BYTES = 64
 

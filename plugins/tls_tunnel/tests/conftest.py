@@ -16,7 +16,7 @@ from micro_tls_tunnel.driver import TlsTunnel
 from micro_tls_tunnel.link import TlsLink
 from micro_tls_tunnel.options import TlsOptions
 
-from micro_core.spec import CountersInMemory, DriverContext, Link, MicroError
+from micro_core.contract import CountersInMemory, DriverContext, Link, MicroError
 
 PATIENCE_S = 15.0
 

@@ -11,9 +11,9 @@ from micro_tls_tunnel import micro_tunnel
 from micro_tls_tunnel.driver import TlsTunnel
 from micro_tls_tunnel.options import TlsOptions
 
-from micro_core.spec import Conflict, DriverContext, Link, LinkDriver
-from micro_core.spec.names import split_host_port
-from micro_core.spec.transport import Listener
+from micro_core.contract import Conflict, DriverContext, Link, LinkDriver
+from micro_core.contract.names import split_host_port
+from micro_core.contract.transport import Listener
 from micro_core.testing import Faults, Subject, TunnelConformance
 
 

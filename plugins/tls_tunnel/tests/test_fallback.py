@@ -17,12 +17,12 @@ from micro_quic_tunnel.options import QuicOptions
 from micro_tls_tunnel import create as create_tls
 from micro_tls_tunnel.options import TlsOptions
 
-from micro_core.builtin.system_clock import SystemClock
-from micro_core.spec import CountersInMemory, DriverContext, MicroError, Session
-from micro_core.spec.names import split_host_port
+from micro_core.contract import CountersInMemory, DriverContext, MicroError, Session
+from micro_core.contract.names import split_host_port
+from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.tunnel.identity import NodeIdentity
+from micro_core.tunnel.path_selection import WayOptions
 from micro_core.tunnel.tunnel import TunnelHost, TunnelOptions
-from micro_core.tunnel.ways import WayOptions
 
 PATIENCE_S = 30.0
 
@@ -252,7 +252,7 @@ async def test_quic_that_falls_silent_is_left_for_tls(sites: tuple[Site, Site], 
 
 
 async def test_a_machine_in_the_middle_of_tls_is_refused_by_the_nodes_handshake(sites: tuple[Site, Site]) -> None:
-    from micro_core.spec import Link, LinkReceiver, Unauthorized
+    from micro_core.contract import Link, LinkReceiver, Unauthorized
 
     near, far = sites
     context = DriverContext(

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from micro_tls_tunnel.certificate import binding_of, make_certificate
 from micro_tls_tunnel.link import LOW_MARK_BYTES
 
-from micro_core.spec import Closed, Conflict, Ended, LinkLost, OptionError, Unreachable
+from micro_core.contract import Closed, Conflict, Ended, LinkLost, OptionError, Unreachable
 from micro_core.testing import free_port
 
 if TYPE_CHECKING:

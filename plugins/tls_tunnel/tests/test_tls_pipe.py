@@ -10,7 +10,7 @@ from micro_tls_tunnel.certificate import NAME, binding_of, dialling_context, lis
 from micro_tls_tunnel.half_open import HalfOpen
 from micro_tls_tunnel.pipe import PipeState, TlsPipe
 
-from micro_core.spec import LinkLost
+from micro_core.contract import LinkLost
 
 
 class Pair:

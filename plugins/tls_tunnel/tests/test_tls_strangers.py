@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from micro_core.spec import LinkLost, Unreachable
+from micro_core.contract import LinkLost, Unreachable
 
 if TYPE_CHECKING:
     from plugins.tls_tunnel.tests.conftest import Node, NodeMaker, Reader

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from micro_core.spec import CountersInMemory, Instance, OptionError, Unreachable
+from micro_core.contract import CountersInMemory, Instance, OptionError, Unreachable
 from micro_core.testing import context, until
 
 from micro_share_registry import micro_registry

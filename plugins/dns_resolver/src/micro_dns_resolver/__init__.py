@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from micro_core.spec import Driver, DriverContext, Resolver, hookimpl
+from micro_core.contract import Driver, DriverContext, Resolver, hookimpl
 from micro_dns_resolver.options import DnsOptions
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from micro_core.spec import Random
+from micro_core.contract import Random
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,8 @@ import dns.nameserver
 import dns.rdatatype
 import dns.resolver
 
-from micro_core.spec import BadRequest, Candidate, DriverContext, OptionError, Unreachable
-from micro_core.spec.names import join_host_port, split_host_port
+from micro_core.contract import BadRequest, Candidate, DriverContext, OptionError, Unreachable
+from micro_core.contract.names import join_host_port, split_host_port
 from micro_dns_resolver.options import DnsOptions
 from micro_dns_resolver.ordering import Target, order_targets
 

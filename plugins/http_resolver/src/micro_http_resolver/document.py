@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from micro_core.spec import BadRequest, Candidate, Malformed
-from micro_core.spec.names import split_host_port
+from micro_core.contract import BadRequest, Candidate, Malformed
+from micro_core.contract.names import split_host_port
 
 MAX_NODES = 256
 """Nodes taken of one document; a node dials a handful at most."""

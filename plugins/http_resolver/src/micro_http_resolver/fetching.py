@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 import h11
 
-from micro_core.spec import Forbidden, Malformed, TooLarge, Unreachable
+from micro_core.contract import Forbidden, Malformed, TooLarge, Unreachable
 
 MAX_HEAD_BYTES = 32_768
 """Longest status line and headers together."""

@@ -7,7 +7,7 @@ import ssl
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from micro_core.spec import Candidate, DriverContext, Malformed, OptionError, Unreachable
+from micro_core.contract import Candidate, DriverContext, Malformed, OptionError, Unreachable
 from micro_http_resolver.document import parse_nodes
 from micro_http_resolver.fetching import Policy, fetch, parse_url
 from micro_http_resolver.options import HttpOptions

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from micro_core.spec import Instance, RegistryEvent
-from micro_core.spec.watching import changes
+from micro_core.contract import Instance, RegistryEvent
+from micro_core.contract.watching import changes
 from micro_mdns_registry.texts import MAX_STANDING, Beat
 
 MAX_OWNERS = 1_024

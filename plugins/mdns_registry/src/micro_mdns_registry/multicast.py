@@ -41,7 +41,7 @@ from zeroconf.const import (
     _TYPE_TXT,
 )
 
-from micro_core.spec import OptionError, Random, Unreachable
+from micro_core.contract import OptionError, Random, Unreachable
 
 MAX_KNOWN_ANSWERS = 24
 """Names a question lists as known: what fits one packet of ordinary size."""

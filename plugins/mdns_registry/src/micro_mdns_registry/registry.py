@@ -21,10 +21,10 @@ import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 
-from micro_core.spec import BadRequest, DriverContext, Instance, Malformed, Overloaded, RegistryWatch, Unreachable
-from micro_core.spec.names import split_host_port
-from micro_core.spec.records import check_instance
-from micro_core.spec.watching import WatchSet
+from micro_core.contract import BadRequest, DriverContext, Instance, Malformed, Overloaded, RegistryWatch, Unreachable
+from micro_core.contract.names import split_host_port
+from micro_core.contract.records import check_instance
+from micro_core.contract.watching import WatchSet
 from micro_mdns_registry.directory import GRACE_S, Directory
 from micro_mdns_registry.multicast import MAX_QUESTIONS, Announcement, Multicast
 from micro_mdns_registry.options import MdnsOptions

@@ -12,8 +12,8 @@ import json
 import zlib
 from dataclasses import dataclass
 
-from micro_core.spec import Instance, Malformed, TooLarge
-from micro_core.spec.records import instance_from_dict, instance_to_dict
+from micro_core.contract import Instance, Malformed, TooLarge
+from micro_core.contract.records import instance_from_dict, instance_to_dict
 
 VERSION = b"1"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from micro_core.spec import Broker, Driver, DriverContext, hookimpl
+from micro_core.contract import Broker, Driver, DriverContext, hookimpl
 from micro_nats_broker.options import NatsOptions
 
 

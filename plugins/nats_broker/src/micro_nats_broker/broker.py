@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from micro_core.spec import (
+from micro_core.contract import (
     BadRequest,
     Closed,
     DriverContext,
@@ -17,7 +17,7 @@ from micro_core.spec import (
     check_message,
     check_queue,
 )
-from micro_core.spec.names import check_topic
+from micro_core.contract.names import check_topic
 from micro_nats_broker import envelope
 from micro_nats_broker.connection import Connection
 from micro_nats_broker.core import CoreSubscription

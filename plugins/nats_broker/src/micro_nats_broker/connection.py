@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from micro_core.spec import Closed, ConfigError, DriverContext, MicroError, Unauthorized, Unreachable
+from micro_core.contract import Closed, ConfigError, DriverContext, MicroError, Unauthorized, Unreachable
 from micro_nats_broker.credentials import Credentials
 from micro_nats_broker.ending import end
 from micro_nats_broker.options import NatsOptions

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import nats.aio.subscription
 from nats.aio.msg import Msg
 
-from micro_core.spec import BadRequest, DriverContext, Malformed, Message, MessageHandler
+from micro_core.contract import BadRequest, DriverContext, Malformed, Message, MessageHandler
 from micro_nats_broker import envelope
 from micro_nats_broker.connection import Connection
 from micro_nats_broker.mailbox import Arrived, Mailbox

@@ -9,7 +9,7 @@ from typing import Any
 import nkeys
 from nats.aio.client import RawCredentials
 
-from micro_core.spec import OptionError
+from micro_core.contract import OptionError
 from micro_nats_broker.options import NatsOptions
 
 MAX_FILE_BYTES = 64 * 1024

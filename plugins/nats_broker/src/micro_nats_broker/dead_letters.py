@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 
-from micro_core.spec import Message
-from micro_core.spec.messages import HOUSE_PREFIX, MAX_HEADERS, MAX_HEADERS_BYTES
+from micro_core.contract import Message
+from micro_core.contract.messages import HOUSE_PREFIX, MAX_HEADERS, MAX_HEADERS_BYTES
 
 TOPIC = "dead-letter-topic"
 ID = "dead-letter-id"

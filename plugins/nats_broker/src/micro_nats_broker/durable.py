@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import nats.aio.subscription
 from nats.aio.msg import Msg
 
-from micro_core.spec import ConfigError, DriverContext, LinkLost, Message, MessageHandler, MicroError
+from micro_core.contract import ConfigError, DriverContext, LinkLost, Message, MessageHandler, MicroError
 from micro_nats_broker import dead_letters
 from micro_nats_broker.connection import Connection
 from micro_nats_broker.core import read_message

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import unquote_to_bytes
 
-from micro_core.spec import BadRequest, Malformed, Message, TooLarge, check_message
+from micro_core.contract import BadRequest, Malformed, Message, TooLarge, check_message
 
 ID = "Micro-Id"
 CONTENT_TYPE = "Content-Type"

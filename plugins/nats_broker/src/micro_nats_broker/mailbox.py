@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from micro_core.spec import DriverContext, Message, MessageHandler
+from micro_core.contract import DriverContext, Message, MessageHandler
 from micro_nats_broker.ending import end
 
 MAX_WAITING_BYTES = 16 * 1024 * 1024

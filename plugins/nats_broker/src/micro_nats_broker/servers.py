@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from micro_core.spec import OptionError, Random
-from micro_core.spec.names import join_host_port
+from micro_core.contract import OptionError, Random
+from micro_core.contract.names import join_host_port
 
 DEFAULT_PORT = 4222
 FIRST_PAUSE_S = 0.05

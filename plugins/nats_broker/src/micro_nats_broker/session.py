@@ -10,7 +10,7 @@ import nats.errors
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from micro_core.spec import (
+from micro_core.contract import (
     DriverContext,
     Forbidden,
     LinkLost,

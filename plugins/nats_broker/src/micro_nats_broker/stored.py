@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from micro_core.spec import Overloaded, TooLarge, Unreachable
+from micro_core.contract import Overloaded, TooLarge, Unreachable
 
 
 @dataclass(frozen=True, slots=True)

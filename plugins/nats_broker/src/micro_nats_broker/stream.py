@@ -12,8 +12,8 @@ import nats.js.errors
 from nats.js import api
 from nats.js.client import JetStreamContext
 
-from micro_core.spec import ConfigError, DriverContext, Unreachable
-from micro_core.spec.messages import MAX_HEADERS_BYTES, MAX_MESSAGE_BYTES
+from micro_core.contract import ConfigError, DriverContext, Unreachable
+from micro_core.contract.messages import MAX_HEADERS_BYTES, MAX_MESSAGE_BYTES
 from micro_nats_broker.options import NatsOptions
 from micro_nats_broker.replay import Begin
 from micro_nats_broker.session import Session

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import re
 
-from micro_core.spec import BadRequest
-from micro_core.spec.names import check_topic
+from micro_core.contract import BadRequest
+from micro_core.contract.names import check_topic
 
 ANY_PART = "*"
 ANY_REST = ">"

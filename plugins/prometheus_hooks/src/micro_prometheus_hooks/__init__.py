@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from micro_core.spec import Driver, DriverContext, hookimpl
+from micro_core.contract import Driver, DriverContext, hookimpl
 from micro_prometheus_hooks.options import PrometheusOptions
 
 

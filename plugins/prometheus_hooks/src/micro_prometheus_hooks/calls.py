@@ -6,7 +6,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram
 
-from micro_core.spec import CallInfo, Clock, MicroError, Next
+from micro_core.contract import CallInfo, Clock, MicroError, Next
 
 OTHER = "(other)"
 """The label of services and endpoints beyond the bound: a caller that makes names up must not fill the memory."""

@@ -10,8 +10,8 @@ import h11
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from micro_core.spec import Conflict, DriverContext
-from micro_core.spec.names import join_host_port, split_host_port
+from micro_core.contract import Conflict, DriverContext
+from micro_core.contract.names import join_host_port, split_host_port
 
 MAX_CONNECTIONS = 16
 """Askers at once: Prometheus is one, and a person with a browser another."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
-from micro_core.spec import DriverContext, Interceptor, MicroError, RunningNode, hookimpl
+from micro_core.contract import DriverContext, Interceptor, MicroError, RunningNode, hookimpl
 from micro_prometheus_hooks.calls import CallMetrics
 from micro_prometheus_hooks.endpoint import Endpoint
 from micro_prometheus_hooks.node_metrics import NodeMetrics

@@ -9,7 +9,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
-from micro_core.spec import RouteEvent, RouteEventKind, RunningNode
+from micro_core.contract import RouteEvent, RouteEventKind, RunningNode
 
 
 class NodeMetrics(Collector):

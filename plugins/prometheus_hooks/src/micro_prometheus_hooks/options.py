@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from micro_core.spec import BadRequest, OptionError, option
-from micro_core.spec.names import split_host_port
+from micro_core.contract import BadRequest, OptionError, option
+from micro_core.contract.names import split_host_port
 
 DEFAULT_LISTEN = "127.0.0.1:9464"
 

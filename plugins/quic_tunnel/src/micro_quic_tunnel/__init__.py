@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from micro_core.spec import Driver, DriverContext, LinkDriver, hookimpl
+from micro_core.contract import Driver, DriverContext, LinkDriver, hookimpl
 from micro_quic_tunnel.options import QuicOptions
 
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from micro_core.spec import Counters
+from micro_core.contract import Counters
 
 BATCH = 64
 """Datagrams read before anything else gets its turn: a few milliseconds of work at the most."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
 
-from micro_core.spec import Conflict, DriverContext, Link, OptionError, Unreachable
-from micro_core.spec.names import join_host_port, split_host_port
-from micro_core.spec.transport import Listener
+from micro_core.contract import Conflict, DriverContext, Link, OptionError, Unreachable
+from micro_core.contract.names import join_host_port, split_host_port
+from micro_core.contract.transport import Listener
 from micro_quic_tunnel.certificate import NAME, binding_of, make_certificate, read_certificate
 from micro_quic_tunnel.datagrams import open_connected, open_listening, route_datagram_bytes
 from micro_quic_tunnel.endpoint import Acceptance, QuicEndpoint

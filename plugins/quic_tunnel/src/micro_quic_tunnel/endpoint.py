@@ -21,8 +21,8 @@ from aioquic.quic.packet import (
     pull_quic_header,
 )
 
-from micro_core.spec import Closed, Counters, LinkLost, Unreachable
-from micro_core.spec.names import join_host_port
+from micro_core.contract import Closed, Counters, LinkLost, Unreachable
+from micro_core.contract.names import join_host_port
 from micro_quic_tunnel.connection import LaneConnection
 from micro_quic_tunnel.datagrams import Control, Datagram, DatagramSocket, reply_control
 from micro_quic_tunnel.link import QuicLink

@@ -13,7 +13,7 @@ from typing import Any
 
 from aioquic.quic import events
 
-from micro_core.spec import Closed, Counters, Ended, LinkLost, LinkReceiver, MicroError
+from micro_core.contract import Closed, Counters, Ended, LinkLost, LinkReceiver, MicroError
 from micro_quic_tunnel.connection import LaneConnection
 
 LANES = 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from micro_core.spec import Driver, DriverContext, Registry, hookimpl
+from micro_core.contract import Driver, DriverContext, Registry, hookimpl
 from micro_redis_registry.options import RedisOptions
 
 

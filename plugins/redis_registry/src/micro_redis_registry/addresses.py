@@ -14,8 +14,8 @@ import enum
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from micro_core.spec import BadRequest, OptionError
-from micro_core.spec.names import join_host_port, split_host_port
+from micro_core.contract import BadRequest, OptionError
+from micro_core.contract.names import join_host_port, split_host_port
 
 REDIS_PORT = 6379
 SENTINEL_PORT = 26379

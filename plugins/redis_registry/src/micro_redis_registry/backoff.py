@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from micro_core.spec import Random
+from micro_core.contract import Random
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0

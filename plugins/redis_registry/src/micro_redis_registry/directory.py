@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from micro_core.spec import Instance, Malformed, RegistryEvent
-from micro_core.spec.watching import changes
+from micro_core.contract import Instance, Malformed, RegistryEvent
+from micro_core.contract.watching import changes
 from micro_redis_registry.encoding import decode_record
 
 MAX_RECORDS = 65_536

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from micro_core.spec import Instance, Malformed, TooLarge
-from micro_core.spec.records import instance_from_dict, instance_to_dict
+from micro_core.contract import Instance, Malformed, TooLarge
+from micro_core.contract.records import instance_from_dict, instance_to_dict
 from micro_redis_registry.scripts import MAX_RECORD_BYTES
 
 MAX_SEQUENCE = 2**53

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from redis import exceptions as library
 
-from micro_core.spec import Forbidden, InternalError, MicroError, Overloaded, Unauthorized, Unreachable
+from micro_core.contract import Forbidden, InternalError, MicroError, Overloaded, Unauthorized, Unreachable
 
 RIGHTS = "~micro:* &* +@read +@write +@pubsub +@connection +eval +evalsha +time"
 """What an ACL user needs (with the default prefix)."""

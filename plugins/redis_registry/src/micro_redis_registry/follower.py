@@ -13,7 +13,7 @@ from contextlib import aclosing, suppress
 
 from redis.asyncio.client import PubSub
 
-from micro_core.spec import DriverContext, InternalError, Malformed, MicroError, Unreachable, WatchSet
+from micro_core.contract import DriverContext, InternalError, Malformed, MicroError, Unreachable, WatchSet
 from micro_redis_registry.backoff import Backoff
 from micro_redis_registry.directory import Directory
 from micro_redis_registry.encoding import decode_change

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from micro_core.spec import DriverContext, MicroError
+from micro_core.contract import DriverContext, MicroError
 from micro_redis_registry.backoff import Backoff
 from micro_redis_registry.ending import end_tasks
 from micro_redis_registry.namespace import Namespace

@@ -12,7 +12,7 @@ from contextlib import suppress
 from redis.asyncio.client import PubSub
 from redis.exceptions import NoPermissionError
 
-from micro_core.spec import DriverContext, Forbidden, InternalError, MicroError, WatchSet
+from micro_core.contract import DriverContext, Forbidden, InternalError, MicroError, WatchSet
 from micro_redis_registry.directory import Directory
 from micro_redis_registry.namespace import Namespace
 from micro_redis_registry.scripts import LOOK, PROBE

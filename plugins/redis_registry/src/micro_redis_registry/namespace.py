@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from micro_core.spec import OptionError
+from micro_core.contract import OptionError
 
 _PREFIX = re.compile(r"[A-Za-z0-9_.:/-]{1,100}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.:/-]{1,400}")

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from micro_core.spec import DriverContext, Instance, MicroError, Unreachable
+from micro_core.contract import DriverContext, Instance, MicroError, Unreachable
 from micro_redis_registry.namespace import Namespace
 from micro_redis_registry.scripts import DEREGISTER, REGISTER, TEND, Script
 from micro_redis_registry.server import Server

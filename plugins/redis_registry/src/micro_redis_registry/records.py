@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from micro_core.spec import Counters, Instance, Malformed
+from micro_core.contract import Counters, Instance, Malformed
 from micro_redis_registry.directory import MAX_RECORDS, Directory
 from micro_redis_registry.encoding import MAX_SEQUENCE, decode_record, read_number
 from micro_redis_registry.namespace import Namespace

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import secrets
 
-from micro_core.spec import (
+from micro_core.contract import (
     BadRequest,
     Closed,
     DriverContext,
@@ -37,7 +37,7 @@ UNWATCHED_S = 10.0
 
 
 class RedisRegistry:
-    """Implements `micro_core.spec.registry.Registry`."""
+    """Implements `micro_core.contract.registry.Registry`."""
 
     def __init__(self, options: RedisOptions, context: DriverContext) -> None:
         if not 0.05 <= options.timeout_s <= 60:

@@ -23,7 +23,7 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
-from micro_core.spec import Clock, Closed, MicroError, OptionError, Unreachable
+from micro_core.contract import Clock, Closed, MicroError, OptionError, Unreachable
 from micro_redis_registry.addresses import Layout, ServerAddress
 from micro_redis_registry.failures import LIBRARY_ERRORS, as_failure
 from micro_redis_registry.options import RedisOptions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from micro_core.spec import Driver, DriverContext, Table, hookimpl
+from micro_core.contract import Driver, DriverContext, Table, hookimpl
 from micro_sqlite_table.options import SqliteOptions
 
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from micro_core.spec import DriverContext, OptionError, option
+from micro_core.contract import DriverContext, OptionError, option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from micro_core.spec import Conflict, OptionError, Route, RouteKey
+from micro_core.contract import Conflict, OptionError, Route, RouteKey
 from micro_sqlite_table.rows import COLUMNS, KEY_COLUMNS, Clocks, Row, route_of, row_of
 
 SCHEMA_VERSION = 1

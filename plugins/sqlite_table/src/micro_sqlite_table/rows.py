@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from micro_core.spec import BadRequest, Route
-from micro_core.spec.names import INTEREST_PREFIX, check_network_name, check_node_id, check_service_name
-from micro_core.spec.table import ANY_SERVICE, NETWORK_LINK
+from micro_core.contract import BadRequest, Route
+from micro_core.contract.names import INTEREST_PREFIX, check_network_name, check_node_id, check_service_name
+from micro_core.contract.table import ANY_SERVICE, NETWORK_LINK
 
 MAX_METRIC_US = 2**31 - 1
 """Half an hour of microseconds: where sums of costs stop."""

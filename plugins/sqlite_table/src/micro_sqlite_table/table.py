@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
-from micro_core.spec import (
+from micro_core.contract import (
     DriverContext,
     MicroError,
     Route,
@@ -25,7 +25,7 @@ from micro_core.spec import (
     RouteIndex,
     RouteKey,
 )
-from micro_core.spec.table import NETWORK_LINK
+from micro_core.contract.table import NETWORK_LINK
 from micro_sqlite_table.options import SqliteOptions, check, path_of
 from micro_sqlite_table.route_file import Found, RouteFile, Unsound
 from micro_sqlite_table.rows import Clocks
@@ -43,7 +43,7 @@ RETRY_LAST_S = 30.0
 
 
 class SqliteTable(RouteIndex):
-    """Implements `micro_core.spec.table.Table`."""
+    """Implements `micro_core.contract.table.Table`."""
 
     def __init__(self, options: SqliteOptions, context: DriverContext) -> None:
         check(options)

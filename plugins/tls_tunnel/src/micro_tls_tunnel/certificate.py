@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from micro_core.spec import ConfigError, OptionError
+from micro_core.contract import ConfigError, OptionError
 
 NAME = "micro"
 ALPN = "micro/1"

@@ -12,9 +12,9 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from micro_core.spec import BadRequest, Closed, Conflict, Counters, DriverContext, Link, OptionError, Unreachable
-from micro_core.spec.names import join_host_port, split_host_port
-from micro_core.spec.transport import Listener
+from micro_core.contract import BadRequest, Closed, Conflict, Counters, DriverContext, Link, OptionError, Unreachable
+from micro_core.contract.names import join_host_port, split_host_port
+from micro_core.contract.transport import Listener
 from micro_tls_tunnel.certificate import NAME, binding_of, dialling_context, listening_context
 from micro_tls_tunnel.half_open import HalfOpen
 from micro_tls_tunnel.link import SCHEME, TlsLink

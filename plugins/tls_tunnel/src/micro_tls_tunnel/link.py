@@ -12,8 +12,8 @@ import os
 import socket as sockets
 from collections.abc import Callable
 
-from micro_core.spec import Closed, Counters, Ended, LinkLost, LinkReceiver, MicroError
-from micro_core.spec.names import join_host_port
+from micro_core.contract import Closed, Counters, Ended, LinkLost, LinkReceiver, MicroError
+from micro_core.contract.names import join_host_port
 from micro_tls_tunnel.pipe import PipeState, TlsPipe
 
 SCHEME = "tls"

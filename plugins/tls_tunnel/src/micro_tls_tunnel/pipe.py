@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import ssl
 
-from micro_core.spec import LinkLost
+from micro_core.contract import LinkLost
 from micro_tls_tunnel.certificate import ALPN
 
 RECORD_BYTES = 16 * 1024

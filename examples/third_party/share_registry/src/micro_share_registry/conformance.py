@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from micro_core.spec import DriverContext, Registry
+from micro_core.contract import DriverContext, Registry
 from micro_core.testing import Faults, RegistryConformance, Subject
 
 from micro_share_registry import micro_registry

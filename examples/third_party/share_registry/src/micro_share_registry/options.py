@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from micro_core.spec import OptionError, option
+from micro_core.contract import OptionError, option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 
-from micro_core.spec import (
+from micro_core.contract import (
     BadRequest,
     Closed,
     DriverContext,
@@ -24,7 +24,7 @@ MAX_LEASE_S = 86_400.0
 
 
 class ShareRegistry:
-    """Implements `micro_core.spec.Registry`."""
+    """Implements `micro_core.contract.Registry`."""
 
     def __init__(self, options: ShareOptions, context: DriverContext) -> None:
         self._options = options

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
-from micro_core.spec import BadRequest, DriverContext, Instance, Unreachable, instance_from_dict, instance_to_dict
+from micro_core.contract import BadRequest, DriverContext, Instance, Unreachable, instance_from_dict, instance_to_dict
 
 from micro_share_registry.options import ShareOptions
 

@@ -1,0 +1,146 @@
+"""The broker that a node hosts: topics of one site, for services that connect to it and for the node itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from micro_core.builtin.broker.frame_pipe import FramePipe
+from micro_core.builtin.broker.hub import HubBroker
+from micro_core.builtin.broker.protocol import PUBLISH, SUBSCRIBE, Pieces, event_frames, published_message
+from micro_core.builtin.broker.subscribers import Subscribers
+from micro_core.contract.broker import Broker, Message
+from micro_core.contract.driver import Counters
+from micro_core.contract.errors import Conflict, EndpointNotFound, MicroError, Overloaded
+from micro_core.contract.messages import check_message, check_queue
+from micro_core.contract.names import check_topic
+from micro_core.contract.transport import Listener, Socket, Transport
+from micro_core.wire import limits
+from micro_core.wire.frames import Frame, Kind, encode
+from micro_core.wire.header import CallHeader, decode_call_header, encode_map
+
+
+class BrokerHost:
+    """Listens, keeps the subscriptions of every connection, hands messages round."""
+
+    def __init__(self, *, node_id: str, counters: Counters, logger: logging.Logger) -> None:
+        self.address = ""
+        self.subscribers = Subscribers()
+        self.counters = counters
+        self.node_id = node_id
+        self.log = logger
+        self._listener: Listener | None = None
+        self._guests: dict[_Guest, None] = {}
+        self._is_closed = False
+
+    async def start(self, transport: Transport, address: str = "") -> None:
+        """Listen at `address`, empty for any free place. Raises Conflict."""
+        self._listener = await transport.listen(address, self._accept)
+        self.address = self._listener.address
+
+    async def close(self) -> None:
+        """Stop listening, send what is queued, end every connection; about a second at most. Safe to call twice."""
+        self._is_closed = True
+        if self._listener is not None:
+            await self._listener.close()
+        await asyncio.gather(*(guest.pipe.close() for guest in list(self._guests)))
+
+    def local_broker(self) -> Broker:
+        """A broker for the node itself, without a socket."""
+        return HubBroker(lambda: self.subscribers, self.counters)
+
+    def forget(self, guest: _Guest) -> None:
+        self._guests.pop(guest, None)
+
+    def _accept(self, socket: Socket) -> None:
+        guest = _Guest(self, socket)
+        self._guests[guest] = None
+        guest.pipe.start()
+        if self._is_closed:
+            # Accepted by the system while the host was being closed.
+            guest.close_behind()
+
+
+class _Remote:
+    """A subscription of a connection; a `Member`."""
+
+    def __init__(self, guest: _Guest, stream: int, topic: str, queue: str) -> None:
+        self.topic = topic
+        self.queue = queue
+        self._guest = guest
+        self._stream = stream
+
+    @property
+    def is_full(self) -> bool:
+        return self._guest.pipe.is_full
+
+    def offer(self, message: Message) -> None:
+        if self.is_full:
+            self._guest.host.counters.add("broker_messages_dropped_slow_subscriber")
+        else:
+            self._guest.pipe.send(event_frames(self.topic, message, self._stream))
+
+
+class _Guest:
+    """One connection; a `PipeOwner`."""
+
+    def __init__(self, host: BrokerHost, socket: Socket) -> None:
+        self.host = host
+        self.pipe = FramePipe(socket, host.node_id, self)
+        self._remote = socket.remote
+        self._pieces = Pieces()
+        self._subscriptions: dict[int, _Remote] = {}
+        self._closing: asyncio.Task[None] | None = None
+
+    def close_behind(self) -> None:
+        """End the connection, and do not wait for it."""
+        self._closing = asyncio.get_running_loop().create_task(self.pipe.close())
+
+    def frame_received(self, frame: Frame) -> None:
+        if frame.kind in (Kind.REQUEST, Kind.DATA):
+            completed = self._pieces.whole(frame)
+            if completed is not None:
+                self._answer(*completed)
+        elif frame.kind == Kind.CANCEL:
+            self._pieces.forget(frame.stream)
+            subscription = self._subscriptions.pop(frame.stream, None)
+            if subscription is not None:
+                self.host.subscribers.remove(subscription.topic, subscription.queue, subscription)
+
+    def pipe_violated(self, error: MicroError) -> None:
+        self.host.counters.add("broker_protocol_violations")
+        self.host.log.warning("broker connection broken off", extra={"remote": self._remote, "reason": str(error)})
+
+    def pipe_lost(self, error: MicroError) -> None:  # noqa: ARG002 - its subscriptions go, whatever the reason
+        for subscription in self._subscriptions.values():
+            self.host.subscribers.remove(subscription.topic, subscription.queue, subscription)
+        self._subscriptions.clear()
+        self.host.forget(self)
+
+    def _answer(self, first: Frame, body: bytes) -> None:
+        try:
+            self._serve(first.stream, decode_call_header(first.header), body)
+        except MicroError as error:
+            self.pipe.send([encode(Kind.ERROR, first.stream, encode_map(error.to_wire()))])
+        else:
+            self.pipe.send([encode(Kind.RESPONSE, first.stream)])
+
+    def _serve(self, stream: int, header: CallHeader, body: bytes) -> None:
+        if header.endpoint == PUBLISH:
+            topic, message = published_message(header, body)
+            check_topic(topic)
+            check_message(message)
+            self.host.subscribers.publish(topic, message)
+        elif header.endpoint == SUBSCRIBE:
+            self._subscribe(stream, header)
+        else:
+            raise EndpointNotFound(f"the broker has no endpoint {header.endpoint}", hint=f"{PUBLISH} or {SUBSCRIBE}")
+
+    def _subscribe(self, stream: int, header: CallHeader) -> None:
+        topic, queue = check_topic(header.metadata.get("topic", "")), check_queue(header.metadata.get("queue", ""))
+        if stream in self._subscriptions:
+            raise Conflict(f"stream {stream} is a subscription already")
+        if len(self._subscriptions) >= limits.MAX_TOPICS_PER_INSTANCE:
+            raise Overloaded(f"more than {limits.MAX_TOPICS_PER_INSTANCE} subscriptions on one connection")
+        subscription = self._subscriptions[stream] = _Remote(self, stream, topic, queue)
+        self.host.subscribers.add(topic, queue, subscription)

@@ -1,0 +1,158 @@
+"""The registry role for one process: all registries of one (network, site) in one event loop share their records.
+
+Leases run by the context's clock, so records also expire on virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from weakref import WeakValueDictionary
+
+from micro_core.builtin.registry.leases import LeaseBook, check_lease
+from micro_core.contract import (
+    Clock,
+    Closed,
+    Driver,
+    DriverContext,
+    Instance,
+    NoOptions,
+    Registry,
+    RegistryEvent,
+    RegistryWatch,
+    WatchSet,
+    check_instance,
+    hookimpl,
+)
+
+_LEAST_WAIT_S = 0.01
+"""A clock that stands still (a test's) must not make the timer spin."""
+
+
+class _Hub:
+    """The records of one (network, site). Lives while a registry, or the timer of a lease, refers to it.
+
+    It belongs to one event loop: whoever starts a second loop, or virtual time anew, meets no old records.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
+        self.loop = loop
+        self._clock = clock
+        self._book = LeaseBook()
+        self._watches: list[WatchSet] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+
+    def attach(self, watches: WatchSet) -> None:
+        self._watches.append(watches)
+
+    def detach(self, watches: WatchSet) -> None:
+        self._watches.remove(watches)
+
+    def put(self, instance: Instance, *, lease_s: float, owner: object) -> None:
+        self.expire()
+        self._publish(self._book.put(instance, expires_at=self._clock.now() + lease_s, owner=owner))
+        self._arm()
+
+    def remove(self, instance_id: str) -> None:
+        self._publish(self._book.remove(instance_id))
+
+    def remove_owned(self, owner: object) -> None:
+        self._publish(self._book.remove_owned(owner))
+
+    def instances(self, service: str | None) -> list[Instance]:
+        self.expire()
+        return self._book.instances(service)
+
+    def expire(self) -> None:
+        self._publish(self._book.wake(self._clock.now()))
+
+    def _publish(self, events: list[RegistryEvent]) -> None:
+        for watches in self._watches:
+            watches.publish(events)
+
+    def _arm(self) -> None:
+        wake_at = self._book.wake_at
+        if wake_at is None or (self._timer is not None and self._timer_at <= wake_at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = wake_at
+        self._timer = self.loop.call_later(max(wake_at - self._clock.now(), _LEAST_WAIT_S), self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        self.expire()
+        self._arm()
+
+
+_hubs: WeakValueDictionary[tuple[int, str, str], _Hub] = WeakValueDictionary()
+
+
+def _hub_of(context: DriverContext) -> _Hub:
+    loop = asyncio.get_running_loop()
+    # A hub holds its loop, so the id of a loop is not used again while its hub lives.
+    key = (id(loop), context.network, context.site)
+    hub = _hubs.get(key)
+    if hub is None:
+        hub = _hubs[key] = _Hub(loop, context.clock)
+    return hub
+
+
+class MemoryRegistry:
+    """Implements `micro_core.contract.registry.Registry`."""
+
+    def __init__(self, context: DriverContext) -> None:
+        self._context = context
+        self._hub: _Hub | None = None
+        self._watches = WatchSet(context.counters)
+
+    async def start(self) -> None:
+        """Join the other registries of this network and site."""
+        self._hub = _hub_of(self._context)
+        self._hub.attach(self._watches)
+
+    async def close(self) -> None:
+        """Withdraw what was registered here and end the watches."""
+        hub, self._hub = self._hub, None
+        if hub is None:
+            return
+        hub.detach(self._watches)
+        await self._watches.close()
+        hub.remove_owned(self)
+
+    async def register(self, instance: Instance, *, lease_s: float) -> None:
+        """Create, replace or renew; raises BadRequest, TooLarge, Closed."""
+        self._open_hub().put(check_instance(instance), lease_s=check_lease(lease_s), owner=self)
+
+    async def deregister(self, instance: Instance) -> None:
+        """Remove the record of this id, whoever registered it; raises Closed."""
+        self._open_hub().remove(instance.id)
+
+    async def instances(self, service: str | None = None) -> list[Instance]:
+        """The live records; raises Closed."""
+        return self._open_hub().instances(service)
+
+    async def watch(self, service: str | None = None) -> RegistryWatch:
+        """Follow changes; raises Closed."""
+        return self._watches.open(service, self._open_hub().instances(service))
+
+    def _open_hub(self) -> _Hub:
+        if self._hub is None:
+            raise Closed("the memory registry is not started, or closed")
+        return self._hub
+
+
+def create(_options: NoOptions, context: DriverContext) -> MemoryRegistry:
+    """Build the registry."""
+    return MemoryRegistry(context)
+
+
+@hookimpl
+def micro_registry() -> Driver[Registry]:
+    return Driver(
+        name="memory",
+        summary="Services of this very process.",
+        options=NoOptions,
+        create=create,
+        capabilities=frozenset({"watch"}),
+    )

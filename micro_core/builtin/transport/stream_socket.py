@@ -1,0 +1,276 @@
+"""A socket over an asyncio stream transport (TCP or Unix): bytes go straight through, without a task or a copy."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket as sockets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from micro_core.contract.driver import Counters
+from micro_core.contract.errors import Closed, Ended, LinkLost, MicroError, OptionError, Unreachable
+from micro_core.contract.transport import SocketReceiver
+
+CLOSE_TIMEOUT_S = 1.0
+"""How long an ending may take: queued bytes leave, and the other end's close is awaited."""
+
+HIGH_WATER_BYTES = 1024 * 1024
+LOW_WATER_BYTES = 256 * 1024
+BACKLOG = 1_024
+"""Connections the system holds until they are accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaterMarks:
+    """Bytes waiting to be sent above which the writer is paused, and below which it is resumed."""
+
+    high_bytes: int = HIGH_WATER_BYTES
+    low_bytes: int = LOW_WATER_BYTES
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low_bytes <= self.high_bytes:
+            raise OptionError(
+                f"low_water_bytes = {self.low_bytes} is not between 0 and high_water_bytes = {self.high_bytes}"
+            )
+
+
+class StreamSocket(asyncio.Protocol):
+    """Implements `Socket`. Reading is paused until `start`, so that nothing that comes early is lost or piles up."""
+
+    def __init__(self, marks: WaterMarks, connected: Callable[[StreamSocket], None] | None = None) -> None:
+        self.local = ""
+        self.remote = ""
+        self._marks = marks
+        self._connected = connected
+        self._transport: asyncio.Transport | None = None
+        self._receiver: SocketReceiver | None = None
+        self._early: list[bytes] = []
+        self._error: MicroError | None = None
+        self._is_closing = False
+        self._is_reading = True
+        self._is_write_paused = False
+        self._loop = asyncio.get_running_loop()
+        self._lost: asyncio.Future[None] = self._loop.create_future()
+        self._deadline: asyncio.TimerHandle | None = None
+
+    # ------------------------------------------------------- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=self._marks.high_bytes, low=self._marks.low_bytes)
+        transport.pause_reading()
+        if self._connected is not None:
+            self._connected(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_closing:
+            return
+        if self._receiver is None:
+            self._early.append(data)
+        else:
+            self._receiver.data_received(data)
+
+    def eof_received(self) -> bool:
+        self._error = self._error or Ended(f"{self.remote} closed the connection")
+        self._set_deadline()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._is_closing:
+            self._error = Closed(f"the connection to {self.remote} was closed here")
+        elif self._error is None and exc is not None:
+            self._error = LinkLost(f"the connection to {self.remote} broke: {exc}")
+        elif self._error is None:
+            self._error = Ended(f"{self.remote} closed the connection")
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if not self._lost.done():
+            self._lost.set_result(None)
+        if self._receiver is not None:
+            self._receiver.socket_lost(self._error)
+
+    def pause_writing(self) -> None:
+        self._is_write_paused = True
+        if self._receiver is not None:
+            self._receiver.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._is_write_paused = False
+        if self._receiver is not None:
+            self._receiver.resume_writing()
+
+    # ----------------------------------------------------------------- Socket
+
+    def start(self, receiver: SocketReceiver) -> None:
+        self._receiver = receiver
+        early, self._early = self._early, []
+        for data in early:
+            receiver.data_received(data)
+        if self._lost.done():
+            assert self._error is not None
+            receiver.socket_lost(self._error)
+            return
+        if self._is_write_paused:
+            receiver.pause_writing()
+        if self._is_reading:
+            self.resume_reading()
+
+    def write(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is not None and not self._is_closing and not transport.is_closing():
+            transport.write(data)
+
+    def pause_reading(self) -> None:
+        self._is_reading = False
+        transport = self._transport
+        if transport is not None and not self._is_closing and not transport.is_closing() and transport.is_reading():
+            transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._is_reading = True
+        transport = self._transport
+        if transport is None or self._receiver is None:
+            return
+        if not transport.is_closing() and not transport.is_reading():
+            transport.resume_reading()
+
+    async def close(self) -> None:
+        transport = self._transport
+        if transport is None or self._lost.done():
+            return
+        if not self._is_closing:
+            self._is_closing = True
+            self._set_deadline()
+            _send_eof(transport)
+        await asyncio.wait([self._lost])
+
+    def abort(self) -> None:
+        """End without waiting for what is queued."""
+        self._is_closing = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ------------------------------------------------- for whoever makes sockets
+
+    def when_lost(self, callback: Callable[[StreamSocket], None]) -> None:
+        """Call `callback(self)` after the end."""
+        self._lost.add_done_callback(lambda _: callback(self))
+
+    def endpoint(self, which: str) -> object:
+        """`sockname` or `peername` of the operating system's socket."""
+        return None if self._transport is None else self._transport.get_extra_info(which)
+
+    def _set_deadline(self) -> None:
+        if self._deadline is None and self._transport is not None:
+            self._deadline = self._loop.call_later(CLOSE_TIMEOUT_S, self._transport.abort)
+
+
+def _send_eof(transport: asyncio.Transport) -> None:
+    """Begin an ending in which the other end gets all that was written.
+
+    A system that closes a socket with bytes unread sends a reset, and a reset may destroy what the other end has
+    not read yet (RFC 1122 4.2.2.13, RFC 9112 9.6). So: an EOF first, and reading on until the other end closes too.
+    """
+    if transport.is_closing():
+        return
+    try:
+        transport.write_eof()
+    except OSError:
+        transport.abort()
+        return
+    if not transport.is_reading():
+        transport.resume_reading()
+
+
+async def connect(
+    connecting: Awaitable[tuple[asyncio.BaseTransport, StreamSocket]], address: str, timeout_s: float
+) -> StreamSocket:
+    """The socket that `connecting` makes; raises Unreachable with the reason in words."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            _, socket = await connecting
+    except TimeoutError as error:
+        raise Unreachable(f"{address} did not answer within {timeout_s:.3g} s", hint="is it running?") from error
+    except sockets.gaierror as error:
+        raise Unreachable(f"cannot connect to {address}: {reason(error)}", hint="check the host's name") from error
+    except OSError as error:
+        raise Unreachable(f"cannot connect to {address}: {reason(error)}", hint="is it running?") from error
+    except ValueError as error:
+        # A name with an empty or overlong label, or with a zero byte, never reaches the resolver.
+        raise Unreachable(f"cannot connect to {address:.300}: {error}", hint="check the host's name") from error
+    return socket
+
+
+def reason(error: OSError) -> str:
+    """What the system says, without Python's repetition of the address."""
+    if error.errno is not None and error.errno > 0 and not isinstance(error, sockets.gaierror):
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
+
+
+class StreamListener:
+    """Implements `Listener` over an asyncio server."""
+
+    def __init__(self, address: str, server: asyncio.Server, closed: Callable[[StreamListener], None]) -> None:
+        self.address = address
+        self._server = server
+        self._closed = closed
+
+    async def close(self) -> None:
+        if self._server.is_serving():
+            self._server.close()
+            self._closed(self)
+
+
+class StreamSockets:
+    """The sockets and listeners of one transport: those accepted are bounded, all are closed together."""
+
+    def __init__(self, most_accepted: int, counters: Counters, refused: str) -> None:
+        self._most_accepted = most_accepted
+        self._counters = counters
+        self._refused = refused
+        self._accepted: set[StreamSocket] = set()
+        self._dialled: set[StreamSocket] = set()
+        self._listeners: set[StreamListener] = set()
+        self._is_closed = False
+
+    def check_open(self) -> None:
+        """Raise Closed after `close`."""
+        if self._is_closed:
+            raise Closed("this transport is closed")
+
+    def add_dialled(self, socket: StreamSocket) -> None:
+        """Keep a socket; raises Closed when the transport was closed while it was dialled."""
+        if self._is_closed:
+            socket.abort()
+        self.check_open()
+        self._dialled.add(socket)
+        socket.when_lost(self._dialled.discard)
+
+    def admit(self, socket: StreamSocket) -> bool:
+        """Keep an accepted socket, or refuse it when there are too many."""
+        if self._is_closed:
+            # Accepted by the system while the transport was being closed.
+            socket.abort()
+            return False
+        if len(self._accepted) >= self._most_accepted:
+            self._counters.add(self._refused)
+            socket.abort()
+            return False
+        self._accepted.add(socket)
+        socket.when_lost(self._accepted.discard)
+        return True
+
+    def add_listener(self, listener: StreamListener) -> None:
+        self._listeners.add(listener)
+
+    def forget_listener(self, listener: StreamListener) -> None:
+        self._listeners.discard(listener)
+
+    async def close(self) -> None:
+        self._is_closed = True
+        for listener in list(self._listeners):
+            await listener.close()
+        await asyncio.gather(*(socket.close() for socket in [*self._accepted, *self._dialled]))

@@ -1,0 +1,284 @@
+"""The caller's end of calls: the owners of their streams. `UnaryCall` waits for one answer, `ClientStream` for items."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any
+
+from micro_core.contract.errors import BadRequest, Closed, DeadlineExceeded, Ended, Malformed, MicroError
+from micro_core.rpc.calls import (
+    Answered,
+    CallState,
+    ClientCall,
+    Failed,
+    ItemsArrived,
+    ItemsEnded,
+    Room,
+    Transmit,
+)
+from micro_core.rpc.connection import Connection
+from micro_core.rpc.deadlines import Deadlines
+from micro_core.rpc.validation import Convert, to_plain
+from micro_core.rpc.wakeup import Wakeup
+from micro_core.wire import codec
+from micro_core.wire.frames import Frame
+from micro_core.wire.header import CallMode, decode_response_header
+
+
+class CallFailed(Exception):
+    """An attempt ended with `error`; `may_have_begun` tells whether sending again could do the work twice."""
+
+    def __init__(self, error: MicroError, *, may_have_begun: bool) -> None:
+        super().__init__(error.detail)
+        self.error = error
+        self.may_have_begun = may_have_begun
+
+
+class UnaryCall:
+    """One attempt of a unary call."""
+
+    __slots__ = ("_at", "_call", "_connection", "_future")
+
+    def __init__(self, connection: Connection, at: str) -> None:
+        self._at = at
+        self._connection = connection
+        self._future: asyncio.Future[Answered] = connection.loop.create_future()
+        self._call = ClientCall(connection.open_stream(self), CallMode.UNARY)
+
+    async def run(self, header: bytes, body: bytes, deadline: float, deadlines: Deadlines) -> Answered:
+        """Send and wait. Raises CallFailed; cancelling this task cancels the call at the other end."""
+        connection, call = self._connection, self._call
+        deadlines.add(deadline, self)
+        try:
+            connection.send(call.begin(header, body))
+            return await self._future
+        finally:
+            deadlines.discard(deadline, self)
+            if call.state is not CallState.ENDED:
+                connection.send(call.cancel())
+            connection.close_stream(call.stream)
+
+    def frame_received(self, frame: Frame) -> None:
+        for effect in self._call.receive(frame):
+            if isinstance(effect, Answered):
+                if not self._future.done():
+                    self._future.set_result(effect)
+            elif isinstance(effect, Transmit):
+                self._connection.send(effect.data)
+            elif isinstance(effect, Failed):
+                safe = effect.error.retry_is_safe and not effect.begun
+                self._fail(effect.error, may_have_begun=not safe)
+
+    def connection_lost(self, error: MicroError) -> None:
+        self._call.lost()
+        self._fail(error, may_have_begun=True)
+
+    def expire(self) -> None:
+        self._fail(DeadlineExceeded("no answer within the time given", at=self._at), may_have_begun=True)
+
+    def _fail(self, error: MicroError, *, may_have_begun: bool) -> None:
+        if not self._future.done():
+            self._future.set_exception(CallFailed(error, may_have_begun=may_have_begun))
+
+
+class ClientStream:
+    """A streaming call, as an async context manager; opened on entry, cancelled on exit unless it has ended.
+
+        async with client.stream("go.micro.srv.greeter", "Say.Chat") as stream:
+            await stream.send({"name": "John"})
+            await stream.end()
+            async for reply in stream:
+                ...
+
+    One task may send while another receives.
+    """
+
+    def __init__(
+        self,
+        open_call: Callable[[], Awaitable[tuple[Connection, bytes, float]]],
+        *,
+        ended: Callable[[MicroError | None], None],
+        mode: int,
+        content_type: str,
+        convert: Convert | None,
+        first: tuple[Any, ...],
+        at: str,
+    ) -> None:
+        self._open_call = open_call
+        self._mode = mode
+        self._content_type = content_type
+        self._convert = convert
+        self._first = first
+        self._at = at
+        self._tell_ended = ended
+        self._connection: Connection | None = None
+        self._call: ClientCall | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._wakeup = Wakeup()
+        self._answer: Answered | None = None
+        self._error: MicroError | None = None
+        self._is_settled = False
+
+    async def __aenter__(self) -> ClientStream:
+        connection, header, deadline = await self._open_call()
+        self._connection = connection
+        try:
+            call = self._call = ClientCall(connection.open_stream(self), self._mode)
+        except MicroError as error:
+            self._settle(error)
+            raise
+        self._timer = asyncio.get_running_loop().call_at(deadline, self._expire)
+        try:
+            if self._mode in (CallMode.CLIENT_STREAM, CallMode.BIDIRECTIONAL):
+                connection.send(call.begin(header, b""))
+                for item in self._first:
+                    await self.send(item)
+            else:
+                request = self._first[0] if self._first else None
+                connection.send(call.begin(header, codec.encode(to_plain(request), self._content_type)))
+        except BaseException:
+            self.cancel()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def __aiter__(self) -> ClientStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        found = await self._next()
+        if found is None:
+            raise StopAsyncIteration
+        return found[0]
+
+    async def receive(self) -> Any:
+        """The next item, or the answer. Raises Ended after the last one, else the error of the call."""
+        found = await self._next()
+        if found is None:
+            raise Ended("the stream has ended", at=self._at)
+        return found[0]
+
+    async def send(self, item: Any) -> None:
+        """Send an item, waiting for credit. Raises TooLarge, BadRequest, Ended, or the error of the call."""
+        call, connection = self._opened()
+        if self._error is not None:
+            raise self._error
+        if call.state is CallState.ANSWERING:
+            raise BadRequest("this side has sent all it had to", at=self._at, hint="send before `end()`")
+        if call.state is not CallState.OPEN:
+            raise Ended("the service has ended the stream", at=self._at)
+        data = call.send_item(codec.encode(to_plain(item), self._content_type))
+        if data:
+            connection.send(data)
+        while not call.outgoing.is_empty:
+            await self._wakeup.wait()
+        if connection.is_paused and self._error is None:
+            await connection.writable()
+        if self._error is not None:
+            raise self._error
+
+    async def end(self) -> None:
+        """Send no more (half-close); receiving goes on."""
+        call, connection = self._opened()
+        data = call.end()
+        if data:
+            connection.send(data)
+
+    def cancel(self) -> None:
+        """Give up: the handler is cancelled, nothing more is received. Does nothing once the call has ended."""
+        if self._call is not None and self._connection is not None and self._call.state is not CallState.ENDED:
+            self._connection.send(self._call.cancel())
+            if self._error is None:
+                self._error = Closed("the stream was cancelled here", at=self._at)
+        self._settle(None)
+
+    # StreamOwner
+
+    def frame_received(self, frame: Frame) -> None:
+        call, connection = self._opened()
+        for effect in call.receive(frame):
+            match effect:
+                case Transmit(data):
+                    connection.send(data)
+                case Answered():
+                    self._answer = effect
+                    self._settle(None)
+                case ItemsEnded():
+                    self._settle(None)
+                case Failed(error):
+                    error.at = error.at or self._at
+                    self._error = error
+                    self._settle(error)
+                case ItemsArrived() | Room():
+                    self._wakeup.wake()
+                case _:
+                    pass
+
+    def connection_lost(self, error: MicroError) -> None:
+        if self._call is not None:
+            self._call.lost()
+        self._error = error
+        self._settle(error)
+
+    # Inside
+
+    async def _next(self) -> tuple[Any] | None:
+        call, connection = self._opened()
+        while True:
+            if call.incoming.has_items:
+                item, grant = call.take_item()
+                if grant:
+                    connection.send(grant)
+                return (self._value(call.response_header, item, self._content_type),)
+            if self._answer is not None:
+                answer, self._answer = self._answer, None
+                return (self._value(answer.header, answer.body, codec.MSGPACK),)
+            if self._error is not None:
+                raise self._error
+            if call.state is CallState.ENDED:
+                return None
+            await self._wakeup.wait()
+
+    def _value(self, header: bytes, body: bytes, content_type: str) -> Any:
+        if header:
+            content_type = decode_response_header(header).content_type
+        return read_value(body, content_type, self._convert, self._at)
+
+    def _opened(self) -> tuple[ClientCall, Connection]:
+        if self._call is None or self._connection is None:
+            raise BadRequest("the stream is not open", hint="use it as `async with client.stream(...) as stream`")
+        return self._call, self._connection
+
+    def _expire(self) -> None:
+        call, connection = self._opened()
+        if call.state is not CallState.ENDED:
+            connection.send(call.cancel())
+            self._error = DeadlineExceeded("the stream did not end within the time given", at=self._at)
+        self._settle(self._error)
+
+    def _settle(self, error: MicroError | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._call is not None and self._connection is not None:
+            self._connection.close_stream(self._call.stream)
+        self._wakeup.wake()
+        if not self._is_settled:
+            self._is_settled = True
+            self._tell_ended(error)
+
+
+def read_value(body: bytes, content_type: str, convert: Convert | None, at: str) -> Any:
+    """Decode an answer or item and check it against the type the caller named."""
+    value = codec.decode(body, content_type)
+    if convert is None:
+        return value
+    try:
+        return convert(value, "")
+    except BadRequest as error:
+        raise Malformed(f"the answer does not fit the type asked for: {error.detail}", at=at) from error

@@ -1,0 +1,368 @@
+"""One call being served: the owner of its stream, and the one task that runs its handler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from micro_core.contract.errors import BadRequest, DeadlineExceeded, InternalError, MicroError, Overloaded
+from micro_core.contract.registry import Endpoint
+from micro_core.rpc.calls import (
+    Answered,
+    CallState,
+    CancelledByCaller,
+    Failed,
+    ItemsArrived,
+    ItemsEnded,
+    Requested,
+    Room,
+    ServerCall,
+    Transmit,
+)
+from micro_core.rpc.connection import Connection
+from micro_core.rpc.context import CallContext
+from micro_core.rpc.interceptors import CallInfo
+from micro_core.rpc.schema import HandlerShape
+from micro_core.rpc.validation import Convert, to_plain
+from micro_core.rpc.wakeup import Wakeup
+from micro_core.wire import codec
+from micro_core.wire.frames import Frame
+from micro_core.wire.header import CallHeader, CallMode, ResponseHeader, encode_header, plain_response_header
+
+if TYPE_CHECKING:
+    from micro_core.rpc.server import Server
+
+log = logging.getLogger(__name__)
+
+_CALLER_STREAMS = (CallMode.CLIENT_STREAM, CallMode.BIDIRECTIONAL)
+_SERVER_STREAMS = (CallMode.SERVER_STREAM, CallMode.BIDIRECTIONAL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedEndpoint:
+    """A handler, read once."""
+
+    endpoint: Endpoint
+    mode: int
+    handler: Callable[..., Any]
+    shape: HandlerShape
+    convert: Convert
+
+    def arguments(
+        self, request: Any, make_context: Callable[[], CallContext]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the handler is called with."""
+        positional = (request,) if self.shape.takes_request else ()
+        named = {self.shape.context_name: make_context()} if self.shape.context_name else {}
+        return positional, named
+
+
+class ServedCall:
+    """From REQUEST to the last frame of the answer."""
+
+    __slots__ = (
+        "_begun",
+        "_context",
+        "_held_bytes",
+        "_is_entered",
+        "_is_task_over",
+        "_items_ended",
+        "_wakeup",
+        "began_at",
+        "call",
+        "connection",
+        "deadline",
+        "header",
+        "proceed",
+        "served",
+        "server",
+        "task",
+    )
+
+    def __init__(
+        self, server: Server, connection: Connection, *, stream: int, header: CallHeader, served: ServedEndpoint
+    ) -> None:
+        self.began_at = connection.loop.time()
+        self.deadline = self.began_at + header.timeout_ms / 1000
+        self.server = server
+        self.connection = connection
+        self.header = header
+        self.served = served
+        self.proceed = server.proceed
+        self.call = ServerCall(stream, header.mode, server.at)
+        self.task: asyncio.Task[None] | None = None
+        self._context: CallContext | None = None
+        self._wakeup = Wakeup()
+        self._items_ended = False
+        self._begun = False
+        self._held_bytes = 0
+        self._is_entered = False
+        self._is_task_over = True
+        server.deadlines.add(self.deadline, self)
+        if header.mode in _CALLER_STREAMS:
+            self._start(b"")
+
+    # StreamOwner
+
+    def frame_received(self, frame: Frame) -> None:
+        for effect in self.call.receive(frame):
+            match effect:
+                case Transmit(data):
+                    self.connection.send(data)
+                case Requested(body):
+                    self._start(body)
+                case ItemsArrived():
+                    self._wakeup.wake()
+                case ItemsEnded():
+                    self._items_ended = True
+                    self._wakeup.wake()
+                case Room():
+                    self._wakeup.wake()
+                    self._settle()
+                case CancelledByCaller():
+                    self.server.counters.add("calls_cancelled")
+                    self._stop()
+                case Failed():
+                    self.server.counters.add("calls_malformed")
+                    self._stop()
+                case Answered():  # only a caller is answered
+                    pass
+
+    def connection_lost(self, error: MicroError) -> None:  # noqa: ARG002 - whatever it was, nobody waits any more
+        self.call.lost()
+        self._stop()
+
+    # The task
+
+    @property
+    def context(self) -> CallContext:
+        """Made when somebody asks for it: most handlers and interceptors do not."""
+        if self._context is None:
+            header, connection = self.header, self.connection
+            self._context = CallContext(
+                service=header.service,
+                endpoint=header.endpoint,
+                metadata=header.metadata,
+                peer=connection.peer_id or connection.remote,
+                deadline=self.deadline,
+                clock=connection.loop.time,
+                via=header.via,
+            )
+        return self._context
+
+    def _start(self, body: bytes) -> None:
+        self._is_task_over = False
+        self.task = self.connection.loop.create_task(self._run(body))
+
+    async def _run(self, body: bytes) -> None:
+        self._is_entered = True
+        try:
+            await self._serve(body)
+            if self.served.mode == CallMode.UNARY:
+                now = self.connection.loop.time()
+                self.server.load.ended(self.header.endpoint, now - self.began_at, now)
+        except asyncio.CancelledError:
+            if self.call.state is not CallState.ENDED:
+                # Nobody asked for it: the handler cancelled itself.
+                self._fail(InternalError("the handler was cancelled"))
+            raise
+        except Exception:
+            log.exception("a served call broke", extra={"endpoint": self.header.endpoint})
+            self.server.counters.add("call_bugs")
+        finally:
+            self._is_task_over = True
+            self._settle()
+
+    async def _serve(self, body: bytes) -> None:
+        try:
+            request = await self._request(body)
+            if self.proceed is None:
+                answer = await self._handle(request)
+            else:
+                answer = await self._intercepted(request)
+            if self.served.mode in _SERVER_STREAMS:
+                self._send(self.call.end())
+            else:
+                self._respond(answer)
+        except MicroError as error:
+            self._fail(error)
+        except Exception as error:  # the task's root: a handler may raise anything
+            log.exception("handler failed", extra={"service": self.header.service, "endpoint": self.header.endpoint})
+            self._fail(InternalError(f"{type(error).__name__}: {error!s:.500}"))
+
+    async def _request(self, body: bytes) -> Any:
+        served = self.served
+        if self.header.mode in _CALLER_STREAMS:
+            if served.mode in _CALLER_STREAMS:
+                return _Items(self)
+            if not served.shape.takes_request:
+                return None
+            try:
+                return await self.next_item()
+            except StopAsyncIteration as error:
+                raise BadRequest(f"{self.header.endpoint} takes a request, and the caller sent none") from error
+        return served.convert(codec.decode(body, self.header.content_type), "") if served.shape.takes_request else None
+
+    async def _intercepted(self, request: Any) -> Any:
+        assert self.proceed is not None
+        header = self.header
+
+        async def last(info: CallInfo) -> Any:
+            self.context.metadata = info.metadata
+            return await self._handle(info.request)
+
+        return await self.proceed(last)(
+            CallInfo(
+                side="server",
+                service=header.service,
+                endpoint=header.endpoint,
+                mode=header.mode,
+                metadata=dict(header.metadata),
+                request=request,
+                timeout_s=self.context.remaining_s,
+                peer=self.context.peer,
+            )
+        )
+
+    async def _handle(self, request: Any) -> Any:
+        self._begun = True
+        served = self.served
+        positional, named = served.arguments(request, lambda: self.context)
+        if served.mode in _SERVER_STREAMS:
+            items = served.handler(*positional, **named)
+            if asyncio.iscoroutine(items):
+                items = await items
+            await self._send_items(items)
+            return None
+        if served.shape.is_async:
+            return await served.handler(*positional, **named)
+        return await asyncio.to_thread(served.handler, *positional, **named)
+
+    # Streams
+
+    async def next_item(self) -> Any:
+        """The caller's next item; raises StopAsyncIteration after its END."""
+        incoming = self.call.incoming
+        while not incoming.has_items:
+            if self._items_ended:
+                raise StopAsyncIteration
+            await self._wakeup.wait()
+        item, grant = self.call.take_item()
+        self._send(grant)
+        return self.served.convert(codec.decode(item, self.header.content_type), "")
+
+    async def _send_items(self, items: AsyncIterator[Any]) -> None:
+        header = b""
+        is_first = True
+        content_type = codec.MSGPACK
+        try:
+            async for item in items:
+                if self.connection.is_paused:
+                    await self.connection.writable()
+                value = to_plain(item)
+                if is_first:
+                    is_first = False
+                    content_type = self._content_type(value)
+                    if content_type != self.header.content_type:
+                        header = plain_response_header(content_type)
+                self._send(self.call.send_item(codec.encode(value, content_type), header))
+                header = b""
+                while not self.call.outgoing.is_empty:
+                    await self._wakeup.wait()
+        finally:
+            if isinstance(items, AsyncGenerator):
+                await items.aclose()
+
+    # The answer
+
+    def _respond(self, answer: Any) -> None:
+        value = to_plain(answer)
+        metadata = self._context.response_metadata if self._context is not None else None
+        content_type = self._content_type(value)
+        body = codec.encode(value, content_type)
+        header = b""
+        if metadata or content_type != codec.MSGPACK:
+            header = (
+                encode_header(ResponseHeader(content_type, metadata))
+                if metadata
+                else plain_response_header(content_type)
+            )
+        if self.connection.is_unread or len(body) >= self.call.outgoing.credit_bytes:
+            self._hold(len(body))
+        self._send(self.call.respond(header, body))
+
+    def _hold(self, size_bytes: int) -> None:
+        """Account for an answer that may have to wait for its reader. Raises Overloaded."""
+        if self.connection.is_unread:
+            raise Overloaded("too much waits to be read on this connection")
+        self.server.hold(size_bytes)
+        self._held_bytes = size_bytes
+
+    def _content_type(self, value: Any) -> str:
+        """The caller's own content type, where the value can be said in it."""
+        wanted = self.header.content_type
+        if (wanted == codec.BYTES and not isinstance(value, bytes)) or (
+            wanted == codec.TEXT and not isinstance(value, str)
+        ):
+            return codec.MSGPACK
+        return wanted
+
+    def _fail(self, error: MicroError) -> None:
+        self.server.counters.add("calls_failed")
+        if error.code >= 900:
+            # Trouble with this side's own configuration is nothing a peer would believe.
+            error = InternalError(error.detail, hint=error.hint)
+        error.at = error.at or self.server.at
+        self._send(self.call.fail(error, begun=self._begun))
+
+    def _send(self, data: bytes) -> None:
+        if data:
+            self.connection.send(data)
+
+    def expire(self) -> None:
+        """The caller waits no more."""
+        self.server.counters.add("calls_expired")
+        error = DeadlineExceeded(
+            f"{self.header.service} {self.header.endpoint} took longer than {self.header.timeout_ms / 1000:.3g} s",
+            at=self.server.at,
+        )
+        self._send(self.call.fail(error, begun=True))
+        self._stop()
+
+    # Ends
+
+    def _stop(self) -> None:
+        if self._context is not None:
+            self._context.cancelled = True
+        if self.task is not None and not self._is_task_over:
+            self.task.cancel()
+            # A task that is cancelled before its first step never takes one.
+            self._is_task_over = not self._is_entered
+        self._settle()
+
+    def _settle(self) -> None:
+        """Let go of what is finished: the stream when all is said, the call when its task is done too."""
+        if self.call.is_over:
+            self.server.deadlines.discard(self.deadline, self)
+            self.connection.close_stream(self.call.stream)
+            if self._held_bytes:
+                self.server.let_go(self._held_bytes)
+                self._held_bytes = 0
+            if self._is_task_over:
+                self.server.call_ended(self)
+
+
+class _Items:
+    """The caller's items, as the handler iterates them."""
+
+    def __init__(self, call: ServedCall) -> None:
+        self._call = call
+
+    def __aiter__(self) -> _Items:
+        return self
+
+    async def __anext__(self) -> Any:
+        return await self._call.next_item()

@@ -1,0 +1,214 @@
+"""`micro router`: the routing plane of a node in a process of its own; its adverts go through the node's tunnel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from micro_core.config import Settings
+from micro_core.contract.driver import Counters, Role
+from micro_core.contract.errors import MicroError, Overloaded
+from micro_core.contract.table import RouteEvent, Table
+from micro_core.drivers.runtime import build, build_runtime, drivers_of
+from micro_core.network.adverts import Adverts
+from micro_core.node.assembly import node_file, node_name, router_options
+from micro_core.node.router_endpoints import RouterEndpoints, ServiceRequest
+from micro_core.plugins import Catalog
+from micro_core.routing.router import Router
+from micro_core.rpc.server import Server
+from micro_core.rpc.service import Service
+from micro_core.standalone.discovery import (
+    ROUTER_SERVICE,
+    TUNNEL_SERVICE,
+    Relay,
+    Standing,
+    part_metadata,
+    remote_tunnel,
+)
+from micro_core.standalone.router.protocol import ROUTES_PER_ITEM, batches, event_to_item, route_to_map
+from micro_core.standalone.tunnel.client import RemoteTunnel
+from micro_core.tunnel.identity import next_incarnation
+
+MAX_WATCHERS = 256
+"""Watches of the table at once; one more is refused with Overloaded."""
+
+MAX_UNREAD_EVENTS = 10_000
+"""Changes that wait for one watcher; one more ends its stream, and it comes back for the whole table."""
+
+
+class RouterComponent:
+    """A router, and its table for others to read. `say` is told when the tunnel is missed, and when it is back."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        address: str = "",
+        say: Callable[[str], None],
+        catalog: Catalog | None = None,
+    ) -> None:
+        self._settings = settings
+        self._catalog = catalog if catalog is not None else Catalog.discover()
+        self._listen_address = address
+        self._say = say
+        self._standing = Standing()
+        self._table: TableEndpoints | None = None
+        self._facts: list[str] = []
+        self.address = ""
+
+    async def start(self) -> None:
+        """Waits for the node's tunnel. Raises ConfigError, Conflict, Unreachable (the registry is away)."""
+        settings, catalog = self._settings, self._catalog
+        runtime = await build_runtime(settings, catalog=catalog)
+        self._standing.add(runtime.close)
+        context, name = runtime.context, node_name(settings)
+        tunnel = remote_tunnel(runtime, self._say)
+        self._standing.add(tunnel.close)
+        await tunnel.connect()
+        table: Table = build(catalog, settings, drivers_of(catalog, settings, Role.TABLE)[0], context)
+        self._standing.add(table.close)
+        await table.start()
+        router = Router(
+            node_id=tunnel.node_id,
+            network=context.network,
+            site=context.site,
+            table=table,
+            clock=context.clock,
+            random=context.random,
+            logger=context.logger,
+            counters=context.counters,
+            incarnation=next_incarnation(node_file(settings, "router.incarnation"), int(context.clock.wall() * 1000)),
+            options=router_options(settings.node),
+        )
+        adverts = Adverts(
+            tunnel=tunnel, router=router, clock=context.clock, logger=context.logger, counters=context.counters
+        )
+        self._standing.add(router.close, adverts.close)
+        router.recall()
+        # The registry first: what the neighbours are told at once is then the whole, and withdraws nothing that stands.
+        await router.start(runtime.registry)
+        adverts.start()
+        service = Service(
+            ROUTER_SERVICE,
+            registry=runtime.registry,
+            transport=runtime.transport,
+            metadata=part_metadata(tunnel.node_id, name, context.site),
+            address=self._listen_address,
+            instance_id=f"{ROUTER_SERVICE}-{tunnel.node_id}",
+            lease_s=settings.node.lease,
+            counters=context.counters,
+        )
+        relay = Relay(runtime)
+        self._standing.add(relay.close)
+        RouterEndpoints(
+            router=router,
+            node_name=name,
+            links=tunnel.links,
+            names=lambda: _names(relay, tunnel),
+            clock=context.clock,
+        ).add_to(service.server)
+        self._table = TableEndpoints(router, tunnel, context.counters)
+        self._table.add_to(service.server)
+        self._standing.add(service.stop)
+        await service.start()
+        self.address = service.address
+        self._facts = [
+            f"router of node {name} ({tunnel.node_id[:8]}) of network {context.network}, site {context.site}"
+        ]
+
+    async def stop(self) -> None:
+        """End the watches, then the rest. Nothing is withdrawn: the node stands, and calls pass by the proxy's copy."""
+        if self._table is not None:
+            self._table.end_watches()
+        await self._standing.end()
+
+    def introduction(self) -> list[str]:
+        return self._facts
+
+
+async def _names(relay: Relay, tunnel: RemoteTunnel) -> dict[str, str]:
+    """Names of nodes by id: of all in sight, or of the neighbours alone where the tunnel does not answer."""
+    names = {link.peer: link.peer_name for link in tunnel.links()}
+    try:
+        nodes = (await relay.ask(TUNNEL_SERVICE, "Network.Nodes", {}))["nodes"]
+        names |= {str(node["id"]): str(node["name"]) for node in nodes}
+    except (MicroError, KeyError, TypeError):
+        # Names are for people; the routes themselves are known.
+        return names
+    return names
+
+
+class TableEndpoints:
+    """Lookups and the watch of the table, for the node's other processes."""
+
+    def __init__(self, router: Router, tunnel: RemoteTunnel, counters: Counters) -> None:
+        self._router = router
+        self._tunnel = tunnel
+        self._counters = counters
+        self._watchers: dict[asyncio.Event, None] = {}
+        """What wakes each of them."""
+        self._is_ending = False
+
+    def end_watches(self) -> None:
+        """The watches end, and no drain waits for them."""
+        self._is_ending = True
+        for has_more in self._watchers:
+            has_more.set()
+
+    def add_to(self, server: Server) -> None:
+        """Serve both."""
+        server.add("Router.Lookup", self.lookup, idempotent=True)
+        server.add("Router.Watch", self.watch, idempotent=True)
+
+    async def lookup(self, request: ServiceRequest) -> dict[str, Any]:
+        """The routes of one service, best first; those of the default route where there is none."""
+        return {"routes": [route_to_map(route) for route in self._router.lookup(request.service)[:ROUTES_PER_ITEM]]}
+
+    async def watch(self) -> AsyncIterator[dict[str, Any]]:
+        """The table, then its changes: {node}, {routes} in batches, {synced}, then {changes} as they come.
+
+        An empty item when nothing has changed for a while. Ends when the watcher has fallen behind.
+        """
+        if len(self._watchers) >= MAX_WATCHERS:
+            raise Overloaded(f"{MAX_WATCHERS} watches of the table are open")
+        pending: deque[RouteEvent] = deque()
+        has_more = asyncio.Event()
+        self._watchers[has_more] = None
+
+        def changed(event: RouteEvent) -> None:
+            pending.append(event)
+            has_more.set()
+
+        stop = self._router.watch(changed)
+        try:
+            yield {"node": self._tunnel.node_id}
+            pending.clear()
+            for batch in batches(self._router.routes()):
+                yield {"routes": [route_to_map(route) for route in batch]}
+            yield {"synced": True}
+            while not self._is_ending:
+                if not pending:
+                    has_more.clear()
+                    await _at_most(has_more, WATCH_BEAT_S)
+                if len(pending) > MAX_UNREAD_EVENTS:
+                    self._counters.add("router_watchers_slow")
+                    return
+                count = min(len(pending), ROUTES_PER_ITEM)
+                yield {"changes": [event_to_item(pending.popleft()) for _ in range(count)]}
+        finally:
+            stop()
+            del self._watchers[has_more]
+
+
+WATCH_BEAT_S = 5.0
+"""A watcher hears something so often, if only that nothing has changed."""
+
+
+async def _at_most(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
