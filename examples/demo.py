@@ -1,8 +1,8 @@
-"""The main job, end to end, with real processes: `make demo`.
+"""Call a service on another site, with real processes: `make demo`.
 
-Two nodes (sites `eu` and `us`), each with an mDNS registry of its own domain on the loopback interface, joined by
-one QUIC link; a greeter on `eu`; and the commands of the founding article, run on `us`. Ends by itself, with exit 0
-only if the call was answered. `KEEP=1` keeps everything up until Ctrl-C.
+The demo starts two nodes (on the sites `eu` and `us`) that are linked over QUIC, each with an mDNS registry on the
+loopback interface, and a greeter on `eu`. It then runs the `micro` commands that inspect the network and call the greeter
+from `us`. It exits with code 0 only if the call was answered correctly. `KEEP=1` keeps everything running until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def free_udp_port() -> int:
 
 
 class Demo:
-    """Processes, and the directory they live in."""
+    """The processes of the demo and their directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -65,13 +65,13 @@ class Demo:
         return {**clean, "PATH": path, "MICRO_CONFIG": str(self.configs[site]), **(extra or {})}
 
     def start(self, title: str, site: str, command: list[str]) -> None:
-        """Start a process and wait for its line that says `ready`."""
-        say(f"[{site}] $ {shlex.join(command)}")
+        """Start a process and wait until it prints `ready`."""
+        report(f"[{site}] $ {shlex.join(command)}")
         with (self.directory / f"{title}.log").open("w") as log:
-            # An interrupt between the fork and the list would leave a process that nobody ends.
+            # An interrupt between the fork and `append` would leave a process running.
             self.is_forking = True
             process = subprocess.Popen(
-                [found(command[0]), *command[1:]],
+                [find_program(command[0]), *command[1:]],
                 env=self.environment(site),
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -86,14 +86,14 @@ class Demo:
             print(f"       {line}", end="")
             if line.startswith("ready"):
                 return
-        raise SystemExit(f"{title} ended before it was ready:\n" + (self.directory / f"{title}.log").read_text())
+        raise SystemExit(f"{title} exited before it was ready:\n" + (self.directory / f"{title}.log").read_text())
 
     def show(self, command: list[str], extra: Mapping[str, str] | None = None) -> str:
-        """Run a command on `us`, print it and what it says."""
+        """Run a command on the site `us`; print the command and its output."""
         prefix = "".join(f"{name}={value} " for name, value in (extra or {}).items())
-        say(f"[us] $ {prefix}{shlex.join(command)}")
+        report(f"[us] $ {prefix}{shlex.join(command)}")
         done = subprocess.run(
-            [found(command[0]), *command[1:]],
+            [find_program(command[0]), *command[1:]],
             env=self.environment("us", extra),
             capture_output=True,
             text=True,
@@ -106,11 +106,11 @@ class Demo:
         return done.stdout
 
     def wait_for_greeter(self) -> None:
-        """Until `us` has a route to the greeter."""
+        """Wait until `us` has a route to the greeter."""
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
             done = subprocess.run(
-                [found("micro"), "network", "services", "--json"],
+                [find_program("micro"), "network", "services", "--json"],
                 env=self.environment("us"),
                 capture_output=True,
                 text=True,
@@ -123,7 +123,7 @@ class Demo:
         raise SystemExit(f"no route to {GREETER} on us within {PATIENCE_S} s:\n{done.stdout}{done.stderr}")
 
     def interrupt(self, number: int, frame: object) -> None:
-        """However this is ended (but for kill -9), it takes down what it started."""
+        """Handle a signal: stop all processes before exiting."""
         del number, frame
         self.is_interrupted = True
         if not self.is_forking:
@@ -131,7 +131,7 @@ class Demo:
 
     def stop(self) -> None:
         for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)  # it ends already
+            signal.signal(number, signal.SIG_IGN)  # already stopping
         for process in reversed(self.processes):
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -143,13 +143,13 @@ class Demo:
                 process.wait()
 
 
-def found(program: str) -> str:
-    """`micro` beside the Python that runs this, wherever PATH points."""
+def find_program(program: str) -> str:
+    """Return the program next to the running Python interpreter, else its name."""
     beside = Path(sys.executable).parent / program
     return str(beside) if beside.exists() else program
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     print(text, flush=True)
 
 
@@ -164,19 +164,19 @@ def main() -> int:
             demo.start("us", "us", ["micro", "run"])
             demo.start("greeter", "eu", [sys.executable, str(HERE / "greeter.py")])
             demo.wait_for_greeter()
-            for words in ("nodes", "connections", "services", "routes"):
-                demo.show(["micro", "network", words])
+            for subcommand in ("nodes", "connections", "services", "routes"):
+                demo.show(["micro", "network", subcommand])
             answer = demo.show(
                 ["micro", "call", GREETER, "Say.Hello", '{"name": "John"}'], {"MICRO_PROXY": "go.micro.network"}
             )
             if json.loads(answer) != {"msg": "Hello John"}:
-                say(f"expected the answer Hello John, not {answer!r}")
+                report(f"expected the answer Hello John, got {answer!r}")
                 return 1
-            say(f"It works! ({time.monotonic() - started:.1f} s)")
+            report(f"It works! ({time.monotonic() - started:.1f} s)")
             if os.environ.get("KEEP"):
                 keep(demo)
         except KeyboardInterrupt:
-            say("\ninterrupted")
+            report("\ninterrupted")
             return 130
         finally:
             demo.stop()
@@ -184,17 +184,17 @@ def main() -> int:
 
 
 def keep(demo: Demo) -> None:
-    say("\nStill up. In another terminal, try:\n")
-    say(f"  export MICRO_CONFIG={demo.configs['us']} MICRO_PROXY=go.micro.network")
-    say(f"  export PATH={Path(sys.executable).parent}:$PATH")
-    say("  micro network graph")
-    say(f"  micro describe {GREETER}")
-    say(f'  micro call {GREETER} Say.Hello \'{{"name": "you"}}\'')
-    say("\nCtrl-C ends everything.")
+    report("\nStill running. Try in another terminal:\n")
+    report(f"  export MICRO_CONFIG={demo.configs['us']} MICRO_PROXY=go.micro.network")
+    report(f"  export PATH={Path(sys.executable).parent}:$PATH")
+    report("  micro network graph")
+    report(f"  micro describe {GREETER}")
+    report(f'  micro call {GREETER} Say.Hello \'{{"name": "you"}}\'')
+    report("\nCtrl-C stops everything.")
     try:
         signal.pause()
     except KeyboardInterrupt:
-        say("")
+        report("")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The greeter of the founding article: one service, one endpoint. Run it, and every joined network can call it."""
+"""A greeter: one service with one endpoint. Run it, and every joined network can call it."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ service = Service("go.micro.srv.greeter")
 @service.handler
 class Say:
     async def hello(self, request: HelloRequest) -> HelloReply:
-        """Say hello to somebody, by name."""
+        """Greet a person by name."""
         return HelloReply(msg="Hello " + request.name)
 
 

@@ -1,4 +1,4 @@
-"""Runs in the cloud, and asks the laptop: a call by name, as to any other service."""
+"""A service in the cloud that calls the laptop's service by name."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ service = Service("go.micro.srv.gallery")
 @service.handler
 class Gallery:
     async def show(self, request: ShowRequest) -> ShowReply:
-        """A line about an album."""
+        """Return a one-line description of an album."""
         found: Photos = await service.client.call(
             "go.micro.srv.photos", "Photos.List", {"album": request.album}, response_type=Photos
         )

@@ -1,4 +1,4 @@
-"""Runs on the laptop, where the photos are."""
+"""A service on the laptop that lists its photos."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ service = Service("go.micro.srv.photos")
 @service.handler
 class Photos:
     async def list(self, request: ListRequest) -> ListReply:
-        """The names of the photos of an album. Raises NotFound."""
+        """Return the names of the photos of an album. Raises NotFound if there is no such album."""
         if request.album not in ALBUMS:
             raise NotFound(f"no album {request.album!r:.40}", hint=f"albums: {', '.join(ALBUMS)}")
         return ListReply(photos=ALBUMS[request.album])

@@ -1,4 +1,4 @@
-"""One service, by the name that it is given: SERVICE=acme.catalogue."""
+"""A service whose name is set by the environment, e.g. SERVICE=acme.catalogue."""
 
 import os
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A subscriber of its own: every instance gets every message."""
+"""A subscriber without a queue group: every instance receives every message."""
 
 from dataclasses import dataclass
 

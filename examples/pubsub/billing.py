@@ -1,4 +1,4 @@
-"""A member of a queue group: of all instances of its site, one gets each message."""
+"""A member of a queue group: one of the instances on its site receives each message."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Publishes orders on its site; where subscribers are is not its business."""
+"""Publish orders on this site. Subscribers may be on any site."""
 
 import asyncio
 from dataclasses import dataclass

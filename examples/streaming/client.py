@@ -1,4 +1,4 @@
-"""Streams from the other site, to it, and both ways at once."""
+"""Use all three kinds of streams of a service on another site."""
 
 import asyncio
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from micro_core import CallMode, Client
 THERMOMETER = "go.micro.srv.thermometer"
 
 
-# What the client says and reads; it needs no code of the service.
+# The types that the client sends and receives; it needs no code of the service.
 @dataclass
 class Reading:
     celsius: float
@@ -34,7 +34,7 @@ async def main() -> None:
 
 
 async def watch(client: Client) -> None:
-    """Server stream."""
+    """Receive a server stream."""
     async with client.stream(
         THERMOMETER,
         "Thermometer.Watch",
@@ -47,7 +47,7 @@ async def watch(client: Client) -> None:
 
 
 async def summarize(client: Client) -> None:
-    """Client stream."""
+    """Send a client stream."""
     async with client.stream(
         THERMOMETER, "Thermometer.Summarize", mode=CallMode.CLIENT_STREAM, response_type=Summary
     ) as stream:
@@ -59,7 +59,7 @@ async def summarize(client: Client) -> None:
 
 
 async def guard(client: Client) -> None:
-    """Bidirectional: the alarm is here before the next reading is sent."""
+    """Use a bidirectional stream: receive each alarm before sending the next reading."""
     async with client.stream(THERMOMETER, "Thermometer.Guard", response_type=Alarm) as stream:
         for celsius in (3.0, -1.0, 2.0, -4.5):
             await stream.send(Reading(celsius=celsius))

@@ -1,4 +1,4 @@
-"""A service with an endpoint of each streaming kind: which kind it is, the signature says."""
+"""A service with one endpoint of each streaming kind. The signature determines the kind."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -36,17 +36,17 @@ FREEZING = 0.0
 @service.handler
 class Thermometer:
     async def watch(self, request: WatchRequest) -> AsyncIterator[Reading]:
-        """Server stream: one request, many answers."""
+        """Server stream: answer one request with many readings."""
         for number in range(request.count):
             yield Reading(celsius=20.0 + number)
 
     async def summarize(self, readings: AsyncIterator[Reading]) -> Summary:
-        """Client stream: many items, one answer when they have ended."""
+        """Client stream: receive many readings and return one summary."""
         seen = [reading.celsius async for reading in readings]
         return Summary(count=len(seen), mean=sum(seen) / len(seen) if seen else 0.0)
 
     async def guard(self, readings: AsyncIterator[Reading]) -> AsyncIterator[Alarm]:
-        """Bidirectional: answers while items still come, and fewer of them."""
+        """Bidirectional stream: send an alarm for each reading below freezing."""
         number = 0
         async for reading in readings:
             if reading.celsius < FREEZING:

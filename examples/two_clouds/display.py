@@ -1,4 +1,4 @@
-"""Runs in the other cloud, and hears what changed."""
+"""A subscriber in the other cloud that prints every change of the stock."""
 
 from dataclasses import dataclass
 

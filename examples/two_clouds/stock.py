@@ -1,4 +1,4 @@
-"""Runs in one cloud: how much is left of a thing, and a message when something was taken."""
+"""A service in one cloud that tracks a stock and publishes every change."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ stock = {"lamp": 5, "chair": 2}
 @service.handler
 class Stock:
     async def take(self, request: TakeRequest) -> Left:
-        """Take some of a thing. Raises Conflict where there are not so many."""
+        """Take items from the stock. Raises Conflict if there are not enough."""
         left = stock.get(request.item, 0) - request.count
         if left < 0:
             raise Conflict(f"only {stock.get(request.item, 0)} of {request.item!r:.40} left")

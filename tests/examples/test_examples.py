@@ -1,13 +1,13 @@
-"""Every example, run as its page says: its files, its commands in their order, the answers and lines that it shows.
+"""Run every example as its page describes: its files, its commands in order, and the output shown for them.
 
-Besides what tests/live/test_quickstart.py knows of pages, these say in a note above a block:
+In addition to the notes that tests/live/test_quickstart.py supports, a comment above a block may contain:
 
-- `background`: left running, until it says that it is ready; ended by Ctrl-C when the page has been read to its end.
-- `until`: asked again until the answer is the one shown, for what takes a moment to cross.
-- `exit code N`: the command fails so, and the answer is what it says of it.
-- `said`: each of these lines is said once by what was left running.
+- `background`: start the command, wait until it reports that it is ready, and stop it with Ctrl-C at the end of the page.
+- `until`: repeat the command until its output is the one shown, because routes take a moment to spread.
+- `exit code N`: the command fails with this exit code, and the output is its error message.
+- `output`: each of these lines is printed exactly once by the background processes.
 
-In an answer or a line, `...` stands for what differs from run to run.
+In the expected output, `...` matches text that differs from run to run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.live.test_quickstart import BLOCK, Reader, Step
 from tests.live.test_up import processes_of
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 READY = re.compile(r"all ready|Ready to accept connections|Server is ready")
 PORT = re.compile(r"(?<!\d)(?:8085|8086|6379|6380|4222|4223|8222|8223)(?!\d)")
 
@@ -46,17 +46,17 @@ def redis_programs() -> Path:
     return Path(spec.submodule_search_locations[0], "bin")
 
 
-class Tour:
-    """One example in a directory of its own, on ports that are free, and somebody who follows its page."""
+class ExampleRun:
+    """One example in its own directory, on free ports, run step by step as its page describes."""
 
     def __init__(self, place: Path, example: str) -> None:
         self.directory = place / example
         self._ports: dict[str, str] = {}
-        self._left_running: list[Process] = []
+        self._background: list[Process] = []
         (place / "state").mkdir(mode=0o700)
         shutil.copytree(EXAMPLES / example, self.directory, ignore=shutil.ignore_patterns("__pycache__", "*.token"))
         for path in self.directory.glob("*.toml"):
-            path.write_text(self._here(path.read_text()))
+            path.write_text(self._with_free_ports(path.read_text()))
         page = (self.directory / "README.md").read_text()
         self._steps = [Step(match["note"] or "", match["kind"], match["text"]) for match in BLOCK.finditer(page)]
         self._reader = Reader(self.directory)
@@ -65,40 +65,40 @@ class Tour:
         self._reader.environment["PATH"] = ":".join(map(str, paths))
 
     def follow(self) -> None:
-        """The whole page, from top to bottom."""
+        """Execute the whole page, from top to bottom."""
         for step in self._steps:
-            if step.note == "said":
-                self._hear(step.text)
+            if step.note == "output":
+                self._expect_lines(step.text)
             elif step.kind == "console":
                 for command, answer in step.commands():
                     if step.note == "background":
-                        self._leave_running(self._here(command))
+                        self._start_background(self._with_free_ports(command))
                     else:
-                        self._try(step.note, self._here(command), self._here(answer))
+                        self._try(step.note, self._with_free_ports(command), self._with_free_ports(answer))
 
     def lines(self) -> list[str]:
-        """What has been said so far by everything left running, without the padding of names."""
+        """Return the output of all background processes so far, without the padding of their names."""
         return [
-            re.sub(r"^(\S+) +\| ", r"\1 | ", line) for process in self._left_running for line in list(process.lines)
+            re.sub(r"^(\S+) +\| ", r"\1 | ", line) for process in self._background for line in list(process.lines)
         ]
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
-        ends_at = time.monotonic() + PATIENCE_S
+        ends_at = time.monotonic() + TIMEOUT_S
         while not condition():
-            assert time.monotonic() < ends_at, f"not within {PATIENCE_S} s: {what}\n" + "\n".join(self.lines())
+            assert time.monotonic() < ends_at, f"not within {TIMEOUT_S} s: {what}\n" + "\n".join(self.lines())
             time.sleep(0.05)
 
     def close(self) -> None:
-        """Ctrl-C in every terminal; `micro up` must end well, and leave nobody behind."""
-        codes = {process.title: self._ended(process) for process in reversed(self._left_running)}
+        """Stop every background process with Ctrl-C; `micro up` must exit with 0 and leave no process running."""
+        codes = {process.title: self._stop(process) for process in reversed(self._background)}
         assert {title: code for title, code in codes.items() if title.startswith("micro") and code} == {}
         assert processes_of(f"MICRO_STATE_DIR={self._reader.environment['MICRO_STATE_DIR']}") == []
 
-    def _here(self, text: str) -> str:
-        """The text with the ports of this run."""
+    def _with_free_ports(self, text: str) -> str:
+        """Return the text with the ports of this run."""
         return PORT.sub(lambda match: self._ports.setdefault(match[0], str(free_port())), text)
 
-    def _leave_running(self, command: str) -> None:
+    def _start_background(self, command: str) -> None:
         child = subprocess.Popen(
             ["bash", "-c", f"exec {command}"],
             cwd=self.directory,
@@ -107,43 +107,43 @@ class Tour:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self._left_running.append(Process(command, child))
-        self._left_running[-1].wait_for(lambda lines: any(READY.search(line) for line in lines), PATIENCE_S)
+        self._background.append(Process(command, child))
+        self._background[-1].wait_for(lambda lines: any(READY.search(line) for line in lines), TIMEOUT_S)
 
     def _try(self, note: str, command: str, answer: str) -> None:
         code = int(note.removeprefix("exit code ")) if note.startswith("exit code") else 0
         shown = as_pattern(answer)
-        ends_at = time.monotonic() + PATIENCE_S
+        ends_at = time.monotonic() + TIMEOUT_S
         while True:
             done = self._reader.run(command)
-            said = (done.stderr if code else done.stdout).strip()
-            if done.returncode == code and (shown.fullmatch(said) or not answer):
+            output = (done.stderr if code else done.stdout).strip()
+            if done.returncode == code and (shown.fullmatch(output) or not answer):
                 return
-            assert note == "until", f"{command}\nexit code {done.returncode}, not {code}, or another answer:\n{said}"
-            assert time.monotonic() < ends_at, f"{command}\nnot within {PATIENCE_S} s, but:\n{done.stdout}{done.stderr}"
+            assert note == "until", f"{command}\nexit code {done.returncode}, not {code}, or unexpected output:\n{output}"
+            assert time.monotonic() < ends_at, f"{command}\nno expected output within {TIMEOUT_S} s:\n{done.stdout}{done.stderr}"
 
-    def _hear(self, text: str) -> None:
-        wanted = [re.sub(r"^(\S+) +\| ", r"\1 | ", self._here(line)) for line in text.splitlines()]
-        for line in wanted:
+    def _expect_lines(self, text: str) -> None:
+        expected = [re.sub(r"^(\S+) +\| ", r"\1 | ", self._with_free_ports(line)) for line in text.splitlines()]
+        for line in expected:
             self.until(lambda line=line: self._times(line) > 0, line)  # type: ignore[misc]
-        assert {line: self._times(line) for line in wanted} == dict.fromkeys(wanted, 1)
+        assert {line: self._times(line) for line in expected} == dict.fromkeys(expected, 1)
 
     def _times(self, line: str) -> int:
-        return sum(as_pattern(line).fullmatch(said) is not None for said in self.lines())
+        return sum(as_pattern(line).fullmatch(printed) is not None for printed in self.lines())
 
     @staticmethod
-    def _ended(process: Process) -> int:
-        """One Ctrl-C, in time; else another, and that it ended so counts as a failure."""
+    def _stop(process: Process) -> int:
+        """Stop a process with Ctrl-C, then a second one, then SIGKILL; return its exit code."""
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGKILL):
             if process.child.poll() is None:
                 process.child.send_signal(number)
             try:
-                code = process.child.wait(PATIENCE_S)
+                code = process.child.wait(TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 continue
             process.stop()
             return code
-        raise AssertionError(f"{process.title} does not end")
+        raise AssertionError(f"{process.title} does not exit")
 
 
 def as_pattern(shown: str) -> re.Pattern[str]:
@@ -151,54 +151,54 @@ def as_pattern(shown: str) -> re.Pattern[str]:
 
 
 @pytest.fixture
-def tour() -> Iterator[Callable[[str], Tour]]:
-    """`tour("streaming")`: that example, ready to be followed; everything of it is ended at the end."""
+def example() -> Iterator[Callable[[str], ExampleRun]]:
+    """Return a function that prepares an example, e.g. `example("streaming")`; stops its processes at the end."""
     made: list[Tour] = []
-    # Not tmp_path: its length would not leave room for the name of a Unix socket.
+    # tmp_path would be too long for the path of a Unix socket.
     with tempfile.TemporaryDirectory(prefix="micro-") as directory:
 
-        def make(example: str) -> Tour:
-            made.append(Tour(Path(directory), example))
+        def make(name: str) -> ExampleRun:
+            made.append(ExampleRun(Path(directory), name))
             return made[-1]
 
         try:
             yield make
         finally:
-            for one in made:
-                one.close()
+            for run in made:
+                run.close()
 
 
-def test_streams_of_every_kind_cross_two_sites(tour: Callable[[str], Tour]) -> None:
-    tour("streaming").follow()
+def test_streams_of_every_kind_work_across_two_sites(example: Callable[[str], ExampleRun]) -> None:
+    example("streaming").follow()
 
 
-def test_a_message_reaches_each_subscriber_of_both_sites_once_and_one_member_of_a_queue_group(
-    tour: Callable[[str], Tour],
+def test_message_reaches_each_subscriber_once_and_one_member_of_the_queue_group(
+    example: Callable[[str], ExampleRun],
 ) -> None:
-    pubsub = tour("pubsub")
+    pubsub = example("pubsub")
     pubsub.follow()
-    got = Counter(line for line in pubsub.lines() if " order " in line)
-    assert set(got.values()) == {1}
-    assert len(got) == 4 + 4 + 4, "two audits and the group, four orders each"
+    received = Counter(line for line in pubsub.lines() if " order " in line)
+    assert set(received.values()) == {1}
+    assert len(received) == 4 + 4 + 4, "two auditors and the queue group receive four orders each"
 
 
-def test_a_laptop_that_only_dials_out_serves_the_cloud(tour: Callable[[str], Tour]) -> None:
-    tour("laptop_behind_nat").follow()
+def test_laptop_that_only_dials_out_provides_services_to_the_cloud(example: Callable[[str], ExampleRun]) -> None:
+    example("laptop_behind_nat").follow()
 
 
-def test_two_clouds_with_redis_and_nats_of_their_own_call_and_tell_each_other(tour: Callable[[str], Tour]) -> None:
-    tour("two_clouds").follow()
+def test_calls_and_messages_cross_two_clouds_with_separate_redis_and_nats(example: Callable[[str], ExampleRun]) -> None:
+    example("two_clouds").follow()
 
 
-def test_a_private_network_tells_a_partner_what_its_policy_says_and_refuses_a_wrong_token(
-    tour: Callable[[str], Tour],
+def test_private_network_applies_its_policies_and_rejects_a_wrong_token(
+    example: Callable[[str], ExampleRun],
 ) -> None:
-    tour("private_network").follow()
+    example("private_network").follow()
 
 
-def test_every_example_is_in_the_index_and_has_a_test_here() -> None:
+def test_every_example_is_in_the_index_and_has_a_test_in_this_file() -> None:
     folders = {path.parent.name for path in EXAMPLES.glob("*/README.md")} - {"third_party"}
     index = (EXAMPLES / "README.md").read_text()
     assert {name for name in folders if f"]({name}/README.md)" not in index} == set()
     tests = Path(__file__).read_text()
-    assert {name for name in folders if f'tour("{name}")' not in tests} == set()
+    assert {name for name in folders if f'example("{name}")' not in tests} == set()
