@@ -153,7 +153,7 @@ def as_pattern(shown: str) -> re.Pattern[str]:
 @pytest.fixture
 def example() -> Iterator[Callable[[str], ExampleRun]]:
     """Return a function that prepares an example, e.g. `example("streaming")`; stops its processes at the end."""
-    made: list[Tour] = []
+    made: list[ExampleRun] = []
     # tmp_path would be too long for the path of a Unix socket.
     with tempfile.TemporaryDirectory(prefix="micro-") as directory:
 
