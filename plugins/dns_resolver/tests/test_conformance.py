@@ -1,4 +1,4 @@
-"""The kit of the resolver role, against a DNS server on 127.0.0.1 that can be away or talk nonsense."""
+"""The conformance kit of the resolver role, with a DNS server on 127.0.0.1 that can stop or send garbage."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from micro_core.testing import Bench, Faults, ResolverConformance, Subject, free
 
 
 class Nameserver(Faults):
-    """Answers SRV questions for the names it was given, over UDP."""
+    """A DNS server that answers SRV queries for its configured names over UDP."""
 
     def __init__(self) -> None:
         self.port = free_port()
         self.candidates: dict[str, Sequence[Candidate]] = {}
-        self._talks_nonsense = False
+        self._sends_garbage = False
         self._transport: asyncio.BaseTransport | None = None
 
     async def restart(self) -> None:
         loop = asyncio.get_running_loop()
         address = ("127.0.0.1", self.port)
-        self._transport, _ = await loop.create_datagram_endpoint(lambda: Answering(self), local_addr=address)
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: NameserverProtocol(self), local_addr=address)
 
     async def kill(self) -> None:
         if self._transport is not None:
             self._transport.close()
-            # The socket is closed in the next turn.
+            # The socket is closed in the next iteration of the loop.
             await asyncio.sleep(0)
 
     async def garbage(self, context: DriverContext) -> None:
         del context
-        self._talks_nonsense = True
+        self._sends_garbage = True
 
     def answer(self, data: bytes) -> bytes:
-        if self._talks_nonsense:
+        if self._sends_garbage:
             return data[:2] + b"\xff" * 60
         query = dns.message.from_wire(data)
         question = query.question[0]
@@ -65,14 +65,14 @@ class Nameserver(Faults):
         return response.to_wire()
 
 
-class Answering(asyncio.DatagramProtocol):
+class NameserverProtocol(asyncio.DatagramProtocol):
     """The socket of a nameserver."""
 
     def __init__(self, server: Nameserver) -> None:
         self._server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # asyncio's own datagram transport is a DatagramTransport in name only before 3.12.
+        # Before Python 3.12, asyncio's datagram transport does not inherit from DatagramTransport.
         self._transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""Nodes of a network from the DNS: SRV records (RFC 2782), or A and AAAA."""
+"""A resolver that finds the nodes of a network in DNS: SRV records (RFC 2782), or A and AAAA records."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from micro_dns_resolver.options import DnsOptions
 
 
 def create(options: DnsOptions, context: DriverContext) -> Resolver:
-    """Build the resolver; nothing is asked before `resolve`."""
+    """Build the resolver; no query is sent before `resolve`. Raises OptionError for invalid options."""
     from micro_dns_resolver.resolver import DnsResolver
 
     return DnsResolver(options, context)
@@ -15,9 +15,10 @@ def create(options: DnsOptions, context: DriverContext) -> Resolver:
 
 @hookimpl
 def micro_resolver() -> Driver[Resolver]:
+    """Describe the DNS resolver."""
     return Driver(
         name="dns",
-        summary="Nodes of a network from SRV records of the DNS, or from A and AAAA.",
+        summary="Finds nodes in DNS: SRV records, or A and AAAA records.",
         options=DnsOptions,
         create=create,
         capabilities=frozenset({"priorities", "weights"}),

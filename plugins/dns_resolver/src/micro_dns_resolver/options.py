@@ -1,4 +1,4 @@
-"""What can be set about the DNS resolver."""
+"""Options of the DNS resolver."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from micro_core.contract import option
 class DnsOptions:
     """Options of `resolver:dns`."""
 
-    name: str = option("", "DNS name that stands for the network, as in net.example.org. Empty: the network's name.")
+    name: str = option("", "DNS name to look up, e.g. net.example.org. Empty: the name of the network.")
     nameservers: str = option(
-        "", "Servers to ask, comma separated, as in 127.0.0.1:5353, [::1]. Empty: those of this machine."
+        "", "DNS servers, comma separated, e.g. 127.0.0.1:5353, [::1]. Empty: those of this machine."
     )
-    timeout_s: float = option(5.0, "Longest wait in seconds for one question, all servers and retries together.")
-    default_port: int = option(8085, "Port of nodes that are found by A or AAAA, which carry none.")
-    mode: str = option("auto", "srv: SRV records only. address: A and AAAA only. auto: SRV, then A and AAAA.")
+    timeout_s: float = option(5.0, "Time limit of one query in seconds, including all servers and retries.")
+    default_port: int = option(8085, "Port of nodes found by A or AAAA records, which contain no port.")
+    mode: str = option(
+        "auto", "srv: SRV records only. address: A and AAAA records only. auto: SRV records, then A and AAAA records."
+    )

@@ -1,4 +1,4 @@
-"""In which order to try the targets of SRV records (RFC 2782). Pure: randomness is an argument."""
+"""The order in which to try the targets of SRV records (RFC 2782). Pure: the random source is an argument."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ class Target:
 
 
 def order_targets(targets: Sequence[Target], random: Random) -> list[Target]:
-    """Lowest priority first; among equals, each next one is drawn with odds by weight."""
+    """Return `targets` by ascending priority; targets of equal priority in random order by weight (RFC 2782)."""
     ordered: list[Target] = []
     for priority in sorted({target.priority for target in targets}):
-        # "all those with weight 0 are placed at the beginning of the list": so they have a small chance too.
-        left = sorted((target for target in targets if target.priority == priority), key=lambda one: one.weight > 0)
+        # RFC 2782 puts targets with weight 0 at the beginning of the list, so that they have a small probability.
+        left = sorted(
+            (target for target in targets if target.priority == priority), key=lambda target: target.weight > 0
+        )
         while left:
             ordered.append(left.pop(_draw(left, random)))
     return ordered
 
 
 def _draw(targets: Sequence[Target], random: Random) -> int:
-    """RFC 2782: the first target whose running sum of weights is at least a random number from 0 to the sum."""
+    """Return the index of the first target whose running sum of weights reaches a random number (RFC 2782)."""
     number = random.randrange(0, sum(target.weight for target in targets) + 1)
     running = 0
     for index, target in enumerate(targets):

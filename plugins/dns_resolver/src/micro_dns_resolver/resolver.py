@@ -1,6 +1,6 @@
-"""The resolver: SRV records of `_micro._udp.<name>`, or A and AAAA of `<name>`, by the dnspython library.
+"""Look up SRV records of `_micro._udp.<name>`, or A and AAAA records of `<name>`, with the dnspython library.
 
-Answers are kept for their time to live by the context's clock, and so is the answer that there is nothing, briefly.
+Answers are cached for their time to live, measured with the clock of the context. Negative answers are cached briefly.
 """
 
 from __future__ import annotations
@@ -22,26 +22,30 @@ from micro_dns_resolver.options import DnsOptions
 from micro_dns_resolver.ordering import Target, order_targets
 
 MAX_TARGETS = 32
-"""SRV targets looked up of one answer; a node dials a handful at most."""
+"""Maximum number of SRV targets used per answer; a node dials only a few."""
 
 MAX_ADDRESSES = 8
-"""Addresses taken of one host, of each family."""
+"""Maximum number of addresses used per host and address family."""
 
 MAX_NAMES = 64
-"""Names whose answers are kept."""
+"""Maximum number of names with a cached answer."""
 
 MIN_TTL_S = 1.0
-MAX_TTL_S = 86_400.0
-NEGATIVE_TTL_S = 10.0
-"""How long "there is nothing" is believed: a node that comes up shall not wait long to be found (compare RFC 2308)."""
+"""Shortest time in seconds for which an answer is cached."""
 
-LOOKUPS_AT_ONCE = 8
-"""Questions under way together: politeness to a small server, and fewer sockets."""
+MAX_TTL_S = 86_400.0
+"""Longest time in seconds for which an answer is cached."""
+
+NEGATIVE_TTL_S = 10.0
+"""Seconds for which a negative answer is cached (RFC 2308). Short, so that a new node is found soon."""
+
+MAX_CONCURRENT_LOOKUPS = 8
+"""Limit of concurrent queries, to spare small servers and sockets."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What is known of a name: its targets, and each host's addresses."""
+    """The cached answer for a name: its targets, and the addresses of each host."""
 
     targets: tuple[Target, ...]
     addresses: dict[str, tuple[str, ...]]
@@ -49,49 +53,53 @@ class _Answer:
 
 
 class DnsResolver:
-    """The resolver role over the DNS."""
+    """Implements `micro_core.contract.Resolver` with DNS queries. Raises OptionError for invalid options."""
 
     def __init__(self, options: DnsOptions, context: DriverContext) -> None:
         if options.mode not in ("auto", "srv", "address"):
-            raise OptionError(f"dns: mode {options.mode!r} is unknown", hint="write auto, srv or address")
+            raise OptionError(f"dns: unknown mode {options.mode!r}", hint="use auto, srv or address")
         self._options = options
         self._context = context
         self._servers = _parse_servers(options.nameservers)
         self._resolver: dns.asyncresolver.Resolver | None = None
         self._answers: dict[str, _Answer] = {}
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
 
     async def start(self) -> None:
-        """Read which servers to ask. Raises Unreachable when this machine names none."""
+        """Determine the DNS servers. Raises Unreachable if none are configured on this machine."""
         try:
             resolver = dns.asyncresolver.Resolver(configure=not self._servers)
         except (dns.resolver.NoResolverConfiguration, OSError) as error:
             raise Unreachable(
-                f"dns: this machine names no server: {error}", hint="set nameservers, as in nameservers=9.9.9.9"
+                f"dns: no DNS server is configured on this machine: {error}",
+                hint="set nameservers, e.g. nameservers=9.9.9.9",
             ) from error
         if self._servers:
             resolver.nameservers = [dns.nameserver.Do53Nameserver(host, port) for host, port in self._servers]
         resolver.lifetime = self._options.timeout_s
-        # Two tries fit, so that one lost datagram is not an outage.
+        # Leave time for two attempts, so that one lost datagram does not cause a failure.
         resolver.timeout = self._options.timeout_s / 2.5
         self._resolver = resolver
 
     async def close(self) -> None:
-        """Forget the answers. Safe to call twice."""
+        """Clear the cache. Safe to call twice."""
         self._resolver = None
         self._answers.clear()
 
     async def resolve(self, network: str) -> list[Candidate]:
-        """See the contract; equal priorities are drawn anew by weight each time."""
+        """Return the nodes of `network`, best first; equal priorities are in random order by weight.
+
+        Raises Unreachable if no server answers. Concurrent callers share one lookup.
+        """
         name = (self._options.name or network).rstrip(".")
-        turn = self._turns.get(name)
-        if turn is None:
-            if len(self._turns) >= MAX_NAMES:
-                self._turns.clear()
+        lock = self._locks.get(name)
+        if lock is None:
+            if len(self._locks) >= MAX_NAMES:
+                self._locks.clear()
                 self._answers.clear()
-            turn = self._turns[name] = asyncio.Lock()
-        # Callers that ask together share one answer.
-        async with turn:
+            lock = self._locks[name] = asyncio.Lock()
+        # Concurrent callers wait for one lookup.
+        async with lock:
             now = self._context.clock.now()
             answer = self._answers.get(name)
             if answer is None or answer.expires_at <= now:
@@ -117,14 +125,14 @@ class DnsResolver:
                 [Target(host=name, port=self._options.default_port, priority=0, weight=0)], {name: (name,)}
             )
         if self._options.mode != "address":
-            targets, ttl_s = await self._services(f"_micro._udp.{name}")
+            targets, ttl_s = await self._srv_targets(f"_micro._udp.{name}")
             if targets or self._options.mode == "srv":
-                return await self._located(targets, ttl_s)
+                return await self._resolve_targets(targets, ttl_s)
         target = Target(host=name, port=self._options.default_port, priority=0, weight=0)
-        return await self._located([target], MAX_TTL_S)
+        return await self._resolve_targets([target], MAX_TTL_S)
 
-    async def _services(self, name: str) -> tuple[list[Target], float]:
-        answer = await self._ask(name, dns.rdatatype.SRV)
+    async def _srv_targets(self, name: str) -> tuple[list[Target], float]:
+        answer = await self._query(name, dns.rdatatype.SRV)
         if answer is None or answer.rrset is None:
             return [], NEGATIVE_TTL_S
         targets = [
@@ -141,17 +149,17 @@ class DnsResolver:
             targets = sorted(targets, key=lambda target: target.priority)[:MAX_TARGETS]
         return targets, float(answer.rrset.ttl)
 
-    async def _located(self, targets: list[Target], ttl_s: float) -> _Answer:
-        """Find the addresses of all targets. One host that fails is left out; if all fail, so does this."""
-        # RFC 2782: a target of "." means that the service is decidedly not available here.
+    async def _resolve_targets(self, targets: list[Target], ttl_s: float) -> _Answer:
+        """Look up the addresses of all targets. Skip hosts that fail; raise Unreachable if all of them fail."""
+        # RFC 2782: a target of "." means that the service is not available at this domain.
         hosts = sorted({target.host for target in targets if target.host not in ("", ".")})
-        limit = asyncio.Semaphore(LOOKUPS_AT_ONCE)
+        limit = asyncio.Semaphore(MAX_CONCURRENT_LOOKUPS)
 
-        async def locate(host: str) -> tuple[tuple[str, ...], float]:
+        async def resolve_host(host: str) -> tuple[tuple[str, ...], float]:
             async with limit:
-                return await self._locate(host)
+                return await self._resolve_host(host)
 
-        outcomes = await asyncio.gather(*(locate(host) for host in hosts), return_exceptions=True)
+        outcomes = await asyncio.gather(*(resolve_host(host) for host in hosts), return_exceptions=True)
         addresses: dict[str, tuple[str, ...]] = {}
         failures: list[Unreachable] = []
         for host, outcome in zip(hosts, outcomes, strict=True):
@@ -167,7 +175,7 @@ class DnsResolver:
             raise failures[0]
         return self._answer([target for target in targets if target.host in addresses], addresses, ttl_s)
 
-    async def _locate(self, host: str) -> tuple[tuple[str, ...], float]:
+    async def _resolve_host(self, host: str) -> tuple[tuple[str, ...], float]:
         if _is_ip(host):
             return (host,), MAX_TTL_S
         found: list[str] = []
@@ -175,9 +183,9 @@ class DnsResolver:
         failure: Unreachable | None = None
         for kind in (dns.rdatatype.A, dns.rdatatype.AAAA):
             try:
-                answer = await self._ask(host, kind)
+                answer = await self._query(host, kind)
             except Unreachable as error:
-                # Some servers fail for one family only; what the other gives is good.
+                # Some servers fail for one address family only; use the addresses of the other.
                 failure = error
                 continue
             if answer is not None and answer.rrset is not None:
@@ -190,11 +198,11 @@ class DnsResolver:
     def _answer(
         self, targets: Sequence[Target], addresses: dict[str, tuple[str, ...]], ttl_s: float = MAX_TTL_S
     ) -> _Answer:
-        kept_s = min(MAX_TTL_S, max(MIN_TTL_S, ttl_s)) if targets else NEGATIVE_TTL_S
-        return _Answer(tuple(targets), addresses, self._context.clock.now() + kept_s)
+        cached_s = min(MAX_TTL_S, max(MIN_TTL_S, ttl_s)) if targets else NEGATIVE_TTL_S
+        return _Answer(tuple(targets), addresses, self._context.clock.now() + cached_s)
 
-    async def _ask(self, name: str, kind: dns.rdatatype.RdataType) -> dns.resolver.Answer | None:
-        """Ask one question; None when the name or the record does not exist."""
+    async def _query(self, name: str, kind: dns.rdatatype.RdataType) -> dns.resolver.Answer | None:
+        """Send one query; return None if the name or the record does not exist."""
         if self._resolver is None:
             raise Unreachable("dns: the resolver is not started", hint="await start() first")
         try:
@@ -203,16 +211,17 @@ class DnsResolver:
             return None
         except dns.resolver.LifetimeTimeout as error:
             raise Unreachable(
-                f"dns: no answer about {name} within {self._options.timeout_s} s",
+                f"dns: no answer for {name} within {self._options.timeout_s} s",
                 hint="check that the server is up and reachable, or set nameservers",
             ) from error
         except (dns.resolver.NoNameservers, dns.resolver.YXDOMAIN) as error:
             raise Unreachable(
-                f"dns: no server would answer about {name}: {error}", hint="ask another server: nameservers=..."
+                f"dns: all servers failed for {name}: {error}", hint="use another server: nameservers=..."
             ) from error
         except (dns.exception.DNSException, OSError) as error:
             raise Unreachable(
-                f"dns: cannot look up {name}: {error or type(error).__name__}", hint="check the name, and nameservers"
+                f"dns: cannot look up {name}: {error or type(error).__name__}",
+                hint="check the name and the option nameservers",
             ) from error
 
 
@@ -224,14 +233,14 @@ def _is_ip(host: str) -> bool:
     return True
 
 
-def _parse_servers(words: str) -> list[tuple[str, int]]:
+def _parse_servers(text: str) -> list[tuple[str, int]]:
     servers: list[tuple[str, int]] = []
-    for word in filter(None, (part.strip() for part in words.split(","))):
+    for server in filter(None, (item.strip() for item in text.split(","))):
         try:
-            host, port = (word, 53) if _is_ip(word) else split_host_port(word, 53)
+            host, port = (server, 53) if _is_ip(server) else split_host_port(server, 53)
         except BadRequest as error:
             raise OptionError(f"dns: nameservers: {error.detail}", hint=error.hint) from error
         if not _is_ip(host):
-            raise OptionError(f"dns: nameservers: {word!r} is not an IP address", hint="as in 127.0.0.1:5353 or [::1]")
+            raise OptionError(f"dns: nameservers: {server!r} is not an IP address", hint="e.g. 127.0.0.1:5353 or [::1]")
         servers.append((host, port))
     return servers
