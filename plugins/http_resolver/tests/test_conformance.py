@@ -1,4 +1,4 @@
-"""The kit of the resolver role, against an HTTP server on 127.0.0.1 that can be away or talk nonsense."""
+"""The conformance kit of the resolver role, with an HTTP server on 127.0.0.1 that can stop or send garbage."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from micro_core.testing import Bench, Faults, ResolverConformance, Subject, free
 
 
 class WebServer(Faults):
-    """Serves one document a path."""
+    """An HTTP server with one document per path."""
 
     def __init__(self) -> None:
         self.port = free_port()
         self.documents: dict[str, bytes] = {}
-        self._talks_nonsense = False
+        self._sends_garbage = False
         self._server: asyncio.Server | None = None
 
     async def restart(self) -> None:
@@ -33,11 +33,11 @@ class WebServer(Faults):
 
     async def garbage(self, context: DriverContext) -> None:
         del context
-        self._talks_nonsense = True
+        self._sends_garbage = True
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
-        body = b'{"nodes": [{"address": 7}, null, "\xff' if self._talks_nonsense else self.documents.get(path)
+        body = b'{"nodes": [{"address": 7}, null, "\xff' if self._sends_garbage else self.documents.get(path)
         head = b"HTTP/1.1 404 Not Found" if body is None else b"HTTP/1.1 200 OK"
         body = body or b""
         writer.write(head + b"\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)

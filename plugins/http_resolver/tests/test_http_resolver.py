@@ -1,4 +1,4 @@
-"""The HTTP resolver against real servers on 127.0.0.1."""
+"""The HTTP resolver with real servers on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ NODES = {
 }
 
 
-class HandClock:
-    """Moves when told."""
+class ManualClock:
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -67,21 +67,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         try:
             self.wfile.write(body)
         except OSError:
-            self.server.broken += 1
+            self.server.broken_writes += 1
 
     def log_message(self, *args: object) -> None:
-        """Tests are quiet."""
+        """Suppress the log of the base class."""
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers what `answer` says."""
+    """An HTTP server; `answer` returns status, headers and body for a path."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[tuple[str, dict[str, str]]] = []
-        self.broken = 0
+        self.broken_writes = 0
         self.answer: Callable[[str], tuple[int, dict[str, str], bytes]] = lambda _: (
             200,
             {},
@@ -89,7 +89,9 @@ class Server(http.server.ThreadingHTTPServer):
         )
         self.scheme = "http"
 
-    def says(self, document: object = None, *, body: bytes = b"", status: int = 200, cache_control: str = "") -> None:
+    def respond_with(
+        self, document: object = None, *, body: bytes = b"", status: int = 200, cache_control: str = ""
+    ) -> None:
         content = body or json.dumps(document).encode()
         headers = {"Cache-Control": cache_control} if cache_control else {}
         self.answer = lambda _: (status, headers, content)
@@ -112,20 +114,20 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def context(clock: HandClock | None = None) -> DriverContext:
+def context(clock: ManualClock | None = None) -> DriverContext:
     return DriverContext(
         node_id="test",
         network="go.micro",
         site="eu",
-        state_dir="/nowhere",
-        clock=clock or HandClock(),
+        state_dir="/nonexistent",
+        clock=clock or ManualClock(),
         random=random.Random(1),
         logger=logging.getLogger("test.http"),
         counters=CountersInMemory(),
     )
 
 
-async def started(options: HttpOptions, clock: HandClock | None = None) -> HttpResolver:
+async def started(options: HttpOptions, clock: ManualClock | None = None) -> HttpResolver:
     resolver = HttpResolver(options, context(clock))
     await resolver.start()
     return resolver
@@ -141,40 +143,40 @@ async def failure(options: HttpOptions) -> MicroError:
     return caught.value
 
 
-def test_the_hook_describes_the_driver_and_the_token_is_a_secret() -> None:
+def test_hook_describes_the_driver_and_token_is_a_secret() -> None:
     driver = micro_resolver()
     assert (driver.name, driver.options, driver.create) == ("http", HttpOptions, create)
     assert HttpOptions.__dataclass_fields__["token"].metadata["secret"] is True
     assert isinstance(create(HttpOptions(url="http://h/"), context()), HttpResolver)
 
 
-async def test_nodes_come_in_order_of_priority(server: Server) -> None:
+async def test_nodes_are_returned_by_priority(server: Server) -> None:
     assert await resolved(HttpOptions(url=server.url(), ttl_s=30.0)) == [
         Candidate(address="192.0.2.1:8085", priority=1, ttl_s=30.0),
         Candidate(address="b.example:8085", priority=5, weight=2, ttl_s=30.0),
     ]
 
 
-async def test_the_networks_name_is_filled_in_and_the_token_sent(server: Server) -> None:
-    await resolved(HttpOptions(url=server.url("/nodes?name={network}"), token="geheim"))
+async def test_network_name_is_inserted_into_url_and_token_is_sent(server: Server) -> None:
+    await resolved(HttpOptions(url=server.url("/nodes?name={network}"), token="secret"))
     resolver = await started(HttpOptions(url=server.url("/nodes?name={network}")))
     await resolver.resolve("a b/c")
     assert [path for path, _ in server.requests] == ["/nodes?name=go.micro", "/nodes?name=a%20b%2Fc"]
-    assert server.requests[0][1]["Authorization"] == "Bearer geheim"
+    assert server.requests[0][1]["Authorization"] == "Bearer secret"
     assert server.requests[0][1]["Host"] == f"127.0.0.1:{server.port}"
     assert "Authorization" not in server.requests[1][1]
 
 
 @pytest.mark.parametrize(
-    ("cache_control", "kept_s"),
+    ("cache_control", "cached_s"),
     [("", 60), ("public, max-age=300", 300), ("no-store, max-age=300", 1)],
 )
-async def test_a_document_is_kept_as_long_as_its_server_says(server: Server, cache_control: str, kept_s: float) -> None:
-    server.says(NODES, cache_control=cache_control)
-    clock = HandClock()
+async def test_document_is_cached_for_its_max_age(server: Server, cache_control: str, cached_s: float) -> None:
+    server.respond_with(NODES, cache_control=cache_control)
+    clock = ManualClock()
     resolver = await started(HttpOptions(url=server.url(), ttl_s=60.0), clock)
-    assert {one.ttl_s for one in await resolver.resolve("go.micro")} == {kept_s}
-    clock.time += kept_s - 0.5
+    assert {candidate.ttl_s for candidate in await resolver.resolve("go.micro")} == {cached_s}
+    clock.time += cached_s - 0.5
     await asyncio.gather(*(resolver.resolve("go.micro") for _ in range(5)))
     assert len(server.requests) == 1
     clock.time += 0.5
@@ -182,18 +184,18 @@ async def test_a_document_is_kept_as_long_as_its_server_says(server: Server, cac
     assert len(server.requests) == 2
 
 
-async def test_a_failure_is_not_kept(server: Server) -> None:
-    server.says({}, status=503)
+async def test_failure_is_not_cached(server: Server) -> None:
+    server.respond_with({}, status=503)
     resolver = await started(HttpOptions(url=server.url()))
     with pytest.raises(Unreachable, match="503"):
         await resolver.resolve("go.micro")
-    server.says(NODES)
+    server.respond_with(NODES)
     assert len(await resolver.resolve("go.micro")) == 2
 
 
 @pytest.mark.parametrize("status", [204, 404, 401, 500])
-async def test_any_status_but_200_is_unreachable(server: Server, status: int) -> None:
-    server.says(NODES, status=status)
+async def test_status_other_than_200_raises_unreachable(server: Server, status: int) -> None:
+    server.respond_with(NODES, status=status)
     error = await failure(HttpOptions(url=server.url()))
     assert isinstance(error, Unreachable)
     assert str(status) in error.detail
@@ -201,61 +203,60 @@ async def test_any_status_but_200_is_unreachable(server: Server, status: int) ->
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "message"),
     [
         (b"<html>", "not JSON"),
         (b"\xff\xfe", "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b"[]", "list of nodes"),
         (b'{"nodes": {}}', "list of nodes"),
-        (b'{"nodes": ["a:1"]}', r"nodes\[0\] is not a map"),
+        (b'{"nodes": ["a:1"]}', r"nodes\[0\] is not an object"),
         (b'{"nodes": [{"address": "a:1"}, {"address": 7}]}', r"nodes\[1\]\.address"),
         (b'{"nodes": [{"address": ""}]}', r"nodes\[0\]\.address"),
         (b'{"nodes": [{"address": "no-port"}]}', "no valid port"),
-        (b'{"nodes": [{"address": ":8085"}]}', "names no host"),
-        (b'{"nodes": [{"address": "a b:8085"}]}', "names no host"),
+        (b'{"nodes": [{"address": ":8085"}]}', "has no host"),
+        (b'{"nodes": [{"address": "a b:8085"}]}', "has no host"),
         (b'{"nodes": [{"address": "a\\n:8085"}]}', r"nodes\[0\]\.address"),
         (b'{"nodes": [{"address": "a:1", "priority": "high"}]}', "priority"),
         (b'{"nodes": [{"address": "a:1", "priority": true}]}', "priority"),
         (b'{"nodes": [{"address": "a:1", "weight": -1}]}', "weight"),
-        (json.dumps({"nodes": [{"address": "a:1"}] * (MAX_NODES + 1)}).encode(), "over the 256"),
+        (json.dumps({"nodes": [{"address": "a:1"}] * (MAX_NODES + 1)}).encode(), "maximum is 256"),
     ],
 )
-def test_a_wrong_document_is_malformed_and_the_entry_is_named(body: bytes, says: str) -> None:
-    with pytest.raises(Malformed, match=says):
+def test_invalid_document_is_malformed_and_its_entry_is_named(body: bytes, message: str) -> None:
+    with pytest.raises(Malformed, match=message):
         parse_nodes(body, ttl_s=60.0)
 
 
-async def test_addresses_may_name_their_tunnel(server: Server) -> None:
-    server.says({"nodes": [{"address": "quic://[2001:db8::1]:8085", "comment": "ignored"}]})
-    assert [one.address for one in await resolved(HttpOptions(url=server.url()))] == ["quic://[2001:db8::1]:8085"]
+async def test_address_may_contain_a_tunnel_scheme(server: Server) -> None:
+    server.respond_with({"nodes": [{"address": "quic://[2001:db8::1]:8085", "comment": "ignored"}]})
+    assert [candidate.address for candidate in await resolved(HttpOptions(url=server.url()))] == [
+        "quic://[2001:db8::1]:8085"
+    ]
 
 
-async def test_reading_stops_at_max_bytes(server: Server) -> None:
-    server.says(body=b" " * 5_000_000)
+async def test_document_over_max_bytes_is_rejected(server: Server) -> None:
+    server.respond_with(body=b" " * 5_000_000)
     assert isinstance(await failure(HttpOptions(url=server.url(), max_bytes=10_000)), TooLarge)
-    server.says(body=json.dumps(NODES).encode().ljust(10_000))
+    server.respond_with(body=json.dumps(NODES).encode().ljust(10_000))
     assert len(await resolved(HttpOptions(url=server.url(), max_bytes=10_000))) == 2
 
 
-Speaker = Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]
-
-
 @pytest.fixture
-async def speaks() -> AsyncIterator[Callable[[bytes, bool], object]]:
-    """A raw server: says some bytes, then ends or stays silent."""
+async def raw_server() -> AsyncIterator[Callable[[bytes, bool], object]]:
+    """Start servers that send fixed bytes, then close the connection or stay silent."""
     servers: list[asyncio.Server] = []
     writers: list[asyncio.StreamWriter] = []
 
-    async def start(said: bytes, silent: bool) -> str:
-        async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def start(response: bytes, silent: bool) -> str:
+        async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writers.append(writer)
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(said)
+            writer.write(response)
             if not silent:
                 writer.close()
 
-        server = await asyncio.start_server(speak, "127.0.0.1", 0)
+        server = await asyncio.start_server(respond, "127.0.0.1", 0)
         servers.append(server)
         return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
 
@@ -268,17 +269,17 @@ async def speaks() -> AsyncIterator[Callable[[bytes, bool], object]]:
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"]
+    "response", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"]
 )
-async def test_the_deadline_is_over_all_of_it(speaks: Callable[..., object], said: bytes) -> None:
-    url = await speaks(said, True)  # type: ignore[misc]  # see the fixture
+async def test_timeout_covers_the_whole_request(raw_server: Callable[..., object], response: bytes) -> None:
+    url = await raw_server(response, True)  # type: ignore[misc]  # see the fixture
     error = await failure(HttpOptions(url=url, timeout_s=0.3))
     assert isinstance(error, Unreachable)
     assert "within 0.3 s" in error.detail
 
 
 @pytest.mark.parametrize(
-    ("said", "kind"),
+    ("response", "kind"),
     [
         (b"", Malformed),
         (b"SSH-2.0-OpenSSH_9.6\r\n", Malformed),
@@ -288,20 +289,22 @@ async def test_the_deadline_is_over_all_of_it(speaks: Callable[..., object], sai
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", Malformed),
     ],
 )
-async def test_what_is_not_http_is_told(speaks: Callable[..., object], said: bytes, kind: type[MicroError]) -> None:
-    url = await speaks(said, False)  # type: ignore[misc]
+async def test_invalid_http_response_raises_an_error(
+    raw_server: Callable[..., object], response: bytes, kind: type[MicroError]
+) -> None:
+    url = await raw_server(response, False)  # type: ignore[misc]
     assert isinstance(await failure(HttpOptions(url=url)), (kind, Unreachable))
 
 
-async def test_chunked_and_unmeasured_documents_are_read(speaks: Callable[..., object]) -> None:
+async def test_chunked_and_unsized_responses_are_read(raw_server: Callable[..., object]) -> None:
     body = json.dumps(NODES).encode()
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-    for said in (chunked, b"HTTP/1.0 200 OK\r\n\r\n" + body, b"HTTP/1.1 103 Early Hints\r\n\r\n" + chunked):
-        url = await speaks(said, False)  # type: ignore[misc]
+    for response in (chunked, b"HTTP/1.0 200 OK\r\n\r\n" + body, b"HTTP/1.1 103 Early Hints\r\n\r\n" + chunked):
+        url = await raw_server(response, False)  # type: ignore[misc]
         assert len(await resolved(HttpOptions(url=url))) == 2
 
 
-async def test_nobody_there_is_unreachable(server: Server) -> None:
+async def test_unreachable_server_raises_unreachable(server: Server) -> None:
     server.server_close()
     error = await failure(HttpOptions(url=server.url()))
     assert isinstance(error, Unreachable)
@@ -310,7 +313,7 @@ async def test_nobody_there_is_unreachable(server: Server) -> None:
 
 
 def redirect(server: Server, *locations: str) -> None:
-    """The first paths /0, /1 ... redirect; whatever else is asked gets the nodes."""
+    """Redirect the paths /0, /1, ...; answer all other paths with the nodes."""
 
     def answer(path: str) -> tuple[int, dict[str, str], bytes]:
         step = int(path[1:]) if path[1:].isdigit() else len(locations)
@@ -321,9 +324,9 @@ def redirect(server: Server, *locations: str) -> None:
     server.answer = answer
 
 
-async def test_redirects_are_followed_and_the_token_stays_with_its_host(server: Server) -> None:
+async def test_redirects_are_followed_and_token_is_sent_only_to_its_host(server: Server) -> None:
     redirect(server, "/1", server.url("/nodes", host="localhost"))
-    assert len(await resolved(HttpOptions(url=server.url("/0"), token="geheim"))) == 2
+    assert len(await resolved(HttpOptions(url=server.url("/0"), token="secret"))) == 2
     assert [(path, "Authorization" in headers) for path, headers in server.requests] == [
         ("/0", True),
         ("/1", True),
@@ -331,7 +334,7 @@ async def test_redirects_are_followed_and_the_token_stays_with_its_host(server: 
     ]
 
 
-async def test_redirects_are_counted(server: Server) -> None:
+async def test_number_of_redirects_is_limited(server: Server) -> None:
     redirect(server, *["/0"])
     error = await failure(HttpOptions(url=server.url("/0"), max_redirects=3))
     assert "more than 3 times" in error.detail
@@ -341,12 +344,12 @@ async def test_redirects_are_counted(server: Server) -> None:
 @pytest.mark.parametrize(
     "location", ["", "ftp://127.0.0.1/", "file:///etc/passwd", "http://[", "http://user:pw@127.0.0.1/"]
 )
-async def test_a_redirect_to_nowhere_is_told(server: Server, location: str) -> None:
+async def test_invalid_redirect_is_malformed(server: Server, location: str) -> None:
     redirect(server, location or "gopher:")
     assert isinstance(await failure(HttpOptions(url=server.url("/0"))), Malformed)
 
 
-async def test_a_public_host_may_not_redirect_into_private_networks(
+async def test_redirect_from_public_host_to_private_network_is_forbidden(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     private = fetching._is_private
@@ -362,10 +365,8 @@ async def test_a_public_host_may_not_redirect_into_private_networks(
     assert len(await resolved(HttpOptions(url=server.url("/0"), allow_private=True))) == 2
 
 
-async def test_the_address_that_was_checked_is_the_one_connected_to(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A name that answers with another address each time is asked once a hop."""
+async def test_connection_goes_to_the_checked_address(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is resolved only once per hop, so a name whose address changes is not resolved again."""
     answers = iter([["127.0.0.1"], ["192.0.2.1"]])
 
     async def find(target: object) -> list[str]:
@@ -398,13 +399,13 @@ async def test_the_address_that_was_checked_is_the_one_connected_to(
         ("64:ff9b::808:808", False),
     ],
 )
-def test_private_addresses_are_known_in_every_dress(address: str, expected: bool) -> None:
+def test_private_address_is_recognized_in_every_notation(address: str, expected: bool) -> None:
     assert fetching._is_private(address) is expected
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of its own authority, for localhost and 127.0.0.1, with its key."""
+    """A self-signed certificate for localhost and 127.0.0.1, with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "micro test")])
     now = dt.datetime.now(dt.UTC)
@@ -433,11 +434,13 @@ def secure(server: Server, certificate: Path) -> Server:
     tls.load_cert_chain(certificate)
     server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     server.scheme = "https"
-    server.handle_error = lambda *args: None  # type: ignore[method-assign]  # refused handshakes are expected
+    server.handle_error = lambda *args: None  # type: ignore[method-assign]  # failed handshakes are expected
     return server
 
 
-async def test_https_is_verified(secure: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_https_certificate_is_verified(
+    secure: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for host in ("localhost", "127.0.0.1"):
         assert len(await resolved(HttpOptions(url=secure.url(host=host), ca_file=str(certificate)))) == 2
     error = await failure(HttpOptions(url=secure.url()))
@@ -451,10 +454,10 @@ async def test_https_is_verified(secure: Server, certificate: Path, monkeypatch:
     monkeypatch.setattr(fetching, "_find_addresses", find)
     error = await failure(HttpOptions(url=secure.url(host="other.example"), ca_file=str(certificate)))
     assert "other.example" in error.detail
-    assert "ca_file" in error.hint, "the pinned address does not stand in for the name"
+    assert "ca_file" in error.hint, "the certificate is checked against the name, not the address"
 
 
-async def test_https_never_redirects_to_http(secure: Server, certificate: Path) -> None:
+async def test_redirect_from_https_to_http_is_forbidden(secure: Server, certificate: Path) -> None:
     redirect(secure, f"http://127.0.0.1:{secure.port}/nodes")
     assert isinstance(await failure(HttpOptions(url=secure.url("/0"), ca_file=str(certificate))), Forbidden)
 
@@ -463,23 +466,23 @@ async def test_https_never_redirects_to_http(secure: Server, certificate: Path) 
     "options",
     [HttpOptions(), HttpOptions(url="http://h/", token="a\r\nX: y")],
 )
-def test_options_that_mean_nothing_are_refused(options: HttpOptions) -> None:
+def test_invalid_options_are_rejected(options: HttpOptions) -> None:
     with pytest.raises(OptionError):
         HttpResolver(options, context())
 
 
 @pytest.mark.parametrize("url", ["nodes.json", "ftp://h/", "http://", "http://h:x/", "http://h/a b", "http://ü/"])
-def test_a_url_that_is_none_is_refused(url: str) -> None:
+def test_invalid_url_is_rejected(url: str) -> None:
     with pytest.raises(OptionError, match="URL"):
         HttpResolver(HttpOptions(url=url), context())
 
 
-async def test_a_missing_ca_file_is_an_option_error() -> None:
-    with pytest.raises(OptionError, match="nowhere"):
-        await started(HttpOptions(url="https://h/", ca_file="/nowhere.pem"))
+async def test_missing_ca_file_raises_option_error() -> None:
+    with pytest.raises(OptionError, match="nonexistent"):
+        await started(HttpOptions(url="https://h/", ca_file="/nonexistent.pem"))
 
 
-async def test_unstarted_or_closed_it_is_unreachable(server: Server) -> None:
+async def test_resolver_that_is_not_started_or_closed_raises_unreachable(server: Server) -> None:
     with pytest.raises(Unreachable, match="not started"):
         await HttpResolver(HttpOptions(url=server.url()), context()).resolve("go.micro")
     resolver = await started(HttpOptions(url=server.url()))

@@ -1,4 +1,4 @@
-"""Nodes of a network from a JSON document on the web."""
+"""A resolver that finds the nodes of a network in a JSON document fetched over HTTP."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from micro_http_resolver.options import HttpOptions
 
 
 def create(options: HttpOptions, context: DriverContext) -> Resolver:
-    """Build the resolver; nothing is asked before `resolve`."""
+    """Build the resolver; no request is sent before `resolve`. Raises OptionError for invalid options."""
     from micro_http_resolver.resolver import HttpResolver
 
     return HttpResolver(options, context)
@@ -15,9 +15,10 @@ def create(options: HttpOptions, context: DriverContext) -> Resolver:
 
 @hookimpl
 def micro_resolver() -> Driver[Resolver]:
+    """Describe the HTTP resolver."""
     return Driver(
         name="http",
-        summary="Nodes of a network from a JSON document on the web.",
+        summary="Finds nodes in a JSON document fetched over HTTP.",
         options=HttpOptions,
         create=create,
         capabilities=frozenset({"priorities"}),

@@ -1,7 +1,7 @@
-"""One document by HTTP/1.1 (RFC 9110, RFC 9112): bounded in time, size and redirects, and kept out of private networks.
+"""Fetch one document over HTTP/1.1 (RFC 9110, RFC 9112), with limits on size and redirects, outside private networks.
 
-Parsing is the h11 library's; the sockets and TLS are asyncio's. The address that was checked is the address that is
-connected to, so a name that changes its mind in between (DNS rebinding) gains nothing.
+The h11 library parses the responses; asyncio provides sockets and TLS. The connection goes to exactly the address that was
+checked, which prevents DNS rebinding attacks.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import h11
 from micro_core.contract import Forbidden, Malformed, TooLarge, Unreachable
 
 MAX_HEAD_BYTES = 32_768
-"""Longest status line and headers together."""
+"""Maximum size of the status line and headers together."""
 
-MAX_ADDRESSES_TRIED = 4
-"""Addresses of one host tried in turn."""
+MAX_ADDRESSES = 4
+"""Maximum number of addresses of one host that are tried, one after the other."""
 
 MAX_AGE_S = 86_400.0
+"""Longest time in seconds for which a document is cached."""
 
 _CHUNK_BYTES = 16_384
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -34,7 +35,7 @@ _NO_STORE = re.compile(r"(?:^|[,\s])no-(?:store|cache)(?:$|[,\s])", re.IGNORECAS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What a fetch may do."""
+    """The limits and credentials of a fetch."""
 
     token: str
     max_bytes: int
@@ -45,7 +46,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What was fetched; `max_age_s` is None when the server did not say."""
+    """A fetched document; `max_age_s` is None if the server did not send it."""
 
     body: bytes
     max_age_s: float | None
@@ -59,9 +60,11 @@ class _Response:
 
 
 async def fetch(url: str, policy: Policy) -> Document:
-    """Fetch `url`, following redirects. Raises Unreachable, Malformed, TooLarge, and Forbidden for a refused redirect.
+    """Fetch `url`, following redirects.
 
-    Sets no deadline: that is the caller's, over all of it.
+    Sets no deadline: the caller limits the total time. Raises Unreachable if no server answers or there are too many
+    redirects, Malformed for an invalid URL or response, TooLarge for a document over `policy.max_bytes`, and Forbidden
+    for a refused redirect.
     """
     origin = parse_url(url)
     may_be_private = policy.allow_private
@@ -69,29 +72,29 @@ async def fetch(url: str, policy: Policy) -> Document:
     for hop in range(policy.max_redirects + 1):
         addresses = await _find_addresses(target)
         if hop == 0:
-            # Whoever configures a private host means it; then redirects may stay among such hosts.
+            # If the configured host is private, redirects to other private hosts are allowed, too.
             may_be_private = may_be_private or any(_is_private(address) for address in addresses)
-        elif not may_be_private and (inside := [one for one in addresses if _is_private(one)]):
+        elif not may_be_private and (private := [address for address in addresses if _is_private(address)]):
             raise Forbidden(
-                f"http: {origin.hostname} redirects to {target.hostname} ({inside[0]}), in a private network",
-                hint="check who answers at url, or set allow_private",
+                f"http: {origin.hostname} redirects to {target.hostname} ({private[0]}), which is in a private network",
+                hint="check the server at url, or set allow_private",
             )
         response = await _request(target, addresses, policy, token=policy.token if _same_origin(origin, target) else "")
         if response.status not in _REDIRECTS:
             return _document(target, response)
-        target = _redirected(origin, target, response)
+        target = _redirect_target(origin, target, response)
     raise Unreachable(f"http: {url} redirects more than {policy.max_redirects} times")
 
 
 def parse_url(url: str) -> SplitResult:
-    """Split an http(s) URL; raises Malformed."""
+    """Split an http or https URL into its parts. Raises Malformed if it is invalid."""
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError as error:
         raise Malformed(f"http: {url!r:.120} is not a URL: {error}") from error
     if not valid or not url.isascii() or not url.isprintable() or " " in url or parts.username is not None:
-        raise Malformed(f"http: {url!r:.120} is not an http or https URL", hint="as in https://example.org/nodes.json")
+        raise Malformed(f"http: {url!r:.120} is not an http or https URL", hint="e.g. https://example.org/nodes.json")
     return parts
 
 
@@ -108,19 +111,19 @@ def _document(target: SplitResult, response: _Response) -> Document:
     return Document(response.body, min(MAX_AGE_S, float(age[1])) if age else None)
 
 
-def _redirected(origin: SplitResult, target: SplitResult, response: _Response) -> SplitResult:
+def _redirect_target(origin: SplitResult, target: SplitResult, response: _Response) -> SplitResult:
     location = response.headers.get("location", "")
     try:
         moved = parse_url(urljoin(target.geturl(), location))
     except ValueError as error:
-        raise Malformed(f"http: {target.hostname} redirects to {location!r:.120}, which is no URL") from error
+        raise Malformed(f"http: {target.hostname} redirects to an invalid URL: {location!r:.120}") from error
     if origin.scheme == "https" and moved.scheme != "https":
         raise Forbidden(f"http: {target.hostname} redirects from https to {moved.scheme}")
     return moved
 
 
-def _same_origin(one: SplitResult, other: SplitResult) -> bool:
-    return (one.scheme, one.hostname, _port(one)) == (other.scheme, other.hostname, _port(other))
+def _same_origin(first: SplitResult, second: SplitResult) -> bool:
+    return (first.scheme, first.hostname, _port(first)) == (second.scheme, second.hostname, _port(second))
 
 
 def _port(url: SplitResult) -> int:
@@ -128,7 +131,7 @@ def _port(url: SplitResult) -> int:
 
 
 def _is_private(address: str) -> bool:
-    """Anything that is not an ordinary public address, also inside an IPv4-mapped, 6to4 or NAT64 one."""
+    """Return whether `address` is not a public unicast address, also if embedded in IPv4-mapped, 6to4 or NAT64 form."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(parsed, ipaddress.IPv6Address):
         inner = parsed.ipv4_mapped or parsed.sixtofour
@@ -145,9 +148,9 @@ async def _find_addresses(target: SplitResult) -> list[str]:
         found = await asyncio.get_running_loop().getaddrinfo(target.hostname, _port(target), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise Unreachable(
-            f"http: cannot find the host {target.hostname}: {error}", hint="check url, and the DNS"
+            f"http: cannot resolve the host {target.hostname}: {error}", hint="check url and DNS"
         ) from error
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))[:MAX_ADDRESSES_TRIED]
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))[:MAX_ADDRESSES]
 
 
 async def _request(target: SplitResult, addresses: list[str], policy: Policy, *, token: str) -> _Response:
@@ -167,9 +170,9 @@ async def _request(target: SplitResult, addresses: list[str], policy: Policy, *,
         try:
             return await _exchange(reader, writer, target, policy.max_bytes, token)
         except OSError as error:
-            raise Unreachable(f"http: the connection to {target.hostname} broke: {error}") from error
+            raise Unreachable(f"http: lost the connection to {target.hostname}: {error}") from error
         finally:
-            # The body has been read or is unwanted: nobody waits for a courteous end.
+            # The response is complete or not needed, so close the connection immediately.
             writer.transport.abort()
     raise Unreachable(
         f"http: cannot connect to {target.hostname}: {failure or 'it has no address'}",
@@ -196,9 +199,9 @@ async def _exchange(
         writer.write(connection.send(h11.EndOfMessage()) or b"")
         return await _read_response(connection, reader, max_bytes)
     except h11.LocalProtocolError as error:
-        raise Malformed(f"http: url or token cannot be sent: {error}") from error
+        raise Malformed(f"http: invalid url or token: {error}") from error
     except h11.RemoteProtocolError as error:
-        raise Malformed(f"http: {target.hostname} does not speak HTTP/1.1: {error}") from error
+        raise Malformed(f"http: {target.hostname} sent an invalid HTTP/1.1 response: {error}") from error
 
 
 async def _read_response(connection: h11.Connection, reader: asyncio.StreamReader, max_bytes: int) -> _Response:
@@ -211,15 +214,15 @@ async def _read_response(connection: h11.Connection, reader: asyncio.StreamReade
             status = event.status_code
             headers = {name.decode("ascii"): value.decode("latin-1") for name, value in event.headers}
             if status != 200:
-                # Bodies of redirects and errors are not wanted.
+                # The bodies of redirects and errors are not needed.
                 return _Response(status, headers, b"")
         elif isinstance(event, h11.Data):
             body += event.data
             if len(body) > max_bytes:
                 raise TooLarge(
-                    f"http: the document is over {max_bytes} bytes", hint="raise max_bytes, or list fewer nodes"
+                    f"http: the document is larger than {max_bytes} bytes", hint="raise max_bytes, or list fewer nodes"
                 )
         elif isinstance(event, h11.EndOfMessage):
             return _Response(status, headers, bytes(body))
         elif not isinstance(event, h11.InformationalResponse):
-            raise Malformed("http: the server ended before it answered")
+            raise Malformed("http: the server closed the connection before sending a response")

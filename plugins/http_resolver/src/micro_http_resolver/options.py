@@ -1,4 +1,4 @@
-"""What can be set about the HTTP resolver."""
+"""Options of the HTTP resolver."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from micro_core.contract import option
 class HttpOptions:
     """Options of `resolver:http`."""
 
-    url: str = option("", "Where the list of nodes is, as in https://example.org/nodes.json. {network} is filled in.")
-    token: str = option("", "Sent as `Authorization: Bearer`, to the host of url alone.", secret=True)
-    timeout_s: float = option(10.0, "Longest wait in seconds for the document: all redirects and addresses together.")
-    max_bytes: int = option(262_144, "Longest document in bytes; reading stops there.")
-    max_redirects: int = option(3, "Redirects followed.")
+    url: str = option(
+        "",
+        "URL of the list of nodes, e.g. https://example.org/nodes.json. {network} is replaced by the name of the network.",
+    )
+    token: str = option("", "Bearer token, sent only to the host of url.", secret=True)
+    timeout_s: float = option(10.0, "Time limit of a request in seconds, including all redirects and addresses.")
+    max_bytes: int = option(262_144, "Largest accepted document in bytes.")
+    max_redirects: int = option(3, "Maximum number of redirects.")
     allow_private: bool = option(
         False,
         "Follow redirects from a public host into private, loopback and link-local networks.",
     )
-    ttl_s: float = option(60.0, "Seconds for which a document is kept that names no max-age.")
-    ca_file: str = option("", "PEM file of certificate authorities to trust for https. Empty: those of this machine.")
+    ttl_s: float = option(60.0, "Seconds for which a document without max-age is cached.")
+    ca_file: str = option("", "PEM file of trusted certificate authorities for https. Empty: those of this machine.")

@@ -1,4 +1,4 @@
-"""The resolver: one document on the web, kept as long as its server allows."""
+"""The resolver: fetches a document over HTTP and caches it for as long as the server allows."""
 
 from __future__ import annotations
 
@@ -13,44 +13,47 @@ from micro_http_resolver.fetching import Policy, fetch, parse_url
 from micro_http_resolver.options import HttpOptions
 
 MIN_TTL_S = 1.0
-"""A server that forbids caching is asked once a second at most."""
+"""Shortest time in seconds for which a document is cached, even if the server forbids caching."""
 
 MAX_NETWORKS = 64
-"""Networks whose documents are kept."""
+"""Maximum number of networks with a cached document."""
 
-NETWORK_MARK = "{network}"
+NETWORK_PLACEHOLDER = "{network}"
+"""Text in the URL that is replaced by the name of the network."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _CachedDocument:
     candidates: tuple[Candidate, ...]
     expires_at: float
 
 
 class HttpResolver:
-    """The resolver role over HTTP."""
+    """Implements `micro_core.contract.Resolver` over HTTP. Raises OptionError for invalid options."""
 
     def __init__(self, options: HttpOptions, context: DriverContext) -> None:
         if not options.url:
-            raise OptionError("http: url is not set", hint="as in url=https://example.org/nodes.json")
+            raise OptionError("http: url is not set", hint="e.g. url=https://example.org/nodes.json")
         try:
-            parse_url(options.url.replace(NETWORK_MARK, "x"))
+            parse_url(options.url.replace(NETWORK_PLACEHOLDER, "x"))
         except Malformed as error:
             raise OptionError(error.detail, hint=error.hint) from error
         if not options.token.isascii() or not options.token.isprintable():
-            raise OptionError("http: token holds characters that no header can carry")
+            raise OptionError("http: token contains characters that are not allowed in a header")
         self._options = options
         self._context = context
         self._policy: Policy | None = None
-        self._kept: dict[str, _Kept] = {}
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._cache: dict[str, _CachedDocument] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
 
     async def start(self) -> None:
-        """Load the certificate authorities. Raises OptionError when `ca_file` cannot be read."""
+        """Load the certificate authorities. Raises OptionError if `ca_file` cannot be read."""
         try:
             tls = ssl.create_default_context(cafile=self._options.ca_file or None)
         except OSError as error:
-            raise OptionError(f"http: ca_file {self._options.ca_file}: {error}", hint="a PEM file") from error
+            raise OptionError(
+                f"http: cannot read ca_file {self._options.ca_file}: {error}", hint="use a PEM file"
+            ) from error
         self._policy = Policy(
             token=self._options.token,
             max_bytes=self._options.max_bytes,
@@ -60,32 +63,36 @@ class HttpResolver:
         )
 
     async def close(self) -> None:
-        """Forget the documents. Safe to call twice."""
+        """Clear the cache. Safe to call twice."""
         self._policy = None
-        self._kept.clear()
+        self._cache.clear()
 
     async def resolve(self, network: str) -> list[Candidate]:
-        """See the contract. Also raises Malformed, TooLarge and Forbidden (a redirect into a private network)."""
-        url = self._options.url.replace(NETWORK_MARK, quote(network, safe=""))
-        turn = self._turns.get(url)
-        if turn is None:
-            if len(self._turns) >= MAX_NETWORKS:
-                self._turns.clear()
-                self._kept.clear()
-            turn = self._turns[url] = asyncio.Lock()
-        # Callers that ask together share one answer.
-        async with turn:
+        """Return the nodes of `network`, lowest priority first. Concurrent callers share one request.
+
+        Raises Unreachable if there is no answer in time, Malformed for an invalid document, TooLarge for a document over
+        `max_bytes`, and Forbidden for a redirect into a private network.
+        """
+        url = self._options.url.replace(NETWORK_PLACEHOLDER, quote(network, safe=""))
+        lock = self._locks.get(url)
+        if lock is None:
+            if len(self._locks) >= MAX_NETWORKS:
+                self._locks.clear()
+                self._cache.clear()
+            lock = self._locks[url] = asyncio.Lock()
+        # Concurrent callers wait for one request.
+        async with lock:
             now = self._context.clock.now()
-            kept = self._kept.get(url)
-            if kept is None or kept.expires_at <= now:
-                kept = self._kept[url] = await self._fetch(url)
-        left_s = max(MIN_TTL_S, kept.expires_at - self._context.clock.now())
+            cached = self._cache.get(url)
+            if cached is None or cached.expires_at <= now:
+                cached = self._cache[url] = await self._fetch(url)
+        left_s = max(MIN_TTL_S, cached.expires_at - self._context.clock.now())
         return [
-            Candidate(address=one.address, priority=one.priority, weight=one.weight, ttl_s=left_s)
-            for one in kept.candidates
+            Candidate(address=candidate.address, priority=candidate.priority, weight=candidate.weight, ttl_s=left_s)
+            for candidate in cached.candidates
         ]
 
-    async def _fetch(self, url: str) -> _Kept:
+    async def _fetch(self, url: str) -> _CachedDocument:
         if self._policy is None:
             raise Unreachable("http: the resolver is not started", hint="await start() first")
         try:
@@ -93,8 +100,8 @@ class HttpResolver:
                 document = await fetch(url, self._policy)
         except TimeoutError as error:
             raise Unreachable(
-                f"http: no document within {self._options.timeout_s} s", hint="check url, or raise timeout_s"
+                f"http: no response within {self._options.timeout_s} s", hint="check url, or raise timeout_s"
             ) from error
         ttl_s = max(MIN_TTL_S, self._options.ttl_s if document.max_age_s is None else document.max_age_s)
         candidates = parse_nodes(document.body, ttl_s=ttl_s)
-        return _Kept(tuple(candidates), self._context.clock.now() + ttl_s)
+        return _CachedDocument(tuple(candidates), self._context.clock.now() + ttl_s)
