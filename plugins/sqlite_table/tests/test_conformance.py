@@ -1,4 +1,4 @@
-"""The kit of the table role."""
+"""The conformance kit of the table role."""
 
 from __future__ import annotations
 

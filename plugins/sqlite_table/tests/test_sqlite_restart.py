@@ -1,4 +1,4 @@
-"""A node of the lab on the real table and its file: killed, away for a while, and back."""
+"""A lab node with the real table and file that crashes and restarts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ NAME = "go.micro.srv.greeter"
 WAN = Conditions(delay_s=0.2)
 
 
-def kept_in(directory: Path) -> TableMaker:
-    def made(context: DriverContext) -> Table:
+def table_in(directory: Path) -> TableMaker:
+    def make(context: DriverContext) -> Table:
         return micro_table().create(SqliteOptions(), replace(context, state_dir=str(directory)))
 
-    return made
+    return make
 
 
 async def line(net: Lab, directory: Path) -> tuple[LabNode, LabNode, LabNode]:
@@ -37,33 +37,33 @@ async def line(net: Lab, directory: Path) -> tuple[LabNode, LabNode, LabNode]:
     a = await net.add("a")
     b = await net.add("b", links=[a])
     net.wires.set("b", "c", WAN)
-    c = await net.add("c", links=[b], table=kept_in(directory))
+    c = await net.add("c", links=[b], table=table_in(directory))
     await a.serve(service)
     await net.converged()
     await net.pass_time(1.0)
     return a, b, c
 
 
-def stale(node: LabNode) -> list[str]:
+def stale_services(node: LabNode) -> list[str]:
     return [route.service for route in node.routes() if route.is_stale]
 
 
-async def test_calls_go_on_as_soon_as_the_link_is_back(micro_net: Lab, tmp_path: Path) -> None:
+async def test_calls_continue_as_soon_as_the_link_is_open_again(micro_net: Lab, tmp_path: Path) -> None:
     _, _, c = await line(micro_net, tmp_path)
     await c.kill()
     await micro_net.pass_time(5.0)
     await c.start()
-    assert NAME in stale(c)
+    assert NAME in stale_services(c)
     while not c.node.network.links():
         await micro_net.pass_time(0.001)
-    began = micro_net.now
+    started_at = micro_net.now
     assert await c.call(NAME, "Say.Hello") == "hello"
-    assert micro_net.now - began < 2 * WAN.delay_s + 0.1
+    assert micro_net.now - started_at < 2 * WAN.delay_s + 0.1
     await micro_net.converged()
-    assert stale(c) == []
+    assert stale_services(c) == []
 
 
-async def test_who_was_away_for_long_has_nothing_left(micro_net: Lab, tmp_path: Path) -> None:
+async def test_node_that_was_down_for_long_restores_no_routes(micro_net: Lab, tmp_path: Path) -> None:
     a, b, c = await line(micro_net, tmp_path)
     await c.kill()
     await a.kill()
@@ -71,14 +71,12 @@ async def test_who_was_away_for_long_has_nothing_left(micro_net: Lab, tmp_path: 
     await micro_net.pass_time(3_600.0)
     await c.start()
     micro_net.check()
-    assert stale(c) == []
+    assert stale_services(c) == []
     with pytest.raises(RouteNotFound):
         await c.call(NAME, "Say.Hello")
 
 
-async def test_who_is_short_lived_keeps_routes_to_the_dead_no_longer_than_promised(
-    micro_net: Lab, tmp_path: Path
-) -> None:
+async def test_repeated_restarts_do_not_extend_leases_of_routes_to_dead_nodes(micro_net: Lab, tmp_path: Path) -> None:
     a, b, c = await line(micro_net, tmp_path)
     for node in (a, b, c):
         await node.kill()
@@ -89,4 +87,4 @@ async def test_who_is_short_lived_keeps_routes_to_the_dead_no_longer_than_promis
             micro_net.check()
         await c.kill()
     await c.start()
-    assert stale(c) == []
+    assert stale_services(c) == []

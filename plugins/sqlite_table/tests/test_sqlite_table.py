@@ -1,4 +1,4 @@
-"""The table on its file: what comes back, and what may befall the file."""
+"""The table and its file: restored routes and file faults."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from hypothesis import strategies as st
 from micro_sqlite_table import micro_table
 from micro_sqlite_table.options import SqliteOptions
 from micro_sqlite_table.route_file import APPLICATION_ID, SCHEMA_VERSION
-from micro_sqlite_table.rows import Clocks, route_of, row_of
+from micro_sqlite_table.rows import Clocks, route_to_row, row_to_route
 from micro_sqlite_table.table import SqliteTable
 
 from micro_core.contract import Conflict, CountersInMemory, DriverContext, OptionError, Route
 from micro_core.contract.table import RouteQuery
 
-ME = "m" * 32
+NODE_ID = "m" * 32
 ROUTE = Route(
     service="go.micro.srv.greeter",
     address="",
@@ -46,29 +46,29 @@ ROUTE = Route(
     version="1.2",
     hops=2,
 )
-PATIENCE_S = 15.0
+TIMEOUT_S = 15.0
 
 
-class Time:
-    """A clock that the test moves; monotonic seconds of each process begin anywhere."""
+class ManualClock:
+    """A clock that the test advances. The zero of the monotonic clock can be changed, as in another process."""
 
     def __init__(self, wall: float = 1_700_000_000.0) -> None:
-        self.seconds, self.began = wall, 0.0
+        self.seconds, self.zero = wall, 0.0
 
     def now(self) -> float:
-        return self.seconds - self.began
+        return self.seconds - self.zero
 
     def wall(self) -> float:
         return self.seconds
 
 
-def context_of(directory: Path, clock: Time | None = None, *, node_id: str = ME) -> DriverContext:
+def context_of(directory: Path, clock: ManualClock | None = None, *, node_id: str = NODE_ID) -> DriverContext:
     return DriverContext(
         node_id=node_id,
         network="go.micro",
         site="eu",
         state_dir=str(directory),
-        clock=clock or Time(),
+        clock=clock or ManualClock(),
         random=random.Random(1),
         logger=logging.getLogger("test.sqlite"),
         counters=CountersInMemory(),
@@ -77,19 +77,19 @@ def context_of(directory: Path, clock: Time | None = None, *, node_id: str = ME)
 
 @asynccontextmanager
 async def opened(
-    directory: Path, clock: Time | None = None, *, node_id: str = ME, **options: object
+    directory: Path, clock: ManualClock | None = None, *, node_id: str = NODE_ID, **options: object
 ) -> AsyncIterator[SqliteTable]:
-    made = micro_table().create(SqliteOptions(**options), context_of(directory, clock, node_id=node_id))  # type: ignore[arg-type]
-    assert isinstance(made, SqliteTable)
-    await made.start()
+    table = micro_table().create(SqliteOptions(**options), context_of(directory, clock, node_id=node_id))  # type: ignore[arg-type]
+    assert isinstance(table, SqliteTable)
+    await table.start()
     try:
-        yield made
+        yield table
     finally:
-        await made.close()
+        await table.close()
 
 
 def file_of(directory: Path) -> Path:
-    return directory / "tables" / f"{ME}-go.micro.sqlite"
+    return directory / "tables" / f"{NODE_ID}-go.micro.sqlite"
 
 
 def counted(table: SqliteTable, name: str) -> int:
@@ -100,39 +100,39 @@ def counted(table: SqliteTable, name: str) -> int:
 
 async def until(condition: Callable[[], bool], what: str) -> None:
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not condition():
                 await asyncio.sleep(0.01)
     except TimeoutError:
-        raise AssertionError(f"not within {PATIENCE_S} s: {what}") from None
+        raise AssertionError(f"not within {TIMEOUT_S} s: {what}") from None
 
 
 def services_in(path: Path) -> list[str]:
-    """What the file holds now, as another program sees it."""
+    """Return the services in the file, as read by another program."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.text_factory = lambda data: data.decode(errors="replace")
         return [service for (service,) in connection.execute("SELECT service FROM routes ORDER BY service")]
 
 
-# --------------------------------------------------------------------------- what comes back
+# --------------------------------------------------------------------------- restored routes
 
 
-async def test_learned_routes_come_back_with_a_lease_and_local_ones_do_not(tmp_path: Path) -> None:
-    clock = Time()
-    local = replace(ROUTE, link="local", address="tcp://127.0.0.1:1", gateway="", router=ME)
+async def test_learned_routes_are_restored_with_a_lease_and_local_routes_are_not(tmp_path: Path) -> None:
+    clock = ManualClock()
+    local = replace(ROUTE, link="local", address="tcp://127.0.0.1:1", gateway="", router=NODE_ID)
     async with opened(tmp_path, clock) as table:
         table.put(ROUTE)
         table.put(local)
-        table.put(replace(ROUTE, service="gone"))
-        table.delete(replace(ROUTE, service="gone").key)
+        table.put(replace(ROUTE, service="deleted"))
+        table.delete(replace(ROUTE, service="deleted").key)
     clock.seconds += 30.0
-    clock.began = clock.seconds - 5.0
+    clock.zero = clock.seconds - 5.0
     async with opened(tmp_path, clock) as table:
         assert table.list() == [replace(ROUTE, expires_at=clock.now() + 60.0)]
 
 
-async def test_nothing_comes_back_of_a_node_that_ended_long_ago(tmp_path: Path) -> None:
-    clock = Time()
+async def test_routes_of_a_node_that_ended_long_ago_are_not_restored(tmp_path: Path) -> None:
+    clock = ManualClock()
     async with opened(tmp_path, clock) as table:
         table.put(ROUTE)
     clock.seconds += 90.0
@@ -142,23 +142,23 @@ async def test_nothing_comes_back_of_a_node_that_ended_long_ago(tmp_path: Path) 
     assert services_in(file_of(tmp_path)) == []
 
 
-async def test_a_node_that_begins_again_and_again_gives_nothing_back_for_ever(tmp_path: Path) -> None:
-    clock = Time()
+async def test_repeated_restarts_do_not_restore_a_route_for_ever(tmp_path: Path) -> None:
+    clock = ManualClock()
     async with opened(tmp_path, clock) as table:
         table.put(ROUTE)
-    for life in (1, 2):
+    for run in (1, 2):
         clock.seconds += 40.0
         async with opened(tmp_path, clock) as table:
             assert ROUTE.service in {route.service for route in table.list()}
-            # Something is written, with the news that the node lives.
-            table.put(replace(ROUTE, service="other", metric=life))
+            # This write also updates the time at which the node was last alive.
+            table.put(replace(ROUTE, service="other", metric=run))
     clock.seconds += 40.0
     async with opened(tmp_path, clock) as table:
         assert [route.service for route in table.list()] == ["other"]
 
 
-async def test_a_wall_clock_that_jumps_back_makes_no_lease_longer(tmp_path: Path) -> None:
-    clock = Time()
+async def test_wall_clock_that_jumps_back_does_not_extend_a_lease(tmp_path: Path) -> None:
+    clock = ManualClock()
     async with opened(tmp_path, clock) as table:
         table.put(ROUTE)
     clock.seconds -= 100_000.0
@@ -167,19 +167,21 @@ async def test_a_wall_clock_that_jumps_back_makes_no_lease_longer(tmp_path: Path
         assert route.expires_at == pytest.approx(clock.now() + 90.0)
 
 
-async def test_changes_are_in_the_file_soon_and_merged(tmp_path: Path) -> None:
+async def test_changes_are_merged_and_written_soon(tmp_path: Path) -> None:
     async with opened(tmp_path, flush_s=0.05) as table:
         for metric in range(1_000):
             table.put(replace(ROUTE, metric=metric))
         assert len(table._pending) == 1
-        await until(lambda: services_in(file_of(tmp_path)) == [ROUTE.service], "the route is in the file")
+        await until(lambda: services_in(file_of(tmp_path)) == [ROUTE.service], "the route was written")
         table.delete(ROUTE.key)
-        await until(lambda: services_in(file_of(tmp_path)) == [], "it is gone from the file")
+        await until(lambda: services_in(file_of(tmp_path)) == [], "the route was deleted from the file")
 
 
-async def test_a_living_node_says_so_though_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_file_records_that_the_node_is_alive_without_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("micro_sqlite_table.table.HEARTBEAT_S", 0.05)
-    clock = Time()
+    clock = ManualClock()
     async with opened(tmp_path, clock, flush_s=0.01) as table:
         table.put(ROUTE)
         clock.seconds += 1_000.0
@@ -189,34 +191,34 @@ async def test_a_living_node_says_so_though_nothing_changes(tmp_path: Path, monk
                 row = connection.execute("SELECT value FROM facts WHERE name = 'alive_at'").fetchone()
                 return float(row[0]) if row is not None else 0.0
 
-        await until(lambda: alive_at() == clock.seconds, "the file knows that the node lives")
+        await until(lambda: alive_at() == clock.seconds, "alive_at was updated")
 
 
-async def test_more_than_the_bound_stays_in_memory_and_is_counted(tmp_path: Path) -> None:
+async def test_routes_over_the_limit_stay_in_memory_and_are_counted(tmp_path: Path) -> None:
     routes = [replace(ROUTE, service=f"s{number}", metric=number) for number in range(5)]
     async with opened(tmp_path, max_rows=3) as table:
         for route in routes:
             table.put(route)
         assert table.list() == routes
-        assert counted(table, "sqlite_routes_over_the_bound") == 2
+        assert counted(table, "sqlite_routes_over_limit") == 2
         table.delete(routes[0].key)
         table.put(replace(routes[4], metric=0))
     assert services_in(file_of(tmp_path)) == ["s1", "s2", "s4"]
     async with opened(tmp_path, max_rows=2) as table:
         assert len(table.list()) == 2
         assert counted(table, "sqlite_rows_refused") == 1
-        await until(lambda: len(services_in(file_of(tmp_path))) == 2, "the file is written anew within its bound")
+        await until(lambda: len(services_in(file_of(tmp_path))) == 2, "the file was rewritten within its limit")
 
 
 @pytest.mark.parametrize(
     "options", [{"flush_s": 0.0}, {"keep_s": -1.0}, {"keep_s": float("nan")}, {"max_rows": 0}], ids=str
 )
-def test_impossible_options_are_refused_by_name(tmp_path: Path, options: dict[str, float]) -> None:
+def test_invalid_option_is_rejected_by_name(tmp_path: Path, options: dict[str, float]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
         micro_table().create(SqliteOptions(**options), context_of(tmp_path))  # type: ignore[arg-type]
 
 
-def test_a_network_s_name_leads_out_of_no_directory(tmp_path: Path) -> None:
+def test_network_name_cannot_escape_the_directory(tmp_path: Path) -> None:
     context = replace(context_of(tmp_path), network="a/../../b" + "x" * 200)
     table = micro_table().create(SqliteOptions(), context)
     assert isinstance(table, SqliteTable)
@@ -248,25 +250,25 @@ def test_a_network_s_name_leads_out_of_no_directory(tmp_path: Path) -> None:
         "expires_at = 9e999",
     ],
 )
-async def test_a_row_that_nobody_here_has_written_is_refused_counted_and_removed(tmp_path: Path, change: str) -> None:
-    sound = replace(ROUTE, service="sound")
+async def test_invalid_row_is_rejected_counted_and_removed(tmp_path: Path, change: str) -> None:
+    valid = replace(ROUTE, service="valid")
     async with opened(tmp_path) as table:
         table.put(ROUTE)
-        table.put(sound)
+        table.put(valid)
     with contextlib.closing(sqlite3.connect(file_of(tmp_path))) as connection, connection:
         connection.execute(f"UPDATE routes SET {change} WHERE service = ?", (ROUTE.service,))
     async with opened(tmp_path) as table:
         if change.startswith("expires_at"):
-            # Only made shorter by what is said there: it stands no longer than it should in any case.
+            # An invalid expiry can only shorten the lease.
             assert {route.expires_at for route in table.list()} == {table._clock.now() + 90.0}
             return
-        assert [route.service for route in table.list()] == ["sound"]
+        assert [route.service for route in table.list()] == ["valid"]
         assert counted(table, "sqlite_rows_refused") == 1
-        await until(lambda: services_in(file_of(tmp_path)) == ["sound"], "the file is written anew")
+        await until(lambda: services_in(file_of(tmp_path)) == ["valid"], "the file was rewritten")
 
 
 TEXTS = st.text(max_size=300)
-WHATEVER = st.one_of(st.none(), st.integers(), st.floats(), TEXTS, st.binary(max_size=20))
+VALUES = st.one_of(st.none(), st.integers(), st.floats(), TEXTS, st.binary(max_size=20))
 ROUTES = st.builds(
     Route,
     service=st.one_of(st.just("go.micro.srv.greeter"), st.just("*"), st.just("~orders.created"), TEXTS),
@@ -283,39 +285,39 @@ ROUTES = st.builds(
 )
 
 
-@given(st.tuples(*[WHATEVER] * 9))
+@given(st.tuples(*[VALUES] * 9))
 @settings(max_examples=300, deadline=None)
-def test_no_row_brings_the_reader_down(row: tuple[object, ...]) -> None:
-    route_of(row, 100.0, Clocks(0.0, 0.0))
+def test_arbitrary_row_does_not_raise(row: tuple[object, ...]) -> None:
+    row_to_route(row, 100.0, Clocks(0.0, 0.0))
 
 
 @given(ROUTES)
 @settings(max_examples=300, deadline=None)
-def test_a_route_that_is_written_is_read_as_it_was(route: Route) -> None:
+def test_written_route_is_read_unchanged(route: Route) -> None:
     clocks = Clocks(10.0, 1_000.0)
-    row = row_of(route, clocks)
+    row = route_to_row(route, clocks)
     if row is None:
         return
-    again = route_of(row, 1e300, clocks)
-    assert again is not None
-    assert replace(again, expires_at=None) == replace(route, expires_at=None)
+    restored = row_to_route(row, 1e300, clocks)
+    assert restored is not None
+    assert replace(restored, expires_at=None) == replace(route, expires_at=None)
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
         assert connection.execute("SELECT " + ", ".join("?" * 9), row).fetchone() == row
 
 
-# -------------------------------------------------------------------------------- unsound files
+# -------------------------------------------------------------------------------- corrupt files
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda data: b"this is no database at all, but it is long enough to be taken for one" * 20,
+        lambda data: b"this is not a database, but it is long enough to look like one to SQLite" * 20,
         lambda data: data[:5_000],
         lambda data: data[:4_096] + random.Random(1).randbytes(len(data) - 4_096),
     ],
-    ids=["no database", "cut off", "overwritten"],
+    ids=["not a database", "truncated", "overwritten"],
 )
-async def test_an_unsound_file_is_set_aside_and_a_new_one_begun(
+async def test_corrupt_file_is_set_aside_and_a_new_one_created(
     tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(tmp_path) as table:
@@ -329,35 +331,35 @@ async def test_an_unsound_file_is_set_aside_and_a_new_one_begun(
             table.put(ROUTE)
             assert counted(table, "sqlite_files_set_aside") == 1
             assert counted(table, "sqlite_file_failures") == 0
-    assert [record.message for record in caplog.records] == ["route file was unsound and a new one is begun"]
+    assert [record.message for record in caplog.records] == ["corrupt route file set aside, new file created"]
     assert path.with_name(path.name + ".unsound").exists()
     async with opened(tmp_path) as table:
         assert [route.service for route in table.list()] == [ROUTE.service]
 
 
-async def test_a_file_that_is_damaged_while_the_node_runs_is_written_anew(tmp_path: Path) -> None:
+async def test_file_damaged_at_run_time_is_rewritten(tmp_path: Path) -> None:
     path = file_of(tmp_path)
     async with opened(tmp_path, flush_s=0.02) as table:
         for number in range(2_000):
             table.put(replace(ROUTE, service=f"s{number}"))
-        await until(lambda: not table._pending and len(services_in(path)) == 2_000, "they are in the file")
+        await until(lambda: not table._pending and len(services_in(path)) == 2_000, "all routes were written")
         await table._in_thread(lambda: table._file._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)"))  # type: ignore[union-attr]
         with path.open("r+b") as damaged:
             damaged.seek(4_096)
             damaged.write(random.Random(1).randbytes(path.stat().st_size - 4_096))
-        # SQLite has these pages in memory and would write them back sound: it must read them again.
+        # Drop the page cache, since SQLite would otherwise write back intact pages.
         await table._in_thread(lambda: table._file._connection.execute("PRAGMA shrink_memory"))  # type: ignore[union-attr]
         for number in range(2_000):
             table.put(replace(ROUTE, service=f"s{number}", metric=7))
-        await until(lambda: counted(table, "sqlite_files_set_aside") == 1, "the damage is found")
-        await until(lambda: not table._is_behind and len(services_in(path)) == 2_000, "the new one is whole")
+        await until(lambda: counted(table, "sqlite_files_set_aside") == 1, "the damage was detected")
+        await until(lambda: not table._must_rewrite and len(services_in(path)) == 2_000, "the new file is complete")
         assert len(table.list()) == 2_000
     async with opened(tmp_path) as table:
         assert {route.metric for route in table.list()} == {7}
         assert len(table.list()) == 2_000
 
 
-async def test_a_file_of_another_version_or_schema_is_set_aside(tmp_path: Path) -> None:
+async def test_file_with_another_version_or_schema_is_set_aside(tmp_path: Path) -> None:
     for statement in (
         f"PRAGMA user_version = {SCHEMA_VERSION + 1}",
         "CREATE TRIGGER t AFTER DELETE ON routes BEGIN INSERT INTO facts VALUES ('x', 1); END",
@@ -373,12 +375,12 @@ async def test_a_file_of_another_version_or_schema_is_set_aside(tmp_path: Path) 
             assert counted(table, "sqlite_files_set_aside") == 1, statement
 
 
-async def test_the_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
+async def test_file_of_another_program_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "accounts.db"
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE accounts (name TEXT)")
     before = path.read_bytes()
-    with pytest.raises(OptionError, match=r"accounts\.db is the file of another program"):
+    with pytest.raises(OptionError, match=r"accounts\.db belongs to another program"):
         async with opened(tmp_path, path=str(path)):
             pass
     assert path.read_bytes() == before
@@ -388,14 +390,14 @@ async def test_the_file_of_another_program_is_left_alone(tmp_path: Path) -> None
 # ---------------------------------------------------------------------------------- two owners
 
 
-async def test_two_nodes_do_not_share_one_file(tmp_path: Path) -> None:
+async def test_two_nodes_cannot_share_a_file(tmp_path: Path) -> None:
     path = str(tmp_path / "shared.sqlite")
     async with opened(tmp_path, path=path) as table:
         table.put(ROUTE)
         with pytest.raises(Conflict, match=r"another node is using .*shared\.sqlite") as caught:
             async with opened(tmp_path, path=path, node_id="n" * 32):
                 pass
-        assert "path of its own" in caught.value.hint
+        assert "its own path" in caught.value.hint
     with pytest.raises(Conflict, match="routes of another node, 'mmmm"):
         async with opened(tmp_path, path=path, node_id="n" * 32):
             pass
@@ -403,25 +405,25 @@ async def test_two_nodes_do_not_share_one_file(tmp_path: Path) -> None:
         assert len(table.list()) == 1
 
 
-async def test_two_processes_do_not_share_one_file_and_a_dead_one_holds_none(tmp_path: Path) -> None:
+async def test_two_processes_cannot_share_a_file_and_a_dead_process_releases_it(tmp_path: Path) -> None:
     with writing(tmp_path) as child:
         with pytest.raises(Conflict, match="another node is using"):
             async with opened(tmp_path):
                 pass
         child.send_signal(signal.SIGKILL)
         child.wait()
-        async with opened(tmp_path, Time(time.time())) as table:
+        async with opened(tmp_path, ManualClock(time.time())) as table:
             assert table.list()
 
 
-# ------------------------------------------------------------------------- failing underneath
+# ------------------------------------------------------------------------- file faults
 
 
 @contextmanager
 def unwritable(directory: Path) -> Iterator[None]:
-    """Nothing may be made in a directory; root, who may do everything, becomes nobody meanwhile."""
+    """Make a directory read-only; root temporarily becomes an unprivileged user."""
     mode = stat.S_IMODE(directory.stat().st_mode)
-    directory.chmod(0o555)  # and to be entered by all
+    directory.chmod(0o555)  # other users may enter it
     is_root = os.geteuid() == 0
     if is_root:
         os.seteuid(65_534)
@@ -433,60 +435,60 @@ def unwritable(directory: Path) -> Iterator[None]:
         directory.chmod(mode)
 
 
-async def test_in_a_directory_that_cannot_be_written_the_node_goes_on_in_memory(
+async def test_node_continues_in_memory_in_a_read_only_directory(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    # Not tmp_path: nobody could not even look into it.
-    with tempfile.TemporaryDirectory(prefix="micro-sqlite-") as made:
-        directory = Path(made)
+    # The unprivileged user cannot enter tmp_path.
+    with tempfile.TemporaryDirectory(prefix="micro-sqlite-") as name:
+        directory = Path(name)
         with unwritable(directory), caplog.at_level(logging.INFO):
             async with opened(directory, flush_s=0.01) as table:
                 table.put(ROUTE)
                 assert table.lookup(ROUTE.service) == (ROUTE,)
-                await until(lambda: counted(table, "sqlite_file_failures") >= 2, "it is tried again")
+                await until(lambda: counted(table, "sqlite_file_failures") >= 2, "the file is retried")
         assert [record.message.partition(":")[0] for record in caplog.records] == ["route file failed"]
 
 
-async def test_a_full_disk_stops_nothing_and_all_is_written_when_there_is_room_again(
+async def test_full_disk_does_not_stop_the_node_and_routes_are_written_later(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = file_of(tmp_path)
     with caplog.at_level(logging.INFO):
         async with opened(tmp_path, flush_s=0.02) as table:
             soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            # No file may grow beyond this: what SQLite meets is what a full disk is to it.
+            # Limit the size of files, which looks like a full disk to SQLite.
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
             try:
                 for number in range(3_000):
                     table.put(replace(ROUTE, service=f"s{number}"))
-                await until(lambda: counted(table, "sqlite_file_failures") >= 1, "writing fails")
+                await until(lambda: counted(table, "sqlite_file_failures") >= 1, "a write failed")
                 assert len(table.list()) == 3_000
-                assert not table._pending, "nothing is collected for a file that fails"
+                assert not table._pending, "no changes are collected for a failed file"
                 table.delete(replace(ROUTE, service="s1").key)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            await until(lambda: not table._is_failing, "it is written again")
+            await until(lambda: not table._is_failing, "the file works again")
             assert len(services_in(path)) == 2_999
     assert [record.message.partition(":")[0] for record in caplog.records] == [
         "route file failed",
-        "route file is written again",
+        "route file recovered",
     ]
 
 
-async def test_a_file_that_somebody_holds_blocks_nobody(tmp_path: Path) -> None:
+async def test_file_locked_by_another_program_does_not_block_the_loop(tmp_path: Path) -> None:
     async with opened(tmp_path, flush_s=0.01) as table:
-        with contextlib.closing(sqlite3.connect(file_of(tmp_path), isolation_level=None)) as somebody:
-            somebody.execute("BEGIN IMMEDIATE")
+        with contextlib.closing(sqlite3.connect(file_of(tmp_path), isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
             table.put(ROUTE)
-            turns, began = 0, time.monotonic()
+            iterations, started_at = 0, time.monotonic()
             while counted(table, "sqlite_file_failures") == 0:
-                assert time.monotonic() - began < PATIENCE_S
+                assert time.monotonic() - started_at < TIMEOUT_S
                 await asyncio.sleep(0.005)
-                turns += 1
-            # SQLite waits a second for it, which is one turn of a loop that waits along.
-            assert turns > 10
-            somebody.execute("ROLLBACK")
-        await until(lambda: services_in(file_of(tmp_path)) == [ROUTE.service], "it is written in the end")
+                iterations += 1
+            # SQLite waits one second for the lock; a blocked loop would run only one iteration.
+            assert iterations > 10
+            other.execute("ROLLBACK")
+        await until(lambda: services_in(file_of(tmp_path)) == [ROUTE.service], "the route was written")
 
 
 # ------------------------------------------------------------------------------------- kill -9
@@ -502,8 +504,8 @@ from micro_sqlite_table.options import SqliteOptions
 ROUTE = Route(service="s", address="", gateway="b" * 32, network="go.micro", router="c" * 32, link="network", metric=0)
 
 async def main():
-    lent = replace(context(state_dir=sys.argv[1]), node_id="m" * 32)
-    table = micro_table().create(SqliteOptions(flush_s=0.001), lent)
+    driver_context = replace(context(state_dir=sys.argv[1]), node_id="m" * 32)
+    table = micro_table().create(SqliteOptions(flush_s=0.001), driver_context)
     await table.start()
     round = 0
     while True:
@@ -514,7 +516,7 @@ async def main():
             table.delete(replace(ROUTE, service=f"s{number}").key)
         await asyncio.sleep(0)
         if round == 3:
-            print("going", flush=True)
+            print("running", flush=True)
 
 asyncio.run(main())
 """
@@ -522,12 +524,12 @@ asyncio.run(main())
 
 @contextmanager
 def writing(directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that changes its table as fast as it can."""
+    """Run a process that changes its table as fast as it can."""
     child = subprocess.Popen([sys.executable, "-c", WRITER, str(directory)], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     try:
-        assert child.stdout.readline() == "going\n"
-        deadline = time.monotonic() + PATIENCE_S
+        assert child.stdout.readline() == "running\n"
+        deadline = time.monotonic() + TIMEOUT_S
         while not file_of(directory).exists() or not services_in(file_of(directory)):
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -539,12 +541,12 @@ def writing(directory: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("wait_s", [0.0, 0.03, 0.11, 0.29])
-async def test_a_process_killed_in_the_middle_of_a_write_leaves_a_sound_file(tmp_path: Path, wait_s: float) -> None:
+async def test_process_killed_during_a_write_leaves_an_intact_file(tmp_path: Path, wait_s: float) -> None:
     with writing(tmp_path) as child:
-        time.sleep(wait_s)  # noqa: ASYNC251 - nothing else runs here; any moment will do
+        time.sleep(wait_s)  # noqa: ASYNC251 - a random moment; no other task runs
         child.send_signal(signal.SIGKILL)
         child.wait()
-    async with opened(tmp_path, Time(time.time())) as table:
+    async with opened(tmp_path, ManualClock(time.time())) as table:
         routes = table.list()
         assert routes
         assert counted(table, "sqlite_files_set_aside") == counted(table, "sqlite_rows_refused") == 0
@@ -554,31 +556,31 @@ async def test_a_process_killed_in_the_middle_of_a_write_leaves_a_sound_file(tmp
 # --------------------------------------------------------------------------------------- scale
 
 
-async def test_a_hundred_thousand_routes_are_loaded_at_start_and_looked_up_as_in_a_dict(tmp_path: Path) -> None:
+async def test_hundred_thousand_routes_load_at_start_and_lookup_costs_as_much_as_a_dict(tmp_path: Path) -> None:
     count = 100_000
     async with opened(tmp_path) as table:
         for number in range(count):
             table.put(
                 replace(ROUTE, service=f"go.micro.srv.s{number // 2}", gateway="bd"[number % 2] * 32, metric=number)
             )
-    # Work of all threads, not time that passes: others may be using the machine.
-    began = time.process_time()
+    # Measure CPU time, since other processes may be using the machine.
+    started_at = time.process_time()
     async with opened(tmp_path) as table:
-        load_s = time.process_time() - began
+        load_s = time.process_time() - started_at
         assert len(table.list(RouteQuery(network="go.micro"))) == count
         names = [f"go.micro.srv.s{number * 37 % (count // 2)}" for number in range(2_000)]
         plain = {route.service: table.lookup(route.service) for route in table.list()}
 
         def look_up(find: Callable[[str], object]) -> float:
-            began = time.perf_counter()
+            started_at = time.perf_counter()
             for name in names:
                 find(name)
-            return (time.perf_counter() - began) / len(names)
+            return (time.perf_counter() - started_at) / len(names)
 
         pairs = [(look_up(table.lookup), look_up(lambda name: plain.get(name))) for _ in range(31)]
         lookup_s, dict_s = (statistics.median(column) for column in zip(*pairs, strict=True))
-    # Seen with --log-cli-level=INFO.
+    # Shown with --log-cli-level=INFO.
     figures = (load_s, lookup_s * 1e9, dict_s * 1e9)
-    logging.getLogger("test.sqlite").info("loaded in %.2f s of work; lookup %.0f ns, plain dict %.0f ns", *figures)
+    logging.getLogger("test.sqlite").info("loaded in %.2f s of CPU time; lookup %.0f ns, plain dict %.0f ns", *figures)
     assert load_s < 20.0
     assert lookup_s < 8 * dict_s

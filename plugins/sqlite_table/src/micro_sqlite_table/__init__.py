@@ -1,4 +1,4 @@
-"""Learned routes in an SQLite file: read from memory, written behind, back after a restart."""
+"""A route table that stores learned routes in an SQLite file and restores them after a restart."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from micro_sqlite_table.options import SqliteOptions
 
 
 def create(options: SqliteOptions, context: DriverContext) -> Table:
-    """Build the table; the file is opened by `start`. Raises OptionError."""
+    """Build the table; `start` opens the file. Raises OptionError for invalid options."""
     from micro_sqlite_table.table import SqliteTable
 
     return SqliteTable(options, context)
@@ -15,9 +15,10 @@ def create(options: SqliteOptions, context: DriverContext) -> Table:
 
 @hookimpl
 def micro_table() -> Driver[Table]:
+    """Describe the SQLite table."""
     return Driver(
         name="sqlite",
-        summary="Routes in memory, those of other nodes also in an SQLite file: they are back after a restart.",
+        summary="Stores learned routes in an SQLite file and restores them after a restart.",
         options=SqliteOptions,
         create=create,
         capabilities=frozenset({"persistent"}),

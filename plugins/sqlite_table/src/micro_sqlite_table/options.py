@@ -1,4 +1,4 @@
-"""What can be set about the SQLite table."""
+"""Options of the SQLite table."""
 
 from __future__ import annotations
 
@@ -14,29 +14,33 @@ from micro_core.contract import DriverContext, OptionError, option
 class SqliteOptions:
     """Options of `table:sqlite`."""
 
-    path: str = option("", "The file. Empty: one for each node and network, in the state directory.")
-    flush_s: float = option(0.2, "Seconds for which changes wait to be written together.")
-    keep_s: float = option(90.0, "Seconds after the end of a node for which its routes are given back.")
-    max_rows: int = option(100_000, "Routes kept in the file at most; the rest is in memory alone.")
+    path: str = option("", "Path of the file. Empty: one file per node and network in the state directory.")
+    flush_s: float = option(0.2, "Seconds for which changes are collected before they are written.")
+    keep_s: float = option(90.0, "Seconds after the end of a node for which its routes are restored.")
+    max_rows: int = option(100_000, "Maximum number of routes in the file; further routes are kept in memory only.")
 
 
-def check(options: SqliteOptions) -> None:
-    """Raise OptionError for what makes no sense."""
-    for name, is_right, wanted in (
-        ("flush_s", 0.0 < options.flush_s <= 60.0, "over 0 and at most 60 seconds"),
-        ("keep_s", 0.0 < options.keep_s <= 3_600.0, "over 0 and at most 3600 seconds: older routes are of no use"),
-        ("max_rows", 1 <= options.max_rows <= 10_000_000, "1 to 10000000"),
+def check_options(options: SqliteOptions) -> None:
+    """Check that all options are in range. Raises OptionError naming the option."""
+    for name, is_valid, expected in (
+        ("flush_s", 0.0 < options.flush_s <= 60.0, "greater than 0 and at most 60 (seconds)"),
+        (
+            "keep_s",
+            0.0 < options.keep_s <= 3_600.0,
+            "greater than 0 and at most 3600 (seconds), since older routes are outdated",
+        ),
+        ("max_rows", 1 <= options.max_rows <= 10_000_000, "from 1 to 10000000"),
     ):
-        if not is_right:
-            raise OptionError(f"sqlite.{name}: {getattr(options, name)} is not {wanted}")
+        if not is_valid:
+            raise OptionError(f"sqlite.{name} = {getattr(options, name)} is out of range: it must be {expected}")
 
 
-def path_of(options: SqliteOptions, context: DriverContext) -> Path:
-    """Where the file is."""
+def file_path(options: SqliteOptions, context: DriverContext) -> Path:
+    """Return the absolute path of the file for the node and network of `context`."""
     if options.path:
         return Path(options.path).expanduser().absolute()
     network = context.network
     if re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", network) is None:
-        # Names may hold `/` and be as long as a file's name may be.
+        # The name of a network may contain `/` and may be too long for a file name.
         network = hashlib.blake2b(network.encode(), digest_size=16).hexdigest()
     return Path(context.state_dir).absolute() / "tables" / f"{context.node_id}-{network}.sqlite"

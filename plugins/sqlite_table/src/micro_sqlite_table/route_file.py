@@ -1,7 +1,7 @@
-"""The SQLite file of one node's learned routes. Blocks: for one worker thread, never for the loop.
+"""The SQLite file with the learned routes of one node. Its methods block, so they run in a worker thread.
 
-Write-ahead log, synchronous NORMAL: what was committed survives the death of the process at any moment; the death of the
-machine may take the last commits and leaves the file sound.
+The file uses a write-ahead log and synchronous NORMAL: commits survive a crash of the process at any moment. A crash of the
+machine may lose the last commits but does not corrupt the file.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from micro_core.contract import Conflict, OptionError, Route, RouteKey
-from micro_sqlite_table.rows import COLUMNS, KEY_COLUMNS, Clocks, Row, route_of, row_of
+from micro_sqlite_table.rows import COLUMNS, KEY_COLUMNS, Clocks, Row, route_to_row, row_to_route
 
 SCHEMA_VERSION = 1
-"""PRAGMA user_version. A file of another version is set aside: routes are soon learned anew, nothing is migrated."""
+"""PRAGMA user_version. A file with another version is set aside instead of migrated, since routes are soon learned again."""
 
 APPLICATION_ID = 0x6D726F75
-"""PRAGMA application_id, `mrou`: the file of another program is never touched."""
+"""PRAGMA application_id (`mrou`). The file of another program is never changed."""
 
 _ROUTES = (
     "CREATE TABLE routes (service TEXT, gateway TEXT, network TEXT, router TEXT, metric INTEGER, site TEXT, version TEXT, "
@@ -35,161 +35,164 @@ _PUT = f"INSERT OR REPLACE INTO routes ({', '.join(COLUMNS)}) VALUES ({', '.join
 _DELETE = f"DELETE FROM routes WHERE {' AND '.join(f'{name} = ?' for name in KEY_COLUMNS)}"  # noqa: S608
 _READ = f"SELECT {', '.join(COLUMNS)} FROM routes LIMIT ?"  # noqa: S608
 
-BUSY_S = 1.0
-"""How long a write waits for somebody else who looks into the file."""
+BUSY_TIMEOUT_S = 1.0
+"""Seconds for which an operation waits for a lock held by another program."""
 
 MAX_ROW_BYTES = 64 * 1024
-"""SQLite reads no longer row or text: the longest that is written has a quarter of this."""
+"""Maximum size of a row that SQLite reads; the longest row written has a quarter of it."""
 
-_UNSOUND = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_TOOBIG)
+_CORRUPT_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_TOOBIG)
 
 
-class Unsound(Exception):
-    """The file is damaged, or its content is not what this driver writes."""
+class CorruptFileError(Exception):
+    """The file is damaged, or this driver has not written its content."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What an opened file held."""
+class LoadedRoutes:
+    """The content of an opened file."""
 
     routes: tuple[Route, ...] = ()
     refused: int = 0
-    """Rows that nobody here has written, or more than may be kept."""
+    """Number of invalid rows, and of rows beyond the limit."""
     too_old: int = 0
-    """Rows of a node that ended too long ago."""
+    """Number of rows whose lease has expired."""
 
 
 class RouteFile:
-    """`open` before all else; then `read`, `write`. Raises sqlite3.Error and OSError where it fails."""
+    """The route file at `path`, for one node and network. Call `open` first; all methods raise sqlite3.Error and OSError."""
 
     def __init__(self, path: Path, *, node_id: str, network: str) -> None:
         self.path = path
         self.set_aside_as: Path | None = None
-        """Where the last file went that was unsound; None for none."""
+        """New path of the last corrupt file that was set aside, or None."""
         self._owner_facts = {"node": node_id, "network": network}
         self._owner: sqlite3.Connection | None = None
         self._connection: sqlite3.Connection | None = None
 
-    # ------------------------------------------------------------------------ life
+    # ------------------------------------------------------------------- lifecycle
 
     def open(self) -> None:
-        """Open the file, or begin one; an unsound one is set aside.
+        """Open the file or create it; set a corrupt file aside.
 
-        Raises Conflict for the file of another node, OptionError for that of another program.
+        Raises Conflict if the file belongs to another node or is in use, OptionError if another program has created it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._claim()
+        self._lock_file()
         try:
             self._connect()
-        except (sqlite3.Error, Unsound) as error:
+        except (sqlite3.Error, CorruptFileError) as error:
             self._disconnect()
-            if not is_unsound(error):
+            if not is_corrupt(error):
                 raise
             self._set_aside()
             self._connect()
 
     def close(self) -> None:
-        """Close, and let others have it; safe to call twice."""
+        """Close the file and release the lock. Safe to call twice."""
         self._disconnect()
         owner, self._owner = self._owner, None
         if owner is not None:
             owner.close()
 
     def reopen(self) -> None:
-        """Open anew after a failure: the file may be gone, moved or damaged. Raises as `open`."""
+        """Close and open the file after a failure: it may be missing, moved or damaged. Raises the errors of `open`."""
         self._disconnect()
         self.open()
 
     # --------------------------------------------------------------------- reading
 
-    def read(self, *, keep_s: float, most: int, clocks: Clocks) -> Found:
-        """The routes of the node's earlier life, each with a lease that ends `keep_s` after that life at the latest."""
+    def read(self, *, keep_s: float, max_routes: int, clocks: Clocks) -> LoadedRoutes:
+        """Return the routes of the previous run, whose leases end at most `keep_s` seconds after that run.
+
+        At most `max_routes` routes are returned.
+        """
         with self._transaction() as connection:
             lease_end = _lease_end(connection, keep_s, clocks)
             if lease_end <= clocks.wall:
-                return Found(too_old=connection.execute("DELETE FROM routes").rowcount)
-            # What is read here has been given back once: when this life ends early, its lease goes on.
+                return LoadedRoutes(too_old=connection.execute("DELETE FROM routes").rowcount)
+            # Store the end of the lease: if this run ends early, the next one must not extend it.
             connection.execute("UPDATE routes SET expires_at = min(coalesce(expires_at, ?1), ?1)", (lease_end,))
             routes: list[Route] = []
             refused = too_old = 0
-            for row in connection.execute(_READ, (most + 1,)):
-                route = route_of(row, lease_end, clocks)
-                if route is None or len(routes) >= most:
+            for row in connection.execute(_READ, (max_routes + 1,)):
+                route = row_to_route(row, lease_end, clocks)
+                if route is None or len(routes) >= max_routes:
                     refused += 1
                 elif route.expires_at is not None and route.expires_at <= clocks.now:
                     too_old += 1
                 else:
                     routes.append(route)
-        return Found(tuple(routes), refused, too_old)
+        return LoadedRoutes(tuple(routes), refused, too_old)
 
     # --------------------------------------------------------------------- writing
 
     def write(self, changes: Mapping[RouteKey, Route | None], clocks: Clocks, *, clear: bool) -> int:
-        """Put or delete these in one transaction, after deleting all where `clear` says so; and note that the node lives.
+        """Apply `changes` (None deletes a route) in one transaction and record that the node is alive.
 
-        Returns how many are left out, because nobody would believe them.
+        `clear` deletes all routes first. Returns the number of invalid routes, which are not written.
         """
         rows: list[Row] = []
-        gone: list[tuple[str, ...]] = []
+        deleted: list[tuple[str, ...]] = []
         refused = 0
         for key, route in changes.items():
-            row = row_of(route, clocks) if route is not None else None
+            row = route_to_row(route, clocks) if route is not None else None
             if row is not None:
                 rows.append(row)
             else:
                 refused += route is not None
-                gone.append((key.service, key.gateway, key.network, key.router))
+                deleted.append((key.service, key.gateway, key.network, key.router))
         with self._transaction() as connection:
             if clear:
                 connection.execute("DELETE FROM routes")
-            # A name that cannot be in the file cannot be asked for either.
-            connection.executemany(_DELETE, [names for names in gone if all(map(_is_storable, names))])
+            # A name that cannot be stored cannot be used in a query either.
+            connection.executemany(_DELETE, [names for names in deleted if all(map(_is_storable, names))])
             connection.executemany(_PUT, rows)
             connection.execute("INSERT OR REPLACE INTO facts VALUES ('alive_at', ?)", (clocks.wall,))
         return refused
 
-    # ---------------------------------------------------------------------- inside
+    # -------------------------------------------------------------------- internal
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         connection = self._connection
         if connection is None:
-            raise sqlite3.OperationalError("the file is not open")
+            raise sqlite3.OperationalError("the route file is not open")
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
             connection.execute("COMMIT")
         except BaseException:
-            # SQLite may have rolled back by itself, when the disk was full.
+            # If the disk is full, SQLite may already have rolled back.
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             raise
 
-    def _claim(self) -> None:
-        """Hold the lock of this file's owner; it goes with the process. Raises Conflict."""
+    def _lock_file(self) -> None:
+        """Take the owner lock, which the system releases when the process ends. Raises Conflict if it is taken."""
         if self._owner is not None:
             return
         lock = self.path.with_name(self.path.name + ".owner")
         owner = sqlite3.connect(lock, timeout=0.0, isolation_level=None, check_same_thread=False)
         try:
-            # Never written: SQLite's locks work on every system that has SQLite.
+            # The lock file is never written. Its lock is SQLite's own, which works on every platform.
             owner.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as error:
             owner.close()
             if _code(error) == sqlite3.SQLITE_BUSY:
                 raise Conflict(
                     f"sqlite: another node is using {self.path}",
-                    hint="give each node a path of its own, as in MICRO_SQLITE__PATH=...; two nodes of one name share one",
+                    hint="give each node its own path, e.g. MICRO_SQLITE__PATH=...; nodes with the same name share a path",
                 ) from error
             raise
         self._owner = owner
 
     def _connect(self) -> None:
-        # Made here, so that only this user may read it: SQLite would ask the umask alone.
+        # Create the file with mode 0600, because SQLite would only apply the umask.
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600))
-        connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         self._connection = connection
-        # A hostile file: no code of its schema runs, no value is longer than ours are, no text is trusted to be one.
+        # The file is untrusted: its schema must not run code, values have a maximum length, and texts may be invalid UTF-8.
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
         connection.text_factory = _text
         connection.execute("PRAGMA trusted_schema = OFF")
@@ -197,9 +200,9 @@ class RouteFile:
         self._check_kind(connection)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
-        (told,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if told != "ok":
-            raise Unsound(f"{self.path}: {told!r:.200}")
+        (result,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if result != "ok":
+            raise CorruptFileError(f"{self.path}: {result!r:.200}")
         self._check_owner(connection)
 
     def _check_kind(self, connection: sqlite3.Connection) -> None:
@@ -215,22 +218,22 @@ class RouteFile:
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif application != APPLICATION_ID:
             raise OptionError(
-                f"sqlite.path: {self.path} is the file of another program", hint="name one that does not exist yet"
+                f"sqlite.path: {self.path} belongs to another program", hint="use a path that does not exist yet"
             )
         elif version != SCHEMA_VERSION:
-            raise Unsound(f"{self.path}: schema version {version}, not {SCHEMA_VERSION}")
+            raise CorruptFileError(f"{self.path}: schema version {version} instead of {SCHEMA_VERSION}")
         elif objects != len(SCHEMA) or set(connection.execute("SELECT type, name, sql FROM sqlite_master")) != SCHEMA:
-            raise Unsound(f"{self.path}: its schema is another one")
+            raise CorruptFileError(f"{self.path}: unexpected schema")
 
     def _check_owner(self, connection: sqlite3.Connection) -> None:
-        for name, mine in self._owner_facts.items():
+        for name, expected in self._owner_facts.items():
             row = connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
             if row is None or not isinstance(row[0], str):
-                raise Unsound(f"{self.path}: it does not say of which {name} it is")
-            if row[0] != mine:
+                raise CorruptFileError(f"{self.path}: the {name} of its owner is missing")
+            if row[0] != expected:
                 raise Conflict(
-                    f"sqlite: {self.path} holds the routes of another {name}, {row[0]!r:.60}",
-                    hint="give each node a path of its own, or remove the file: routes are learned anew",
+                    f"sqlite: {self.path} contains the routes of another {name}, {row[0]!r:.60}",
+                    hint="give each node its own path, or delete the file: routes are learned again",
                 )
 
     def _disconnect(self) -> None:
@@ -240,27 +243,27 @@ class RouteFile:
 
     def _set_aside(self) -> None:
         aside = self.path.with_name(self.path.name + ".unsound")
-        for end in ("-wal", "-shm", ""):
-            source, target = self.path.with_name(self.path.name + end), aside.with_name(aside.name + end)
+        for suffix in ("-wal", "-shm", ""):
+            source, target = self.path.with_name(self.path.name + suffix), aside.with_name(aside.name + suffix)
             target.unlink(missing_ok=True)
             if source.exists():
                 source.replace(target)
         self.set_aside_as = aside
 
 
-def is_unsound(error: BaseException) -> bool:
-    """Whether the file is to blame, and not the disk, the directory, or somebody who holds it."""
-    return isinstance(error, Unsound) or (isinstance(error, sqlite3.Error) and _code(error) in _UNSOUND)
+def is_corrupt(error: BaseException) -> bool:
+    """Return whether `error` means that the file is corrupt, rather than that the disk or a lock prevents access."""
+    return isinstance(error, CorruptFileError) or (isinstance(error, sqlite3.Error) and _code(error) in _CORRUPT_CODES)
 
 
 def _code(error: sqlite3.Error) -> int:
-    # The low byte is the primary code; errors of the Python module itself have none.
+    # The low byte is the primary result code. Errors of the Python module itself have none.
     code: int = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF
 
 
 def _lease_end(connection: sqlite3.Connection, keep_s: float, clocks: Clocks) -> float:
-    """Wall-clock seconds: `keep_s` after the node was last known to live, and not later than that from now on."""
+    """Return the end of all leases as wall-clock time: `keep_s` after the node was last alive."""
     row = connection.execute("SELECT value FROM facts WHERE name = 'alive_at'").fetchone()
     alive_at = row[0] if row is not None else None
     if not isinstance(alive_at, float) or not math.isfinite(alive_at):
@@ -269,9 +272,9 @@ def _lease_end(connection: sqlite3.Connection, keep_s: float, clocks: Clocks) ->
 
 
 def _text(data: bytes) -> str:
-    # What is no UTF-8 becomes surrogates, which are in no name and are not printable.
+    # Invalid UTF-8 becomes surrogates, which are neither valid in names nor printable.
     return data.decode("utf-8", "surrogateescape")
 
 
 def _is_storable(name: str) -> bool:
-    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)

@@ -1,4 +1,4 @@
-"""Routes as rows, and back. Pure. What comes from a file is believed only where it could have been written so."""
+"""Convert routes to rows and back. Pure. A row that this module could not have written is rejected."""
 
 from __future__ import annotations
 
@@ -10,47 +10,53 @@ from micro_core.contract.names import INTEREST_PREFIX, check_network_name, check
 from micro_core.contract.table import ANY_SERVICE, NETWORK_LINK
 
 MAX_METRIC_US = 2**31 - 1
-"""Half an hour of microseconds: where sums of costs stop."""
+"""Maximum metric in microseconds (36 minutes), at which sums of costs saturate."""
 
 MAX_HOPS = 255
+"""Maximum hop count of a route."""
+
 MAX_SITE_CHARS = 253
+"""Maximum length of the name of a site."""
+
 MAX_VERSION_CHARS = 4_200
-"""Sixteen versions of 253 characters, and the commas between."""
+"""Maximum length of the version list: 16 versions of 253 characters, separated by commas."""
 
 Row = tuple[object, ...]
-"""Of the columns in `COLUMNS`."""
+"""The values of one row, in the order of `COLUMNS`."""
 
 COLUMNS = ("service", "gateway", "network", "router", "metric", "site", "version", "hops", "expires_at")
 KEY_COLUMNS = COLUMNS[:4]
-"""Address and link are the same for all learned routes."""
+"""The columns of the primary key. Address and link are the same for all learned routes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """Both clocks at one moment. The file has times of the wall clock: the other one means nothing to a later process."""
+    """Both clocks at the same moment, in seconds. The file stores wall-clock times, which are valid in later processes."""
 
     now: float
     wall: float
 
     def to_wall(self, at: float) -> float:
+        """Convert a time of the monotonic clock to the wall clock."""
         return at - self.now + self.wall
 
     def from_wall(self, at: float) -> float:
+        """Convert a wall-clock time to the monotonic clock."""
         return at - self.wall + self.now
 
 
-def row_of(route: Route, clocks: Clocks) -> Row | None:
-    """`route` as a row; None for one that would not be believed when it is read."""
+def route_to_row(route: Route, clocks: Clocks) -> Row | None:
+    """Convert a route to a row; return None if `row_to_route` would reject it."""
     if route.link != NETWORK_LINK or route.address:
         return None
     expires_at = None if route.expires_at is None else clocks.to_wall(route.expires_at)
     names = (route.service, route.gateway, route.network, route.router)
     row: Row = (*names, route.metric, route.site, route.version, route.hops, expires_at)
-    return row if route_of(row, 0.0, clocks) is not None else None
+    return row if row_to_route(row, 0.0, clocks) is not None else None
 
 
-def route_of(row: Row, lease_end: float, clocks: Clocks) -> Route | None:
-    """The route of a row, good until `lease_end` (wall clock) at most; None for a row that nobody here has written."""
+def row_to_route(row: Row, lease_end: float, clocks: Clocks) -> Route | None:
+    """Convert a row to a route that is valid until `lease_end` (wall clock) at most; return None if the row is invalid."""
     match row:
         case (
             str() as service,
@@ -98,6 +104,6 @@ def _are_names(service: str, gateway: str, network: str, router: str) -> bool:
     return True
 
 
-def _is_text(text: str, most: int) -> bool:
-    # People see it on their terminals.
-    return len(text) <= most and text.isprintable()
+def _is_text(text: str, max_chars: int) -> bool:
+    # The text is shown on terminals, so control characters are not allowed.
+    return len(text) <= max_chars and text.isprintable()

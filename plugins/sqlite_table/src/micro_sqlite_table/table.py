@@ -1,9 +1,9 @@
-"""The table: answers from memory, as the one of core does; what neighbours told is written behind, by a thread.
+"""The table: lookups are answered from memory; a thread writes the learned routes to the file in the background.
 
-    change -> pending (one entry a key) -> every `flush_s`, batches of BATCH_ROUTES -> thread -> one transaction each
+    change -> pending (one entry per key) -> every `flush_s`, batches of BATCH_ROUTES -> thread -> one transaction each
 
-When writing fails, changes are not collected any longer: the node goes on in memory, and each attempt to come back opens
-the file anew and writes everything.
+After a failed write, changes are no longer collected and the node continues in memory. Each retry opens the file again and
+writes all routes.
 """
 
 from __future__ import annotations
@@ -26,61 +26,61 @@ from micro_core.contract import (
     RouteKey,
 )
 from micro_core.contract.table import NETWORK_LINK
-from micro_sqlite_table.options import SqliteOptions, check, path_of
-from micro_sqlite_table.route_file import Found, RouteFile, Unsound
+from micro_sqlite_table.options import SqliteOptions, check_options, file_path
+from micro_sqlite_table.route_file import CorruptFileError, LoadedRoutes, RouteFile
 from micro_sqlite_table.rows import Clocks
 
 T = TypeVar("T")
 
 BATCH_ROUTES = 1_000
-"""Changes of one transaction; and routes put into memory before others get their turn."""
+"""Maximum number of changes per transaction, and of routes loaded before the event loop may run other tasks."""
 
 HEARTBEAT_S = 5.0
-"""How often the file is told that the node lives, where nothing changes."""
+"""Seconds between two updates of the `alive_at` entry while no routes change."""
 
-RETRY_LAST_S = 30.0
-"""The longest pause before a file that fails is tried again; it doubles up to this."""
+MAX_RETRY_S = 30.0
+"""Longest pause in seconds before a failed file is retried; the pause doubles up to this value."""
 
 
 class SqliteTable(RouteIndex):
     """Implements `micro_core.contract.table.Table`."""
 
     def __init__(self, options: SqliteOptions, context: DriverContext) -> None:
-        check(options)
+        check_options(options)
         super().__init__(logger=context.logger, counters=context.counters)
         self._options = options
         self._clock = context.clock
-        self._file = RouteFile(path_of(options, context), node_id=context.node_id, network=context.network)
+        self._file = RouteFile(file_path(options, context), node_id=context.node_id, network=context.network)
         self._pending: dict[RouteKey, Route | None] = {}
-        """What the file does not have yet; None for a route that is gone."""
-        self._kept: set[RouteKey] = set()
-        """The routes that belong into the file, at most `max_rows`."""
-        self._is_behind = False
-        """The file has failed, or holds what it should not: all must be written anew."""
+        """Changes that are not in the file yet; None for a deleted route."""
+        self._stored: set[RouteKey] = set()
+        """Keys of the routes that belong in the file, at most `max_rows`."""
+        self._must_rewrite = False
+        """Whether the file must be rewritten completely, because it failed or contained invalid rows."""
         self._is_failing = False
         self._due = asyncio.Event()
         self._closing = asyncio.Event()
         self._executor: ThreadPoolExecutor | None = None
         self._writer: asyncio.Task[None] | None = None
 
-    # ------------------------------------------------------------------------ life
+    # ------------------------------------------------------------------- lifecycle
 
     async def start(self) -> None:
-        """Take up what the file holds of an earlier life. A file that cannot be had is tried again later.
+        """Load the routes of the previous run. A file that cannot be opened is retried in the background.
 
-        Raises Conflict for the file of another node, OptionError for that of another program.
+        Raises Conflict if the file belongs to another node or is in use, OptionError if another program has created it.
         """
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite-table")
         try:
-            await self._take_up(await self._open())
+            await self._load(await self._open())
         except BaseException:
-            await self._let_go()
+            await self._close_file()
             raise
         self.watch(self._changed)
         self._writer = asyncio.get_running_loop().create_task(self._keep_writing())
 
     async def close(self) -> None:
-        """Write what is pending and close the file; the routes stay readable. Safe to call twice."""
+        """Write pending changes and close the file. The routes stay readable. Safe to call twice."""
         writer, self._writer = self._writer, None
         self._closing.set()
         self._due.set()
@@ -88,35 +88,37 @@ class SqliteTable(RouteIndex):
             if writer is not None:
                 await writer
         finally:
-            await self._let_go()
+            await self._close_file()
             self.forget_watchers()
 
-    async def _open(self) -> Found:
-        def work() -> Found:
+    async def _open(self) -> LoadedRoutes:
+        def work() -> LoadedRoutes:
             self._file.open()
-            return self._file.read(keep_s=self._options.keep_s, most=self._options.max_rows, clocks=self._clocks())
+            return self._file.read(
+                keep_s=self._options.keep_s, max_routes=self._options.max_rows, clocks=self._clocks()
+            )
 
         try:
             return await self._in_thread(work)
-        except (sqlite3.Error, OSError, Unsound) as error:
+        except (sqlite3.Error, OSError, CorruptFileError) as error:
             self._failed(error)
-            return Found()
+            return LoadedRoutes()
         finally:
-            self._tell_of_set_aside()
+            self._report_set_aside()
 
-    async def _take_up(self, found: Found) -> None:
-        if found.too_old:
-            self._counters.add("sqlite_routes_too_old", found.too_old)
-        if found.refused:
-            self._counters.add("sqlite_rows_refused", found.refused)
-            self._is_behind = True
-        for place, route in enumerate(found.routes):
-            self._kept.add(route.key)
+    async def _load(self, loaded: LoadedRoutes) -> None:
+        if loaded.too_old:
+            self._counters.add("sqlite_routes_too_old", loaded.too_old)
+        if loaded.refused:
+            self._counters.add("sqlite_rows_refused", loaded.refused)
+            self._must_rewrite = True
+        for index, route in enumerate(loaded.routes):
+            self._stored.add(route.key)
             self.put(route)
-            if place % BATCH_ROUTES == BATCH_ROUTES - 1:
+            if index % BATCH_ROUTES == BATCH_ROUTES - 1:
                 await asyncio.sleep(0)
 
-    async def _let_go(self) -> None:
+    async def _close_file(self) -> None:
         executor, self._executor = self._executor, None
         if executor is None:
             return
@@ -133,18 +135,18 @@ class SqliteTable(RouteIndex):
     def _changed(self, event: RouteEvent) -> None:
         route, key = event.route, event.route.key
         if route.link != NETWORK_LINK:
-            # Instances of this site follow the registry.
+            # Routes to local instances come from the registry.
             return
         if event.kind is RouteEventKind.DELETE:
-            if key not in self._kept:
+            if key not in self._stored:
                 return
-            self._kept.discard(key)
-        elif key not in self._kept:
-            if len(self._kept) >= self._options.max_rows:
-                self._counters.add("sqlite_routes_over_the_bound")
+            self._stored.discard(key)
+        elif key not in self._stored:
+            if len(self._stored) >= self._options.max_rows:
+                self._counters.add("sqlite_routes_over_limit")
                 return
-            self._kept.add(key)
-        if self._is_behind:
+            self._stored.add(key)
+        if self._must_rewrite:
             return
         self._pending[key] = None if event.kind is RouteEventKind.DELETE else route
         self._due.set()
@@ -154,61 +156,61 @@ class SqliteTable(RouteIndex):
     async def _keep_writing(self) -> None:
         pause_s = self._options.flush_s
         while not self._closing.is_set():
-            if not self._is_behind:
-                await _at_most(HEARTBEAT_S, self._due)
-            await _at_most(pause_s, self._closing)
+            if not self._must_rewrite:
+                await _wait(self._due, HEARTBEAT_S)
+            await _wait(self._closing, pause_s)
             has_written = await self._flush()
-            pause_s = self._options.flush_s if has_written else min(RETRY_LAST_S, max(1.0, 2 * pause_s))
+            pause_s = self._options.flush_s if has_written else min(MAX_RETRY_S, max(1.0, 2 * pause_s))
         if self._pending:
             await self._flush()
 
     async def _flush(self) -> bool:
-        """Write what is pending, everything where the file is behind; False where that fails."""
+        """Write pending changes, or all routes if the file must be rewritten; return whether that succeeded."""
         self._due.clear()
-        clear = self._is_behind
+        clear = self._must_rewrite
         try:
-            if self._is_behind:
+            if self._must_rewrite:
                 await self._in_thread(self._file.reopen)
-                self._is_behind = False
-                self._pending = {route.key: route for route in self.list() if route.key in self._kept}
+                self._must_rewrite = False
+                self._pending = {route.key: route for route in self.list() if route.key in self._stored}
             while True:
                 batch = {key: self._pending.pop(key) for key in [*islice(self._pending, BATCH_ROUTES)]}
                 refused = await self._write(batch, clear=clear)
                 clear = False
                 if refused:
-                    self._counters.add("sqlite_routes_unfit", refused)
+                    self._counters.add("sqlite_routes_invalid", refused)
                 if not self._pending:
                     break
-        except (sqlite3.Error, OSError, Unsound, MicroError) as error:
+        except (sqlite3.Error, OSError, CorruptFileError, MicroError) as error:
             self._failed(error)
             return False
         finally:
-            self._tell_of_set_aside()
+            self._report_set_aside()
         if self._is_failing:
             self._is_failing = False
-            self._logger.info("route file is written again", extra={"path": str(self._file.path)})
+            self._logger.info("route file recovered", extra={"path": str(self._file.path)})
         return True
 
     async def _write(self, batch: dict[RouteKey, Route | None], *, clear: bool) -> int:
         return await self._in_thread(lambda: self._file.write(batch, self._clocks(), clear=clear))
 
     def _failed(self, error: Exception) -> None:
-        """Go on in memory. Said once, until it works again."""
-        self._is_behind = True
+        """Continue in memory; log the first failure until the file works again."""
+        self._must_rewrite = True
         self._pending.clear()
         self._counters.add("sqlite_file_failures")
         if not self._is_failing:
             self._is_failing = True
             self._logger.warning(
-                "route file failed: routes are in memory alone until it can be written again",
+                "route file failed: routes are kept in memory only until it recovers",
                 extra={"path": str(self._file.path), "reason": str(error)},
             )
 
-    def _tell_of_set_aside(self) -> None:
+    def _report_set_aside(self) -> None:
         aside, self._file.set_aside_as = self._file.set_aside_as, None
         if aside is not None:
             self._counters.add("sqlite_files_set_aside")
-            self._logger.warning("route file was unsound and a new one is begun", extra={"path": str(aside)})
+            self._logger.warning("corrupt route file set aside, new file created", extra={"path": str(aside)})
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -217,8 +219,8 @@ class SqliteTable(RouteIndex):
         return Clocks(self._clock.now(), self._clock.wall())
 
 
-async def _at_most(seconds: float, event: asyncio.Event) -> None:
-    """Wait for an event, for so long at most."""
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait for an event, but not longer than `timeout_s`."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(timeout_s):
             await event.wait()
