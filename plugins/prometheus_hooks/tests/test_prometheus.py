@@ -1,4 +1,4 @@
-"""What Prometheus is shown: of calls, of a node, over HTTP; and that it never stands in anybody's way."""
+"""Metrics of calls and nodes over HTTP, and faults of the endpoint."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from micro_core.node.node import Node
 from micro_core.testing import free_port
 
 
-class Clock:
-    """Time that goes on when it is told."""
+class ManualClock:
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.time_s = 100.0
@@ -53,15 +53,15 @@ def context(tmp_path: Path, counters: CountersInMemory) -> DriverContext:
         network="go.micro",
         site="eu",
         state_dir=str(tmp_path),
-        clock=Clock(),
+        clock=ManualClock(),
         random=random.Random(1),
         logger=logging.getLogger("test"),
         counters=counters,
     )
 
 
-async def ask(address: str, request: bytes = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n") -> str:
-    """The whole answer, as a scraper gets it."""
+async def fetch(address: str, request: bytes = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n") -> str:
+    """Return the whole response as received by Prometheus."""
     host, port = address.removeprefix("http://").partition("/")[0].rsplit(":", 1)
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request)
@@ -89,8 +89,8 @@ def info(service: str = "greeter", endpoint: str = "Say.Hello") -> CallInfo:
     ("error", "code"),
     [(None, "200"), (NotFound("x"), "404"), (KeyError("x"), "500"), (asyncio.CancelledError(), "499")],
 )
-async def test_a_call_is_measured_by_what_came_of_it(error: BaseException | None, code: str) -> None:
-    registry, clock = CollectorRegistry(), Clock()
+async def test_call_is_measured_with_its_result_code(error: BaseException | None, code: str) -> None:
+    registry, clock = CollectorRegistry(), ManualClock()
     calls = CallMetrics(registry, clock, 10)
 
     async def handler(_: CallInfo) -> str:
@@ -109,19 +109,19 @@ async def test_a_call_is_measured_by_what_came_of_it(error: BaseException | None
     assert registry.get_sample_value("micro_call_seconds_sum", labels) == pytest.approx(0.3)
 
 
-async def test_names_that_callers_make_up_do_not_fill_the_memory() -> None:
+async def test_invented_names_do_not_exhaust_the_memory() -> None:
     registry = CollectorRegistry()
-    calls = CallMetrics(registry, Clock(), 2)
+    calls = CallMetrics(registry, ManualClock(), 2)
 
     async def handler(_: CallInfo) -> None: ...
 
     for number in range(100):
-        await calls.measure(info(endpoint=f"Made.Up{number}"), handler)
+        await calls.measure(info(endpoint=f"Invented.Name{number}"), handler)
     samples = [sample for metric in registry.collect() for sample in metric.samples if sample.name.endswith("_count")]
     assert sorted((sample.labels["endpoint"], sample.value) for sample in samples) == [
         (OTHER, 98),
-        ("Made.Up0", 1),
-        ("Made.Up1", 1),
+        ("Invented.Name0", 1),
+        ("Invented.Name1", 1),
     ]
 
 
@@ -140,44 +140,44 @@ async def endpoint(context: DriverContext) -> AsyncIterator[Endpoint]:
     await asyncio.sleep(0)
 
 
-async def test_closing_while_it_serves_is_no_failure(endpoint: Endpoint) -> None:
-    assert (await ask(endpoint.address)).startswith("HTTP/1.1 200 OK")
+async def test_closing_while_serving_does_not_fail(endpoint: Endpoint) -> None:
+    assert (await fetch(endpoint.address)).startswith("HTTP/1.1 200 OK")
     task = endpoint._task
     assert task is not None
     endpoint.close()
     await asyncio.wait([task])
     assert task.cancelled()
     with pytest.raises(OSError, match=r"."):
-        await ask(endpoint.address)
+        await fetch(endpoint.address)
 
 
-async def test_prometheus_gets_its_text_and_others_a_plain_answer(endpoint: Endpoint) -> None:
-    answer = await ask(endpoint.address)
-    assert answer.startswith("HTTP/1.1 200 OK\r\n")
-    assert "# TYPE micro_call_seconds histogram" in answer
+async def test_prometheus_receives_metrics_and_other_requests_an_error(endpoint: Endpoint) -> None:
+    response = await fetch(endpoint.address)
+    assert response.startswith("HTTP/1.1 200 OK\r\n")
+    assert "# TYPE micro_call_seconds histogram" in response
     request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n"
-    assert (await ask(endpoint.address, request)).endswith("# EOF\n")
-    assert (await ask(endpoint.address, b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).endswith("\r\n\r\n")
-    assert " 404 Not Found\r\n" in await ask(endpoint.address, b"GET /etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert " 405 " in await ask(endpoint.address, b"DELETE /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await fetch(endpoint.address, request)).endswith("# EOF\n")
+    assert (await fetch(endpoint.address, b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n")).endswith("\r\n\r\n")
+    assert " 404 Not Found\r\n" in await fetch(endpoint.address, b"GET /etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert " 405 " in await fetch(endpoint.address, b"DELETE /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
 
 
 @pytest.mark.parametrize(
     "request_bytes", [b"\x00\xff\r\n\r\n", b"GET " + b"x" * (2 * MAX_REQUEST_BYTES), b"GET / HT\r\n"]
 )
-async def test_what_is_no_request_gets_no_answer_and_is_counted(
+async def test_invalid_request_is_not_answered_and_is_counted(
     endpoint: Endpoint, counters: CountersInMemory, request_bytes: bytes
 ) -> None:
     try:
-        assert await ask(endpoint.address, request_bytes) == ""
+        assert await fetch(endpoint.address, request_bytes) == ""
     except ConnectionError:
-        # A reset is no answer, either.
+        # The server may also reset the connection.
         pass
     assert counters.values == {"prometheus_requests_failed": 1}
-    assert "200 OK" in await ask(endpoint.address)
+    assert "200 OK" in await fetch(endpoint.address)
 
 
-async def test_askers_beyond_the_bound_are_refused_and_those_who_say_nothing_hold_up_nobody(
+async def test_connections_over_the_limit_are_refused_and_silent_ones_block_no_others(
     endpoint: Endpoint, counters: CountersInMemory
 ) -> None:
     host, port = endpoint.address.removeprefix("http://").partition("/")[0].rsplit(":", 1)
@@ -192,7 +192,7 @@ async def test_askers_beyond_the_bound_are_refused_and_those_who_say_nothing_hol
 
     async def is_served() -> bool:
         try:
-            return "200 OK" in await ask(endpoint.address)
+            return "200 OK" in await fetch(endpoint.address)
         except ConnectionError:
             return False
 
@@ -208,8 +208,8 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def a_node(name: str, port: int, **more: object) -> Node:
-    flags = {f"node.{key}": value for key, value in more.items()}
+def make_node(name: str, port: int, **settings: object) -> Node:
+    flags = {f"node.{key}": value for key, value in settings.items()}
     return assemble(
         load_settings(
             {
@@ -224,9 +224,9 @@ def a_node(name: str, port: int, **more: object) -> Node:
     )
 
 
-async def test_a_node_shows_itself_its_routes_its_counters_and_its_links() -> None:
+async def test_node_exports_its_identity_routes_counters_and_links() -> None:
     port = free_port()
-    eu, us = a_node("eu", port), a_node("us", free_port(), nodes=("memory://eu",))
+    eu, us = make_node("eu", port), make_node("us", free_port(), nodes=("memory://eu",))
     await eu.start()
     await us.start()
     try:
@@ -234,16 +234,16 @@ async def test_a_node_shows_itself_its_routes_its_counters_and_its_links() -> No
         url = f"http://127.0.0.1:{port}/metrics"
 
         async def is_linked() -> bool:
-            return 'micro_link_up{driver="memory",name="us"' in await ask(url)
+            return 'micro_link_up{driver="memory",name="us"' in await fetch(url)
 
         await until(is_linked)
-        answer = await ask(url)
-        assert f'micro_node_info{{id="{eu.node_id}",name="eu",network="go.micro",site="eu"}} 1.0' in answer
-        assert "process_resident_memory_bytes" in answer
+        response = await fetch(url)
+        assert f'micro_node_info{{id="{eu.node_id}",name="eu",network="go.micro",site="eu"}} 1.0' in response
+        assert "process_resident_memory_bytes" in response
         for link in ("local", "network"):
             expected = sum(1 for route in eu.table.list() if route.link == link)
-            assert f'micro_routes{{link="{link}"}} {expected}.0' in answer
-        assert "micro_calls_in_flight 0.0" in answer
+            assert f'micro_routes{{link="{link}"}} {expected}.0' in response
+        assert "micro_calls_in_flight 0.0" in response
 
         shown = await asyncio.to_thread(
             CliRunner().invoke, commands(), ["show", f"127.0.0.1:{port}", "--match", "_link_"]
@@ -255,27 +255,27 @@ async def test_a_node_shows_itself_its_routes_its_counters_and_its_links() -> No
         await us.stop(drain=False)
         await eu.stop(drain=False)
     with pytest.raises(ConnectionError):
-        await ask(f"http://127.0.0.1:{port}/metrics")
+        await fetch(f"http://127.0.0.1:{port}/metrics")
 
 
-async def test_a_port_that_is_taken_keeps_no_node_from_its_work(caplog: pytest.LogCaptureFixture) -> None:
+async def test_port_in_use_does_not_prevent_the_node_from_starting(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        node = a_node("eu", taken.getsockname()[1])
+        node = make_node("eu", taken.getsockname()[1])
         await node.start()
         assert node.counters.values["prometheus_endpoint_failed"] == 1
-        assert "no metrics" in caplog.text
+        assert "cannot serve metrics" in caplog.text
         await node.stop(drain=False)
 
 
-async def a_runtime(*sets: str) -> Runtime:
+async def make_runtime(*sets: str) -> Runtime:
     return await build_runtime(
         load_settings({"node.plugins": "prometheus,registry:memory,transport:memory"}, sets=sets)
     )
 
 
-async def test_a_service_shows_its_calls_where_it_is_told_to() -> None:
+async def test_service_exports_its_calls_at_the_configured_address() -> None:
     port = free_port()
-    runtime = await a_runtime(f"prometheus.service_listen=127.0.0.1:{port}")
+    runtime = await make_runtime(f"prometheus.service_listen=127.0.0.1:{port}")
     service = Service("greeter", registry=runtime.registry, transport=runtime.transport)
 
     async def hello(name: str) -> str:
@@ -286,15 +286,15 @@ async def test_a_service_shows_its_calls_where_it_is_told_to() -> None:
     await service.start()
     async with Client(registry=runtime.registry, transport=runtime.transport) as client:
         assert await client.call("greeter", "Say.Hello", "Ada") == "Hello Ada"
-    answer = await ask(f"http://127.0.0.1:{port}/metrics")
+    response = await fetch(f"http://127.0.0.1:{port}/metrics")
     labels = '{code="200",endpoint="Say.Hello",service="greeter",side="server"}'
-    assert f"micro_call_seconds_count{labels} 1.0" in answer
+    assert f"micro_call_seconds_count{labels} 1.0" in response
     await service.stop()
     await runtime.close()
 
 
-async def test_a_process_that_shows_nothing_measures_nothing() -> None:
-    runtime = await a_runtime()
+async def test_process_without_an_endpoint_does_not_measure_calls() -> None:
+    runtime = await make_runtime()
     assert runtime.interceptors("client") == runtime.interceptors("server") == []
     await runtime.close()
 
@@ -303,18 +303,18 @@ async def test_a_process_that_shows_nothing_measures_nothing() -> None:
 
 
 def commands() -> Any:
-    ((word, make),) = micro_commands()
-    assert word == "metrics"
+    ((name, make),) = micro_commands()
+    assert name == "metrics"
     return make()
 
 
-def test_the_command_says_what_to_try_where_nobody_shows_metrics() -> None:
+def test_command_gives_a_hint_if_no_metrics_are_served() -> None:
     done = CliRunner().invoke(commands(), ["show", f"127.0.0.1:{free_port()}"])
     assert (done.exit_code, done.stdout) == (6, "")
-    assert "try: MICRO_PLUGINS=prometheus" in done.stderr
+    assert "try: start that process with MICRO_PLUGINS=prometheus" in done.stderr
 
 
-@pytest.mark.parametrize("wrong", [{"max_series": 0}, {"listen": "9464x"}, {"service_listen": "host:port"}])
-def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(OptionError, match=next(iter(wrong))):
-        PrometheusOptions(**wrong)
+@pytest.mark.parametrize("options", [{"max_series": 0}, {"listen": "9464x"}, {"service_listen": "host:port"}])
+def test_invalid_options_are_rejected(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=next(iter(options))):
+        PrometheusOptions(**options)

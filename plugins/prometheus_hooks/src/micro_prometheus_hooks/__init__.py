@@ -1,4 +1,4 @@
-"""Metrics of nodes and services for Prometheus."""
+"""Export metrics of nodes and services to Prometheus."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from micro_prometheus_hooks.options import PrometheusOptions
 
 
 def create(options: PrometheusOptions, context: DriverContext) -> object:
-    """Build the object whose methods are the hooks."""
+    """Build the object whose methods implement the hooks."""
     from micro_prometheus_hooks.hooks import PrometheusHooks
 
     return PrometheusHooks(options, context)
 
 
 def make_app() -> object:
-    """`micro metrics`, when somebody types it."""
+    """Return the typer app of `micro metrics`; its module is imported only when the command is used."""
     from micro_prometheus_hooks.commands import make_app
 
     return make_app()
@@ -24,9 +24,10 @@ def make_app() -> object:
 
 @hookimpl
 def micro_hooks() -> Driver[object]:
+    """Describe the plugin and its options."""
     return Driver(
         name="prometheus",
-        summary="Metrics of nodes and services for Prometheus.",
+        summary="Exports metrics of nodes and services to Prometheus.",
         options=PrometheusOptions,
         create=create,
     )
@@ -34,4 +35,5 @@ def micro_hooks() -> Driver[object]:
 
 @hookimpl
 def micro_commands() -> Sequence[tuple[str, Callable[[], object]]]:
+    """Add the command group `metrics`."""
     return [("metrics", make_app)]

@@ -1,4 +1,4 @@
-"""`micro metrics show`: what a node or a service shows Prometheus, for a person."""
+"""`micro metrics show`: print the metrics that a node or a service exports to Prometheus."""
 
 from __future__ import annotations
 
@@ -12,39 +12,45 @@ import typer
 from micro_prometheus_hooks.options import DEFAULT_LISTEN
 
 MAX_BYTES = 16 * 1024 * 1024
+"""Maximum size of a response."""
+
 TIMEOUT_S = 5.0
+"""Time limit of a request in seconds."""
+
 UNREACHABLE = 6
-"""The exit code that every command of micro has for it."""
+"""Exit code of all micro commands for an unreachable address."""
 
 
 def make_app() -> typer.Typer:
-    """The group `metrics`."""
-    app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See what Prometheus sees.")
+    """Return the typer app of the command group `metrics`."""
+    app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show Prometheus metrics.")
 
-    # With a second command the first keeps its word; typer drops the word of an only one.
+    # Without a callback, typer would drop the name of the only command.
     @app.callback()
     def group() -> None: ...
 
     @app.command()
     def show(
-        address: Annotated[str, typer.Argument(help="host:port of a node's or a service's metrics.")] = DEFAULT_LISTEN,
-        match: Annotated[str, typer.Option(help="Only metrics with this in their name.")] = "",
-        process: Annotated[bool, typer.Option(help="Also those of the process and of Python.")] = False,
+        address: Annotated[
+            str, typer.Argument(help="Address of the metrics of a node or service, e.g. 127.0.0.1:9464.")
+        ] = DEFAULT_LISTEN,
+        match: Annotated[str, typer.Option(help="Show only metrics whose name contains this text.")] = "",
+        process: Annotated[bool, typer.Option(help="Also show metrics of the process and of Python.")] = False,
     ) -> None:
-        """Print the metrics of a process, one a line."""
+        """Print the metrics of a process, one per line."""
         host = address.removeprefix("http://").partition("/")[0]
         try:
-            # No proxy: what is asked is this machine or site.
+            # The address is on this machine or site, so ignore HTTP proxies.
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             with opener.open(f"http://{host}/metrics", timeout=TIMEOUT_S) as answer:
                 text = answer.read(MAX_BYTES).decode(errors="replace")
         except (OSError, ValueError, HTTPException) as error:
-            typer.echo(f"error: no metrics at {host}: {error}", err=True)
-            typer.echo("  try: MICRO_PLUGINS=prometheus, where it runs", err=True)
+            typer.echo(f"error: cannot read metrics from {host}: {error}", err=True)
+            typer.echo("  try: start that process with MICRO_PLUGINS=prometheus", err=True)
             raise typer.Exit(UNREACHABLE) from None
         for line in text.splitlines():
-            is_ours = process or line.startswith("micro_")
-            if not line.startswith("#") and is_ours and match in line.partition("{")[0].partition(" ")[0]:
-                typer.echo("".join(letter if letter.isprintable() else "?" for letter in line))
+            is_selected = process or line.startswith("micro_")
+            if not line.startswith("#") and is_selected and match in line.partition("{")[0].partition(" ")[0]:
+                typer.echo("".join(character if character.isprintable() else "?" for character in line))
 
     return app

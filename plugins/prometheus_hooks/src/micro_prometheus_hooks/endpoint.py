@@ -1,4 +1,4 @@
-"""`GET /metrics` over HTTP/1.1: what Prometheus asks, and nothing else. Parsing is the h11 library's."""
+"""Serve `GET /metrics` over HTTP/1.1. The h11 library parses the requests."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from micro_core.contract import Conflict, DriverContext
 from micro_core.contract.names import join_host_port, split_host_port
 
 MAX_CONNECTIONS = 16
-"""Askers at once: Prometheus is one, and a person with a browser another."""
+"""Maximum number of open connections."""
 
 MAX_REQUEST_BYTES = 16 * 1024
+"""Maximum size of a request."""
+
 REQUEST_TIMEOUT_S = 5.0
-"""For a request to come and its answer to go: who is slower is not waited for."""
+"""Seconds for receiving a request and sending the response; slower connections are closed."""
 
 READ_BYTES = 4 * 1024
+"""Number of bytes per read."""
 
 
 class Endpoint:
-    """Serves one registry. `open` takes the place at once; `close` gives it up."""
+    """An HTTP endpoint that serves the metrics of one registry."""
 
     def __init__(self, registry: CollectorRegistry, context: DriverContext) -> None:
         self.address = ""
@@ -35,15 +38,18 @@ class Endpoint:
         self._open_count = 0
 
     def open(self, address: str) -> None:
-        """Listen at `host:port`. Raises Conflict. To be called in the event loop; does not wait."""
+        """Listen on `host:port` without waiting. Call it in the event loop.
+
+        Raises Conflict if the address is in use or not available, BadRequest if it is invalid.
+        """
         host, port = split_host_port(address)
         family = sockets.AF_INET6 if ":" in host else sockets.AF_INET
         try:
             self._socket = sockets.create_server((host, port), family=family)
         except OSError as error:
             raise Conflict(
-                f"metrics cannot be shown at {address}: {error.strerror or error}",
-                hint="--set prometheus.listen=127.0.0.1:PORT for another place",
+                f"cannot serve metrics at {address}: {error.strerror or error}",
+                hint="use another address: --set prometheus.listen=127.0.0.1:PORT",
             ) from error
         self._socket.setblocking(False)
         self.address = f"http://{join_host_port(*self._socket.getsockname()[:2])}/metrics"
@@ -55,7 +61,7 @@ class Endpoint:
         listening, self._socket = self._socket, None
         if task is None or listening is None:
             return
-        # The server takes leave of its socket in its own time: closing it before would fail that.
+        # Close the socket only after the server has released it.
         task.add_done_callback(lambda _: listening.close())
         task.cancel()
 
@@ -80,7 +86,7 @@ class Endpoint:
             writer.transport.abort()
 
     async def _answer_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request, one answer, and the end: an asker comes every few seconds at most."""
+        """Answer one request, then close: Prometheus connects only every few seconds."""
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST_BYTES)
         request: h11.Request | None = None
         while request is None:
@@ -93,16 +99,16 @@ class Endpoint:
                 return
         status, kind, body = self._answer(request)
         headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("Connection", "close")]
-        for part in (
+        for message in (
             h11.Response(status_code=status, headers=headers, reason=status.phrase.encode()),
             h11.Data(data=b"" if request.method == b"HEAD" else body),
             h11.EndOfMessage(),
         ):
-            writer.write(connection.send(part) or b"")
+            writer.write(connection.send(message) or b"")
         await writer.drain()
         if writer.can_write_eof():
             writer.write_eof()
-        # Until the asker has closed, too: closing with bytes unread would reset what it has not read yet.
+        # Wait until the client has closed, too: closing with unread bytes would reset the connection and discard the response.
         while await reader.read(READ_BYTES):
             pass
 

@@ -1,4 +1,4 @@
-"""The hooks: measure calls, and show what a node or a service counts."""
+"""The hooks: measure calls and export the counters of a node or service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from micro_prometheus_hooks.options import PrometheusOptions
 
 
 class PrometheusHooks:
-    """One a process (or node) that names the plugin; its metrics are in a registry of its own."""
+    """The plugin in one process or node, with its own Prometheus registry."""
 
     def __init__(self, options: PrometheusOptions, context: DriverContext) -> None:
         self._options = options
@@ -26,9 +26,9 @@ class PrometheusHooks:
 
     @hookimpl
     def micro_interceptors(self, side: str) -> Sequence[Interceptor]:
-        # Nobody could ask a process that shows nothing (a command, a client): there, measuring would be for nothing.
+        """Measure calls, unless this process serves no metrics."""
         if side == "server" and self._options.service_listen and not self.endpoint.address:
-            self._show(self._options.service_listen)
+            self._serve(self._options.service_listen)
         if not self.endpoint.address:
             return []
         if self._calls is None:
@@ -37,27 +37,29 @@ class PrometheusHooks:
 
     @hookimpl
     def micro_node_started(self, node: RunningNode) -> None:
+        """Serve the metrics of the node."""
         if not self._options.listen:
             return
-        self._show(self._options.listen)
+        self._serve(self._options.listen)
         self._node = NodeMetrics(node)
         self.registry.register(self._node)
 
     @hookimpl
     def micro_node_stopping(self, node: RunningNode) -> None:
+        """Stop serving metrics."""
         del node
         if self._node is not None:
             self._node.close()
         self.endpoint.close()
 
-    def _show(self, address: str) -> None:
+    def _serve(self, address: str) -> None:
         try:
             self.endpoint.open(address)
         except MicroError as error:
-            # A port that is taken must not keep a node or a service from its work; it is said, and counted.
+            # A port that is already in use must not prevent a node or service from starting.
             self._context.counters.add("prometheus_endpoint_failed")
-            self._context.logger.error("no metrics", extra={"reason": str(error)})  # noqa: TRY400 - a sentence, no trace
+            self._context.logger.error("cannot serve metrics", extra={"reason": str(error)})  # noqa: TRY400 - the traceback adds nothing
             return
         for collector in (ProcessCollector(registry=None), PlatformCollector(registry=None)):
             self.registry.register(collector)
-        self._context.logger.info("metrics", extra={"address": self.endpoint.address})
+        self._context.logger.info("serving metrics", extra={"address": self.endpoint.address})

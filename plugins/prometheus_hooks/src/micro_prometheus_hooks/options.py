@@ -1,4 +1,4 @@
-"""What can be set about the metrics."""
+"""Options of the Prometheus plugin."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ from micro_core.contract import BadRequest, OptionError, option
 from micro_core.contract.names import split_host_port
 
 DEFAULT_LISTEN = "127.0.0.1:9464"
+"""Default address of the metrics of a node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrometheusOptions:
     """Options of `hooks:prometheus`."""
 
-    listen: str = option(DEFAULT_LISTEN, "host:port where a node shows its metrics; empty: nowhere.")
-    service_listen: str = option("", "host:port where the process of a service shows its own; empty: nowhere.")
-    max_series: int = option(500, "Pairs of service and endpoint that are told apart; the others count as one.")
+    listen: str = option(DEFAULT_LISTEN, "Address (host:port) at which a node serves its metrics; empty: disabled.")
+    service_listen: str = option(
+        "", "Address (host:port) at which the process of a service serves its metrics; empty: disabled."
+    )
+    max_series: int = option(
+        500, "Maximum number of (service, endpoint) pairs with their own labels; all others are counted together."
+    )
 
     def __post_init__(self) -> None:
         if self.max_series < 1:
-            raise OptionError(f"max_series = {self.max_series} is not 1 or more")
+            raise OptionError(f"max_series = {self.max_series} is out of range: it must be at least 1")
         for name in ("listen", "service_listen"):
             value = getattr(self, name)
             try:
