@@ -44,7 +44,7 @@ async def _run(settings: Settings) -> None:
             say(sentence)
 
     # Who is dialled may answer before this node has said who it is.
-    node.network.on_event(lambda sentence: tell(sentence))
+    node.network.set_report_handler(lambda sentence: tell(sentence))
     await until_stopped(node.start, node.stop, introduce)
 
 

@@ -1,7 +1,8 @@
-"""The tunnel role. A plugin supplies *links*; core supplies sessions, credit, identity and priorities.
+"""The tunnel role: plugins supply *links*, core adds handshake, identity, sessions, flow control and priorities.
 
-For drivers: `LinkDriver` (dial, listen), `Link`, `LinkReceiver`. For users of the tunnel: `Tunnel`, `Sessions` (its
-part that other processes can have), `Session` (which is a `Socket`), `ChannelListener`, `LinkInfo`.
+For authors of drivers: `LinkDriver` (dial, listen), `Link` and `LinkReceiver`. For users of the tunnel: `Tunnel`,
+`Sessions` (the part of it that other processes can use, too), `Session` (a `Socket`), `ChannelListener`, `LinkInfo` and
+`LinkEvent`.
 """
 
 from __future__ import annotations
@@ -16,123 +17,128 @@ from micro_core.contract.transport import Listener, Socket
 
 
 class Priority(enum.IntEnum):
-    """What goes first on a link; also the number of the lane where a link has four."""
+    """The order in which data is sent on a link; also the lane number on links that have four lanes."""
 
     CONTROL = 0
     CALLS = 1
     EVENTS = 2
     BULK = 3
 
-    __hash__ = int.__hash__  # a part of keys on the hot path; Enum's own hash is interpreted
+    __hash__ = int.__hash__  # priorities are used in keys on the hot path, and the hash of Enum is slow
 
 
 class LinkReceiver(Protocol):
-    """Who reads a link. Called in the event loop; must not block."""
+    """Receives the data of a link. The methods are called in the event loop and must not block."""
 
     def data_received(self, lane: int, data: bytes) -> None:
-        """Bytes of one lane, in order within the lane. Boundaries mean nothing."""
+        """Receive bytes of one lane, in order within the lane. Chunk boundaries carry no meaning."""
         ...
 
     def lane_writable(self, lane: int) -> None:
-        """`buffered_bytes(lane)` has fallen below the link's low mark after having been above it."""
+        """Note that `buffered_bytes(lane)` has fallen below the low-water mark after it had been above it."""
         ...
 
     def link_lost(self, error: MicroError) -> None:
-        """The end, called exactly once: Closed, Ended or LinkLost."""
+        """Note the end of the link. Called exactly once, with Closed, Ended or LinkLost."""
         ...
 
 
 class Link(Protocol):
-    """One encrypted connection between two nodes, carrying ordered byte lanes.
+    """One encrypted connection between two nodes that carries ordered lanes of bytes.
 
-    A link has `lane_count` lanes: 4 (one per Priority: nobody waits behind a large transfer) or 1 (core then
-    interleaves). A driver authenticates nobody: core's handshake does, over lane 0, before anything else.
+    A link has `lane_count` lanes: 4 (one per Priority, so that no lane waits behind a large transfer) or 1 (core then
+    interleaves). A driver does not authenticate the peer: the handshake of core does that on lane 0, before it sends
+    anything else.
     """
 
     lane_count: int
     local: str
     remote: str
     driver: str
-    """The driver's name, `quic`."""
+    """Name of the driver, e.g. `quic`."""
 
     channel_binding: bytes
-    """32 bytes or more that both ends of this very connection share and a machine in the middle cannot:
-    the SHA-256 of the server's certificate in use (RFC 5929 `tls-server-end-point`), in DER."""
+    """At least 32 bytes that are equal at both ends of this connection and that a machine in the middle cannot
+    reproduce: the SHA-256 digest of the server certificate in DER (RFC 5929, `tls-server-end-point`)."""
 
     def start(self, receiver: LinkReceiver) -> None:
-        """Begin to deliver. Nothing is lost that arrived before."""
+        """Start to deliver data, including data that arrived before this call."""
         ...
 
     def write(self, lane: int, data: bytes) -> None:
-        """Queue bytes; never blocks; sent at the latest at the end of this turn of the loop."""
+        """Queue bytes without blocking. They are sent at the latest at the end of the current event loop iteration."""
         ...
 
     def buffered_bytes(self, lane: int) -> int:
-        """Bytes accepted by `write` and not yet handed to the network."""
+        """Return how many bytes `write` has accepted and the driver has not yet handed to the network."""
         ...
 
     def transport_rtt_s(self) -> float | None:
-        """The smoothed round trip as the protocol below knows it, or None."""
+        """Return the smoothed round-trip time in seconds that the protocol below measures, or None."""
         ...
 
     async def close(self) -> None:
-        """Send what is queued, for at most one second, then end. Safe to call twice."""
+        """Send queued data for at most one second, then close the connection. Safe to call twice."""
         ...
 
 
 class LinkDriver(Protocol):
-    """What a tunnel plugin is: two verbs."""
+    """A tunnel driver: dials links and listens for them."""
 
     scheme: str
-    """The word before `://` in its addresses: `quic`."""
+    """The scheme of its addresses without `://`, e.g. `quic`."""
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Acquire what the driver needs. Called once, before `dial` and `listen`."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release everything. Safe to call twice."""
+        ...
 
     async def dial(self, address: str, *, timeout_s: float) -> Link:
-        """Connect to `host:port` (with or without `scheme://`). Raises Unreachable."""
+        """Connect to `host:port`, with or without `scheme://`. Raises Unreachable."""
         ...
 
     async def listen(self, address: str, accept: Callable[[Link], None]) -> Listener:
-        """Listen at `host:port` (empty host: every interface; port 0: any). Raises Conflict when it is taken.
+        """Listen at `host:port` (empty host: every interface; port 0: any). Raises Conflict when the port is in use.
 
-        `accept` is called for each link whose encryption stands; it calls `start`.
+        `accept` is called for each link once its encryption is established; `accept` then calls `start` on the link.
         """
         ...
 
 
 class DialMode(enum.Enum):
-    """To whom a session goes."""
+    """The receivers of what is sent on a channel."""
 
     UNICAST = "unicast"
-    """One peer; both ends speak."""
+    """One peer. Both ends can send."""
     MULTICAST = "multicast"
-    """Every linked peer that listens on the channel, now or later; one-way, each message whole."""
+    """Every linked peer that listens on the channel at the time of sending. One-way; messages arrive whole."""
     BROADCAST = "broadcast"
-    """Every linked peer, whether it listens or not (those that do not, drop and count)."""
+    """Every linked peer. Peers that do not listen on the channel drop the message and count it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkInfo:
-    """A link as `Tunnel.links()` shows it; equal at both ends but for direction."""
+    """A link as `Tunnel.links()` shows it. Both ends agree on `link_id` and `generation`."""
 
     peer: str
     """Node id of the other end."""
     peer_name: str
     site: str
-    """The other end's site."""
+    """Site of the other end."""
     link_id: str
     generation: int
-    """Counts the links with this peer: a newer one replaces the older."""
+    """Number of the link among the links with this peer. A newer link replaces the older one."""
     driver: str
     local: str
     remote: str
     dialed: bool
     dialed_address: str = ""
-    """The address as it was given to dial; empty for an accepted link."""
+    """The address as it was passed to dial; empty for an accepted link."""
     why: str = ""
-    """What spoke for this driver where there was a choice, for people: `quic gave no answer in 0.4 s`."""
+    """Why this path was chosen among several, for people, e.g. `quic did not answer within 0.4 s`."""
     rtt_s: float | None
     rtt_variance_s: float | None
     loss: float | None
@@ -141,11 +147,50 @@ class LinkInfo:
     bytes_out: int
     sessions: int
     up_since: float
-    """Clock seconds (`Clock.now`) at which the handshake ended."""
+    """When the handshake completed, in seconds of `Clock.now`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """A handshake completed: a first link to the peer, or one that replaces a link that no longer works."""
+
+    link: LinkInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMoved:
+    """A link over another driver replaced a link that still works.
+
+    Open sessions continue on the old link for a few seconds; new sessions are opened on the new link.
+    """
+
+    link: LinkInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The last link to a peer ended. Not sent for a link that was replaced."""
+
+    link: LinkInfo
+    error: MicroError
+
+
+@dataclass(frozen=True, slots=True)
+class DialFailed:
+    """All paths to an address that the tunnel keeps linked failed; the tunnel tries again by itself."""
+
+    address: str
+    error: MicroError
+
+
+LinkEvent = LinkUp | LinkMoved | LinkDown | DialFailed
+
+LinkEventHandler = Callable[[LinkEvent], None]
+"""Receives link events in the event loop, in the order in which they happen."""
 
 
 class Session(Socket, Protocol):
-    """A socket over a link, bound to the peer. It ends with its link, at once and with an error."""
+    """A socket over a link, bound to one peer. When its link ends, the session ends immediately with an error."""
 
     channel: str
     peer: str
@@ -153,84 +198,84 @@ class Session(Socket, Protocol):
 
 
 class ChannelListener(Protocol):
-    """A channel that is being listened on."""
+    """A channel on which this node listens."""
 
     channel: str
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Stop listening. Safe to call twice."""
+        ...
 
 
 MessageReceiver = Callable[[str, bytes], None]
-"""Called with (peer node id, payload) for each multicast or broadcast message of a channel."""
+"""Called with (node id of the peer, payload) for each multicast or broadcast message of a channel."""
 
 
 class Sessions(Protocol):
-    """Links to other nodes as seen by who only sends sessions over them; the tunnel may be another process's.
+    """The part of the tunnel that opens and accepts sessions; the links may be those of another process.
 
-    Either side of a link dials or listens.
+    Each end of a link may dial and listen, whichever end dialled the link.
     """
 
     node_id: str
 
-    def links(self) -> list[LinkInfo]: ...
+    def links(self) -> list[LinkInfo]:
+        """Return the current links, at most one per peer."""
+        ...
 
     async def unlink(self, peer: str) -> None:
-        """Close the link to a peer, if there is one."""
+        """Close the link to `peer`, if there is one."""
         ...
 
     def dial(self, channel: str, *, peer: str, priority: Priority = Priority.CALLS) -> Session:
-        """Open a unicast session to `peer`. Does not wait: a refusal arrives as `socket_lost`.
+        """Open a unicast session to `peer` without waiting. A refusal arrives as `socket_lost`.
 
-        Raises Unreachable when no link to the peer stands.
+        Raises Unreachable when there is no link to the peer, Overloaded when the link has too many open sessions.
         """
         ...
 
     def listen(self, channel: str, accept: Callable[[Session], None]) -> ChannelListener:
-        """Accept unicast sessions on `channel`. Raises Conflict when somebody listens already."""
+        """Accept unicast sessions on `channel`. Raises Conflict when the channel has a listener already."""
         ...
 
-    def on_link_up(self, callback: Callable[[LinkInfo], None]) -> None:
-        """Called after each handshake (again when a newer generation replaces a link), unless `on_link_moved` is."""
-        ...
+    def set_event_handler(self, handler: LinkEventHandler) -> None:
+        """Deliver all later link events to `handler`, the only subscriber.
 
-    def on_link_moved(self, callback: Callable[[LinkInfo], None]) -> None:
-        """Called when a link over another driver has taken over from one that still works.
-
-        Sessions of the old one go on for a few seconds; new ones are opened on the new one.
+        The code that assembles a node sets it once and passes events on to the components. Links that are up already
+        are in `links()`. Raises Conflict when a handler is set already.
         """
-        ...
-
-    def on_link_down(self, callback: Callable[[LinkInfo, MicroError], None]) -> None:
-        """Called when a peer's last link is gone; not for a link that was replaced."""
         ...
 
 
 class Tunnel(Sessions, Protocol):
-    """Links to other nodes, sessions on named channels over them, and messages to many."""
+    """The links to other nodes, the sessions on named channels over them, and messages to many peers."""
 
     def address(self) -> list[str]:
-        """Where this tunnel listens, with schemes."""
+        """Return the addresses at which this tunnel listens, with schemes."""
         ...
 
     async def connect(self) -> None:
-        """Start the drivers, listen."""
+        """Start the drivers and listen. Raises Conflict when a listen address is in use."""
         ...
 
     async def close(self) -> None:
-        """Close sessions, links, listeners; bounded to a few seconds."""
+        """Close sessions, links and listeners within a few seconds. Safe to call twice."""
         ...
 
     async def link_to(self, address: str, *, timeout_s: float) -> LinkInfo:
-        """Dial a node and shake hands. Raises Unreachable, Unauthorized (token, network name, or oneself)."""
+        """Dial a node and complete the handshake.
+
+        Raises Unreachable, or Unauthorized when the token or the network name differs or the node dialled itself.
+        """
         ...
 
     def send(self, channel: str, payload: bytes, *, mode: DialMode, priority: Priority = Priority.CONTROL) -> int:
-        """Send one message (at most `limits.MAX_MULTICAST_BYTES`) to many; returns to how many links it went.
+        """Send one message to many peers and return the number of links it was sent on.
 
-        With DialMode.UNICAST, raises BadRequest: that is what `dial` is for.
+        Raises TooLarge above `limits.MAX_MULTICAST_BYTES`, BadRequest with DialMode.UNICAST (use `dial`).
         """
         ...
 
     def subscribe(self, channel: str, receive: MessageReceiver) -> ChannelListener:
-        """Receive the multicast and broadcast messages of `channel`, each exactly once per sender's `send`."""
+        """Receive the multicast and broadcast messages of `channel`, each exactly once per `send` of a peer."""
         ...

@@ -133,7 +133,7 @@ class LabNode:
         await node.start()
         self.is_alive = True
         node.router.watch(lambda event: self.lab.note(self.name, f"route {event.kind.value} {_said(event.route)}"))
-        node.network.on_event(lambda sentence: self.lab.note(self.name, sentence))
+        node.network.set_report_handler(lambda sentence: self.lab.note(self.name, sentence))
         self.lab.note(self.name, "started")
         return self
 

@@ -15,7 +15,18 @@ from collections.abc import Coroutine
 from micro_core.contract.clock import Clock
 from micro_core.contract.driver import Counters
 from micro_core.contract.errors import MicroError
-from micro_core.contract.tunnel import ChannelListener, LinkInfo, Priority, Session, Sessions
+from micro_core.contract.tunnel import (
+    ChannelListener,
+    DialFailed,
+    LinkDown,
+    LinkEvent,
+    LinkInfo,
+    LinkMoved,
+    LinkUp,
+    Priority,
+    Session,
+    Sessions,
+)
 from micro_core.network.message_session import MessageReader, MessageWriter
 from micro_core.network.messages import ADVERT_CHANNEL
 from micro_core.routing.metric import link_cost_us
@@ -57,10 +68,6 @@ class Adverts:
         """Listen for the peers' messages, and follow the links."""
         self._is_open = True
         self._listener = self._tunnel.listen(ADVERT_CHANNEL, self._session_opened)
-        self._tunnel.on_link_up(self._link_up)
-        self._tunnel.on_link_moved(self._link_moved)
-        self._tunnel.on_link_down(self._link_down)
-        self._router.on_send(self._send)
         self._measure_by(self._clock.now() + MEASURE_S)
         for link in self._tunnel.links():
             self._link_up(link)
@@ -82,6 +89,19 @@ class Adverts:
                 await close()
 
     # ------------------------------------------------------------------ links
+
+    def handle_link_event(self, event: LinkEvent) -> None:
+        """Follow the links of the tunnel. Called by the component that assembles tunnel and adverts."""
+        match event:
+            case LinkUp(link):
+                self._link_up(link)
+            case LinkMoved(link):
+                self._link_moved(link)
+            case LinkDown(link):
+                self._link_down(link)
+            case DialFailed():
+                # No link existed, so the router has nothing to forget.
+                pass
 
     def _link_up(self, link: LinkInfo) -> None:
         if not self._is_open:
@@ -117,7 +137,7 @@ class Adverts:
         self._router.tell_everything(link.peer)
         self._measure_by(self._clock.now() + FIRST_MEASURE_S)
 
-    def _link_down(self, link: LinkInfo, error: MicroError) -> None:  # noqa: ARG002 - gone, whatever the reason
+    def _link_down(self, link: LinkInfo) -> None:
         self._forget(link.peer)
         if self._is_open:
             self._router.neighbour_down(link.peer)
@@ -136,7 +156,8 @@ class Adverts:
         writer = self._writers[peer] = MessageWriter(session, lambda: self._writer_lost(peer, writer))
         writer.start()
 
-    def _send(self, peer: str, payload: bytes) -> None:
+    def send(self, peer: str, payload: bytes) -> None:
+        """Send a message of the router to `peer`. Set as the sender of the router by the component that assembles both."""
         writer = self._writers.get(peer)
         if writer is None:
             self._counters.add("network_adverts_without_link")

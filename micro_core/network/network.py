@@ -15,7 +15,17 @@ from micro_core.contract.clock import Clock, Random
 from micro_core.contract.driver import Counters
 from micro_core.contract.errors import Malformed, MicroError, Unauthorized, Unreachable
 from micro_core.contract.resolver import Candidate, Resolver
-from micro_core.contract.tunnel import DialMode, LinkInfo, Priority, Session
+from micro_core.contract.tunnel import (
+    DialFailed,
+    DialMode,
+    LinkDown,
+    LinkEvent,
+    LinkInfo,
+    LinkMoved,
+    LinkUp,
+    Priority,
+    Session,
+)
 from micro_core.network.graph import MAX_AGE_S, Graph, GraphNode
 from micro_core.network.message_session import MessageReader, MessageWriter
 from micro_core.network.messages import (
@@ -31,12 +41,12 @@ from micro_core.network.messages import (
     encode,
 )
 from micro_core.network.peers import (
-    DialFailed,
+    CandidateFailed,
     DropLink,
     KeepLink,
-    LinkDown,
-    LinkUp,
     PeerEffect,
+    PeerLinked,
+    PeerLost,
     PeerOptions,
     Peers,
     Resolve,
@@ -93,7 +103,7 @@ class Network:
         self._timer: asyncio.TimerHandle | None = None
         self._is_open = False
         self._renew_at = 0.0
-        self._listeners: list[Callable[[str], None]] = []
+        self._report_handler: Callable[[str], None] | None = None
 
     # ------------------------------------------------------------------ life
 
@@ -102,10 +112,6 @@ class Network:
         self._is_open = True
         self._tunnel.subscribe(CHANNEL, self._message_received)
         self._tunnel.listen(CHANNEL, self._greeting_session)
-        self._tunnel.on_link_up(self._link_up)
-        self._tunnel.on_link_moved(self._link_moved)
-        self._tunnel.on_link_down(self._link_down)
-        self._tunnel.on_dial_failed(self._dial_failed)
         await self._tunnel.connect()
         now = self._clock.now()
         self._graph.set_own(replace(self._graph.own, addresses=tuple(self._tunnel.address()[:MAX_ADDRESSES])))
@@ -131,9 +137,9 @@ class Network:
 
     # ------------------------------------------------------------- what is seen
 
-    def on_event(self, callback: Callable[[str], None]) -> None:
-        """`callback(sentence)` for each link that comes, goes or cannot be had."""
-        self._listeners.append(callback)
+    def set_report_handler(self, handler: Callable[[str], None]) -> None:
+        """Call `handler(sentence)` for each link that goes up, moves or goes down, and for each new dial failure."""
+        self._report_handler = handler
 
     def links(self) -> list[LinkInfo]:
         return self._tunnel.links()
@@ -152,6 +158,18 @@ class Network:
 
     # ------------------------------------------------------------------ links
 
+    def handle_link_event(self, event: LinkEvent) -> None:
+        """Follow the links of the tunnel. Called by the component that assembles tunnel and network."""
+        match event:
+            case LinkUp(link):
+                self._link_up(link)
+            case LinkMoved(link):
+                self._link_moved(link)
+            case LinkDown(link, error):
+                self._link_down(link, error)
+            case DialFailed(address, error):
+                self._dial_failed(address, error)
+
     def _link_up(self, link: LinkInfo) -> None:
         address = link.dialed_address or None
         self._announce(f"linked to {link.peer_name} ({link.site}) over {link.driver} at {link.remote}{_because(link)}")
@@ -162,7 +180,7 @@ class Network:
             # The link went between the handshake and here; `_link_down` follows.
             self._counters.add("network_links_lost_at_start")
             return
-        self._carry_out(self._peers.handle(LinkUp(link.peer, address, link.rtt_s), self._clock.now()))
+        self._carry_out(self._peers.handle(PeerLinked(link.peer, address, link.rtt_s), self._clock.now()))
         self._renew_own()
         self._renew_at = self._clock.now() + NEWS_S
         self._tell_one(link.peer, Connect(record=self._graph.own))
@@ -180,7 +198,7 @@ class Network:
         if before is not None:
             self._keep(before.close())
         address = link.dialed_address or None
-        self._carry_out(self._peers.handle(LinkUp(link.peer, address, link.rtt_s), self._clock.now()))
+        self._carry_out(self._peers.handle(PeerLinked(link.peer, address, link.rtt_s), self._clock.now()))
         # The neighbour may have lost the old link before, and forgotten.
         self._tell_one(link.peer, Connect(record=self._graph.own))
         self._arm()
@@ -189,7 +207,7 @@ class Network:
         self._announce(f"lost {link.peer_name} ({link.site}): {error}")
         self._greetings.pop(link.peer, None)
         if self._is_open:
-            self._carry_out(self._peers.handle(LinkDown(link.peer), self._clock.now()))
+            self._carry_out(self._peers.handle(PeerLost(link.peer), self._clock.now()))
             self._renew_own()
             self._tell(Peer(records=(self._graph.own,)))
             self._arm()
@@ -202,7 +220,7 @@ class Network:
         if len(self._failures) > 256:
             self._failures.pop(next(iter(self._failures)))
         hopeless = isinstance(error, Unauthorized) or error.id == NO_DRIVER
-        self._carry_out(self._peers.handle(DialFailed(address, hopeless), self._clock.now()))
+        self._carry_out(self._peers.handle(CandidateFailed(address, hopeless), self._clock.now()))
 
     # ------------------------------------------------------------------ graph
 
@@ -322,8 +340,8 @@ class Network:
         self._arm()
 
     def _announce(self, sentence: str) -> None:
-        for listener in self._listeners:
-            listener(sentence)
+        if self._report_handler is not None:
+            self._report_handler(sentence)
 
     def _keep(self, work: Coroutine[None, None, None]) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)

@@ -41,8 +41,8 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
-class LinkUp:
-    """A link to `peer` stands; `address` when we dialled it."""
+class PeerLinked:
+    """A link to `peer` is up. `address` is the dialled address, or None for an accepted link."""
 
     peer: str
     address: str | None
@@ -50,14 +50,14 @@ class LinkUp:
 
 
 @dataclass(frozen=True, slots=True)
-class LinkDown:
-    """The last link to `peer` is gone."""
+class PeerLost:
+    """The last link to `peer` ended."""
 
     peer: str
 
 
 @dataclass(frozen=True, slots=True)
-class DialFailed:
+class CandidateFailed:
     """A kept address could not be linked this time; the tunnel tries again by itself."""
 
     address: str
@@ -65,7 +65,7 @@ class DialFailed:
     """True when trying again cannot help: it was ourselves, another network, or a peer already linked."""
 
 
-PeerEvent = Resolved | LinkUp | LinkDown | DialFailed
+PeerEvent = Resolved | PeerLinked | PeerLost | CandidateFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +123,14 @@ class Peers:
         match event:
             case Resolved(candidates):
                 self._remember(candidates[:MAX_CANDIDATES])
-            case LinkUp(peer, address, rtt_s):
+            case PeerLinked(peer, address, rtt_s):
                 self.linked[peer] = address
                 if address in self._known:
                     known = self._known[address]
                     known.failures, known.rtt_s = 0, rtt_s
-            case LinkDown(peer):
+            case PeerLost(peer):
                 self.linked.pop(peer, None)
-            case DialFailed(address, hopeless):
+            case CandidateFailed(address, hopeless):
                 if address in self._known:
                     known = self._known[address]
                     known.failures += 1

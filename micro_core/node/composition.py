@@ -16,7 +16,7 @@ from micro_core.contract.registry import Registry
 from micro_core.contract.resolver import Resolver
 from micro_core.contract.table import Table
 from micro_core.contract.transport import Socket, Transport
-from micro_core.contract.tunnel import LinkDriver, Priority, Session
+from micro_core.contract.tunnel import LinkDriver, LinkEvent, LinkMoved, Priority, Session
 from micro_core.network.adverts import Adverts
 from micro_core.network.messages import NodeRecord
 from micro_core.network.network import Network
@@ -126,7 +126,6 @@ def compose(parts: Parts) -> Node:
         logger=logger,
         counters=counters,
     )
-    tunnel.on_link_moved(lambda link: proxy.peer_moved(link.peer))
     network = Network(
         name=parts.network,
         record=NodeRecord(
@@ -151,6 +150,17 @@ def compose(parts: Parts) -> Node:
         logger=logger,
         counters=counters,
     )
+    router.set_sender(adverts.send)
+    proxy.set_message_handler(topics.message_received)
+
+    def dispatch(event: LinkEvent) -> None:
+        """Pass an event of the tunnel on: to the proxy first, so that new calls use the new link at once."""
+        if isinstance(event, LinkMoved):
+            proxy.peer_moved(event.link.peer)
+        adverts.handle_link_event(event)
+        network.handle_link_event(event)
+
+    tunnel.set_event_handler(dispatch)
 
     def metadata() -> dict[str, str]:
         return {"node": node_id, "name": parts.name, "site": parts.site, "tunnel": ",".join(tunnel.address())}

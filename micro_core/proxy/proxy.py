@@ -47,7 +47,8 @@ MAX_ROUTES_MEASURED = 10_000
 SessionDialer = Callable[[str, Priority], Session]
 """`dial(peer, priority)`: a session on `CHANNEL`; raises Unreachable when no link stands."""
 
-EventHandler = Callable[[Connection, EventHeader, bytes], None]
+MessageHandler = Callable[[EventHeader, bytes], None]
+"""Called with (header, body) for each message that a peer sends."""
 
 
 class Proxy:
@@ -87,7 +88,7 @@ class Proxy:
         self._peer_connections: dict[tuple[str, Priority], Connection] = {}
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._deadlines = Deadlines()
-        self._on_event: EventHandler | None = None
+        self._message_handler: MessageHandler | None = None
         self._accepted: dict[Connection, None] = {}
         self._idle = asyncio.Event()
         self._is_draining = False
@@ -107,9 +108,9 @@ class Proxy:
         usage = self._usage.get(key)
         return round(usage.waiting.waiting_s(self._now()) * 1e6) if usage is not None else 0
 
-    def on_event(self, handler: EventHandler) -> None:
-        """Who takes the messages that peers send."""
-        self._on_event = handler
+    def set_message_handler(self, handler: MessageHandler) -> None:
+        """Pass the messages that peers send to `handler`. Without a handler, messages are dropped and counted."""
+        self._message_handler = handler
 
     def accept_session(self, session: Session) -> None:
         """A peer opened a session on `CHANNEL`."""
@@ -147,11 +148,11 @@ class Proxy:
         self._deadlines.add(pair.deadline, pair)
         self._forward(pair, None)
 
-    def event_received(self, connection: Connection, header: EventHeader, body: bytes) -> None:
-        if self._on_event is None:
-            self._counters.add("proxy_events_without_topics")
+    def event_received(self, connection: Connection, header: EventHeader, body: bytes) -> None:  # noqa: ARG002
+        if self._message_handler is None:
+            self._counters.add("proxy_messages_without_handler")
             return
-        self._on_event(connection, header, body)
+        self._message_handler(header, body)
 
     def connection_lost(self, connection: Connection, error: MicroError) -> None:  # noqa: ARG002 - pairs are told each
         self._accepted.pop(connection, None)

@@ -23,7 +23,6 @@ from micro_core.contract.table import NETWORK_LINK, RouteEvent
 from micro_core.proxy.duplicate_filter import SeenCopies
 from micro_core.proxy.proxy import Proxy
 from micro_core.proxy.routes import RouteSource
-from micro_core.rpc.connection import Connection
 from micro_core.wire import limits
 from micro_core.wire.frames import Kind, encode_message
 from micro_core.wire.header import EventHeader, encode_header
@@ -69,7 +68,6 @@ class Topics:
 
     async def start(self) -> None:
         """Follow interest; returns when what is wanted now is subscribed."""
-        self._proxy.on_event(self._event_received)
         self._router.watch(self._route_changed)
         self._wanted = set(self._wanted_topics())
         await self._reconcile()
@@ -162,7 +160,8 @@ class Topics:
 
     # -------------------------------------------------------------------- in
 
-    def _event_received(self, connection: Connection, header: EventHeader, body: bytes) -> None:  # noqa: ARG002
+    def message_received(self, header: EventHeader, body: bytes) -> None:
+        """Receive a message of another site. Set as the message handler of the proxy where both are assembled."""
         now = self._clock.now()
         fresh = [target for target in header.targets if self._seen.first_time(header.id, target, now)]
         if len(fresh) < len(header.targets):

@@ -211,9 +211,9 @@ class Router:
 
     # --------------------------------------------------------------- neighbours
 
-    def on_send(self, callback: Callable[[str, bytes], None]) -> None:
-        """Who carries messages: `callback(peer, payload)`."""
-        self._send = callback
+    def set_sender(self, send: Callable[[str, bytes], None]) -> None:
+        """Send messages to neighbours with `send(peer, payload)`. Without a sender, messages are dropped."""
+        self._send = send
 
     def neighbour_up(self, peer: str, cost_us: int, *, name: str = "", site: str = "") -> None:
         self._stale.link_up(peer)

@@ -28,10 +28,16 @@ from micro_core.contract.names import short_id
 from micro_core.contract.transport import Listener
 from micro_core.contract.tunnel import (
     ChannelListener,
+    DialFailed,
     DialMode,
     Link,
+    LinkDown,
     LinkDriver,
+    LinkEvent,
+    LinkEventHandler,
     LinkInfo,
+    LinkMoved,
+    LinkUp,
     MessageReceiver,
     Priority,
     Session,
@@ -137,10 +143,7 @@ class TunnelHost:
         self._accepting: dict[str, Callable[[Session], None]] = {}
         self._receiving: dict[str, list[MessageReceiver]] = {}
         self._kept: dict[str, tuple[LinkKeeper, asyncio.Task[None]]] = {}
-        self._up_callbacks: list[Callable[[LinkInfo], None]] = []
-        self._moved_callbacks: list[Callable[[LinkInfo], None]] = []
-        self._down_callbacks: list[Callable[[LinkInfo, MicroError], None]] = []
-        self._failed_callbacks: list[Callable[[str, MicroError], None]] = []
+        self._event_handler: LinkEventHandler | None = None
         self._is_closed = False
 
     # ------------------------------------------------------------------- life
@@ -261,18 +264,11 @@ class TunnelHost:
         for keeper, _ in self._kept.values():
             keeper.arrived(peer, addresses)
 
-    def on_link_up(self, callback: Callable[[LinkInfo], None]) -> None:
-        self._up_callbacks.append(callback)
-
-    def on_link_moved(self, callback: Callable[[LinkInfo], None]) -> None:
-        self._moved_callbacks.append(callback)
-
-    def on_link_down(self, callback: Callable[[LinkInfo, MicroError], None]) -> None:
-        self._down_callbacks.append(callback)
-
-    def on_dial_failed(self, callback: Callable[[str, MicroError], None]) -> None:
-        """`callback(address, error)` after each failed dial of a kept address."""
-        self._failed_callbacks.append(callback)
+    def set_event_handler(self, handler: LinkEventHandler) -> None:
+        """Deliver link events to `handler`, see `Sessions`. Raises Conflict when a handler is set already."""
+        if self._event_handler is not None:
+            raise Conflict("the tunnel has an event handler already")
+        self._event_handler = handler
 
     # --------------------------------------------------------------- channels
 
@@ -337,8 +333,7 @@ class TunnelHost:
         if link.peer is None or self._links.get(link.peer_id) is not link:
             return
         del self._links[link.peer_id]
-        for callback in self._down_callbacks:
-            callback(link.info(), error)
+        self._emit(LinkDown(link.info(), error))
 
     def session_opened(self, link: LinkPeer, channel: str, session: TunnelSession) -> bool:  # noqa: ARG002
         accept = self._accepting.get(channel)
@@ -406,8 +401,7 @@ class TunnelHost:
             link.listen(channel)
         info = link.info()
         self._log.info("link up", extra={"peer": info.peer_name, "driver": info.driver})
-        for callback in self._moved_callbacks if has_moved else self._up_callbacks:
-            callback(info)
+        self._emit(LinkMoved(info) if has_moved else LinkUp(info))
 
     def _keeper(self, address: str, *, timeout_s: float | None, is_forced: bool) -> LinkKeeper:
         """Raises Unreachable where no driver in use leads to `address`."""
@@ -425,8 +419,11 @@ class TunnelHost:
         )
 
     def _dial_failed(self, address: str, error: MicroError) -> None:
-        for callback in self._failed_callbacks:
-            callback(address, error)
+        self._emit(DialFailed(address, error))
+
+    def _emit(self, event: LinkEvent) -> None:
+        if self._event_handler is not None:
+            self._event_handler(event)
 
     def _keeper_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -12,7 +12,7 @@ import pytest
 
 from micro_core.builtin.table.memory import MemoryTable
 from micro_core.builtin.tunnel.memory import MemoryTunnel, MemoryTunnelOptions
-from micro_core.contract import CountersInMemory, DriverContext, Instance
+from micro_core.contract import CountersInMemory, DriverContext, Instance, LinkEvent
 from micro_core.contract.registry import RegistryWatch
 from micro_core.contract.table import NETWORK_LINK
 from micro_core.contract.watching import WatchSet
@@ -42,6 +42,11 @@ class Site:
     counters: CountersInMemory
     lives: int = 0
     services: tuple[str, ...] = ()
+    adverts: Adverts | None = None
+
+    def handle_link_event(self, event: LinkEvent) -> None:
+        if self.adverts is not None:
+            self.adverts.handle_link_event(event)
 
     async def begin(self) -> None:
         self.lives += 1
@@ -60,11 +65,13 @@ class Site:
         self.adverts = Adverts(
             tunnel=self.tunnel, router=self.router, clock=SystemClock(), logger=LOG, counters=self.counters
         )
+        self.router.set_sender(self.adverts.send)
         # As `micro router` does: what is told first is then the whole.
         await self.router.start(Records(self.services))  # type: ignore[arg-type]  # what a router asks of one
         self.adverts.start()
 
     async def end(self) -> None:
+        assert self.adverts is not None
         await self.adverts.close()
         await self.router.close()
 
@@ -111,7 +118,9 @@ async def make(name: str) -> Site:
         incarnation=1,
     )
     await tunnel.connect()
-    return Site(name, tunnel, counters, services=(f"service.of.{name}",))
+    site = Site(name, tunnel, counters, services=(f"service.of.{name}",))
+    tunnel.set_event_handler(site.handle_link_event)
+    return site
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import random
 
 from micro_core.contract import Candidate
 from micro_core.network.peers import (
-    DialFailed,
+    CandidateFailed,
     DropLink,
     KeepLink,
-    LinkDown,
-    LinkUp,
+    PeerLost,
+    PeerLinked,
     PeerEffect,
     PeerOptions,
     Peers,
@@ -56,24 +56,24 @@ def test_the_best_come_first_and_one_place_is_drawn_among_the_rest() -> None:
 def test_accepted_links_count_towards_the_target() -> None:
     state = peers(target=2)
     state.start(0.0)
-    state.handle(LinkUp("peer-a", None, 0.01), 0.0)
-    state.handle(LinkUp("peer-b", None, 0.01), 0.0)
+    state.handle(PeerLinked("peer-a", None, 0.01), 0.0)
+    state.handle(PeerLinked("peer-b", None, 0.01), 0.0)
     assert kept(state.handle(candidates("c:1"), 0.0)) == []
 
 
 def test_a_lost_link_is_replaced() -> None:
     state = peers(target=1)
     state.start(0.0)
-    state.handle(LinkUp("peer-a", None, 0.01), 0.0)
+    state.handle(PeerLinked("peer-a", None, 0.01), 0.0)
     state.handle(candidates("c:1"), 0.0)
-    assert kept(state.handle(LinkDown("peer-a"), 1.0)) == ["c:1"]
+    assert kept(state.handle(PeerLost("peer-a"), 1.0)) == ["c:1"]
 
 
 def test_an_address_that_turns_out_to_be_ourselves_is_dropped_and_another_tried() -> None:
     state = peers(target=1)
     state.start(0.0)
     assert kept(state.handle(candidates("self:1", "other:1"), 0.0)) == ["self:1"]
-    effects = state.handle(DialFailed("self:1", hopeless=True), 0.1)
+    effects = state.handle(CandidateFailed("self:1", hopeless=True), 0.1)
     assert DropLink("self:1") in effects
     assert kept(effects) == ["other:1"]
 
@@ -82,7 +82,7 @@ def test_a_seed_is_never_dropped() -> None:
     state = peers("seed:1", target=1)
     state.start(0.0)
     for _ in range(10):
-        assert state.handle(DialFailed("seed:1", hopeless=True), 0.1) == []
+        assert state.handle(CandidateFailed("seed:1", hopeless=True), 0.1) == []
 
 
 def test_resolvers_are_asked_sooner_while_links_are_missing() -> None:
@@ -90,6 +90,6 @@ def test_resolvers_are_asked_sooner_while_links_are_missing() -> None:
     state.start(0.0)
     assert state.wake_at is not None
     assert state.wake_at <= 5.0
-    state.handle(LinkUp("peer-a", None, 0.01), 0.0)
+    state.handle(PeerLinked("peer-a", None, 0.01), 0.0)
     assert Resolve() in state.wake(state.wake_at)
     assert state.wake_at > 50.0

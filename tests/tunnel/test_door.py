@@ -26,7 +26,7 @@ from micro_core.contract import (
     Session,
     Unreachable,
 )
-from micro_core.contract.tunnel import LinkInfo
+from micro_core.contract.tunnel import LinkDown, LinkEvent, LinkUp
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.standalone.tunnel import protocol as door_wire
 from micro_core.standalone.tunnel.client import RemoteTunnel
@@ -157,6 +157,7 @@ async def site() -> AsyncIterator[Site]:
         near, far = await host("near", directory), await host("far", directory)
         transport = UnixTransport(UnixOptions(), context("near", directory))
         site = Site(directory, near, far, transport, CountersInMemory(), None)  # type: ignore[arg-type]
+        near.set_event_handler(lambda event: site.door.handle_link_event(event))
         site.door = site.make_door()
         await site.open_door()
         await near.link_to("memory://far")
@@ -255,12 +256,15 @@ async def test_a_refused_session_is_told_and_one_without_a_link_is_refused_at_on
 async def test_links_that_end_and_come_are_told(site: Site) -> None:
     told: list[str] = []
 
-    def up(link: LinkInfo) -> None:
-        told.append(f"up {link.peer_name}")
+    def note(event: LinkEvent) -> None:
+        match event:
+            case LinkUp(link):
+                told.append(f"up {link.peer_name}")
+            case LinkDown(link):
+                told.append(f"down {link.peer_name}")
 
     visitor = await site.visitor(connect=False)
-    visitor.on_link_up(up)
-    visitor.on_link_down(lambda link, _error: told.append(f"down {link.peer_name}"))
+    visitor.set_event_handler(note)
     await visitor.connect()
     assert told == ["up far"]
     await visitor.unlink(site.far.node_id)
@@ -274,8 +278,7 @@ async def test_a_door_that_goes_takes_links_and_sessions_along_and_is_found_agai
     told: list[str] = []
     accepted: list[Session] = []
     visitor = await site.visitor(connect=False)
-    visitor.on_link_up(lambda _link: told.append("up"))
-    visitor.on_link_down(lambda _link, _error: told.append("down"))
+    visitor.set_event_handler(lambda event: told.append("up" if isinstance(event, LinkUp) else "down"))
     visitor.on_away(lambda error: told.append("here" if error is None else "away"))
     visitor.listen("rpc", accepted.append)
     await visitor.connect()

@@ -15,9 +15,13 @@ from micro_core.contract import (
     Closed,
     Conflict,
     CountersInMemory,
+    DialFailed,
     DialMode,
     DriverContext,
+    LinkDown,
+    LinkEvent,
     LinkLost,
+    LinkUp,
     MicroError,
     Priority,
     Session,
@@ -246,7 +250,7 @@ async def test_sessions_end_with_their_link_at_once(nodes: Nodes, pair: Pair) ->
     near.session.write(b"x")
     await until(lambda: bool(accepted))
     down: list[str] = []
-    a.on_link_down(lambda info, error: down.append(info.peer_name))
+    a.set_event_handler(lambda event: down.append(event.link.peer_name) if isinstance(event, LinkDown) else None)
     nodes.drivers["a"].links[0].cut()
     assert isinstance(near.error, LinkLost)
     assert isinstance(accepted[0].error, LinkLost)
@@ -336,7 +340,7 @@ async def test_a_later_life_of_a_peer_replaces_the_earlier(nodes: Nodes) -> None
 async def test_a_kept_link_comes_back_after_it_was_cut(nodes: Nodes, pair: Pair) -> None:
     a, b = await nodes.node("a"), await nodes.node("b")
     failures: list[str] = []
-    a.on_dial_failed(lambda address, error: failures.append(address))
+    a.set_event_handler(lambda event: failures.append(event.address) if isinstance(event, DialFailed) else None)
     a.keep_link("memory://b")
     a.keep_link("memory://b")
     await until(lambda: bool(a.links()))
@@ -352,7 +356,7 @@ async def test_a_dead_peer_is_noticed_though_nothing_is_said(nodes: Nodes) -> No
     await nodes.node("b", keepalive_s=60.0)
     await a.link_to("memory://b")
     lost: list[MicroError] = []
-    a.on_link_down(lambda info, error: lost.append(error))
+    a.set_event_handler(lambda event: lost.append(event.error) if isinstance(event, LinkDown) else None)
     for link in nodes.drivers["a"].links:
         assert link.other is not None
         link.other.receive = lambda lane, data: None  # type: ignore[method-assign]
@@ -430,8 +434,12 @@ async def test_a_link_is_told_before_anything_that_comes_right_behind_the_proof(
     heard: list[str] = []
     sessions: list[Reader] = []
     # Who dials is done first, and may go on at once.
-    a.on_link_up(lambda link: sessions.append(Reader(a.dial("first", peer=link.peer))))
-    b.on_link_up(lambda link: heard.append("link"))
+    def open_session(event: LinkEvent) -> None:
+        if isinstance(event, LinkUp):
+            sessions.append(Reader(a.dial("first", peer=event.link.peer)))
+
+    a.set_event_handler(open_session)
+    b.set_event_handler(lambda event: heard.append("link") if isinstance(event, LinkUp) else None)
     b.listen("first", lambda session: heard.append("session"))
     await a.link_to("memory://b")
     await until(lambda: len(heard) == 2)

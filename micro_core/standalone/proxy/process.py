@@ -15,7 +15,7 @@ from micro_core.contract.driver import CountersInMemory
 from micro_core.contract.names import NETWORK_SERVICE, short_id
 from micro_core.contract.registry import Instance
 from micro_core.contract.transport import Socket
-from micro_core.contract.tunnel import Priority, Session
+from micro_core.contract.tunnel import LinkEvent, LinkMoved, Priority, Session
 from micro_core.drivers.runtime import build_runtime
 from micro_core.node.assembly import node_name
 from micro_core.node.composition import DIAL_TIMEOUT_S
@@ -100,7 +100,11 @@ class ProxyComponent:
             **common,
         )
 
-        tunnel.on_link_moved(lambda link: proxy.peer_moved(link.peer))
+        def dispatch(event: LinkEvent) -> None:
+            if isinstance(event, LinkMoved):
+                proxy.peer_moved(event.link.peer)
+
+        tunnel.set_event_handler(dispatch)
 
         def accept(socket: Socket) -> None:
             proxy.accept_socket(
@@ -120,6 +124,7 @@ class ProxyComponent:
             logger=context.logger,
             counters=context.counters,
         )
+        proxy.set_message_handler(topics.message_received)
         self._standing.add(topics.close)
         await topics.start()
         tunnel.listen(CHANNEL, proxy.accept_session)

@@ -85,6 +85,8 @@ class RouterComponent:
         adverts = Adverts(
             tunnel=tunnel, router=router, clock=context.clock, logger=context.logger, counters=context.counters
         )
+        tunnel.set_event_handler(adverts.handle_link_event)
+        router.set_sender(adverts.send)
         self._standing.add(router.close, adverts.close)
         router.recall()
         # The registry first: what the neighbours are told at once is then the whole, and withdraws nothing that stands.

@@ -16,7 +16,16 @@ from micro_core.contract.driver import Counters
 from micro_core.contract.errors import Closed, Conflict, LinkLost, Malformed, MicroError, Unreachable, error_from_wire
 from micro_core.contract.names import check_node_id, short_id
 from micro_core.contract.transport import Socket, Transport
-from micro_core.contract.tunnel import LinkInfo, Priority, Session
+from micro_core.contract.tunnel import (
+    LinkDown,
+    LinkEvent,
+    LinkEventHandler,
+    LinkInfo,
+    LinkMoved,
+    LinkUp,
+    Priority,
+    Session,
+)
 from micro_core.standalone.tunnel import protocol as wire
 from micro_core.standalone.tunnel.ipc_socket import DIAL_TIMEOUT_S, DoorSocket
 from micro_core.standalone.tunnel.protocol import Kind, Verb
@@ -64,9 +73,7 @@ class RemoteTunnel:
         self._links: dict[str, LinkInfo] = {}
         self._listeners: dict[str, _RemoteListener] = {}
         self._sessions: dict[RemoteSession, None] = {}
-        self._up_callbacks: list[Callable[[LinkInfo], None]] = []
-        self._moved_callbacks: list[Callable[[LinkInfo], None]] = []
-        self._down_callbacks: list[Callable[[LinkInfo, MicroError], None]] = []
+        self._event_handler: LinkEventHandler | None = None
         self._away_callbacks: list[Callable[[MicroError | None], None]] = []
         self._connected = asyncio.Event()
         self._watch: _Watch | None = None
@@ -129,14 +136,11 @@ class RemoteTunnel:
         listener.begin()
         return listener
 
-    def on_link_up(self, callback: Callable[[LinkInfo], None]) -> None:
-        self._up_callbacks.append(callback)
-
-    def on_link_moved(self, callback: Callable[[LinkInfo], None]) -> None:
-        self._moved_callbacks.append(callback)
-
-    def on_link_down(self, callback: Callable[[LinkInfo, MicroError], None]) -> None:
-        self._down_callbacks.append(callback)
+    def set_event_handler(self, handler: LinkEventHandler) -> None:
+        """Deliver link events to `handler`, see `Sessions`. Raises Conflict when a handler is set already."""
+        if self._event_handler is not None:
+            raise Conflict("the tunnel has an event handler already")
+        self._event_handler = handler
 
     # ----------------------------------------------------- for its own listeners
 
@@ -192,7 +196,7 @@ class RemoteTunnel:
             self._tell_away(reason)
             gone, self._links = self._links, {}
             for link in gone.values():
-                self._tell_down(link, reason)
+                self._emit(LinkDown(link, reason))
             await asyncio.sleep(backoff.next_s())
 
     async def _connect(self) -> _Watch:
@@ -235,29 +239,27 @@ class RemoteTunnel:
     def _link_changed(self, what: str, link: LinkInfo, error: MicroError | None) -> None:
         if what == "down":
             if self._links.pop(link.peer, None) is not None:
-                self._tell_down(link, error or LinkLost("the link has ended"))
+                self._emit(LinkDown(link, error or LinkLost("the link has ended")))
             return
         if what == "up":
             if len(self._links) >= MAX_LINKS:
                 self._counters.add("tunnel_door_links_refused")
                 return
             self._links[link.peer] = link
-            for callback in self._up_callbacks:
-                callback(link)
+            self._emit(LinkUp(link))
         elif link.peer in self._links:
             self._links[link.peer] = link
             if what == "moved":
-                for callback in self._moved_callbacks:
-                    callback(link)
+                self._emit(LinkMoved(link))
 
     def _keeper_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._counters.add("tunnel_door_tasks_failed")
             self._log.error("keeping the tunnel's door failed", exc_info=error)
 
-    def _tell_down(self, link: LinkInfo, error: MicroError) -> None:
-        for callback in self._down_callbacks:
-            callback(link, error)
+    def _emit(self, event: LinkEvent) -> None:
+        if self._event_handler is not None:
+            self._event_handler(event)
 
     def _tell_away(self, error: MicroError | None) -> None:
         for callback in self._away_callbacks:

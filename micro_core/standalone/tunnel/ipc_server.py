@@ -15,7 +15,16 @@ from micro_core.contract.clock import Clock, Random
 from micro_core.contract.driver import Counters
 from micro_core.contract.errors import BadRequest, Malformed, MicroError, NotFound, Overloaded, Unauthorized
 from micro_core.contract.transport import Listener, Socket, Transport
-from micro_core.contract.tunnel import LinkInfo, Priority, Session
+from micro_core.contract.tunnel import (
+    DialFailed,
+    LinkDown,
+    LinkEvent,
+    LinkInfo,
+    LinkMoved,
+    LinkUp,
+    Priority,
+    Session,
+)
 from micro_core.standalone.tunnel import protocol as wire
 from micro_core.standalone.tunnel.ipc_requests import Carried, Doorkeeper, Guest, Watcher
 from micro_core.standalone.tunnel.protocol import Kind, Verb
@@ -70,9 +79,6 @@ class TunnelDoor:
 
     async def start(self, transport: Transport, address: str) -> None:
         """Open at `address` (`unix://` for any free place). Raises Conflict."""
-        self.tunnel.on_link_up(lambda link: self._tell(link, "up"))
-        self.tunnel.on_link_moved(lambda link: self._tell(link, "moved"))
-        self.tunnel.on_link_down(self._link_down)
         self._listener = await transport.listen(address, self._accept)
         self.address = self._listener.address
         self._beat = asyncio.get_running_loop().call_later(BEAT_S, self._beat_now)
@@ -165,8 +171,18 @@ class TunnelDoor:
         for watcher in [*self._watchers]:
             watcher.tell(event)
 
-    def _link_down(self, link: LinkInfo, error: MicroError) -> None:
-        self._tell(link, "down", error)
+    def handle_link_event(self, event: LinkEvent) -> None:
+        """Report a change of the links to every client that watches them."""
+        match event:
+            case LinkUp(link):
+                self._tell(link, "up")
+            case LinkMoved(link):
+                self._tell(link, "moved")
+            case LinkDown(link, error):
+                self._tell(link, "down", error)
+            case DialFailed():
+                # The network component of this process reports it.
+                pass
 
     def _beat_now(self) -> None:
         if self._watchers:

@@ -11,7 +11,7 @@ from micro_core.config import Settings
 from micro_core.contract.driver import Role
 from micro_core.contract.errors import ConfigError
 from micro_core.contract.resolver import Resolver
-from micro_core.contract.tunnel import LinkDriver
+from micro_core.contract.tunnel import LinkDriver, LinkEvent
 from micro_core.drivers.runtime import Runtime, build, build_runtime, drivers_of
 from micro_core.network.messages import NodeRecord
 from micro_core.network.network import Network
@@ -92,9 +92,7 @@ class TunnelComponent:
             options=PeerOptions(target_links=chosen.target_links),
             **common,
         )
-        network.on_event(self._say)
-        self._standing.add(network.close)
-        await network.connect()
+        network.set_report_handler(self._say)
         door = TunnelDoor(
             tunnel=tunnel,
             network=context.network,
@@ -102,6 +100,14 @@ class TunnelComponent:
             facts=lambda: {"name": name, "site": context.site, "addresses": tunnel.address()[:16]},
             **common,
         )
+
+        def dispatch(event: LinkEvent) -> None:
+            network.handle_link_event(event)
+            door.handle_link_event(event)
+
+        tunnel.set_event_handler(dispatch)
+        self._standing.add(network.close)
+        await network.connect()
         self._standing.add(door.close)
         await door.start(runtime.transport, self._door_address)
         service = Service(

@@ -17,7 +17,7 @@ from micro_quic_tunnel.options import QuicOptions
 from micro_tls_tunnel import create as create_tls
 from micro_tls_tunnel.options import TlsOptions
 
-from micro_core.contract import CountersInMemory, DriverContext, MicroError, Session
+from micro_core.contract import CountersInMemory, DriverContext, LinkDown, LinkEvent, LinkMoved, MicroError, Session
 from micro_core.contract.names import split_host_port
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.tunnel.identity import NodeIdentity
@@ -139,8 +139,13 @@ class Site:
         )
         self.moved: list[str] = []
         self.lost: list[MicroError] = []
-        self.tunnel.on_link_moved(lambda link: self.moved.append(link.driver))
-        self.tunnel.on_link_down(lambda link, error: self.lost.append(error))
+        self.tunnel.set_event_handler(self._link_changed)
+
+    def _link_changed(self, event: LinkEvent) -> None:
+        if isinstance(event, LinkMoved):
+            self.moved.append(event.link.driver)
+        elif isinstance(event, LinkDown):
+            self.lost.append(event.error)
 
     @property
     def drivers(self) -> list[str]:
