@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from micro_core.contract.clock import Clock, Random
-from micro_core.contract.driver import Counters
+from micro_core.contract.driver import Counters, DriverContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,3 +23,14 @@ class Environment:
     """Messages are constant; values go into `extra`."""
     counters: Counters
     """Counts what is dropped, refused or repaired."""
+
+    @classmethod
+    def from_context(cls, context: DriverContext) -> Environment:
+        """Return the part of a driver's context that components share."""
+        return cls(
+            node_id=context.node_id,
+            clock=context.clock,
+            random=context.random,
+            logger=context.logger,
+            counters=context.counters,
+        )

@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Coroutine
 
-from micro_core.contract.clock import Clock
-from micro_core.contract.driver import Counters
 from micro_core.contract.errors import MicroError
 from micro_core.contract.tunnel import (
     ChannelListener,
@@ -27,6 +23,8 @@ from micro_core.contract.tunnel import (
     Session,
     Sessions,
 )
+from micro_core.lifecycle.background_tasks import BackgroundTasks
+from micro_core.lifecycle.environment import Environment
 from micro_core.network.message_session import MessageReader, MessageWriter
 from micro_core.network.messages import ADVERT_CHANNEL
 from micro_core.routing.metric import link_cost_us
@@ -46,19 +44,22 @@ REOPEN_LAST_S = 5.0
 class Adverts:
     """Carries the router's messages. To be started before a tunnel of the same process connects."""
 
-    def __init__(
-        self, *, tunnel: Sessions, router: Router, clock: Clock, logger: logging.Logger, counters: Counters
-    ) -> None:
+    def __init__(self, *, tunnel: Sessions, router: Router, environment: Environment) -> None:
         self._tunnel = tunnel
         self._router = router
-        self._clock = clock
-        self._log = logger
-        self._counters = counters
+        self._clock = environment.clock
+        self._log = environment.logger
+        self._counters = environment.counters
         self._writers: dict[str, MessageWriter] = {}
         self._accepted: dict[Session, None] = {}
         self._reopening: dict[str, asyncio.TimerHandle] = {}
         self._pauses: dict[str, float] = {}
-        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._tasks = BackgroundTasks(
+            component="adverts",
+            logger=environment.logger,
+            counters=environment.counters,
+            failure_counter="network_tasks_failed",
+        )
         self._listener: ChannelListener | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._measure_at = 0.0
@@ -80,9 +81,7 @@ class Adverts:
         for timer in (self._timer, *self._reopening.values()):
             if timer is not None:
                 timer.cancel()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         # Those of the peers, too: an ending tells them that nobody reads here any more.
         for close in [one.close for one in self._writers.values()] + [one.close for one in self._accepted]:
             with contextlib.suppress(MicroError):
@@ -133,7 +132,7 @@ class Adverts:
             # The link went meanwhile; `_link_down` follows.
             self._counters.add("network_links_lost_at_start")
             return
-        self._keep(before.close())
+        self._tasks.start(before.close())
         self._router.tell_everything(link.peer)
         self._measure_by(self._clock.now() + FIRST_MEASURE_S)
 
@@ -170,7 +169,7 @@ class Adverts:
         def refused(error: MicroError) -> None:
             self._counters.add("network_messages_refused")
             self._log.warning("a peer's message was refused", extra={"peer": peer, "reason": str(error)})
-            self._keep(self._tunnel.unlink(peer))
+            self._tasks.start(self._tunnel.unlink(peer))
 
         self._accepted[session] = None
         session.start(
@@ -228,17 +227,6 @@ class Adverts:
             if link.peer in self._writers and link.rtt_s is not None:
                 self._router.neighbour_cost(link.peer, _cost_us(link))
         self._measure_by(self._clock.now() + MEASURE_S)
-
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks[task] = None
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._counters.add("network_tasks_failed")
-            self._log.error("network task failed", exc_info=error)
 
 
 def _cost_us(link: LinkInfo) -> int:

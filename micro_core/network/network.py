@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from micro_core.contract.clock import Clock, Random
-from micro_core.contract.driver import Counters
 from micro_core.contract.errors import Malformed, MicroError, Unauthorized, Unreachable
 from micro_core.contract.resolver import Candidate, Resolver
 from micro_core.contract.tunnel import (
@@ -26,6 +23,8 @@ from micro_core.contract.tunnel import (
     Priority,
     Session,
 )
+from micro_core.lifecycle.background_tasks import BackgroundTasks
+from micro_core.lifecycle.environment import Environment
 from micro_core.network.graph import MAX_AGE_S, Graph, GraphNode
 from micro_core.network.message_session import MessageReader, MessageWriter
 from micro_core.network.messages import (
@@ -81,25 +80,26 @@ class Network:
         tunnel: TunnelHost,
         resolvers: Sequence[Resolver],
         seeds: Sequence[str],
-        clock: Clock,
-        random: Random,
-        logger: logging.Logger,
-        counters: Counters,
+        environment: Environment,
         options: PeerOptions | None = None,
     ) -> None:
         self.name = name
         self._tunnel = tunnel
         self._resolvers = resolvers
-        self._clock = clock
-        self._random = random
-        self._log = logger
-        self._counters = counters
+        self._clock = environment.clock
+        self._log = environment.logger
+        self._counters = environment.counters
         self._graph = Graph(record)
-        self._peers = Peers(tuple(seeds), options or PeerOptions(), random)
+        self._peers = Peers(tuple(seeds), options or PeerOptions(), environment.random)
         self._greetings: dict[str, MessageWriter] = {}
         self._dialed: dict[str, str] = {}
         self._failures: dict[str, str] = {}
-        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._tasks = BackgroundTasks(
+            component="network",
+            logger=environment.logger,
+            counters=environment.counters,
+            failure_counter="network_tasks_failed",
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._is_open = False
         self._renew_at = 0.0
@@ -127,9 +127,7 @@ class Network:
         if self._timer is not None:
             self._timer.cancel()
         self._tell(Close(incarnation=self._graph.own.incarnation))
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         for writer in [*self._greetings.values()]:
             with contextlib.suppress(MicroError):
                 await writer.close()
@@ -196,7 +194,7 @@ class Network:
             self._counters.add("network_links_lost_at_start")
             return
         if before is not None:
-            self._keep(before.close())
+            self._tasks.start(before.close())
         address = link.dialed_address or None
         self._carry_out(self._peers.handle(PeerLinked(link.peer, address, link.rtt_s), self._clock.now()))
         # The neighbour may have lost the old link before, and forgotten.
@@ -245,7 +243,7 @@ class Network:
             case Close(incarnation=incarnation):
                 # A node closes only itself: the id is the link's, never the message's (W-N18).
                 self._graph.forget(peer, incarnation)
-                self._keep(self._tunnel.unlink(peer))
+                self._tasks.start(self._tunnel.unlink(peer))
         self._arm()
 
     def _spread(self, news: list[NodeRecord], now: float, *, but: str) -> None:
@@ -270,7 +268,7 @@ class Network:
         def refused(error: MicroError) -> None:
             self._counters.add("network_messages_refused")
             self._log.warning("a peer's message was refused", extra={"peer": peer, "reason": str(error)})
-            self._keep(self._tunnel.unlink(peer))
+            self._tasks.start(self._tunnel.unlink(peer))
 
         session.start(MessageReader(lambda payload: self._message_received(peer, payload), refused))
 
@@ -296,7 +294,7 @@ class Network:
                     self._tunnel.drop_link(address)
                     self._failures.pop(address, None)
                 case Resolve():
-                    self._keep(self._resolve())
+                    self._tasks.start(self._resolve())
 
     async def _resolve(self) -> None:
         candidates: list[Candidate] = []
@@ -342,17 +340,6 @@ class Network:
     def _announce(self, sentence: str) -> None:
         if self._report_handler is not None:
             self._report_handler(sentence)
-
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks[task] = None
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._counters.add("network_tasks_failed")
-            self._log.error("network task failed", exc_info=error)
 
 
 def _because(link: LinkInfo) -> str:

@@ -17,6 +17,7 @@ from micro_core.contract.resolver import Resolver
 from micro_core.contract.table import Table
 from micro_core.contract.transport import Socket, Transport
 from micro_core.contract.tunnel import LinkDriver, LinkEvent, LinkMoved, Priority, Session
+from micro_core.lifecycle.environment import Environment
 from micro_core.network.adverts import Adverts
 from micro_core.network.messages import NodeRecord
 from micro_core.network.network import Network
@@ -76,7 +77,8 @@ def compose(parts: Parts) -> Node:
     """Make a node, everything wired and nothing started."""
     node_id = parts.identity.node_id
     at = f"node {parts.name} ({short_id(node_id)})"
-    clock, source, logger, counters = parts.clock, parts.random, parts.logger, parts.counters
+    clock, source, counters = parts.clock, parts.random, parts.counters
+    environment = Environment(node_id=node_id, clock=clock, random=source, logger=parts.logger, counters=counters)
     transport, broker = parts.transport, parts.broker
 
     tunnel = TunnelHost(
@@ -86,22 +88,15 @@ def compose(parts: Parts) -> Node:
         network=parts.network,
         token=parts.token,
         listeners=parts.links,
-        clock=clock,
-        random=source,
-        logger=logger,
-        counters=counters,
+        environment=environment,
         incarnation=parts.incarnation,
         options=parts.tunnel,
     )
     router = Router(
-        node_id=node_id,
         network=parts.network,
         site=parts.site,
         table=parts.table,
-        clock=clock,
-        random=source,
-        logger=logger,
-        counters=counters,
+        environment=environment,
         incarnation=parts.incarnation,
         options=parts.router,
     )
@@ -114,17 +109,13 @@ def compose(parts: Parts) -> Node:
         return tunnel.dial(CHANNEL, peer=peer, priority=priority)
 
     proxy = Proxy(
-        node_id=node_id,
         at=at,
         router=router,
         server=server,
         own_services={NETWORK_SERVICE},
         pool=Pool(dial, clock=clock, random=source, node_id=node_id, counters=counters),
         dial_session=dial_session,
-        clock=clock,
-        random=source,
-        logger=logger,
-        counters=counters,
+        environment=environment,
     )
     network = Network(
         name=parts.network,
@@ -134,21 +125,15 @@ def compose(parts: Parts) -> Node:
         tunnel=tunnel,
         resolvers=parts.resolvers,
         seeds=parts.seeds,
-        clock=clock,
-        random=source,
-        logger=logger,
-        counters=counters,
+        environment=environment,
         options=parts.peers,
     )
-    adverts = Adverts(tunnel=tunnel, router=router, clock=clock, logger=logger, counters=counters)
+    adverts = Adverts(tunnel=tunnel, router=router, environment=environment)
     topics = Topics(
-        node_id=node_id,
         router=router,
         proxy=proxy,
         broker=broker,
-        clock=clock,
-        logger=logger,
-        counters=counters,
+        environment=environment,
     )
     router.set_sender(adverts.send)
     proxy.set_message_handler(topics.message_received)
@@ -187,7 +172,7 @@ def compose(parts: Parts) -> Node:
         lease_s=parts.lease_s,
         metadata=metadata,
         counters=counters,
-        log=logger,
+        log=parts.logger,
         hooks=parts.hooks,
         claim=parts.claim,
         drivers=parts.drivers,

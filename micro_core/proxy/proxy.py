@@ -7,11 +7,8 @@ then on only callbacks. A connection to a next hop is dialled in a task, once, w
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from micro_core.contract.clock import Clock, Random
-from micro_core.contract.driver import Counters
 from micro_core.contract.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -23,6 +20,8 @@ from micro_core.contract.errors import (
 )
 from micro_core.contract.table import LOCAL_LINK, Route, RouteKey
 from micro_core.contract.tunnel import Priority, Session
+from micro_core.lifecycle.background_tasks import BackgroundTasks
+from micro_core.lifecycle.environment import Environment
 from micro_core.proxy.forward import check_may_pass, no_route, onward_header, usable_routes
 from micro_core.proxy.forwarded_call import CalleeEnd, CallerEnd, Pair, RouteUsage
 from micro_core.proxy.routes import RouteSource
@@ -60,33 +59,33 @@ class Proxy:
     def __init__(
         self,
         *,
-        node_id: str,
         at: str,
         router: RouteSource,
         server: Server,
         own_services: Collection[str],
         pool: Pool,
         dial_session: SessionDialer,
-        clock: Clock,
-        random: Random,
-        logger: logging.Logger,
-        counters: Counters,
+        environment: Environment,
     ) -> None:
-        self.node_id = node_id
+        self.node_id = environment.node_id
         self.at = at
         self._router = router
         self._server = server
         self._own_services = frozenset(own_services)
         self._pool = pool
         self._dial_session = dial_session
-        self._now = clock.now
-        self._random = random
-        self._log = logger
-        self._counters = counters
+        self._now = environment.clock.now
+        self._random = environment.random
+        self._counters = environment.counters
         self._pairs: dict[Pair, None] = {}
         self._usage: dict[RouteKey, RouteUsage] = {}
         self._peer_connections: dict[tuple[str, Priority], Connection] = {}
-        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._tasks = BackgroundTasks(
+            component="proxy",
+            logger=environment.logger,
+            counters=environment.counters,
+            failure_counter="proxy_tasks_failed",
+        )
         self._deadlines = Deadlines()
         self._message_handler: MessageHandler | None = None
         self._accepted: dict[Connection, None] = {}
@@ -178,7 +177,7 @@ class Proxy:
             if route.link == LOCAL_LINK:
                 connection = self._pool.find(route.address)
                 if connection is None:
-                    self._start(self._dial_local(pair, route))
+                    self._tasks.start(self._dial_local(pair, route))
                     return
                 refusal = self._attach(pair, connection)
             else:
@@ -362,23 +361,10 @@ class Proxy:
         """End the calls that pass and every connection."""
         for pair in list(self._pairs):
             pair.refuse(Cancelled("the node stopped", at=self.at))
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         connections = [*self._accepted, *self._peer_connections.values()]
         await asyncio.gather(*(connection.close() for connection in connections), return_exceptions=True)
         await self._pool.close()
-
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks[task] = None
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._counters.add("proxy_tasks_failed")
-            self._log.error("proxy task failed", exc_info=error)
 
 
 def _priority(pair: Pair) -> Priority:

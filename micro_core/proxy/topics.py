@@ -9,17 +9,16 @@ that no node of that site sends it out again.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import defaultdict, deque
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from micro_core.contract.broker import Broker, Message, Subscription
-from micro_core.contract.clock import Clock
-from micro_core.contract.driver import Counters
 from micro_core.contract.errors import MicroError, Unreachable
 from micro_core.contract.names import INTEREST_PREFIX, interest_name
 from micro_core.contract.table import NETWORK_LINK, RouteEvent
+from micro_core.lifecycle.background_tasks import BackgroundTasks
+from micro_core.lifecycle.environment import Environment
 from micro_core.proxy.duplicate_filter import SeenCopies
 from micro_core.proxy.proxy import Proxy
 from micro_core.proxy.routes import RouteSource
@@ -43,40 +42,41 @@ class Topics:
     def __init__(
         self,
         *,
-        node_id: str,
         router: RouteSource,
         proxy: Proxy,
         broker: Broker,
-        clock: Clock,
-        logger: logging.Logger,
-        counters: Counters,
+        environment: Environment,
     ) -> None:
-        self._node_id = node_id
+        self._node_id = environment.node_id
         self._router = router
         self._proxy = proxy
         self._broker = broker
-        self._clock = clock
-        self._log = logger
-        self._counters = counters
+        self._clock = environment.clock
+        self._log = environment.logger
+        self._counters = environment.counters
         self._seen = SeenCopies()
         self._subscriptions: dict[str, Subscription] = {}
         self._wanted: set[str] = set()
         self._waiting: deque[tuple[str, Message]] = deque()
         self._changed = asyncio.Event()
         self._has_waiting = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = BackgroundTasks(
+            component="topics",
+            logger=environment.logger,
+            counters=environment.counters,
+            failure_counter="topics_tasks_failed",
+        )
 
     async def start(self) -> None:
         """Follow interest; returns when what is wanted now is subscribed."""
         self._router.watch(self._route_changed)
         self._wanted = set(self._wanted_topics())
         await self._reconcile()
-        self._tasks = [self._task(self._keep_reconciled()), self._task(self._deliver())]
+        self._tasks.start(self._keep_reconciled())
+        self._tasks.start(self._deliver())
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         for subscription in self._subscriptions.values():
             try:
                 await subscription.close()
@@ -198,16 +198,6 @@ class Topics:
                     self._log.warning("message not delivered", extra={"topic": topic, "reason": str(error)})
                 else:
                     self._counters.add("topics_messages_delivered")
-
-    def _task(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._counters.add("topics_tasks_failed")
-            self._log.error("topics task failed", exc_info=error)
 
 
 def unmarked(message: Message) -> Message:

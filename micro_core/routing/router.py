@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from micro_core.contract.clock import Clock, Random
-from micro_core.contract.driver import Counters
 from micro_core.contract.errors import MicroError
 from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE, NODE_KEY, interest_name
 from micro_core.contract.registry import EndpointKind, Instance, Registry, RegistryEventKind
 from micro_core.contract.table import ANY_SERVICE, Route, RouteEvent, RouteKey, RouteQuery, Table
+from micro_core.lifecycle.background_tasks import BackgroundTasks
+from micro_core.lifecycle.environment import Environment
 from micro_core.routing import messages
 from micro_core.routing.damping import DampingPolicy, Flapping
 from micro_core.routing.engine import Engine
@@ -76,17 +75,14 @@ class Router:
     def __init__(
         self,
         *,
-        node_id: str,
         network: str,
         site: str,
         table: Table,
-        clock: Clock,
-        random: Random,
-        logger: logging.Logger,
-        counters: Counters,
+        environment: Environment,
         incarnation: int,
         options: RouterOptions | None = None,
     ) -> None:
+        node_id = environment.node_id
         self.table = table
         self._options = options or RouterOptions()
         self._engine = Engine(
@@ -94,26 +90,31 @@ class Router:
             network=network,
             site=site,
             incarnation=incarnation,
-            random=random,
+            random=environment.random,
             options=self._options.engine,
         )
         self._stale = StaleRoutes(router=node_id, lease_s=self._options.restart_lease_s)
         self._has_recalled = False
         self._node_id = node_id
-        self._clock = clock
-        self._log = logger
-        self._counters = counters
+        self._clock = environment.clock
+        self._log = environment.logger
+        self._counters = environment.counters
         self._send: Callable[[str, bytes], None] | None = None
         self._instances: dict[str, Instance] = {}
         self._changed_ids: set[str] = set()
         """What the registry's watch has told of since the last comparison began."""
         self._site_nodes: dict[str, str] = {}
         self._registry: Registry | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = BackgroundTasks(
+            component="router",
+            logger=environment.logger,
+            counters=environment.counters,
+            failure_counter="router_tasks_failed",
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         self.journal = Journal()
-        table.watch(lambda event: self.journal.record(event, clock.wall()))
+        table.watch(lambda event: self.journal.record(event, environment.clock.wall()))
 
     # ------------------------------------------------------------------- life
 
@@ -131,20 +132,15 @@ class Router:
             await self._reconcile(registry)
         except MicroError as error:
             self._log.warning("registry cannot be read yet", extra={"reason": str(error)})
-        loop = asyncio.get_running_loop()
-        for work in (self._watch(registry), self._keep_reconciled(registry)):
-            task = loop.create_task(work)
-            task.add_done_callback(self._done)
-            self._tasks.append(task)
+        self._tasks.start(self._watch(registry))
+        self._tasks.start(self._keep_reconciled(registry))
 
     async def close(self) -> None:
         """Stop. The table is left as it is: one that keeps its routes has them in the node's next life."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     # ----------------------------------------------------------------- lookups
 
@@ -377,11 +373,6 @@ class Router:
         self._timer = None
         now = self._clock.now()
         self._carry_out([*self._stale.expire(now), *self._engine.wake(now)])
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._counters.add("router_tasks_failed")
-            self._log.error("router task failed", exc_info=error)
 
 
 def _load_of(text: str) -> int:

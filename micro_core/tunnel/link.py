@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from micro_core.contract.clock import Clock, Random
-from micro_core.contract.driver import Counters
 from micro_core.contract.errors import Closed, Conflict, LinkLost, MicroError, TooLarge, Unauthorized
 from micro_core.contract.tunnel import Link, LinkInfo, Priority
+from micro_core.lifecycle.environment import Environment
 from micro_core.tunnel.handshake import (
     Admit,
     Done,
@@ -81,14 +79,11 @@ class LinkOwner(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinkEnvironment:
+class LinkContext:
     """What all links of a tunnel share."""
 
     owner: LinkOwner
-    clock: Clock
-    random: Random
-    logger: logging.Logger
-    counters: Counters
+    environment: Environment
     keepalive_s: float
     dead_after_missed: int
     make_handshake: Callable[[bool, Greeting, bytes, Admit | None], Handshake]
@@ -104,7 +99,7 @@ class LinkPeer:
         *,
         dialed: bool,
         greeting: Greeting,
-        environment: LinkEnvironment,
+        context: LinkContext,
         admit: Admit | None = None,
     ) -> None:
         self.link = link
@@ -124,11 +119,12 @@ class LinkPeer:
         self.bytes_in = 0
         self.bytes_out = 0
         self.sessions: dict[int, TunnelSession] = {}
-        self.measure = LinkMeasure(environment.keepalive_s, environment.dead_after_missed)
-        self._environment = environment
+        self.measure = LinkMeasure(context.keepalive_s, context.dead_after_missed)
+        self._context = context
+        self._environment = context.environment
         self._loop = asyncio.get_running_loop()
         self._mux = Mux(dialed=dialed, lane_count=link.lane_count)
-        self._handshake = environment.make_handshake(dialed, greeting, link.channel_binding, admit)
+        self._handshake = context.make_handshake(dialed, greeting, link.channel_binding, admit)
         self._early: list[tuple[int, bytes]] = []
         self._early_bytes = 0
         self._flush_scheduled = False
@@ -318,7 +314,7 @@ class LinkPeer:
         self.up_since = self.measure.last_heard_at = now
         if self._timer is not None:
             self._timer.cancel()
-        if not self._environment.owner.link_proved(self):
+        if not self._context.owner.link_proved(self):
             self.abort(Unauthorized("another link to this node stands"))
             return
         self._keepalive()
@@ -341,7 +337,7 @@ class LinkPeer:
             case Opened(number, channel, _):
                 session = TunnelSession(self, self._mux.sessions[number])
                 self.sessions[number] = session
-                if not self._environment.owner.session_opened(self, channel, session):
+                if not self._context.owner.session_opened(self, channel, session):
                     self.sessions.pop(number, None)
                     self._mux.refuse(number, nobody_listens(channel))
             case Over(number, error):
@@ -353,7 +349,7 @@ class LinkPeer:
                 if resumed is not None:
                     resumed.resume_writing()
             case Message(channel, payload):
-                self._environment.owner.message_received(self, channel, payload)
+                self._context.owner.message_received(self, channel, payload)
             case Pinged(token):
                 self._mux.pong(token)
             case Ponged(token):
@@ -372,14 +368,14 @@ class LinkPeer:
         now = environment.clock.now()
         if self.measure.is_dead(now):
             environment.counters.add("tunnel_links_dead")
-            silent_s = environment.keepalive_s * environment.dead_after_missed
+            silent_s = self._context.keepalive_s * self._context.dead_after_missed
             self.abort(LinkLost(f"nothing heard from {self.link.remote} for {silent_s:.3g} s"))
             return
         token = environment.random.getrandbits(63)
         self.measure.ping_sent(token, now)
         self._mux.ping(token)
         self._schedule_flush()
-        delay_s = environment.keepalive_s * environment.random.uniform(0.9, 1.1)
+        delay_s = self._context.keepalive_s * environment.random.uniform(0.9, 1.1)
         self._timer = self._loop.call_later(delay_s, self._keepalive)
 
     def _schedule_flush(self) -> None:
@@ -426,4 +422,4 @@ class LinkPeer:
         self._set_over()
         if self._retiring is not None:
             self._retiring.cancel()
-        self._environment.owner.link_ended(self, error)
+        self._context.owner.link_ended(self, error)

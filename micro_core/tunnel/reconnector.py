@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from micro_core.contract.clock import Clock
-from micro_core.contract.driver import Counters
 from micro_core.contract.errors import MicroError
+from micro_core.lifecycle.background_tasks import BackgroundTasks
+from micro_core.lifecycle.environment import Environment
 from micro_core.tunnel.link import LinkPeer
 from micro_core.tunnel.path_selection import (
     Abandon,
@@ -53,9 +53,7 @@ class LinkKeeper:
         dial_way: DialWay,
         find_link: Callable[[str], LinkPeer | None],
         *,
-        clock: Clock,
-        logger: logging.Logger,
-        counters: Counters,
+        environment: Environment,
         on_failed: Callable[[MicroError], None],
         is_forced: bool = False,
     ) -> None:
@@ -63,9 +61,9 @@ class LinkKeeper:
         self._finder = finder
         self._dial_way = dial_way
         self._find_link = find_link
-        self._clock = clock
-        self._log = logger
-        self._counters = counters
+        self._clock = environment.clock
+        self._log = environment.logger
+        self._counters = environment.counters
         self._on_failed = on_failed
         self._is_forced = is_forced
         self._events: asyncio.Queue[tuple[WayEvent, LinkPeer | None]] = asyncio.Queue()
@@ -75,7 +73,12 @@ class LinkKeeper:
         self._peer_id = ""
         """Whom the last link led to."""
         self._watch: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks(
+            component="tunnel",
+            logger=environment.logger,
+            counters=environment.counters,
+            failure_counter="tunnel_tasks_failed",
+        )
 
     async def link_once(self) -> LinkPeer:
         """The link that stands in the end; raises what the ways have failed of."""
@@ -86,7 +89,7 @@ class LinkKeeper:
             while self._link is None and not failures:
                 await self._step()
         finally:
-            await self._end()
+            await self._tasks.cancel()
         if self._link is None:
             raise failures[0]
         return self._link
@@ -98,7 +101,7 @@ class LinkKeeper:
             while True:
                 await self._step()
         finally:
-            await self._end()
+            await self._tasks.cancel()
 
     def arrived(self, peer_id: str, addresses: Collection[str]) -> None:
         """Others have linked to a node that is reached at `addresses`: if it is the one that is missed here, dial it."""
@@ -133,7 +136,7 @@ class LinkKeeper:
                 case Dial(way, why):
                     # A probe takes the place of the link it was made for, and of no other.
                     replaces = self._link if self._finder.phase is Phase.PROBING else None
-                    self._attempts[way] = self._start(self._attempt(way, why, replaces))
+                    self._attempts[way] = self._tasks.start(self._attempt(way, why, replaces))
                 case Abandon(way):
                     attempt = self._attempts.pop(way, None)
                     if attempt is not None:
@@ -166,7 +169,7 @@ class LinkKeeper:
     def _look_after(self, link: LinkPeer | None) -> None:
         if self._watch is not None:
             self._watch.cancel()
-        self._watch = None if link is None else self._start(self._follow(link))
+        self._watch = None if link is None else self._tasks.start(self._follow(link))
 
     async def _follow(self, link: LinkPeer) -> None:
         """Wait until `link` is not the one that stands any more, and tell what came of it."""
@@ -184,20 +187,3 @@ class LinkKeeper:
             self._counters.add("tunnel_ways_fallen_back")
         level = logging.INFO if way == 0 else logging.WARNING
         self._log.log(level, "link took another way", extra={"address": self._finder.ways[way], "reason": why})
-
-    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._counters.add("tunnel_keepers_failed")
-            self._log.error("keeping a link failed", exc_info=error)
-
-    async def _end(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from micro_core.contract.clock import Clock, Random
-from micro_core.contract.driver import Counters
 from micro_core.contract.errors import (
     BadRequest,
     Closed,
@@ -42,9 +39,11 @@ from micro_core.contract.tunnel import (
     Priority,
     Session,
 )
+from micro_core.lifecycle.background_tasks import BackgroundTasks
+from micro_core.lifecycle.environment import Environment
 from micro_core.tunnel.handshake import NONCE_BYTES, Admit, Greeting, Handshake, HandshakeKeys
 from micro_core.tunnel.identity import NodeIdentity, is_member, is_signed_by, membership_proof, node_id_of
-from micro_core.tunnel.link import LinkEnvironment, LinkPeer
+from micro_core.tunnel.link import LinkContext, LinkPeer
 from micro_core.tunnel.listening import listen_everywhere
 from micro_core.tunnel.path_selection import WayFinder, WayOptions, ways_to
 from micro_core.tunnel.reconnector import LinkKeeper
@@ -95,19 +94,21 @@ class TunnelHost:
         network: str,
         token: str,
         listeners: Sequence[tuple[LinkDriver, str | None]],
-        clock: Clock,
-        random: Random,
-        logger: logging.Logger,
-        counters: Counters,
+        environment: Environment,
         incarnation: int | None = None,
         options: TunnelOptions | None = None,
     ) -> None:
         self.node_id = identity.node_id
         self._options = options or TunnelOptions()
-        self._clock = clock
-        self._random = random
-        self._log = logger
-        self._counters = counters
+        self._environment = environment
+        self._log = environment.logger
+        self._counters = environment.counters
+        self._tasks = BackgroundTasks(
+            component="tunnel",
+            logger=environment.logger,
+            counters=environment.counters,
+            failure_counter="tunnel_tasks_failed",
+        )
         self._drivers = list(listeners)
         self._greeting = Greeting(
             public_key=identity.public_bytes,
@@ -115,7 +116,7 @@ class TunnelHost:
             name=name,
             site=site,
             addresses=(),
-            incarnation=int(clock.wall() * 1000) if incarnation is None else incarnation,
+            incarnation=int(environment.clock.wall() * 1000) if incarnation is None else incarnation,
             generation=0,
         )
         self._keys = HandshakeKeys(
@@ -125,12 +126,9 @@ class TunnelHost:
             is_member=lambda transcript, proof: is_member(network, token, transcript, proof),
             node_id_of=node_id_of,
         )
-        self._environment = LinkEnvironment(
+        self._link_context = LinkContext(
             owner=self,
-            clock=clock,
-            random=random,
-            logger=logger,
-            counters=counters,
+            environment=environment,
             keepalive_s=self._options.keepalive_s,
             dead_after_missed=self._options.dead_after_missed,
             make_handshake=self._make_handshake,
@@ -160,10 +158,8 @@ class TunnelHost:
 
     async def close(self) -> None:
         self._is_closed = True
-        kept, self._kept = [task for _, task in self._kept.values()], {}
-        for task in kept:
-            task.cancel()
-        await asyncio.gather(*kept, return_exceptions=True)
+        self._kept = {}
+        await self._tasks.cancel()
         for listener in self._open_listeners:
             await listener.close()
         links = [*self._links.values(), *self._pending, *self._retired]
@@ -249,9 +245,7 @@ class TunnelHost:
             except Unreachable as error:
                 asyncio.get_running_loop().call_soon(self._dial_failed, address, error)
                 return
-            task = asyncio.get_running_loop().create_task(keeper.keep())
-            task.add_done_callback(self._keeper_done)
-            self._kept[address] = keeper, task
+            self._kept[address] = keeper, self._tasks.start(keeper.keep())
 
     def drop_link(self, address: str) -> None:
         """Stop dialling `address`; a link that stands is left."""
@@ -363,13 +357,13 @@ class TunnelHost:
     def _begin(self, link: Link, *, dialed: bool, address: str, admit: Admit | None = None) -> LinkPeer:
         if dialed:
             self._greeting = replace(self._greeting, generation=self._greeting.generation + 1)
-        peer = LinkPeer(link, dialed=dialed, greeting=self._greeting, environment=self._environment, admit=admit)
+        peer = LinkPeer(link, dialed=dialed, greeting=self._greeting, context=self._link_context, admit=admit)
         peer.dialed_address = address
         self._pending[peer] = None
         return peer
 
     def _make_handshake(self, dialed: bool, greeting: Greeting, binding: bytes, admit: Admit | None) -> Handshake:
-        nonce = self._random.getrandbits(NONCE_BYTES * 8).to_bytes(NONCE_BYTES, "big")
+        nonce = self._environment.random.getrandbits(NONCE_BYTES * 8).to_bytes(NONCE_BYTES, "big")
         return Handshake(
             dialed=dialed, own=greeting, nonce=nonce, channel_binding=binding, keys=self._keys, admit=admit
         )
@@ -408,12 +402,10 @@ class TunnelHost:
         ways = ways_to(address, [driver.scheme for driver, _ in self._drivers])
         return LinkKeeper(
             address,
-            WayFinder(ways, self._options.ways, self._random),
+            WayFinder(ways, self._options.ways, self._environment.random),
             functools.partial(self.dial_way, timeout_s=timeout_s),
             self.find_link,
-            clock=self._clock,
-            logger=self._log,
-            counters=self._counters,
+            environment=self._environment,
             on_failed=functools.partial(self._dial_failed, address),
             is_forced=is_forced,
         )
@@ -424,11 +416,6 @@ class TunnelHost:
     def _emit(self, event: LinkEvent) -> None:
         if self._event_handler is not None:
             self._event_handler(event)
-
-    def _keeper_done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._counters.add("tunnel_keepers_failed")
-            self._log.error("keeping a link failed", exc_info=error)
 
     def _unsubscribe(self, channel: str, receive: MessageReceiver) -> None:
         receivers = self._receiving.get(channel, [])

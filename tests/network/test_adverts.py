@@ -16,6 +16,7 @@ from micro_core.contract import CountersInMemory, DriverContext, Instance, LinkE
 from micro_core.contract.registry import RegistryWatch
 from micro_core.contract.table import NETWORK_LINK
 from micro_core.contract.watching import WatchSet
+from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.network import adverts as module
 from micro_core.network.adverts import Adverts
@@ -51,20 +52,21 @@ class Site:
     async def begin(self) -> None:
         self.lives += 1
         self.table = MemoryTable(logger=LOG, counters=self.counters)
-        self.router = Router(
+        environment = Environment(
             node_id=self.tunnel.node_id,
-            network="go.micro",
-            site=self.name,
-            table=self.table,
             clock=SystemClock(),
             random=random.Random(self.lives),
             logger=LOG,
             counters=self.counters,
+        )
+        self.router = Router(
+            network="go.micro",
+            site=self.name,
+            table=self.table,
+            environment=environment,
             incarnation=self.lives * 1_000_000,
         )
-        self.adverts = Adverts(
-            tunnel=self.tunnel, router=self.router, clock=SystemClock(), logger=LOG, counters=self.counters
-        )
+        self.adverts = Adverts(tunnel=self.tunnel, router=self.router, environment=environment)
         self.router.set_sender(self.adverts.send)
         # As `micro router` does: what is told first is then the whole.
         await self.router.start(Records(self.services))  # type: ignore[arg-type]  # what a router asks of one
@@ -111,10 +113,7 @@ async def make(name: str) -> Site:
         network="go.micro",
         token="secret",
         listeners=[(MemoryTunnel(MemoryTunnelOptions(), context), f"adverts-{name}")],
-        clock=SystemClock(),
-        random=random.Random(name),
-        logger=LOG,
-        counters=counters,
+        environment=Environment.from_context(context),
         incarnation=1,
     )
     await tunnel.connect()

@@ -11,6 +11,7 @@ from micro_core.builtin.registry.memory import MemoryRegistry
 from micro_core.builtin.table.memory import MemoryTable
 from micro_core.contract.driver import CountersInMemory, DriverContext
 from micro_core.contract.registry import Instance
+from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.routing.router import Router
 
@@ -49,14 +50,10 @@ async def test_a_comparison_does_not_undo_what_the_watch_told_while_its_answer_w
         await one.start()
     await elsewhere.register(OLD, lease_s=30)
     router = Router(
-        node_id=context.node_id,
         network=context.network,
         site=context.site,
         table=MemoryTable(logger=logger, counters=counters),
-        clock=context.clock,
-        random=context.random,
-        logger=logger,
-        counters=counters,
+        environment=Environment.from_context(context),
         incarnation=1,
     )
     await router.start(registry)

@@ -18,6 +18,7 @@ from micro_core.config import load_settings
 from micro_core.contract import CountersInMemory, DriverContext, Malformed, MicroError
 from micro_core.contract.table import ANY_SERVICE, LOCAL_LINK, NETWORK_LINK, Route, RouteEvent, RouteEventKind
 from micro_core.drivers.runtime import Runtime
+from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.plugins import Catalog
 from micro_core.routing.router import Router
@@ -125,14 +126,10 @@ async def site() -> AsyncIterator[Site]:
     transport = MemoryTransport(network=plain.network, site=plain.site, random=random.Random(2))
     table = MemoryTable(logger=plain.logger, counters=plain.counters)
     router = Router(
-        node_id=NODE,
         network=plain.network,
         site="eu",
         table=table,
-        clock=plain.clock,
-        random=plain.random,
-        logger=plain.logger,
-        counters=plain.counters,
+        environment=Environment.from_context(plain),
         incarnation=1,
     )
     await registry.start()

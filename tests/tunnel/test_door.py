@@ -27,6 +27,7 @@ from micro_core.contract import (
     Unreachable,
 )
 from micro_core.contract.tunnel import LinkDown, LinkEvent, LinkUp
+from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.standalone.tunnel import protocol as door_wire
 from micro_core.standalone.tunnel.client import RemoteTunnel
@@ -140,10 +141,7 @@ async def host(name: str, directory: Path) -> TunnelHost:
         network=NETWORK,
         token=TOKEN,
         listeners=[(MemoryTunnel(MemoryTunnelOptions(), context(name, directory)), name)],
-        clock=SystemClock(),
-        random=random.Random(name),
-        logger=LOG,
-        counters=CountersInMemory(),
+        environment=Environment.from_context(context(name, directory)),
         incarnation=1,
     )
     await made.connect()

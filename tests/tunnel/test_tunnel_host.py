@@ -28,6 +28,7 @@ from micro_core.contract import (
     Unauthorized,
     Unreachable,
 )
+from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.tunnel.identity import NodeIdentity
 from micro_core.tunnel.path_selection import WayOptions
@@ -102,10 +103,7 @@ class Nodes:
             network=network,
             token=token,
             listeners=[(driver, name)],
-            clock=SystemClock(),
-            random=source,
-            logger=logging.getLogger("test"),
-            counters=counters,
+            environment=Environment.from_context(context),
             incarnation=incarnation,
             options=TunnelOptions(ways=WayOptions(redial_first_s=0.001, redial_last_s=0.01), **options),
         )
@@ -433,6 +431,7 @@ async def test_a_link_is_told_before_anything_that_comes_right_behind_the_proof(
     a, b = await nodes.node("a"), await nodes.node("b")
     heard: list[str] = []
     sessions: list[Reader] = []
+
     # Who dials is done first, and may go on at once.
     def open_session(event: LinkEvent) -> None:
         if isinstance(event, LinkUp):

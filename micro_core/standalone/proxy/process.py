@@ -8,6 +8,7 @@ tunnel's door.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from micro_core.config import Settings
@@ -17,6 +18,7 @@ from micro_core.contract.registry import Instance
 from micro_core.contract.transport import Socket
 from micro_core.contract.tunnel import LinkEvent, LinkMoved, Priority, Session
 from micro_core.drivers.runtime import build_runtime
+from micro_core.lifecycle.environment import Environment
 from micro_core.node.assembly import node_name
 from micro_core.node.composition import DIAL_TIMEOUT_S
 from micro_core.node.control import Publishing
@@ -88,16 +90,15 @@ class ProxyComponent:
             return tunnel.dial(CHANNEL, peer=peer, priority=priority)
 
         server = self._server = Server(NETWORK_SERVICE, at=at, counters=context.counters)
+        environment = replace(Environment.from_context(context), node_id=node_id)
         proxy = self._proxy = Proxy(
-            node_id=node_id,
             at=at,
             router=router,
             server=server,
             own_services={NETWORK_SERVICE, PROXY_SERVICE},
             pool=Pool(dial, node_id=node_id, **common),
             dial_session=dial_session,
-            logger=context.logger,
-            **common,
+            environment=environment,
         )
 
         def dispatch(event: LinkEvent) -> None:
@@ -116,13 +117,10 @@ class ProxyComponent:
         self.address = listener.address
         broker = await runtime.open_broker()
         topics = Topics(
-            node_id=node_id,
             router=router,
             proxy=proxy,
             broker=broker,
-            clock=context.clock,
-            logger=context.logger,
-            counters=context.counters,
+            environment=environment,
         )
         proxy.set_message_handler(topics.message_received)
         self._standing.add(topics.close)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 from micro_core.config import Settings
@@ -12,6 +13,7 @@ from micro_core.contract.driver import Counters, Role
 from micro_core.contract.errors import MicroError, Overloaded
 from micro_core.contract.table import RouteEvent, Table
 from micro_core.drivers.runtime import build, build_runtime, drivers_of
+from micro_core.lifecycle.environment import Environment
 from micro_core.network.adverts import Adverts
 from micro_core.node.assembly import node_file, node_name, router_options
 from micro_core.node.router_endpoints import RouterEndpoints, ServiceRequest
@@ -70,21 +72,16 @@ class RouterComponent:
         table: Table = build(catalog, settings, drivers_of(catalog, settings, Role.TABLE)[0], context)
         self._standing.add(table.close)
         await table.start()
+        environment = replace(Environment.from_context(context), node_id=tunnel.node_id)
         router = Router(
-            node_id=tunnel.node_id,
             network=context.network,
             site=context.site,
             table=table,
-            clock=context.clock,
-            random=context.random,
-            logger=context.logger,
-            counters=context.counters,
+            environment=environment,
             incarnation=next_incarnation(node_file(settings, "router.incarnation"), int(context.clock.wall() * 1000)),
             options=router_options(settings.node),
         )
-        adverts = Adverts(
-            tunnel=tunnel, router=router, clock=context.clock, logger=context.logger, counters=context.counters
-        )
+        adverts = Adverts(tunnel=tunnel, router=router, environment=environment)
         tunnel.set_event_handler(adverts.handle_link_event)
         router.set_sender(adverts.send)
         self._standing.add(router.close, adverts.close)

@@ -13,6 +13,7 @@ from micro_core.contract.errors import ConfigError
 from micro_core.contract.resolver import Resolver
 from micro_core.contract.tunnel import LinkDriver, LinkEvent
 from micro_core.drivers.runtime import Runtime, build, build_runtime, drivers_of
+from micro_core.lifecycle.environment import Environment
 from micro_core.network.messages import NodeRecord
 from micro_core.network.network import Network
 from micro_core.network.peers import PeerOptions
@@ -79,7 +80,7 @@ class TunnelComponent:
             token=network_token(settings),
             listeners=listeners(links, chosen.listen),
             incarnation=incarnation,
-            **common,
+            environment=Environment.from_context(context),
         )
         network = Network(
             name=context.network,
@@ -90,7 +91,7 @@ class TunnelComponent:
             resolvers=await self._resolvers(runtime, identity.node_id),
             seeds=chosen.nodes,
             options=PeerOptions(target_links=chosen.target_links),
-            **common,
+            environment=Environment.from_context(context),
         )
         network.set_report_handler(self._say)
         door = TunnelDoor(

@@ -19,6 +19,7 @@ from micro_tls_tunnel.options import TlsOptions
 
 from micro_core.contract import CountersInMemory, DriverContext, LinkDown, LinkEvent, LinkMoved, MicroError, Session
 from micro_core.contract.names import split_host_port
+from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.tunnel.identity import NodeIdentity
 from micro_core.tunnel.path_selection import WayOptions
@@ -130,10 +131,7 @@ class Site:
                 (create_quic(QuicOptions(), context), listen),
                 (create_tls(TlsOptions(), context), listen),
             ],
-            clock=SystemClock(),
-            random=source,
-            logger=logging.getLogger("test"),
-            counters=self.counters,
+            environment=Environment.from_context(context),
             incarnation=1,
             options=TunnelOptions(ways=WayOptions(probe_first_s=0.5, probe_last_s=2.0)),
         )
