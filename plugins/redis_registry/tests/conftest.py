@@ -1,4 +1,4 @@
-"""Real Redis servers for the tests: started on free ports of loopback, killed, stopped and emptied by process id."""
+"""Real Redis servers for the tests, on free loopback ports; they are killed, stopped and emptied by process id."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from micro_core.contract import (
 from micro_core.testing import Faults, free_port
 
 DEADLINE_S = 20.0
-"""How long anything may take on a busy machine before a test fails."""
+"""Time limit in seconds for any condition, on a busy machine."""
 
 
 def server_binary() -> str:
@@ -44,7 +44,7 @@ def server_binary() -> str:
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, timeout_s: float = DEADLINE_S) -> None:
-    """Wait until `condition` holds."""
+    """Wait until `condition` is true."""
     ends_at = time.monotonic() + timeout_s
     while True:
         holds = condition()
@@ -56,7 +56,7 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, time
 
 
 class RedisServer(Faults):
-    """One redis-server and its data. The verbs are those that kits know."""
+    """A redis-server and its data, with the fault methods of the conformance kits."""
 
     def __init__(self, directory: Path, *settings: str, port: int = 0, password: str = "") -> None:
         self.port = port or free_port()
@@ -74,10 +74,10 @@ class RedisServer(Faults):
     async def restart(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         login = ("--requirepass", self._password) if self._password else ()
-        where = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory))
+        address = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory))
         self._process = await asyncio.create_subprocess_exec(
             server_binary(),
-            *(self._settings if self._is_sentinel else (*where, "--save", "", *login, *self._settings)),
+            *(self._settings if self._is_sentinel else (*address, "--save", "", *login, *self._settings)),
             cwd=self.directory,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
@@ -104,14 +104,14 @@ class RedisServer(Faults):
         self._process.send_signal(signal.SIGCONT)
 
     async def garbage(self, context: DriverContext) -> None:
-        """What strangers may leave under the keys of a namespace: every key is of another kind, or cut off, or huge."""
+        """Write invalid data under the keys of a namespace: wrong types, truncated and oversized values."""
         root = f"micro:{{{context.network}/{context.site}}}:"
         client = self.client
-        index, strangers = f"{root}index", f"{root}service:go.micro.srv.greeter"
+        index, members = f"{root}index", f"{root}service:go.micro.srv.greeter"
         far = 4_000_000_000_000
         await client.zadd(index, {"no-space": far, "a b": far, "\x00": far, "svc missing": far, "x" * 5_000: far})
         await client.zadd(index, {"nonsense": 1, "greeter expired-long-ago": 1})
-        await client.sadd(strangers, "string", "broken", b"\xff\xfe", "y" * 5_000, "nobody")
+        await client.sadd(members, "string", "broken", b"\xff\xfe", "y" * 5_000, "unknown")
         await client.set(f"{root}instance:b", "a string")
         await client.set(f"{root}instance:string", "a string")
         await client.zadd(index, {"go.micro.srv.greeter string": far, "go.micro.srv.greeter broken": far})
@@ -153,12 +153,12 @@ class RedisServer(Faults):
             return False
         finally:
             writer.close()
-        # With a password it refuses, and so it is there.
+        # A refused login also shows that the server is running.
         return answer.startswith((b"+PONG", b"-NOAUTH"))
 
 
 class Relay:
-    """Passes TCP streams on to a server, each piece `delay_s` later; with `tls` it takes TLS and passes plain bytes."""
+    """A TCP proxy that delays each chunk by `delay_s`; with `tls` it terminates TLS."""
 
     def __init__(self, target_port: int, *, delay_s: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
         self.delay_s = delay_s
@@ -204,7 +204,7 @@ class Relay:
             writer.close()
 
 
-class LoopClock:
+class SystemClock:
     def now(self) -> float:
         return time.monotonic()
 
@@ -213,21 +213,21 @@ class LoopClock:
 
 
 @dataclass
-class Opened:
-    """A registry with what it said and counted."""
+class OpenRegistry:
+    """A registry with its log messages and counters."""
 
     registry: RedisRegistry
     counters: CountersInMemory
-    logged: list[logging.LogRecord] = field(default_factory=list)
+    records: list[logging.LogRecord] = field(default_factory=list)
 
     def counted(self, name: str) -> int:
         return self.counters.values.get(name, 0)
 
-    def said(self, words: str) -> int:
-        return sum(words in record.getMessage() for record in self.logged)
+    def logged(self, text: str) -> int:
+        return sum(text in record.getMessage() for record in self.records)
 
 
-class _Keeping(logging.Handler):
+class _RecordingHandler(logging.Handler):
     def __init__(self, records: list[logging.LogRecord]) -> None:
         super().__init__()
         self._records = records
@@ -236,32 +236,32 @@ class _Keeping(logging.Handler):
         self._records.append(record)
 
 
-class Seen:
-    """Reads a watch all the time, and keeps what it was told."""
+class WatchRecorder:
+    """Reads a watch continuously and records its events."""
 
     def __init__(self, registry: RedisRegistry, watch: RegistryWatch) -> None:
         self._registry = registry
         self.watch = watch
         self.events: list[tuple[str, str]] = []
-        self.standing: dict[str, Instance] = {}
+        self.current: dict[str, Instance] = {}
         self.task = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
         async for event in self.watch:
-            self._take(event)
+            self._apply(event)
             if event.instance is None:
                 found = await self._registry.instances()
-                self.standing = {one.id: one for one in found}
+                self.current = {instance.id: instance for instance in found}
 
-    def _take(self, event: RegistryEvent) -> None:
+    def _apply(self, event: RegistryEvent) -> None:
         if event.instance is None:
             self.events.append((event.kind.value, ""))
             return
         self.events.append((event.kind.value, event.instance.id))
         if event.kind is RegistryEventKind.DELETED:
-            self.standing.pop(event.instance.id, None)
+            self.current.pop(event.instance.id, None)
         else:
-            self.standing[event.instance.id] = event.instance
+            self.current[event.instance.id] = event.instance
 
     def of(self, instance_id: str) -> list[str]:
         return [kind for kind, about in self.events if about == instance_id]
@@ -269,8 +269,8 @@ class Seen:
 
 MakeServer = Callable[..., RedisServer]
 MakeRelay = Callable[..., Awaitable[Relay]]
-Open = Callable[..., Awaitable[Opened]]
-Watch = Callable[..., Awaitable[Seen]]
+Open = Callable[..., Awaitable[OpenRegistry]]
+Watch = Callable[..., Awaitable[WatchRecorder]]
 
 
 @pytest.fixture
@@ -302,18 +302,18 @@ async def make_relay() -> AsyncIterator[MakeRelay]:
 
 @pytest.fixture
 async def redis_server(make_server: MakeServer) -> RedisServer:
-    """A server that keeps its data."""
+    """A server with persistent data."""
     return await make_server("--appendonly", "yes").start()
 
 
 @pytest.fixture
 async def opened(request: pytest.FixtureRequest, make_server: MakeServer) -> AsyncIterator[Open]:
-    """Makes registries, started; `start=False` leaves that to the test. The first server of the test serves."""
-    made: list[Opened] = []
+    """Return a function that creates started registries (`start=False`: not started) on the first server of the test."""
+    made: list[OpenRegistry] = []
 
     async def make(
         url: str = "", *, network: str = "go.micro", site: str = "eu", start: bool = True, **options: Any
-    ) -> Opened:
+    ) -> OpenRegistry:
         if not url:
             url = request.getfixturevalue("redis_server").url
         logger = logging.getLogger(f"test.redis.{len(made)}")
@@ -323,15 +323,15 @@ async def opened(request: pytest.FixtureRequest, make_server: MakeServer) -> Asy
             network=network,
             site=site,
             state_dir="/nowhere",
-            clock=LoopClock(),
+            clock=SystemClock(),
             random=random.Random(len(made)),
             logger=logger,
             counters=counters,
         )
         registry = create(RedisOptions(url=url, **options), context)
         assert isinstance(registry, RedisRegistry)
-        one = Opened(registry, counters)
-        logger.addHandler(_Keeping(one.logged))
+        one = OpenRegistry(registry, counters)
+        logger.addHandler(_RecordingHandler(one.records))
         logger.setLevel(logging.DEBUG)
         made.append(one)
         if start:
@@ -344,11 +344,11 @@ async def opened(request: pytest.FixtureRequest, make_server: MakeServer) -> Asy
 
 @pytest.fixture
 async def seen() -> AsyncIterator[Watch]:
-    """Opens watches that are read all the time."""
-    made: list[Seen] = []
+    """Return a function that opens watches which are read continuously."""
+    made: list[WatchRecorder] = []
 
-    async def make(one: Opened, service: str | None = None) -> Seen:
-        reading = Seen(one.registry, await one.registry.watch(service))
+    async def make(one: OpenRegistry, service: str | None = None) -> WatchRecorder:
+        reading = WatchRecorder(one.registry, await one.registry.watch(service))
         made.append(reading)
         return reading
 

@@ -1,4 +1,4 @@
-"""The registry's kit, with and without keyspace notifications, on a server that is killed, stopped, emptied and spoilt."""
+"""The conformance kit of the registry role, with and without keyspace notifications, including all server faults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class TestRedisRegistry(RegistryConformance):
     lease_s = 0.4
     pause_s = 1.0
-    changes_in_a_storm = 1_200  # above what a watch holds
+    changes_in_a_storm = 1_200  # more than a watch queues
 
     @pytest.fixture(params=["", "Kgxe"], ids=["own-channel", "keyspace"])
     async def subject(self, request: pytest.FixtureRequest, make_server: MakeServer) -> Subject[Registry]:
@@ -27,6 +27,6 @@ class TestRedisRegistry(RegistryConformance):
             driver=micro_registry(),
             options=RedisOptions(url=server.url, timeout_s=2.0),
             faults=server,
-            # This server keeps its data; one that does not loses nothing for longer than owners need to notice.
+            # This server stores its data. Without that, records are missing until their owners notice the loss.
             capabilities=micro_registry().capabilities | {"persistent"},
         )

@@ -1,4 +1,4 @@
-"""Who may come in: passwords, ACL users, TLS. And what is said to those who may not."""
+"""Authentication: passwords, ACL users and TLS, and the errors for refused logins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from micro_core.contract import Forbidden, Instance, MicroError, OptionError, Unauthorized, Unreachable
 
 if TYPE_CHECKING:
-    from plugins.redis_registry.tests.conftest import MakeRelay, MakeServer, Open, Opened, RedisServer, Watch
+    from plugins.redis_registry.tests.conftest import MakeRelay, MakeServer, Open, OpenRegistry, RedisServer, Watch
 
 MakeInstance = Callable[..., Instance]
 Until = Callable[..., Awaitable[None]]
@@ -33,15 +33,19 @@ async def refused(opened: Open, url: str, **options: str) -> MicroError:
     return caught.value
 
 
-async def works(one: Opened, seen: Watch, wait_until: Until, record: Instance) -> None:
+async def works(one: OpenRegistry, seen: Watch, wait_until: Until, record: Instance) -> None:
     watch = await seen(one)
     await one.registry.register(record, lease_s=0.4)
-    await wait_until(lambda: watch.of(record.id) == ["created", "deleted"], "it comes, and goes with its lease")
+    await wait_until(
+        lambda: watch.of(record.id) == ["created", "deleted"], "the record is created and expires with its lease"
+    )
 
 
-async def test_a_wrong_password_or_none_is_said_at_once_and_never_shown(opened: Open, make_server: MakeServer) -> None:
+async def test_wrong_or_missing_password_fails_at_start_and_is_never_shown(
+    opened: Open, make_server: MakeServer
+) -> None:
     server = await make_server(password="right").start()
-    for options in ({}, {"password": "wrong"}, {"username": "nobody", "password": "wrong"}):
+    for options in ({}, {"password": "wrong"}, {"username": "unknown", "password": "wrong"}):
         error = await refused(opened, server.url, **options)
         assert isinstance(error, Unauthorized)
         assert "redis.password" in error.hint
@@ -51,7 +55,7 @@ async def test_a_wrong_password_or_none_is_said_at_once_and_never_shown(opened: 
     assert "wrong@" not in str(error)
 
 
-async def test_passwords_come_from_the_option_the_url_or_a_file_that_may_change(
+async def test_password_is_read_from_the_option_the_url_or_a_file_that_may_change(
     opened: Open, make_server: MakeServer, make_instance: MakeInstance, tmp_path: Path
 ) -> None:
     server = await make_server(password="p@ss word").start()
@@ -74,7 +78,7 @@ async def test_passwords_come_from_the_option_the_url_or_a_file_that_may_change(
 
 
 @pytest.mark.parametrize("flags", ["", "Kgxe"], ids=["own-channel", "keyspace"])
-async def test_the_rights_that_the_readme_lists_suffice_without_config(
+async def test_permissions_listed_in_the_readme_suffice_without_config(
     opened: Open,
     seen: Watch,
     make_server: MakeServer,
@@ -88,16 +92,16 @@ async def test_the_rights_that_the_readme_lists_suffice_without_config(
     )
     one = await opened(server.url, username="all", password="pw")
     await works(one, seen, wait_until, make_instance())
-    assert one.said("by keyspace notifications") == (1 if flags else 0), "found out without CONFIG"
-    assert one.said("notifications are off") == (0 if flags else 1)
-    # Who may not listen to notifications does without.
+    assert one.logged("keyspace notifications are enabled") == (1 if flags else 0), "detected without CONFIG"
+    assert one.logged("notifications are disabled") == (0 if flags else 1)
+    # Without permission for notifications, the registry works without them.
     other = await opened(server.url, username="ours", password="pw")
     await works(other, seen, wait_until, make_instance())
-    assert other.said("notifications are off") == 1
+    assert other.logged("notifications are disabled") == 1
     assert await server.client.keys("*probe*") == []
 
 
-async def test_rights_that_are_missing_are_named(
+async def test_missing_permissions_are_named(
     opened: Open, make_server: MakeServer, make_instance: MakeInstance
 ) -> None:
     server = await make_server().start(
@@ -125,14 +129,14 @@ async def test_rights_that_are_missing_are_named(
         {"password": "a", "password_file": "b"},
         {"username": "a"},
         {"ca_file": "ca.pem"},
-        {"url": "rediss://h", "ca_file": "/nowhere/ca.pem"},
+        {"url": "rediss://h", "ca_file": "/nonexistent/ca.pem"},
         {"prefix": "a{b}"},
         {"namespace": "a b"},
         {"timeout_s": 0.0},
         {"keyspace_events": "perhaps"},
     ],
 )
-async def test_options_that_mean_nothing_are_refused(opened: Open, options: dict[str, str]) -> None:
+async def test_invalid_options_are_rejected(opened: Open, options: dict[str, str]) -> None:
     url = options.pop("url", "redis://127.0.0.1:1")
     with pytest.raises(OptionError):
         await opened(url, start=False, **options)
@@ -142,7 +146,7 @@ async def test_options_that_mean_nothing_are_refused(opened: Open, options: dict
 
 
 def certificate(directory: Path, name: str, address: str) -> tuple[Path, Path]:
-    """A certificate that signs itself, for `address`, and its key."""
+    """Create a self-signed certificate for `address` and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = dt.datetime.now(dt.UTC)
@@ -166,7 +170,7 @@ def certificate(directory: Path, name: str, address: str) -> tuple[Path, Path]:
     return shown, secret
 
 
-async def test_tls_is_checked_in_both_directions(
+async def test_tls_certificates_are_verified_in_both_directions(
     opened: Open,
     seen: Watch,
     redis_server: RedisServer,
@@ -194,5 +198,7 @@ async def test_tls_is_checked_in_both_directions(
 
     context.verify_mode = ssl.CERT_REQUIRED
     assert isinstance(await refused(opened, url, ca_file=str(server_certificate)), Unreachable)
-    shown = {"cert_file": str(client_certificate), "key_file": str(client_key)}
-    await works(await opened(url, ca_file=str(server_certificate), **shown), seen, wait_until, make_instance("2"))
+    client_files = {"cert_file": str(client_certificate), "key_file": str(client_key)}
+    await works(
+        await opened(url, ca_file=str(server_certificate), **client_files), seen, wait_until, make_instance("2")
+    )

@@ -1,4 +1,4 @@
-"""What is lost when Redis is killed, emptied, stopped, slow, full or written to by strangers: the README's fault table."""
+"""The fault table of the README: Redis is killed, emptied, stopped, slow, full, or written to by other programs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pytest
 from micro_core.contract import Instance, Overloaded, Unreachable
 
 if TYPE_CHECKING:
-    from plugins.redis_registry.tests.conftest import MakeRelay, MakeServer, Open, Opened, RedisServer, Watch
+    from plugins.redis_registry.tests.conftest import MakeRelay, MakeServer, Open, OpenRegistry, RedisServer, Watch
 
 STILL_S = 10.0
-"""How long the server stands still in the longest test: several times `timeout_s`, and most of a lease."""
+"""Seconds for which the server is stopped in the longest test: several times `timeout_s`, and most of a lease."""
 ROOT = "micro:{go.micro/eu}:"
 MakeInstance = Callable[..., Instance]
 Until = Callable[..., Awaitable[None]]
 
 
 @asynccontextmanager
-async def renewing(one: Opened, instance: Instance, lease_s: float) -> AsyncIterator[None]:
-    """As a service does: at a third of the lease, and again soon where that fails."""
+async def renewing(one: OpenRegistry, instance: Instance, lease_s: float) -> AsyncIterator[None]:
+    """Renew records like a service: at a third of the lease, and soon again after a failure."""
 
     async def renew() -> None:
         while True:
@@ -44,7 +44,7 @@ async def renewing(one: Opened, instance: Instance, lease_s: float) -> AsyncIter
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def lists(one: Opened, *ids: str) -> bool:
+async def lists(one: OpenRegistry, *ids: str) -> bool:
     try:
         return sorted(instance.id for instance in await one.registry.instances()) == sorted(ids)
     except Unreachable:
@@ -52,7 +52,7 @@ async def lists(one: Opened, *ids: str) -> bool:
 
 
 @pytest.mark.parametrize("empty", [False, True], ids=["same-data", "empty"])
-async def test_a_killed_server_that_is_back_costs_watchers_no_event(
+async def test_watchers_see_no_event_when_a_killed_server_restarts(
     opened: Open,
     seen: Watch,
     redis_server: RedisServer,
@@ -63,7 +63,7 @@ async def test_a_killed_server_that_is_back_costs_watchers_no_event(
     owner, other = await opened(), await opened()
     watch = await seen(other)
     async with renewing(owner, make_instance("1"), 15), renewing(owner, make_instance("2"), 15):
-        await wait_until(lambda: len(watch.standing) == 2, "both are seen")
+        await wait_until(lambda: len(watch.current) == 2, "both records are seen")
         await redis_server.kill()
         with pytest.raises(Unreachable) as caught:
             await other.registry.instances()
@@ -71,54 +71,56 @@ async def test_a_killed_server_that_is_back_costs_watchers_no_event(
         with pytest.raises(Unreachable):
             await other.registry.watch()
         await (redis_server.wipe() if empty else redis_server.restart())
-        await wait_until(lambda: lists(other, "1", "2"), "the records stand again")
+        await wait_until(lambda: lists(other, "1", "2"), "the records exist again")
         await owner.registry.register(make_instance("3"), lease_s=30)
-        await wait_until(lambda: "3" in watch.standing, "the watch goes on")
-        # Where all was lost: longer than what the server lost is held for its owners.
+        await wait_until(lambda: "3" in watch.current, "the watch continues")
+        # If all data were lost: wait longer than lost records are held for their owners.
         quiet_until = time.monotonic() + (4.5 if empty else 0)
         await wait_until(lambda: time.monotonic() > quiet_until, "quiet")
     assert watch.of("1") == watch.of("2") == ["created"]
-    assert owner.said("redis is away") == owner.said("redis is back") <= 1, "told once, however long it lasts"
+    assert owner.logged("redis is unreachable") == owner.logged("redis is reachable again") <= 1, (
+        "logged once per outage"
+    )
 
 
-async def test_what_nobody_restores_after_the_loss_of_all_data_is_deleted(
+async def test_record_of_a_dead_owner_is_deleted_after_a_loss_of_all_data(
     opened: Open, seen: Watch, redis_server: RedisServer, make_instance: MakeInstance, wait_until: Until
 ) -> None:
     owner, gone, other = await opened(), await opened(), await opened()
     watch = await seen(other)
     await owner.registry.register(make_instance("kept"), lease_s=60)
     await gone.registry.register(make_instance("gone"), lease_s=60)
-    await wait_until(lambda: len(watch.standing) == 2, "both are seen")
-    await gone.registry._keeper.stop()  # as if its process were killed
+    await wait_until(lambda: len(watch.current) == 2, "both records are seen")
+    await gone.registry._monitor.stop()  # as if its process were killed
     await redis_server.client.flushall()
-    await wait_until(lambda: watch.of("gone") == ["created", "deleted"], "what was lost is given up")
-    assert watch.of("kept") == ["created"], "its owner restored it, and nobody heard"
+    await wait_until(lambda: watch.of("gone") == ["created", "deleted"], "the lost record is removed")
+    assert watch.of("kept") == ["created"], "its owner restored it without an event"
     assert owner.counted("redis_records_restored") == 1
     assert await lists(other, "kept")
 
 
-async def test_a_server_that_stood_still_for_long_goes_on_where_it_was(
+async def test_stopped_server_continues_without_loss(
     opened: Open, seen: Watch, redis_server: RedisServer, make_instance: MakeInstance, wait_until: Until
 ) -> None:
     owner, other = await opened(timeout_s=1.0), await opened(timeout_s=1.0)
     watch = await seen(other)
     async with renewing(owner, make_instance("1"), STILL_S + 2):
-        await wait_until(lambda: len(watch.standing) == 1, "it is seen")
+        await wait_until(lambda: len(watch.current) == 1, "the record is seen")
         await redis_server.pause()
         began = time.monotonic()
         while time.monotonic() - began < STILL_S:
             asked_at = time.monotonic()
             with pytest.raises(Unreachable):
                 await other.registry.instances()
-            assert time.monotonic() - asked_at < 4, "nobody waits longer than timeout_s, and a busy machine"
+            assert time.monotonic() - asked_at < 4, "no call waits longer than timeout_s plus scheduling delay"
         await redis_server.resume()
-        await wait_until(lambda: lists(other, "1"), "it stands")
+        await wait_until(lambda: lists(other, "1"), "the record exists")
         await owner.registry.register(make_instance("2"), lease_s=30)
-        await wait_until(lambda: "2" in watch.standing, "the watch goes on")
+        await wait_until(lambda: "2" in watch.current, "the watch continues")
     assert watch.of("1") == ["created"]
 
 
-async def test_what_was_sent_in_vain_is_not_done_later(
+async def test_change_is_not_executed_after_its_deadline(
     opened: Open, redis_server: RedisServer, make_instance: MakeInstance, wait_until: Until
 ) -> None:
     owner, other = await opened(timeout_s=0.3), await opened()
@@ -131,12 +133,12 @@ async def test_what_was_sent_in_vain_is_not_done_later(
     with pytest.raises(Unreachable):
         await owner.registry.deregister(make_instance())
     await redis_server.resume()
-    await wait_until(lambda: lists(other, "1"), "all that stands is what stood")
+    await wait_until(lambda: lists(other, "1"), "only the previous record exists")
     (record,) = await other.registry.instances()
     assert record.version == "1.0"
 
 
-async def test_a_renewal_given_up_half_way_does_not_outlive_the_withdrawal(
+async def test_cancelled_renewal_is_not_executed_after_the_deregistration(
     opened: Open, make_relay: MakeRelay, redis_server: RedisServer, make_instance: MakeInstance
 ) -> None:
     relay = await make_relay(redis_server.port, delay_s=0.05)
@@ -150,7 +152,7 @@ async def test_a_renewal_given_up_half_way_does_not_outlive_the_withdrawal(
         assert await other.registry.instances() == []
 
 
-async def test_a_slow_server_is_slow_and_nothing_worse(
+async def test_slow_server_causes_only_delay(
     opened: Open,
     seen: Watch,
     make_relay: MakeRelay,
@@ -164,21 +166,21 @@ async def test_a_slow_server_is_slow_and_nothing_worse(
     watch = await seen(other)
     instances = [make_instance(str(number)) for number in range(10)]
     await asyncio.gather(*(owner.registry.register(one, lease_s=60) for one in instances))
-    await wait_until(lambda: len(watch.standing) == 10, "all are seen")
-    assert await lists(other, *watch.standing)
+    await wait_until(lambda: len(watch.current) == 10, "all records are seen")
+    assert await lists(other, *watch.current)
     await owner.registry.register(make_instance("short"), lease_s=1.5)
-    await wait_until(lambda: watch.of("short") == ["created", "deleted"], "its lease ends all the same")
+    await wait_until(lambda: watch.of("short") == ["created", "deleted"], "its lease ends nevertheless")
 
 
-async def test_a_server_with_full_memory_renews_and_withdraws_and_says_why_it_takes_nothing_new(
+async def test_server_with_full_memory_renews_and_deregisters_but_refuses_new_records(
     opened: Open, seen: Watch, make_server: MakeServer, make_instance: MakeInstance, wait_until: Until
 ) -> None:
     server = await make_server("--maxmemory-policy", "noeviction").start()
     owner, other = await opened(server.url), await opened(server.url)
     watch = await seen(other)
-    for name in ("renewed", "withdrawn", "dying"):
-        await owner.registry.register(make_instance(name), lease_s=1.5 if name != "withdrawn" else 60)
-    await wait_until(lambda: len(watch.standing) == 3, "all are seen")
+    for name in ("renewed", "deregistered", "dying"):
+        await owner.registry.register(make_instance(name), lease_s=1.5 if name != "deregistered" else 60)
+    await wait_until(lambda: len(watch.current) == 3, "all records are seen")
     await server.client.config_set("maxmemory", "1")
     with pytest.raises(Overloaded) as caught:
         await owner.registry.register(make_instance("new"), lease_s=30)
@@ -186,19 +188,19 @@ async def test_a_server_with_full_memory_renews_and_withdraws_and_says_why_it_ta
     with pytest.raises(Overloaded):
         await owner.registry.register(make_instance("renewed", version="2.0"), lease_s=30)
     async with renewing(owner, make_instance("renewed"), 1.5):
-        await owner.registry.deregister(make_instance("withdrawn"))
-        await wait_until(lambda: list(watch.standing) == ["renewed"], "withdrawals and ends of leases are told")
+        await owner.registry.deregister(make_instance("deregistered"))
+        await wait_until(lambda: list(watch.current) == ["renewed"], "deregistrations and ends of leases are reported")
         lasts_until = time.monotonic() + 2
-        await wait_until(lambda: time.monotonic() > lasts_until, "more than a lease")
+        await wait_until(lambda: time.monotonic() > lasts_until, "more than one lease has passed")
         assert watch.of("renewed") == ["created"]
         assert await lists(other, "renewed")
         await server.client.config_set("maxmemory", "0")
         await owner.registry.register(make_instance("new"), lease_s=30)
-        await wait_until(lambda: "new" in watch.standing, "what is new is taken again")
+        await wait_until(lambda: "new" in watch.current, "new records are accepted again")
 
 
 @pytest.mark.parametrize("flags", ["", "Kgxe"], ids=["own-channel", "keyspace"])
-async def test_keys_that_a_stranger_deletes_or_overwrites_are_put_right(
+async def test_keys_deleted_or_overwritten_by_another_program_are_repaired(
     opened: Open, seen: Watch, make_server: MakeServer, make_instance: MakeInstance, wait_until: Until, flags: str
 ) -> None:
     server = await make_server("--notify-keyspace-events", flags).start()
@@ -209,56 +211,56 @@ async def test_keys_that_a_stranger_deletes_or_overwrites_are_put_right(
         await owner.registry.register(make_instance(name), lease_s=60)
     client = server.client
     await client.delete(f"{ROOT}instance:deleted")
-    await client.set(f"{ROOT}instance:string", "a stranger's")
+    await client.set(f"{ROOT}instance:string", "a foreign value")
     await client.zrem(f"{ROOT}index", "greeter unlisted")
     await client.persist(f"{ROOT}instance:persisted")
-    await wait_until(lambda: owner.counted("redis_records_restored") >= 3, "what was lost is restored")
-    await wait_until(lambda: lists(other, *names), "all stand")
-    await wait_until(lambda: len(watch.standing) == len(names), "and watchers know")
+    await wait_until(lambda: owner.counted("redis_records_restored") >= 3, "lost records are restored")
+    await wait_until(lambda: lists(other, *names), "all records exist")
+    await wait_until(lambda: len(watch.current) == len(names), "watchers see all records")
     assert watch.of("whole") == ["created"]
     for key in (f"{ROOT}index", f"{ROOT}service:greeter"):
         await client.delete(key)
-        await client.set(key, "a stranger's")
+        await client.set(key, "a foreign value")
         await wait_until(lambda: lists(other, *names), f"{key} is put right")
 
     async def is_found_by_name() -> bool:
         return sorted(one.id for one in await other.registry.instances("greeter")) == sorted(names)
 
-    await wait_until(is_found_by_name, "each is found by its service's name")
+    await wait_until(is_found_by_name, "each record is listed under its service")
     assert watch.of("whole") == ["created"]
 
 
-async def test_a_key_deleted_behind_our_back_is_told_at_once_by_keyspace_notifications(
+async def test_deleted_key_is_reported_immediately_with_keyspace_notifications(
     opened: Open, seen: Watch, make_server: MakeServer, make_instance: MakeInstance, wait_until: Until
 ) -> None:
     server = await make_server("--notify-keyspace-events", "KA").start()
     gone, other = await opened(server.url), await opened(server.url)
     watch = await seen(other)
-    assert other.said("keyspace notifications") == 1
+    assert other.logged("keyspace notifications") == 1
     await gone.registry.register(make_instance(), lease_s=60)
-    await gone.registry._keeper.stop()
-    await wait_until(lambda: watch.of("1") == ["created"], "it is seen")
+    await gone.registry._monitor.stop()
+    await wait_until(lambda: watch.of("1") == ["created"], "the record is seen")
     await server.client.delete(f"{ROOT}instance:1")
-    await wait_until(lambda: watch.of("1") == ["created", "deleted"], "it is told")
-    assert await server.client.zcard(f"{ROOT}index") == 2, "the index forgets it, too"
+    await wait_until(lambda: watch.of("1") == ["created", "deleted"], "the loss is reported")
+    assert await server.client.zcard(f"{ROOT}index") == 2, "the index is updated, too"
 
 
-async def test_without_notifications_that_is_said_once_and_leases_end_in_time(
+async def test_disabled_notifications_are_logged_once_and_leases_end_in_time(
     opened: Open, seen: Watch, redis_server: RedisServer, make_instance: MakeInstance, wait_until: Until
 ) -> None:
     owner, other = await opened(), await opened()
     watch, second = await seen(other), await seen(other)
     await redis_server.kill()
     await redis_server.restart()
-    await owner.registry._keeper.stop()
-    await wait_until(lambda: owner_is_back(owner, make_instance()), "it is back")
+    await owner.registry._monitor.stop()
+    await wait_until(lambda: record_is_restored(owner, make_instance()), "the record is restored")
     began = time.monotonic()
     await wait_until(lambda: watch.of("1") == second.of("1") == ["created", "deleted"], "its lease ends")
     assert 1.0 < time.monotonic() - began < 3.5
-    assert other.said("notifications are off") == 1
+    assert other.logged("notifications are disabled") == 1
 
 
-async def owner_is_back(owner: Opened, instance: Instance) -> bool:
+async def record_is_restored(owner: OpenRegistry, instance: Instance) -> bool:
     try:
         await owner.registry.register(instance, lease_s=1.5)
     except Unreachable:
@@ -267,7 +269,7 @@ async def owner_is_back(owner: Opened, instance: Instance) -> bool:
 
 
 @pytest.mark.usefixtures("redis_server")
-async def test_a_lease_made_shorter_ends_earlier(
+async def test_shortened_lease_ends_earlier(
     opened: Open, seen: Watch, make_instance: MakeInstance, wait_until: Until
 ) -> None:
     owner, other = await opened(), await opened()
@@ -275,26 +277,28 @@ async def test_a_lease_made_shorter_ends_earlier(
     await owner.registry.register(make_instance(), lease_s=60)
     await owner.registry.register(make_instance(), lease_s=0.5)
     began = time.monotonic()
-    await wait_until(lambda: watch.of("1") == ["created", "deleted"], "it ends")
+    await wait_until(lambda: watch.of("1") == ["created", "deleted"], "the lease ends")
     assert time.monotonic() - began < 2.5
 
 
 @pytest.mark.usefixtures("redis_server")
-async def test_what_another_removed_on_purpose_is_not_restored(
+async def test_record_deregistered_by_another_process_is_not_restored(
     opened: Open, seen: Watch, make_instance: MakeInstance, wait_until: Until
 ) -> None:
     owner, other = await opened(), await opened()
     watch = await seen(other)
     await owner.registry.register(make_instance(), lease_s=60)
     await other.registry.deregister(make_instance())
-    await wait_until(lambda: len(owner.registry._own) == 0, "its owner sees that it was meant")
+    await wait_until(lambda: len(owner.registry._own) == 0, "its owner gives the record up")
     assert await other.registry.instances() == []
     await owner.registry.register(make_instance(), lease_s=60)
-    await wait_until(lambda: watch.of("1") == ["created", "deleted", "created"], "registered again, it is back")
+    await wait_until(
+        lambda: watch.of("1") == ["created", "deleted", "created"], "the record exists after being registered again"
+    )
     assert owner.counted("redis_records_restored") == 0
 
 
-async def test_start_says_that_the_server_is_away_and_the_object_works_when_it_is_there(
+async def test_start_raises_unreachable_and_the_registry_works_once_the_server_is_up(
     opened: Open, make_server: MakeServer, make_instance: MakeInstance
 ) -> None:
     server = make_server()
@@ -308,14 +312,14 @@ async def test_start_says_that_the_server_is_away_and_the_object_works_when_it_i
     assert await one.registry.instances() == [make_instance()]
 
 
-async def test_the_feed_is_given_up_when_nobody_watches(
+async def test_feed_is_closed_when_there_are_no_watches(
     opened: Open,
     redis_server: RedisServer,
     make_instance: MakeInstance,
     wait_until: Until,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("micro_redis_registry.registry.UNWATCHED_S", 0.0)
+    monkeypatch.setattr("micro_redis_registry.registry.IDLE_FEED_S", 0.0)
     one = await opened()
     await one.registry.register(make_instance(), lease_s=60)
     watch = await one.registry.watch()
@@ -327,10 +331,10 @@ async def test_the_feed_is_given_up_when_nobody_watches(
     assert await subscribers() == 1
     await watch.close()
 
-    async def is_given_up() -> bool:
+    async def is_closed() -> bool:
         return await subscribers() == 0
 
-    await wait_until(is_given_up, "the feed is given up")
+    await wait_until(is_closed, "the feed is closed")
     again = await one.registry.watch()
     async with asyncio.timeout(10):
         assert (await anext(aiter(again))).instance == make_instance()

@@ -1,4 +1,4 @@
-"""Servers that stand together: Sentinel with a failover, a cluster, databases, a unix socket."""
+"""Server layouts: Sentinel with a failover, a cluster, databases, a Unix socket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from micro_core.contract import Instance, Unreachable
 
 if TYPE_CHECKING:
-    from plugins.redis_registry.tests.conftest import MakeServer, Open, Opened, RedisServer, Watch
+    from plugins.redis_registry.tests.conftest import MakeServer, Open, OpenRegistry, RedisServer, Watch
 
 MakeInstance = Callable[..., Instance]
 Until = Callable[..., Awaitable[None]]
@@ -26,7 +26,7 @@ sentinel failover-timeout registry 3000
 """
 
 
-async def registered(one: Opened, instance: Instance) -> bool:
+async def registered(one: OpenRegistry, instance: Instance) -> bool:
     try:
         await one.registry.register(instance, lease_s=60)
     except Unreachable:
@@ -41,7 +41,7 @@ async def start_sentinel(make_server: MakeServer, master: RedisServer) -> RedisS
     return await sentinel.start()
 
 
-async def test_a_failover_by_sentinel_costs_watchers_no_event(
+async def test_watchers_see_no_event_during_a_sentinel_failover(
     opened: Open, seen: Watch, make_server: MakeServer, make_instance: MakeInstance, wait_until: Until
 ) -> None:
     master = await make_server().start()
@@ -53,32 +53,32 @@ async def test_a_failover_by_sentinel_costs_watchers_no_event(
         state = await replica.client.info("replication")
         return len(found) == 1 and state["master_link_status"] == "up"
 
-    await wait_until(is_ready, "the sentinel knows master and replica")
+    await wait_until(is_ready, "the sentinel has found master and replica")
     url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/registry/0"
     owner, other = await opened(url), await opened(url)
     watch = await seen(other)
     await owner.registry.register(make_instance("1"), lease_s=60)
-    await wait_until(lambda: watch.of("1") == ["created"], "it is seen")
+    await wait_until(lambda: watch.of("1") == ["created"], "the record is seen")
     await owner.registry.register(make_instance("2"), lease_s=60)
-    await wait_until(lambda: watch.of("2") == ["created"], "it is seen")
+    await wait_until(lambda: watch.of("2") == ["created"], "the record is seen")
     await master.kill()
-    await wait_until(lambda: registered(owner, make_instance("3")), "the replica has taken over", 30.0)
-    await wait_until(lambda: watch.of("3") == ["created"], "the watch goes on")
+    await wait_until(lambda: registered(owner, make_instance("3")), "the replica is the new master", 30.0)
+    await wait_until(lambda: watch.of("3") == ["created"], "the watch continues")
 
-    async def all_stand() -> bool:
+    async def all_exist() -> bool:
         return sorted(one.id for one in await other.registry.instances()) == ["1", "2", "3"]
 
-    await wait_until(all_stand, "all stand")
+    await wait_until(all_exist, "all records exist")
     assert watch.of("1") == watch.of("2") == ["created"]
 
 
-async def test_sentinels_that_know_no_such_master_say_so(opened: Open, make_server: MakeServer) -> None:
+async def test_unknown_master_name_is_reported(opened: Open, make_server: MakeServer) -> None:
     master = await make_server().start()
     sentinel = await start_sentinel(make_server, master)
     one = await opened(f"redis+sentinel://127.0.0.1:{sentinel.port}/other", start=False)
     with pytest.raises(Unreachable) as caught:
         await one.registry.start()
-    assert "master's name" in caught.value.hint
+    assert "name of the master" in caught.value.hint
 
 
 async def start_cluster(make_server: MakeServer, wait_until: Until) -> list[RedisServer]:
@@ -93,12 +93,12 @@ async def start_cluster(make_server: MakeServer, wait_until: Until) -> list[Redi
         states = [await node.command("CLUSTER INFO") for node in nodes]
         return all(state["cluster_state"] == "ok" and state["cluster_known_nodes"] == "3" for state in states)
 
-    await wait_until(is_ready, "the cluster is one")
+    await wait_until(is_ready, "the cluster is ready")
     return nodes
 
 
 async def holder_of(nodes: list[RedisServer]) -> RedisServer:
-    """The node that has our keys."""
+    """Return the node that holds our keys."""
     for node in nodes:
         try:
             if await node.client.exists("micro:{go.micro/eu}:index"):
@@ -108,7 +108,7 @@ async def holder_of(nodes: list[RedisServer]) -> RedisServer:
     pytest.fail("no node has the keys")
 
 
-async def test_a_cluster_serves_as_one_server_and_its_node_may_be_restarted(
+async def test_cluster_works_like_a_single_server_and_its_node_may_restart(
     opened: Open, seen: Watch, make_server: MakeServer, make_instance: MakeInstance, wait_until: Until
 ) -> None:
     nodes = await start_cluster(make_server, wait_until)
@@ -118,7 +118,7 @@ async def test_a_cluster_serves_as_one_server_and_its_node_may_be_restarted(
     owner, other = await opened(url), await opened(url)
     away = await opened(url, site="us")
     watch = await seen(other)
-    assert other.said("by keyspace notifications") == 1
+    assert other.logged("keyspace notifications are enabled") == 1
     await away.registry.register(make_instance("away"), lease_s=60)
     for name in ("1", "2"):
         await owner.registry.register(make_instance(name), lease_s=60)
@@ -131,13 +131,13 @@ async def test_a_cluster_serves_as_one_server_and_its_node_may_be_restarted(
         await other.registry.instances()
     await holder.restart()
     await wait_until(lambda: registered(owner, make_instance("3")), "the node is found again", 30.0)
-    await wait_until(lambda: watch.of("3") == ["created"], "the watch goes on")
+    await wait_until(lambda: watch.of("3") == ["created"], "the watch continues")
     assert watch.of("1") == watch.of("2") == ["created"]
     await owner.registry.deregister(make_instance("1"))
-    await wait_until(lambda: watch.of("1") == ["created", "deleted"], "a withdrawal is told")
+    await wait_until(lambda: watch.of("1") == ["created", "deleted"], "a deregistration is reported")
 
 
-async def test_databases_and_prefixes_are_apart(
+async def test_databases_and_prefixes_are_isolated(
     opened: Open, seen: Watch, redis_server: RedisServer, make_instance: MakeInstance, wait_until: Until
 ) -> None:
     port = redis_server.port
@@ -148,12 +148,12 @@ async def test_databases_and_prefixes_are_apart(
     for place, one in enumerate((first, second, third, shared[0])):
         await one.registry.register(make_instance(str(place)), lease_s=60)
     for place, watch in enumerate(watches):
-        await wait_until(lambda watch=watch: bool(watch.events), "each hears of its own")
+        await wait_until(lambda watch=watch: bool(watch.events), "each watch receives its own events")
         assert watch.events == [("created", str(place))]
     assert await redis_server.client.dbsize() == 9
 
 
-async def test_a_unix_socket_serves_too(
+async def test_unix_socket_works(
     opened: Open, make_server: MakeServer, make_instance: MakeInstance, tmp_path: Path
 ) -> None:
     path = tmp_path / "s"

@@ -1,4 +1,4 @@
-"""What needs no server: urls, names of keys, messages, what each piece of news does, errors, pauses."""
+"""Tests without a server: URLs, key names, messages, the directory, errors, pauses."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from micro_redis_registry.addresses import Layout, ServerAddress, parse_address
-from micro_redis_registry.backoff import LONGEST_PAUSE_S, Backoff
+from micro_redis_registry.backoff import MAX_PAUSE_S, Backoff
 from micro_redis_registry.directory import Directory
 from micro_redis_registry.encoding import Change, decode_change, decode_record, encode_record
-from micro_redis_registry.failures import as_failure
+from micro_redis_registry.errors import to_contract_error
 from micro_redis_registry.namespace import make_namespace
 from redis import exceptions as library
 
@@ -58,7 +58,7 @@ MakeInstance = Callable[..., Instance]
         ),
     ],
 )
-def test_urls_are_taken_apart(url: str, expected: ServerAddress) -> None:
+def test_url_is_parsed(url: str, expected: ServerAddress) -> None:
     assert parse_address(url) == expected
 
 
@@ -84,21 +84,21 @@ def test_urls_are_taken_apart(url: str, expected: ServerAddress) -> None:
         "redis://[::1",
     ],
 )
-def test_urls_that_mean_nothing_are_refused_and_not_quoted(url: str) -> None:
+def test_invalid_url_is_rejected_without_being_quoted(url: str) -> None:
     with pytest.raises(OptionError) as caught:
         parse_address(url)
     assert "redis://host" in caught.value.hint
     assert "=secret" not in str(caught.value)
 
 
-def test_what_people_see_of_an_address_has_no_password() -> None:
+def test_displayed_address_has_no_password() -> None:
     for url in ("redis://u:secret@h/1", "rediss+cluster://u:secret@a,b", "redis+sentinel://:secret@a/m"):
         address = parse_address(url)
         assert "secret" not in f"{address} {address!r}"
     assert str(parse_address("rediss+sentinel://a,[::1]:5/m/2")) == "rediss+sentinel://a:26379,[::1]:5/m"
 
 
-def test_keys_of_a_namespace_share_a_hash_tag_and_those_of_sites_are_apart() -> None:
+def test_keys_of_a_namespace_share_a_hash_tag_and_differ_between_sites() -> None:
     def names(network: str, site: str) -> set[str]:
         one = make_namespace(prefix="micro", namespace="", network=network, site=site, database=0)
         keys = {one.index, one.feed, one.record("x{y}"), one.service("a.b")}
@@ -112,7 +112,7 @@ def test_keys_of_a_namespace_share_a_hash_tag_and_those_of_sites_are_apart() -> 
 # --------------------------------------------------------------------------- records and messages
 
 
-def test_a_record_comes_back_whole_and_equal_records_are_equal_bytes(make_instance: MakeInstance) -> None:
+def test_record_round_trips_and_equal_records_have_equal_bytes(make_instance: MakeInstance) -> None:
     one = make_instance("ключ-日本", zone="å", a="b")
     same = make_instance("ключ-日本", a="b", zone="å")
     assert encode_record(one) == encode_record(same)
@@ -136,20 +136,20 @@ def test_a_record_comes_back_whole_and_equal_records_are_equal_bytes(make_instan
         b'{"service":"s","id":"other","address":"a"}',
     ],
 )
-def test_a_record_that_is_none_is_malformed(encoded: bytes) -> None:
+def test_invalid_record_is_malformed(encoded: bytes) -> None:
     with pytest.raises(Malformed):
         decode_record(encoded, "1")
 
 
 @given(st.one_of(st.binary(max_size=200), st.lists(st.binary(max_size=10), max_size=9).map(b"\n".join), st.integers()))
-def test_any_message_is_a_change_or_malformed(message: object) -> None:
+def test_arbitrary_message_is_a_change_or_malformed(message: object) -> None:
     try:
         assert isinstance(decode_change(message), Change)
     except Malformed:
         return
 
 
-def test_a_message_is_read_with_a_record_that_has_lines() -> None:
+def test_message_with_a_multi_line_record_is_decoded() -> None:
     change = decode_change(b'12\nput\n1500\nme\nsvc\nthe id\n{"a":\n1}')
     assert change == Change(
         sequence=12, kind="put", lease_s=1.5, owner="me", service="svc", id="the id", record=b'{"a":\n1}'
@@ -159,110 +159,110 @@ def test_a_message_is_read_with_a_record_that_has_lines() -> None:
 # -------------------------------------------------------------------------------------- directory
 
 
-class News:
-    """A directory, told by version numbers."""
+class VersionedDirectory:
+    """A directory whose records are identified by version numbers."""
 
     def __init__(self) -> None:
         self.counted: Counter[str] = Counter()
-        self.directory = Directory(lambda name: self.counted.update([name]))
+        self.inner = Directory(lambda name: self.counted.update([name]))
 
     def page(self, sequence: int, *records: tuple[str, int, str], hold_until: float = 10.0) -> list[str]:
-        self.directory.begin(sequence)
+        self.inner.begin(sequence)
         events = [
             event
             for name, number, version in records
-            for event in self.directory.put_page(name, number, of(name, version))
+            for event in self.inner.put_page(name, number, encoded_record(name, version))
         ]
-        self.directory.end(hold_until=hold_until)
-        return told(events)
+        self.inner.end(hold_until=hold_until)
+        return summaries(events)
 
     def put(self, name: str, sequence: int, version: str) -> list[str]:
-        return told(self.directory.put(name, sequence, of(name, version)))
+        return summaries(self.inner.put(name, sequence, encoded_record(name, version)))
 
     def remove(self, name: str, sequence: int) -> list[str]:
-        return told(self.directory.remove(name, sequence))
+        return summaries(self.inner.remove(name, sequence))
 
 
-def of(name: str, version: str) -> bytes:
+def encoded_record(name: str, version: str) -> bytes:
     return json.dumps({"service": "s", "id": name, "address": "tcp://h:1", "version": version}).encode()
 
 
-def told(events: Iterable[RegistryEvent]) -> list[str]:
+def summaries(events: Iterable[RegistryEvent]) -> list[str]:
     return [f"{event.kind.value} {event.instance.id} {event.instance.version}" for event in events if event.instance]
 
 
-def test_pages_and_feed_become_one_row_of_events() -> None:
-    news = News()
-    assert news.page(5, ("a", 3, "1"), ("b", 5, "1")) == ["created a 1", "created b 1"]
-    assert news.put("a", 4, "0") == [], "the pages have it, or something newer"
-    assert news.put("a", 6, "2") == ["updated a 2"]
-    assert news.put("a", 7, "2") == [], "equal: silent"
-    assert news.remove("b", 8) == ["deleted b 1"]
-    assert news.remove("b", 9) == []
-    assert news.put("b", 10, "3") == ["created b 3"]
-    assert news.directory.sequence == 10
+def test_pages_and_feed_are_merged_into_one_sequence_of_events() -> None:
+    directory = VersionedDirectory()
+    assert directory.page(5, ("a", 3, "1"), ("b", 5, "1")) == ["created a 1", "created b 1"]
+    assert directory.put("a", 4, "0") == [], "the pages contain this or a newer change"
+    assert directory.put("a", 6, "2") == ["updated a 2"]
+    assert directory.put("a", 7, "2") == [], "an equal record causes no event"
+    assert directory.remove("b", 8) == ["deleted b 1"]
+    assert directory.remove("b", 9) == []
+    assert directory.put("b", 10, "3") == ["created b 3"]
+    assert directory.inner.sequence == 10
 
 
-def test_a_page_that_is_newer_than_the_feed_is_not_undone_by_it() -> None:
-    news = News()
-    # Since the first page, a was changed at 6 and b came at 7: a later page has both, and the feed tells both again.
-    assert news.page(5, ("a", 6, "2"), ("b", 7, "1")) == ["created a 2", "created b 1"]
-    assert news.put("a", 6, "2") == []
-    assert news.put("b", 7, "1") == []
-    assert news.remove("b", 8) == ["deleted b 1"]
+def test_feed_does_not_undo_a_newer_page() -> None:
+    directory = VersionedDirectory()
+    # After the first page, a changed at 6 and b was created at 7: a later page has both, and the feed reports both again.
+    assert directory.page(5, ("a", 6, "2"), ("b", 7, "1")) == ["created a 2", "created b 1"]
+    assert directory.put("a", 6, "2") == []
+    assert directory.put("b", 7, "1") == []
+    assert directory.remove("b", 8) == ["deleted b 1"]
 
 
-def test_an_id_on_two_pages_is_the_later_record() -> None:
-    news = News()
-    assert news.page(5, ("a", 4, "2"), ("a", 3, "1")) == ["created a 2"]
-    assert news.page(9, ("a", 8, "3"), ("a", 7, "4")) == ["updated a 3"]
+def test_id_on_two_pages_uses_the_later_record() -> None:
+    directory = VersionedDirectory()
+    assert directory.page(5, ("a", 4, "2"), ("a", 3, "1")) == ["created a 2"]
+    assert directory.page(9, ("a", 8, "3"), ("a", 7, "4")) == ["updated a 3"]
 
 
-def test_what_the_server_lost_is_held_for_its_owner_to_restore() -> None:
-    news = News()
-    news.page(100, ("a", 90, "1"), ("b", 91, "1"), ("c", 92, "1"))
-    # The clock of the server went back with its data: the numbers are small again.
-    assert news.page(0, hold_until=10.0) == []
-    assert news.directory.release(9.0) == []
-    assert news.put("a", 1, "1") == [], "restored, and nobody heard"
-    assert news.put("b", 2, "2") == ["updated b 2"]
-    assert told(news.directory.release(10.0)) == ["deleted c 1"]
-    assert news.directory.release(99.0) == []
-    assert {one.id for one in news.directory.instances()} == {"a", "b"}
+def test_lost_record_is_held_until_its_owner_restores_it() -> None:
+    directory = VersionedDirectory()
+    directory.page(100, ("a", 90, "1"), ("b", 91, "1"), ("c", 92, "1"))
+    # The clock of the server went back together with its data, so the numbers are small again.
+    assert directory.page(0, hold_until=10.0) == []
+    assert directory.inner.drop_expired(9.0) == []
+    assert directory.put("a", 1, "1") == [], "restored without an event"
+    assert directory.put("b", 2, "2") == ["updated b 2"]
+    assert summaries(directory.inner.drop_expired(10.0)) == ["deleted c 1"]
+    assert directory.inner.drop_expired(99.0) == []
+    assert {instance.id for instance in directory.inner.instances()} == {"a", "b"}
 
 
-def test_what_is_held_and_removed_on_purpose_is_told_at_once() -> None:
-    news = News()
-    news.page(100, ("a", 90, "1"))
-    news.page(3, hold_until=10.0)
-    assert news.remove("a", 4) == ["deleted a 1"]
-    assert news.directory.release(10.0) == []
+def test_deregistration_of_a_held_record_is_reported_immediately() -> None:
+    directory = VersionedDirectory()
+    directory.page(100, ("a", 90, "1"))
+    directory.page(3, hold_until=10.0)
+    assert directory.remove("a", 4) == ["deleted a 1"]
+    assert directory.inner.drop_expired(10.0) == []
 
 
-def test_garbage_in_place_of_a_record_is_counted_and_the_record_gone() -> None:
-    news = News()
-    news.page(1, ("a", 1, "1"))
-    assert told(news.directory.put("a", 2, b"garbage")) == ["deleted a 1"]
-    assert told(news.directory.put("b", 3, b"garbage")) == []
-    assert news.counted == {"redis_garbage": 2}
+def test_invalid_data_in_place_of_a_record_is_counted_and_removes_the_record() -> None:
+    directory = VersionedDirectory()
+    directory.page(1, ("a", 1, "1"))
+    assert summaries(directory.inner.put("a", 2, b"garbage")) == ["deleted a 1"]
+    assert summaries(directory.inner.put("b", 3, b"garbage")) == []
+    assert directory.counted == {"redis_garbage": 2}
 
 
-def test_records_beyond_the_bound_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_over_the_limit_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("micro_redis_registry.directory.MAX_RECORDS", 2)
-    news = News()
-    assert news.page(1, ("a", 1, "1"), ("b", 1, "1"), ("c", 1, "1")) == ["created a 1", "created b 1"]
-    assert news.counted == {"redis_records_over_bound": 1}
-    assert news.put("a", 2, "2") == ["updated a 2"]
+    directory = VersionedDirectory()
+    assert directory.page(1, ("a", 1, "1"), ("b", 1, "1"), ("c", 1, "1")) == ["created a 1", "created b 1"]
+    assert directory.counted == {"redis_records_over_limit": 1}
+    assert directory.put("a", 2, "2") == ["updated a 2"]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 3)), max_size=30), st.data())
-def test_wherever_the_pages_are_read_the_feed_leads_to_what_the_server_has(
+def test_feed_converges_to_the_server_state_whenever_the_pages_are_read(
     changes: list[tuple[str, bool, int]], data: st.DataObject
 ) -> None:
-    """The server's history is a row of changes; the pages are read at any moments of it, one id a page."""
+    """The history of the server is a list of changes; pages with one id each are read at random points of it."""
     first = data.draw(st.integers(0, len(changes)))
-    news = News()
-    news.directory.begin(first)
+    directory = VersionedDirectory()
+    directory.inner.begin(first)
     standing: dict[str, bytes] = {}
     numbers: dict[str, int] = {}
     at = 0
@@ -273,22 +273,22 @@ def test_wherever_the_pages_are_read_the_feed_leads_to_what_the_server_has(
             at += 1
             standing.pop(name, None)
             if is_put:
-                standing[name], numbers[name] = of(name, str(version)), at
+                standing[name], numbers[name] = encoded_record(name, str(version)), at
         at = max(at, end)
 
     go_to(first)
     for name in "abc":
         go_to(data.draw(st.integers(at, len(changes))))
         if name in standing:
-            news.directory.put_page(name, numbers[name], standing[name])
-    news.directory.end(hold_until=0.0)
+            directory.inner.put_page(name, numbers[name], standing[name])
+    directory.inner.end(hold_until=0.0)
     go_to(len(changes))
     for number, (name, is_put, version) in enumerate(changes, start=1):
         if is_put:
-            news.put(name, number, str(version))
+            directory.put(name, number, str(version))
         else:
-            news.remove(name, number)
-    assert {one.id: one.version for one in news.directory.instances()} == {
+            directory.remove(name, number)
+    assert {one.id: one.version for one in directory.inner.instances()} == {
         name: json.loads(encoded)["version"] for name, encoded in standing.items()
     }
 
@@ -322,20 +322,18 @@ def test_wherever_the_pages_are_read_the_feed_leads_to_what_the_server_has(
         (library.ResponseError("ERR unknown command"), InternalError, "Redis 5"),
     ],
 )
-def test_errors_of_the_library_become_those_of_the_contract(
-    error: Exception, kind: type[MicroError], hint: str
-) -> None:
-    failure = as_failure(error, "redis://h:1")
+def test_library_errors_are_translated_to_contract_errors(error: Exception, kind: type[MicroError], hint: str) -> None:
+    failure = to_contract_error(error, "redis://h:1")
     assert type(failure) is kind
     assert failure.at == "redis://h:1"
     assert hint in failure.hint
 
 
-def test_pauses_double_up_to_a_bound_and_are_spread() -> None:
+def test_pauses_double_up_to_a_limit_and_are_randomized() -> None:
     backoff = Backoff(random.Random(1))
     pauses = [backoff.next_s() for _ in range(10)]
     assert pauses[0] <= 0.05
-    assert all(LONGEST_PAUSE_S / 2 <= pause <= LONGEST_PAUSE_S for pause in pauses[5:])
+    assert all(MAX_PAUSE_S / 2 <= pause <= MAX_PAUSE_S for pause in pauses[5:])
     assert len(set(pauses)) == len(pauses)
     backoff.reset()
     assert backoff.next_s() <= 0.05

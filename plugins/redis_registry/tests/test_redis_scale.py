@@ -1,4 +1,4 @@
-"""Thousands of instances: listed, watched and expired, while neither the loop nor the server stands still."""
+"""Thousands of instances are listed, watched and expired without blocking the event loop or the server."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 COUNT = 5_000
 BY_DRIVER = 200
-"""Registered by this process; the others by as many processes as there may be, whose scripts reach the server."""
+"""Number of records registered by this process; the others are registered directly on the server."""
 LONGEST_STILL_S = 0.2
-"""How long the loop may stand still, in seconds of the processor, which do not count other processes' work."""
+"""Longest time for which the loop may be blocked, in seconds of CPU time, which excludes other processes."""
 NAMESPACE = make_namespace(prefix="micro", namespace="", network="go.micro", site="eu", database=0)
 
 END_ALL = """
@@ -31,11 +31,11 @@ for number = 0, tonumber(ARGV[3]) - 1 do
   redis.call('ZADD', KEYS[1], ARGV[2], 'service-' .. number % 50 .. ' ' .. number)
 end
 """
-"""All owners are killed, having renewed at the same moment: their leases end together."""
+"""Script that ends all leases at the same moment, as if all owners had renewed together and died."""
 
 
 async def register_elsewhere(server: RedisServer, instances: list[Instance]) -> None:
-    """Register as the driver does, many at a time."""
+    """Register records in batches with the script of the driver."""
     sha = await server.client.script_load(REGISTER.source)
     assert sha == REGISTER.digest
     for start in range(0, len(instances), 250):
@@ -49,7 +49,7 @@ async def register_elsewhere(server: RedisServer, instances: list[Instance]) -> 
 
 @asynccontextmanager
 async def measured(longest: list[float]) -> AsyncIterator[None]:
-    """How long the loop does not come round, in seconds of the processor."""
+    """Record the longest blocking times of the loop in seconds of CPU time."""
 
     async def beat() -> None:
         while True:
@@ -57,7 +57,7 @@ async def measured(longest: list[float]) -> AsyncIterator[None]:
             await asyncio.sleep(0.01)
             longest.append(time.process_time() - began)
 
-    # What earlier tests have left is not the registry's: a full collection of it takes a fifth of a second by itself.
+    # Collect the garbage of earlier tests first, since that alone takes a fifth of a second.
     gc.collect()
     gc.freeze()
     task = asyncio.create_task(beat())
@@ -68,7 +68,7 @@ async def measured(longest: list[float]) -> AsyncIterator[None]:
         gc.unfreeze()
 
 
-async def test_five_thousand_instances(
+async def test_five_thousand_instances_do_not_block_loop_or_server(
     opened: Open,
     seen: Watch,
     make_server: MakeServer,
@@ -85,8 +85,8 @@ async def test_five_thousand_instances(
     watch = await seen(reader)
     await register_elsewhere(server, instances[COUNT // 2 :])
     await asyncio.gather(*(owner.registry.register(one, lease_s=300) for one in instances[:BY_DRIVER]))
-    await wait_until(lambda: len(watch.standing) == COUNT, "all are seen")
-    assert list(watch.standing.values()).count(instances[4_000]) == 1
+    await wait_until(lambda: len(watch.current) == COUNT, "all records are seen")
+    assert list(watch.current.values()).count(instances[4_000]) == 1
 
     async with measured(longest):
         began = time.monotonic()
@@ -96,25 +96,25 @@ async def test_five_thousand_instances(
         assert len(await reader.registry.instances("service-7")) == COUNT // 50
         took["list one service"] = time.monotonic() - began
         began = time.monotonic()
-        newcomer = await seen(await opened(server.url))
-        await wait_until(lambda: len(newcomer.standing) == COUNT, "a newcomer knows all")
+        late_watch = await seen(await opened(server.url))
+        await wait_until(lambda: len(late_watch.current) == COUNT, "a new watch sees all records")
         took["first watch"] = time.monotonic() - began
 
-    await owner.registry._keeper.stop()
+    await owner.registry._monitor.stop()
     owner.registry._own._records.clear()
     ends_ms = int(time.time() * 1000) + 1_000
     await server.client.eval(END_ALL, 1, NAMESPACE.index, NAMESPACE.root, str(ends_ms), str(COUNT))
     async with measured(longest):
-        for one in (watch, newcomer):
-            await wait_until(lambda one=one: not one.standing, "all have expired, and watchers know")
+        for one in (watch, late_watch):
+            await wait_until(lambda one=one: not one.current, "all records have expired and watchers were notified")
     took["expire"] = time.time() - ends_ms / 1000
 
     assert max(longest) < LONGEST_STILL_S
     assert took["expire"] < 10
     stats = await server.client.info("commandstats")
     assert not {f"cmdstat_{word}" for word in ("keys", "scan", "smembers", "zrange")} & stats.keys()
-    # On average: a machine with other work may stop the server in the middle of any one.
+    # Use the average, since a busy machine may interrupt the server during a single script.
     took["a script"] = stats["cmdstat_evalsha"]["usec_per_call"] / 1e6
-    assert took["a script"] < 0.005, "no script keeps the server busy"
-    assert await server.client.zcard(NAMESPACE.index) == 2, "nothing is left of them"
-    print({key: round(value, 5) for key, value in took.items()}, "longest still", round(max(longest), 3))  # noqa: T201
+    assert took["a script"] < 0.005, "no script blocks the server for long"
+    assert await server.client.zcard(NAMESPACE.index) == 2, "the index contains only the special members"
+    print({key: round(value, 5) for key, value in took.items()}, "longest blocked", round(max(longest), 3))  # noqa: T201

@@ -1,4 +1,4 @@
-"""Services in Redis: one key an instance, leases by key expiry, changes over a channel of our own."""
+"""A registry in Redis: one key per instance, leases by key expiry, changes over a pub/sub channel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from micro_redis_registry.options import RedisOptions
 
 
 def create(options: RedisOptions, context: DriverContext) -> Registry:
-    """Build the registry; nothing is connected before `start`. Raises OptionError."""
+    """Build the registry; `start` connects. Raises OptionError for invalid options."""
     from micro_redis_registry.registry import RedisRegistry
 
     return RedisRegistry(options, context)
@@ -15,9 +15,10 @@ def create(options: RedisOptions, context: DriverContext) -> Registry:
 
 @hookimpl
 def micro_registry() -> Driver[Registry]:
+    """Describe the Redis registry."""
     return Driver(
         name="redis",
-        summary="Services in Redis, alone, with Sentinel or as a Cluster.",
+        summary="Stores the registry in Redis: a single server, Sentinel or a cluster.",
         options=RedisOptions,
         create=create,
         capabilities=frozenset({"watch"}),

@@ -1,4 +1,4 @@
-"""The url of the options, taken apart. Pure.
+"""Parse the URL of the options. Pure.
 
     redis://[user[:password]@]host[:port][/db]
     unix:///path[?db=n]
@@ -18,16 +18,19 @@ from micro_core.contract import BadRequest, OptionError
 from micro_core.contract.names import join_host_port, split_host_port
 
 REDIS_PORT = 6379
+"""Default port of a Redis server."""
+
 SENTINEL_PORT = 26379
+"""Default port of a sentinel."""
 
 MAX_HOSTS = 64
-"""Hosts of one url."""
+"""Maximum number of hosts in a URL."""
 
 _FORMS = "redis://host:port/db, redis+sentinel://host:port,host:port/master or redis+cluster://host:port,host:port"
 
 
 class Layout(enum.Enum):
-    """How the servers stand together."""
+    """How the servers are organized."""
 
     SINGLE = ""
     SENTINEL = "sentinel"
@@ -36,7 +39,7 @@ class Layout(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerAddress:
-    """Where to connect. `path` is a unix socket, `hosts` otherwise; `master` is the name Sentinel knows it by."""
+    """The servers to connect to: a Unix socket (`path`) or `hosts`. `master` is the name that the sentinels monitor."""
 
     layout: Layout = Layout.SINGLE
     hosts: tuple[tuple[str, int], ...] = ()
@@ -48,7 +51,7 @@ class ServerAddress:
     password: str = field(default="", repr=False)
 
     def __str__(self) -> str:
-        """For people: no user, no password."""
+        """Return the URL without user and password, for messages."""
         if self.path:
             return f"unix://{self.path}"
         scheme = ("rediss" if self.is_tls else "redis") + (f"+{self.layout.value}" if self.layout.value else "")
@@ -58,28 +61,28 @@ class ServerAddress:
 
 
 def parse_address(url: str) -> ServerAddress:
-    """Take `url` apart. Raises OptionError, which never quotes it: there may be a password in it."""
+    """Parse `url`. Raises OptionError, which never quotes the URL because it may contain a password."""
     try:
         parts = urlsplit(url)
-        scheme, _, word = parts.scheme.partition("+")
+        scheme, _, suffix = parts.scheme.partition("+")
         if parts.scheme == "unix":
             query = parse_qs(parts.query, strict_parsing=bool(parts.query))
             if not parts.path or set(query) - {"db"}:
-                raise _wrong("a unix socket is unix:///path, perhaps with ?db=n")
+                raise _invalid("the URL of a Unix socket is unix:///path, optionally with ?db=n")
             return ServerAddress(path=unquote(parts.path), database=_database(query.get("db", ["0"])[0]))
-        if scheme not in ("redis", "rediss") or word not in ("", "sentinel", "cluster"):
-            raise _wrong("its scheme is unknown")
+        if scheme not in ("redis", "rediss") or suffix not in ("", "sentinel", "cluster"):
+            raise _invalid("unknown scheme")
         if parts.query or parts.fragment:
-            raise _wrong("what follows ? or # has no meaning here: there are options")
-        layout = Layout(word)
+            raise _invalid("text after ? or # is not allowed, use options instead")
+        layout = Layout(suffix)
         login, _, listed = parts.netloc.rpartition("@")
         username, _, password = login.partition(":")
         hosts = _hosts(listed, SENTINEL_PORT if layout is Layout.SENTINEL else REDIS_PORT)
         master, database = _path(parts.path, layout)
     except ValueError as error:
-        raise _wrong(str(error)) from error
+        raise _invalid(str(error)) from error
     if layout is Layout.SINGLE and len(hosts) > 1:
-        raise _wrong("several hosts are a sentinel's or a cluster's")
+        raise _invalid("several hosts are allowed only with redis+sentinel or redis+cluster")
     return ServerAddress(
         layout=layout,
         hosts=hosts,
@@ -92,41 +95,41 @@ def parse_address(url: str) -> ServerAddress:
 
 
 def _path(path: str, layout: Layout) -> tuple[str, int]:
-    words = [unquote(word) for word in path.split("/")[1:] if word]
+    segments = [unquote(segment) for segment in path.split("/")[1:] if segment]
     master = ""
     if layout is Layout.SENTINEL:
-        if not words:
-            raise _wrong("the master's name is missing: redis+sentinel://host:port/name")
-        master = words.pop(0)
-    if len(words) > 1:
-        raise _wrong("its path is too long")
-    database = _database(words[0]) if words else 0
+        if not segments:
+            raise _invalid("the name of the master is missing: redis+sentinel://host:port/name")
+        master = segments.pop(0)
+    if len(segments) > 1:
+        raise _invalid("the path has too many segments")
+    database = _database(segments[0]) if segments else 0
     if layout is Layout.CLUSTER and database:
-        raise _wrong("a cluster has database 0 only")
+        raise _invalid("a cluster has only database 0")
     return master, database
 
 
 def _hosts(listed: str, default_port: int) -> tuple[tuple[str, int], ...]:
-    words = listed.split(",")
-    if len(words) > MAX_HOSTS:
-        raise _wrong(f"it lists more than {MAX_HOSTS} hosts")
+    entries = listed.split(",")
+    if len(entries) > MAX_HOSTS:
+        raise _invalid(f"more than {MAX_HOSTS} hosts")
     hosts = []
-    for word in words:
+    for entry in entries:
         try:
-            host, port = split_host_port(word.strip(), default_port)
+            host, port = split_host_port(entry.strip(), default_port)
         except BadRequest as error:
-            raise _wrong(error.detail) from error
+            raise _invalid(error.detail) from error
         if not host or not port:
-            raise _wrong("a host or port is empty")
+            raise _invalid("a host or port is empty")
         hosts.append((host, port))
     return tuple(hosts)
 
 
-def _database(word: str) -> int:
-    if not word.isascii() or not word.isdigit() or len(word) > 5:
-        raise _wrong("the database is not a number")
-    return int(word)
+def _database(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 5:
+        raise _invalid("the database is not a number")
+    return int(text)
 
 
-def _wrong(reason: str) -> OptionError:
-    return OptionError(f"redis: the url cannot be used: {reason}", hint=f"write {_FORMS}; rediss for TLS")
+def _invalid(reason: str) -> OptionError:
+    return OptionError(f"redis: invalid url: {reason}", hint=f"use {_FORMS}; rediss for TLS")

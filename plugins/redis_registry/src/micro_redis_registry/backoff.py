@@ -1,27 +1,29 @@
-"""How long to pause before trying again. Pure: randomness is an argument."""
+"""Pauses between retries. Pure: the random source is an argument."""
 
 from __future__ import annotations
 
 from micro_core.contract import Random
 
-FIRST_PAUSE_S = 0.05
-LONGEST_PAUSE_S = 1.0
-"""Short: owners restore what the server lost as soon as they reach it, and watchers wait for that (`HOLD_S`)."""
+INITIAL_PAUSE_S = 0.05
+"""Upper bound of the first pause in seconds."""
+
+MAX_PAUSE_S = 1.0
+"""Longest pause in seconds. Short, since owners restore lost records after it and watchers wait for that (`HOLD_S`)."""
 
 
 class Backoff:
-    """Pauses that double from the first to the longest, each drawn from its upper half so that clients spread out."""
+    """Random pauses whose upper bound doubles after each failure; each is at least half of its bound."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
-        self._ceiling_s = FIRST_PAUSE_S
+        self._ceiling_s = INITIAL_PAUSE_S
 
     def next_s(self) -> float:
-        """The pause after one more failure."""
+        """Return the pause in seconds after another failure."""
         ceiling_s = self._ceiling_s
-        self._ceiling_s = min(LONGEST_PAUSE_S, ceiling_s * 2)
+        self._ceiling_s = min(MAX_PAUSE_S, ceiling_s * 2)
         return self._random.uniform(ceiling_s / 2, ceiling_s)
 
     def reset(self) -> None:
-        """It went well."""
-        self._ceiling_s = FIRST_PAUSE_S
+        """Start again with the shortest pause, after a success."""
+        self._ceiling_s = INITIAL_PAUSE_S

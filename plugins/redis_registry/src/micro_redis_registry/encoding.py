@@ -1,4 +1,4 @@
-"""Records as JSON and messages of the feed as lines, checked on the way in. Pure."""
+"""Encode and decode records (JSON) and messages of the feed (lines). Input is validated. Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from micro_core.contract.records import instance_from_dict, instance_to_dict
 from micro_redis_registry.scripts import MAX_RECORD_BYTES
 
 MAX_SEQUENCE = 2**53
+"""Maximum sequence number: Lua numbers are doubles."""
+
 MAX_LEASE_MS = 86_400_000
+"""Longest lease in milliseconds (one day)."""
+
 _KINDS = ("put", "out", "gone", "due")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One message of the feed (scripts.py); `record` is JSON, not yet looked at."""
+    """A message of the feed (see scripts.py); `record` is JSON that has not been decoded."""
 
     sequence: int
     kind: str
@@ -28,43 +32,43 @@ class Change:
 
 
 def encode_record(instance: Instance) -> bytes:
-    """The same bytes for equal records. Raises TooLarge."""
+    """Encode a record; equal records give equal bytes. Raises TooLarge above MAX_RECORD_BYTES."""
     encoded = json.dumps(
         instance_to_dict(instance), ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False
     ).encode()
     if len(encoded) > MAX_RECORD_BYTES:
         raise TooLarge(
-            f"redis: the record of {instance.service} is {len(encoded)} bytes, over the bound of {MAX_RECORD_BYTES}",
-            hint="describe fewer endpoints, or leave their schemas out",
+            f"redis: the record of {instance.service} is {len(encoded)} bytes, the maximum is {MAX_RECORD_BYTES}",
+            hint="describe fewer endpoints, or omit their schemas",
         )
     return encoded
 
 
 def decode_record(encoded: bytes, instance_id: str) -> Instance:
-    """The record that was kept under `instance_id`. Raises Malformed."""
+    """Decode the record stored under `instance_id`. Raises Malformed if it is invalid or has another id."""
     if len(encoded) > MAX_RECORD_BYTES:
-        raise Malformed(f"redis: a record of {len(encoded)} bytes")
+        raise Malformed(f"redis: a record has {len(encoded)} bytes, the maximum is {MAX_RECORD_BYTES}")
     try:
         decoded = json.loads(encoded)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"redis: a record is not JSON: {error}"[:200]) from error
     instance = instance_from_dict(decoded)
     if instance.id != instance_id:
-        raise Malformed("redis: a record under another record's key")
+        raise Malformed("redis: a record is stored under the key of another record")
     return instance
 
 
 def decode_change(message: object) -> Change:
-    """Read a message of the feed. Raises Malformed."""
+    """Decode a message of the feed. Raises Malformed if it is invalid."""
     lines = message.split(b"\n", 6) if isinstance(message, bytes) else []
     if len(lines) != 7:
-        raise Malformed("redis: a message of the feed has not its seven lines")
+        raise Malformed("redis: a message of the feed does not have seven lines")
     try:
-        kind, owner, service, instance_id = (lines[place].decode() for place in (1, 3, 4, 5))
+        kind, owner, service, instance_id = (lines[index].decode() for index in (1, 3, 4, 5))
     except UnicodeDecodeError as error:
         raise Malformed("redis: a message of the feed is not UTF-8") from error
     if kind not in _KINDS or not instance_id:
-        raise Malformed("redis: a message of the feed is of no known kind")
+        raise Malformed("redis: a message of the feed has an unknown kind")
     return Change(
         sequence=read_number(lines[0], MAX_SEQUENCE),
         kind=kind,
@@ -76,10 +80,10 @@ def decode_change(message: object) -> Change:
     )
 
 
-def read_number(value: object, most: int) -> int:
-    """A whole number from 0 to `most`, as digits or as it is. Raises Malformed."""
+def read_number(value: object, maximum: int) -> int:
+    """Return an integer from 0 to `maximum`, given as int or as digits. Raises Malformed otherwise."""
     if isinstance(value, bytes) and value.isdigit() and len(value) <= 16:
         value = int(value)
-    if not isinstance(value, int) or not 0 <= value <= most:
-        raise Malformed("redis: a number is missing or out of its bounds")
+    if not isinstance(value, int) or not 0 <= value <= maximum:
+        raise Malformed("redis: a number is missing or out of range")
     return value

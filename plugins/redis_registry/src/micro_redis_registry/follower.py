@@ -1,8 +1,8 @@
-"""Follows the changes of a namespace for the watches: subscribes, reads all pages, then the feed, and begins anew when
-something was lost. Shell round `directory.py`.
+"""Follow the changes of a namespace for the watches: subscribe, read all pages, then follow the feed; start again after a
+loss. This is the asyncio shell around `directory.py`.
 
-One session is one connection. While it stands the feed brings every change in order, so nothing is asked for. Redis's
-keyspace notifications (`keyspace.py`), where they are on, add what no script did.
+One session is one connection. While it is open, the feed delivers every change in order, so no polling is needed. Redis
+keyspace notifications (`keyspace.py`), if enabled, report changes that were not made by our scripts.
 """
 
 from __future__ import annotations
@@ -17,28 +17,31 @@ from micro_core.contract import DriverContext, InternalError, Malformed, MicroEr
 from micro_redis_registry.backoff import Backoff
 from micro_redis_registry.directory import Directory
 from micro_redis_registry.encoding import decode_change
-from micro_redis_registry.ending import end_tasks
 from micro_redis_registry.keyspace import KeyspaceEvents
 from micro_redis_registry.namespace import Namespace
 from micro_redis_registry.records import RecordReader
 from micro_redis_registry.server import Server
+from micro_redis_registry.task_cancellation import cancel_tasks
 
 HOLD_S = 2.5
-"""How long a record that the server lost is held: its owner asks every second (`keeper.py`), after a restart within a
-second more, and needs a moment to restore it."""
+"""Seconds for which a record lost by the server is held. Its owner polls every second (`lease_monitor.py`), reconnects
+within another second, and needs a moment to restore the record."""
 
 LAG_S = 2.0
-"""A change that the server made this long ago, and of which the feed says nothing, will not come any more."""
+"""Seconds after which a change that the server has made and the feed has not delivered counts as lost."""
 
 AUDIT_S = 300.0
-"""All pages are read anew after this time, more or less, whatever happens: no error of ours or others' lasts longer."""
+"""Seconds (roughly) after which all pages are read again in any case, which limits the duration of any inconsistency."""
 
-MESSAGES_IN_A_ROW = 64
-"""Messages handled before others get their turn: reading what has arrived already does not give it away."""
+MAX_MESSAGE_BATCH = 64
+"""Messages handled before other tasks may run: reading buffered messages does not yield to the event loop."""
 
 
 class Follower:
-    """Keeps `directory` as the server is, and tells `watches`, from `start` to `stop`."""
+    """Keeps `directory` in sync with the server and notifies `watches`, from `start` to `stop`.
+
+    `due_in(seconds)` is called with the time until a lease may end.
+    """
 
     def __init__(
         self,
@@ -72,33 +75,37 @@ class Follower:
 
     @property
     def is_running(self) -> bool:
+        """Whether the follower has been started."""
         return self._task is not None
 
     def start(self) -> None:
-        """Begin to follow, unless it is done already."""
+        """Start following, unless already started."""
         if self._task is None:
             self._failure = None
             self._task = asyncio.create_task(self._follow(), name="redis follower")
 
     async def stop(self) -> None:
-        """Stop, and forget what is known."""
-        await end_tasks(self.rest())
+        """Stop following and clear the directory."""
+        await cancel_tasks(self.cancel())
 
-    def rest(self) -> list[asyncio.Task[None]]:
-        """`stop`, for callers that cannot await: the tasks that are about to end."""
+    def cancel(self) -> list[asyncio.Task[None]]:
+        """Stop without waiting; return the tasks that are being cancelled."""
         running = [self._task] if self._task is not None else []
         self._task = None
         for task in running:
             task.cancel()
         if self._keyspace is not None:
-            running += self._keyspace.rest()
+            running += self._keyspace.cancel()
         self._is_current = False
         self._directory.clear()
-        self._advance()
+        self._notify_progress()
         return running
 
-    async def reach(self, sequence: int, timeout_s: float) -> None:
-        """Wait until everything up to `sequence` is known. Raises what prevents it."""
+    async def wait_for_sequence(self, sequence: int, timeout_s: float) -> None:
+        """Wait until all changes up to `sequence` are known.
+
+        Raises Unreachable after `timeout_s` seconds, or the error that prevents following.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 while not (self._is_current and self._directory.sequence >= sequence):
@@ -107,31 +114,33 @@ class Follower:
                     await self._progress.wait()
         except TimeoutError as error:
             raise Unreachable(
-                "redis does not say what changed", at=self._server.where, hint="check that it is up and not overloaded"
+                "redis does not deliver changes",
+                at=self._server.where,
+                hint="check that the server is running and not overloaded",
             ) from error
 
-    def note(self, epoch: int, sequence: int) -> None:
-        """The server is at this epoch and number: see whether the feed is."""
+    def check_progress(self, epoch: int, sequence: int) -> None:
+        """Compare the epoch and sequence number of the server with the feed, and start again after a loss."""
         if self._session is None:
             return
         if self._is_ending:
-            self._session.cancel()  # once is not always enough: ending.py
+            self._session.cancel()  # one cancellation may not be enough, see task_cancellation.py
         if not self._is_current:
             return
         now = self._now()
-        # Where there was no epoch, the feed brings it: with the first change, or not at all, which the numbers show.
+        # A namespace without an epoch receives it with its first change on the feed.
         if epoch != self._epoch and self._epoch:
-            self._begin_anew("the server's data were lost")
+            self._restart_session("the server has lost its data")
         elif self._directory.sequence >= sequence:
             self._behind = None
         elif self._behind is None or self._directory.sequence >= self._behind[0]:
             self._behind = (sequence, now)
         elif now - self._behind[1] > LAG_S:
-            self._begin_anew("changes did not arrive")
+            self._restart_session("changes did not arrive")
 
-    def _begin_anew(self, reason: str) -> None:
+    def _restart_session(self, reason: str) -> None:
         self._context.counters.add("redis_sessions_renewed")
-        self._context.logger.info("redis registry reads everything anew", extra={"reason": reason})
+        self._context.logger.info("redis registry reads all records again", extra={"reason": reason})
         self._is_current = False
         self._is_ending = True
         if self._session is not None:
@@ -145,11 +154,11 @@ class Follower:
             try:
                 await asyncio.wait({session})
             finally:
-                await end_tasks([session])
+                await cancel_tasks([session])
             self._is_current = False
             self._behind = None
             if session.cancelled():
-                continue  # `_begin_anew`
+                continue  # cancelled by `_restart_session`
             error = session.exception()
             if error is None:
                 continue  # time for an audit
@@ -159,49 +168,49 @@ class Follower:
     def _fail(self, error: BaseException) -> None:
         self._context.counters.add("redis_sessions_failed")
         if not isinstance(error, MicroError):
-            self._context.logger.error("redis follower failed; it goes on", exc_info=error)
+            self._context.logger.error("redis follower failed and is restarted", exc_info=error)
             self._failure = InternalError(f"redis: {error}", at=self._server.where)
         else:
             if self._failure is None:
-                self._context.logger.warning("redis cannot be watched", extra={"reason": str(error)})
+                self._context.logger.warning("redis watch failed", extra={"reason": str(error)})
             self._failure = error
-        self._advance()
+        self._notify_progress()
 
     async def _run_session(self, backoff: Backoff) -> None:
         async with self._server.subscription() as pubsub:
             await pubsub.subscribe(self._namespace.feed)
-            await self._server.confirmed(pubsub)
+            await self._server.wait_until_subscribed(pubsub)
             if self._keyspace is not None:
                 await self._keyspace.subscribe(pubsub)
-            # What arrived until now is older than the pages.
+            # Messages that have arrived until now are older than the pages.
             await self._read_pages()
             backoff.reset()
             self._failure = None
             self._is_current = True
-            self._advance()
+            self._notify_progress()
             with suppress(TimeoutError):
                 async with asyncio.timeout(AUDIT_S * self._context.random.uniform(0.8, 1.2)):
                     await self._read_feed(pubsub)
 
     async def _read_pages(self) -> None:
         self._is_current = False
-        is_first = True
+        is_first_page = True
         async with aclosing(self._reader.pages(None)) as pages:
             async for page in pages:
-                if is_first:
+                if is_first_page:
                     self._epoch = page.epoch
                     self._directory.begin(page.sequence)
-                    is_first = False
+                    is_first_page = False
                 for instance_id, sequence, encoded in page.records:
                     self._watches.publish(self._directory.put_page(instance_id, sequence, encoded))
                 await asyncio.sleep(0)
         self._directory.end(hold_until=self._now() + HOLD_S)
-        # Whose leases end next is known to the keeper only; it looks at once.
+        # Only the lease monitor knows which leases end next; let it poll now.
         self._due_in(0.0)
 
     async def _read_feed(self, pubsub: PubSub) -> None:
         feed = self._namespace.feed.encode()
-        in_a_row = 0
+        batch_size = 0
         while True:
             message = await pubsub.get_message(timeout=None)
             if message is None:
@@ -210,9 +219,9 @@ class Follower:
                 self._read_change(message["data"])
             elif self._keyspace is not None and message["type"] == "pmessage":
                 self._keyspace.read(message["channel"], message["data"])
-            in_a_row += 1
-            if in_a_row >= MESSAGES_IN_A_ROW:
-                in_a_row = 0
+            batch_size += 1
+            if batch_size >= MAX_MESSAGE_BATCH:
+                batch_size = 0
                 await asyncio.sleep(0)
 
     def _read_change(self, data: object) -> None:
@@ -222,9 +231,9 @@ class Follower:
             self._context.counters.add("redis_garbage")
             return
         if self._keyspace is not None:
-            self._keyspace.explained(change.id)
+            self._keyspace.change_received(change.id)
         if self._epoch == 0 and change.kind != "due":
-            self._epoch = change.sequence  # the first change of a namespace draws its epoch: scripts.py
+            self._epoch = change.sequence  # the first change of a namespace defines its epoch, see scripts.py
         if change.kind == "due":
             self._due_in(change.lease_s)
         elif change.kind == "put":
@@ -232,8 +241,8 @@ class Follower:
             self._due_in(change.lease_s)
         else:
             self._watches.publish(self._directory.remove(change.id, change.sequence))
-        self._advance()
+        self._notify_progress()
 
-    def _advance(self) -> None:
+    def _notify_progress(self) -> None:
         progress, self._progress = self._progress, asyncio.Event()
         progress.set()

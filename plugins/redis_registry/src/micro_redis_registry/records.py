@@ -1,4 +1,4 @@
-"""Reads the records of a namespace, page by page, so that neither the server nor this process is busy with it for long."""
+"""Read the records of a namespace page by page, so that neither the server nor this process is blocked for long."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from micro_redis_registry.scripts import LIST
 from micro_redis_registry.server import Server
 
 PAGE_RECORDS = 100
-"""Records of one page, about: a page of ordinary records takes the server a third of a millisecond."""
+"""Approximate number of records per page, which take the server a third of a millisecond."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """One answer of the server: its epoch and number at that time, and (id, number, record as JSON)."""
+    """A page of records: epoch and sequence number of the server at that time, and (id, sequence, record as JSON)."""
 
     epoch: int
     sequence: int
@@ -29,7 +29,7 @@ class Page:
 
 
 class RecordReader:
-    """Reads pages and whole lists. What is no record is counted and left out."""
+    """Reads pages and whole lists. Invalid records are counted and skipped."""
 
     def __init__(self, server: Server, namespace: Namespace, directory: Directory, counters: Counters) -> None:
         self._server = server
@@ -38,7 +38,10 @@ class RecordReader:
         self._counters = counters
 
     async def pages(self, service: str | None) -> AsyncGenerator[Page, None]:
-        """Every record that stands throughout is on one page at least. Raises what `Server.run` does."""
+        """Yield the records of a service (None for all) in pages. Raises the errors of `Server.run`.
+
+        Every record that exists during the whole iteration is on at least one page.
+        """
         cursor = b"0"
         while True:
             answer = await self._read_page(service or "", cursor)
@@ -50,32 +53,32 @@ class RecordReader:
                 return
 
     async def instances(self, service: str | None) -> list[Instance]:
-        """The records of one service, or of all. Raises what `Server.run` does."""
+        """Return the instances of one service (None for all). Raises the errors of `Server.run`."""
         found: dict[str, tuple[int, Instance]] = {}
         async with aclosing(self.pages(service)) as pages:
             async for page in pages:
                 for instance_id, sequence, encoded in page.records:
                     known = found.get(instance_id)
-                    # On two pages when it moved to another service meanwhile: the later record counts.
+                    # A record is on two pages if it moved to another service in the meantime; the later one counts.
                     if known is not None and known[0] >= sequence:
                         continue
                     instance = self._directory.decoded(instance_id, encoded) or self._decoded(instance_id, encoded)
                     if instance is not None and (service is None or instance.service == service):
                         found[instance_id] = (sequence, instance)
                 if len(found) > MAX_RECORDS:
-                    self._counters.add("redis_records_over_bound", len(found) - MAX_RECORDS)
+                    self._counters.add("redis_records_over_limit", len(found) - MAX_RECORDS)
                     break
                 await asyncio.sleep(0)
         return [instance for _, instance in found.values()]
 
     async def _read_page(self, service: str, cursor: bytes) -> list[Any]:
-        words = (self._namespace.root, self._namespace.feed, service, cursor, str(PAGE_RECORDS))
-        return await self._server.run(LIST, (self._namespace.index,), lambda: words)
+        arguments = (self._namespace.root, self._namespace.feed, service, cursor, str(PAGE_RECORDS))
+        return await self._server.run(LIST, (self._namespace.index,), lambda: arguments)
 
     def _records(self, listed: list[object]) -> list[tuple[str, int, bytes]]:
         records = []
-        for place in range(0, len(listed) - 2, 3):
-            instance_id, sequence, encoded = listed[place : place + 3]
+        for index in range(0, len(listed) - 2, 3):
+            instance_id, sequence, encoded = listed[index : index + 3]
             try:
                 assert isinstance(instance_id, bytes)
                 assert isinstance(encoded, bytes)

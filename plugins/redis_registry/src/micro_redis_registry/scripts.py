@@ -1,23 +1,23 @@
-"""What the server does for us: Lua scripts, each of which reads and changes the keys of a namespace as one step.
+"""Lua scripts that run on the server. Each of them reads and changes the keys of a namespace atomically.
 
-Two members of the index are no instances. `epoch` marks the life of the index: it is drawn when the index is made (the
-number of its first change), so whoever knows another epoch knows that the data were lost meanwhile. `sequence` is the number of the last change; it is
-never below the server's clock in microseconds, so numbers go on growing when data were lost.
+Two members of the index are not instances. `epoch` identifies the index since it was created: it is the sequence number of
+the first change, so a different epoch means that the data were lost in the meantime. `sequence` is the number of the last change. It is
+never lower than the clock of the server in microseconds, so numbers continue to grow after a loss of data.
 
-Every change is published with its number, as lines (`feed.py` reads them):
+Every change is published with its sequence number as a message of seven lines (`encoding.decode_change` reads it):
 
     sequence, kind, lease in ms, owner, service, id, record
 
     put     the record was created or changed
-    out     it was deregistered
-    gone    its lease ended, or its key was lost
-    due     it ends earlier than was said before; bears no number of its own
+    out     the record was deregistered
+    gone    the lease of the record ended, or its key was lost
+    due     the lease ends earlier than announced; this message has no sequence number of its own
 
-Scripts answer with an array that begins with the server's clock in ms. Answers have strings and whole numbers only:
+Scripts return an array that begins with the clock of the server in ms. Results contain only strings and integers:
 Lua numbers are doubles, exact up to 2^53, which microseconds since 1970 reach in the year 2255.
 
-With memory full (`maxmemory`, noeviction) Redis refuses a script's first command that needs memory, and none after a
-write. So what may be refused comes first, and renewing, which begins with PEXPIRE, is never refused.
+If the memory is full (`maxmemory`, noeviction), Redis refuses the first command of a script that needs memory, but no command after a
+write. Commands that may be refused therefore come first. A renewal begins with PEXPIRE and is never refused.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ import hashlib
 from dataclasses import dataclass
 
 MAX_RECORD_BYTES = 262_144
-"""Longest record read or written, as JSON: a record's texts (64 KiB at most) with their quotes and escapes."""
+"""Maximum size of a record as JSON: its texts (64 KiB at most) with quotes and escapes."""
 
 MAX_MEMBER_BYTES = 2_048
-"""Longest member of an index or id in a set that is looked at: service and id have at most 253 characters each."""
+"""Maximum size of a member of the index or of a set: service and id have at most 253 characters each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script and the name under which a server knows it once it has seen it."""
+    """A script and the digest by which the server identifies it."""
 
     source: str
 
     @property
     def digest(self) -> str:
-        return hashlib.sha1(self.source.encode()).hexdigest()  # noqa: S324 - the name that Redis gives it
+        """SHA-1 digest of the source, for EVALSHA."""
+        return hashlib.sha1(self.source.encode()).hexdigest()  # noqa: S324 - defined by Redis
 
 
 _PRELUDE = """
@@ -53,7 +54,7 @@ local function holds(key, kind)
   return redis.call('TYPE', key).ok == kind
 end
 
--- What a stranger left under one of our keys makes way for what belongs there.
+-- A value of the wrong type under one of our keys is deleted.
 local mended = 0
 local function claim(key, kind)
   local found = redis.call('TYPE', key).ok
@@ -152,8 +153,9 @@ publish(sequence, 'put', lease_ms, owner, service, id, record)
 return {now_ms, 'put', mended}
 """
 )
-"""KEYS: index, record, set of the service. ARGV: root, feed, deadline in ms, id, service, record, owner, lease in ms, and
-1 to restore a record that was lost without taking it from another owner. Answers clock, what happened, keys mended."""
+"""Create, replace, renew or restore a record. KEYS: index, record, set of the service. ARGV: root, feed, deadline in ms, id,
+service, record, owner, lease in ms, and 1 to restore a lost record without taking it from another owner. Returns clock, result,
+number of repaired keys."""
 
 DEREGISTER = Script(
     _PRELUDE
@@ -179,23 +181,23 @@ redis.call('DEL', key)
 forget(was[1], id)
 publish(next_sequence(), 'out', 0, owner, was[1], id, '')
 if was[2] ~= owner and left_ms > 0 then
-  -- Its owner is to see that this was meant, and not to restore it before it is registered again.
+  -- Leave a mark so that the owner does not restore the record before it is registered again.
   redis.call('HSET', key, 'out', owner)
   redis.call('PEXPIRE', key, left_ms)
 end
 return {now_ms, 'out', mended}
 """
 )
-"""KEYS: index, record. ARGV: root, feed, deadline in ms, id, owner, and 1 to leave what another owner has taken over.
-Answers clock, what happened, keys mended."""
+"""Remove a record. KEYS: index, record. ARGV: root, feed, deadline in ms, id, owner, and 1 to leave a record of another owner
+alone. Returns clock, result, number of repaired keys."""
 
-TEND = Script(
+POLL = Script(
     _PRELUDE
     + """
-local owner, skip, most = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local owner, skip, limit = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local kept, due, next_ms = 0, {}, 0
 if holds(index, 'zset') then
-  due = redis.call('ZRANGEBYSCORE', index, '-inf', whole(now_ms), 'LIMIT', skip, most)
+  due = redis.call('ZRANGEBYSCORE', index, '-inf', whole(now_ms), 'LIMIT', skip, limit)
   for _, member in ipairs(due) do
     local service, id = split(member)
     local key = service and root .. 'instance:' .. id
@@ -206,7 +208,7 @@ if holds(index, 'zset') then
       forget(service, id)
       publish(next_sequence(), 'gone', 0, '', service, id, '')
     else
-      -- The key is what counts. It stands, so the index is behind: memory was full, or a stranger changed a lease.
+      -- The key exists, so the index is outdated: memory was full, or another program changed the lease.
       local left_ms = redis.call('PTTL', key)
       if left_ms < 0 then
         left_ms = tonumber(redis.call('HGET', key, 'lease') or '') or 30000
@@ -227,8 +229,8 @@ if holds(index, 'zset') then
 end
 local epoch, sequence = state()
 local answer = {now_ms, epoch, sequence, #due, kept, next_ms, mended}
-for place = 6, #ARGV, 2 do
-  local service, id = ARGV[place], ARGV[place + 1]
+for position = 6, #ARGV, 2 do
+  local service, id = ARGV[position], ARGV[position + 1]
   local key, found = root .. 'instance:' .. id, 'missing'
   if holds(key, 'hash') then
     local was = redis.call('HMGET', key, 'owner', 'out', 'service')
@@ -237,7 +239,7 @@ for place = 6, #ARGV, 2 do
     elseif was[1] and was[3] == service and epoch > 0 and redis.call('ZSCORE', index, service .. ' ' .. id)
         and holds(root .. 'service:' .. service, 'set')
         and redis.call('SISMEMBER', root .. 'service:' .. service, id) == 1 then
-      found = 'stands'
+      found = 'present'
     end
   end
   answer[#answer + 1] = found
@@ -245,18 +247,18 @@ end
 return answer
 """
 )
-"""Gives up what is due, and tells the owner of records how they are. KEYS: index. ARGV: root, feed, owner, how many of
-the due to skip, how many to look at, then service and id of each record. Answers clock, epoch, sequence, number of the
-due, how many of them stand and stay due, clock of the next to end (0: none), keys mended, then a word for each record:
-stands, missing, taken (by another owner, or out)."""
+"""Remove expired records and return the state of own records. KEYS: index. ARGV: root, feed, owner, number of due records to
+skip, maximum number to process, then service and id of each own record. Returns clock, epoch, sequence, number of due records,
+number of those that could not be updated, time of the next end of a lease (0: none), number of repaired keys, then a state for
+each own record: present, missing, taken (by another owner, or deregistered)."""
 
-LOOK = Script(
+CHECK = Script(
     _PRELUDE
     + """
 local answer = {now_ms}
-for place = 3, #ARGV, 2 do
-  local service, id = ARGV[place], ARGV[place + 1]
-  local key, found = root .. 'instance:' .. id, 'stands'
+for position = 3, #ARGV, 2 do
+  local service, id = ARGV[position], ARGV[position + 1]
+  local key, found = root .. 'instance:' .. id, 'present'
   if not holds(key, 'hash') or redis.call('HEXISTS', key, 'record') == 0 then
     found = 'missing'
     if holds(index, 'zset') and forget(service, id) then
@@ -269,13 +271,13 @@ end
 return answer
 """
 )
-"""Gives up records whose keys are lost. KEYS: index. ARGV: root, feed, then service and id of each record. Answers
-clock, then a word for each: stands, gone (and published), missing (it was given up earlier)."""
+"""Remove records whose keys are lost. KEYS: index. ARGV: root, feed, then service and id of each record. Returns clock, then a
+state for each record: present, gone (removed and published), missing (removed earlier)."""
 
 LIST = Script(
     _PRELUDE
     + f"""
-local longest_record, longest_member = {MAX_RECORD_BYTES}, {MAX_MEMBER_BYTES}"""
+local max_record_bytes, max_member_bytes = {MAX_RECORD_BYTES}, {MAX_MEMBER_BYTES}"""
     + """
 local service, cursor, count = ARGV[3], ARGV[4], ARGV[5]
 local members, garbage, is_all = {}, 0, service == ''
@@ -286,9 +288,9 @@ if holds(source, is_all and 'zset' or 'set') then
 end
 local epoch, sequence = state()
 local answer = {now_ms, epoch, sequence, found[1], 0}
-for place = 1, #found[2], is_all and 2 or 1 do
-  local member = found[2][place]
-  if #member > longest_member then
+for position = 1, #found[2], is_all and 2 or 1 do
+  local member = found[2][position]
+  if #member > max_member_bytes then
     garbage = garbage + 1
   elseif not is_all or (member ~= 'epoch' and member ~= 'sequence') then
     local of, id = service, member
@@ -297,7 +299,7 @@ for place = 1, #found[2], is_all and 2 or 1 do
     end
     local key = id and root .. 'instance:' .. id
     local kind = key and redis.call('TYPE', key).ok
-    if kind == 'hash' and redis.call('HSTRLEN', key, 'record') <= longest_record then
+    if kind == 'hash' and redis.call('HSTRLEN', key, 'record') <= max_record_bytes then
       local was = redis.call('HMGET', key, 'record', 'service', 'sequence')
       if was[1] and was[2] == of and was[3] then
         for _, value in ipairs({id, was[3], was[1]}) do
@@ -315,9 +317,9 @@ answer[5] = garbage
 return answer
 """
 )
-"""One page of the records. KEYS: index. ARGV: root, feed, service (empty: all), cursor, how many to look at. Answers
-clock, epoch, sequence, next cursor (0: this was the last), number of things that are no records, then id, sequence and
-record of each. A record that stands throughout is on one page at least."""
+"""Read one page of records. KEYS: index. ARGV: root, feed, service (empty: all), cursor, number of members to scan. Returns clock,
+epoch, sequence, next cursor (0: last page), number of invalid entries, then id, sequence and record of each. A record that
+exists during the whole iteration is on at least one page."""
 
 PROBE = Script(
     _PRELUDE
@@ -332,5 +334,5 @@ end
 return {now_ms, redis.call('PTTL', key)}
 """
 )
-"""Makes a key, deletes it, and lets it expire, to see whether notifications tell. KEYS: index, key. ARGV: root, feed, and
-`set` the first time; the second time the key is looked at, so that it expires."""
+"""Create a key, delete it and let it expire, to test whether keyspace notifications are sent. KEYS: index, key. ARGV: root,
+feed, and `set` in the first call; the second call accesses the key so that it expires."""

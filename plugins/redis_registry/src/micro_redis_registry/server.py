@@ -1,6 +1,6 @@
-"""Connections to Redis by the redis library: alone, behind Sentinel, or a cluster. Runs scripts, opens the feed.
+"""Connections to Redis with the redis library: a single server, Sentinel or a cluster.
 
-Shell: one object per registry, in one event loop. Every error that leaves it is one of the contract.
+There is one object per registry, in one event loop. It raises only errors of the contract.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from redis.exceptions import NoScriptError
 
 from micro_core.contract import Clock, Closed, MicroError, OptionError, Unreachable
 from micro_redis_registry.addresses import Layout, ServerAddress
-from micro_redis_registry.failures import LIBRARY_ERRORS, as_failure
+from micro_redis_registry.errors import LIBRARY_ERRORS, to_contract_error
 from micro_redis_registry.options import RedisOptions
 from micro_redis_registry.scripts import Script
 
-COMMANDS_AT_ONCE = 8
-"""Connections of one registry at most, its feed apart; what comes beyond waits for one."""
+MAX_CONCURRENT_COMMANDS = 8
+"""Maximum number of connections of one registry, without that of the feed; further commands wait."""
 
-CLUSTER_TRIES = 2
-"""Further tries where a node of a cluster is gone: each begins with asking the others who has the keys now."""
+CLUSTER_RETRIES = 2
+"""Number of retries if a node of a cluster is down; each retry first asks the other nodes which one has the keys."""
 
 MAX_PASSWORD_FILE_BYTES = 4_096
+"""Maximum size of a password file."""
 
 T = TypeVar("T")
 
 
 class _Client(Protocol):
-    """What is used of `Redis` and `RedisCluster`."""
+    """The methods of `Redis` and `RedisCluster` that are used here."""
 
     def execute_command(self, *args: Any, **options: Any) -> Awaitable[Any]: ...
 
@@ -49,13 +50,14 @@ class _Client(Protocol):
 
 
 class PasswordFile(CredentialProvider):
-    """Reads the password for each new connection, so that it may be changed while this runs."""
+    """Credentials whose password is read from a file for each new connection, so that it may change."""
 
     def __init__(self, path: str, username: str) -> None:
         self._path = Path(path).expanduser()
         self._username = username
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """Return (user name, password). Raises RedisConnectionError if the file cannot be read."""
         try:
             with self._path.open("rb") as file:
                 password = file.read(MAX_PASSWORD_FILE_BYTES).decode().strip()
@@ -64,11 +66,15 @@ class PasswordFile(CredentialProvider):
         return (self._username, password) if self._username else (password,)
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        """Read the credentials in a thread; see `get_credentials`."""
         return await asyncio.to_thread(self.get_credentials)
 
 
 class Server:
-    """The server, or the one of them that has the namespace's keys."""
+    """The Redis server, or the server of a cluster that holds the keys of the namespace.
+
+    `routing_key` is a key of the namespace. Raises OptionError for inconsistent options.
+    """
 
     def __init__(self, address: ServerAddress, options: RedisOptions, clock: Clock, routing_key: str) -> None:
         self.where = str(address)
@@ -78,17 +84,17 @@ class Server:
         self._now = clock.now
         self._routing_key = routing_key
         self._settings = _connection_settings(address, options)
-        self._slots = asyncio.Semaphore(COMMANDS_AT_ONCE)
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_COMMANDS)
         self._failed_at = -math.inf
         self._failure: MicroError | None = None
         self._client: _Client | None = None
         self._sentinel: Sentinel | None = None
 
     def open(self) -> None:
-        """Make the client; it connects when it is used."""
+        """Create the client; it connects on first use."""
         if self._address.layout is Layout.CLUSTER:
             nodes = [ClusterNode(host, port) for host, port in self._address.hosts]
-            settings = self._settings | {"retry": Retry(NoBackoff(), CLUSTER_TRIES)}
+            settings = self._settings | {"retry": Retry(NoBackoff(), CLUSTER_RETRIES)}
             self._client = RedisCluster(startup_nodes=nodes, require_full_coverage=False, **settings)
         elif self._address.layout is Layout.SENTINEL:
             login = {"username": self._options.sentinel_username, "password": self._options.sentinel_password}
@@ -107,17 +113,20 @@ class Server:
         """Disconnect. Safe to call twice."""
         client, self._client = self._client, None
         sentinel, self._sentinel = self._sentinel, None
-        for part in (client, sentinel):
-            if part is not None:
+        for connection in (client, sentinel):
+            if connection is not None:
                 try:
-                    await part.aclose()
+                    await connection.aclose()
                 except LIBRARY_ERRORS:
-                    continue  # it is gone: there is nothing left to close
+                    continue  # the connection is already lost
 
     async def run(
         self, script: Script, keys: Sequence[str], arguments: Callable[[], Sequence[str | bytes]]
     ) -> list[Any]:
-        """Run `script`; `arguments` are asked for when a connection is free. Raises errors of the contract."""
+        """Run `script` and return its result; `arguments` is called when a connection is free.
+
+        Raises Closed, Unreachable, Overloaded, Unauthorized, Forbidden or InternalError.
+        """
 
         async def evaluate() -> list[Any]:
             client = self._open_client()
@@ -127,15 +136,15 @@ class Server:
             except NoScriptError:
                 answer = await client.execute_command("EVAL", script.source, len(keys), *keys, *values)
             if not isinstance(answer, list):
-                raise Unreachable("redis answers a script with something else than it returns", at=self.where)
+                raise Unreachable("redis returned an unexpected result of a script", at=self.where)
             return answer
 
         return await self._attempt(evaluate)
 
     async def read_setting(self, name: str) -> str:
-        """A setting of the server that has the keys. Raises Forbidden where CONFIG is not allowed."""
+        """Return a setting of the server that holds the keys. Raises Forbidden if CONFIG is not permitted."""
 
-        async def ask() -> str:
+        async def query() -> str:
             holder, is_own = await self._holder()
             try:
                 answer = await holder.config_get(name)
@@ -144,11 +153,14 @@ class Server:
                     await holder.aclose()
             return str(answer.get(name, ""))
 
-        return await self._attempt(ask)
+        return await self._attempt(query)
 
     @asynccontextmanager
     async def subscription(self) -> AsyncIterator[PubSub]:
-        """A connection for subscriptions to the server that has the keys. Its errors become those of the contract."""
+        """Open a connection for subscriptions to the server that holds the keys.
+
+        Errors of the library inside the context are translated into errors of the contract.
+        """
         try:
             async with asyncio.timeout(self.timeout_s):
                 holder, is_own = await self._holder()
@@ -162,10 +174,10 @@ class Server:
                 if is_own:
                     await holder.aclose()
         except LIBRARY_ERRORS as error:
-            raise as_failure(error, self.where) from error
+            raise to_contract_error(error, self.where) from error
 
-    async def confirmed(self, pubsub: PubSub) -> None:
-        """Wait for the answer to a subscription. Raises the library's error where it is one."""
+    async def wait_until_subscribed(self, pubsub: PubSub) -> None:
+        """Wait for the confirmation of a subscription. Raises errors of the library, and TimeoutError after `timeout_s`."""
         async with asyncio.timeout(self.timeout_s):
             while True:
                 message = await pubsub.get_message(timeout=None)
@@ -173,11 +185,11 @@ class Server:
                     return
 
     async def _attempt(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Wait for a free connection, then for the answer, `timeout_s` at most; once more where a connection broke."""
-        came_at = self._now()
+        """Wait for a free connection, then run `call` within `timeout_s`; retry once after a lost connection."""
+        queued_at = self._now()
         async with self._slots:
-            if self._failed_at > came_at and self._failure is not None:
-                # Somebody has just waited in vain: those behind him need not, each for himself.
+            if self._failed_at > queued_at and self._failure is not None:
+                # Another call failed while this one was queued, so do not wait for another timeout.
                 raise self._failure
             try:
                 async with asyncio.timeout(self.timeout_s):
@@ -185,27 +197,27 @@ class Server:
                         return await call()
                     except RedisConnectionError as error:
                         if type(error) is not RedisConnectionError:
-                            raise  # a refused login and the like is no broken connection
+                            raise  # e.g. a refused login, which is not a lost connection
                         return await call()
             except LIBRARY_ERRORS as error:
-                failure = as_failure(error, self.where)
+                failure = to_contract_error(error, self.where)
                 if isinstance(failure, Unreachable):
                     self._failed_at, self._failure = self._now(), failure
                 raise failure from error
 
     def _open_client(self) -> _Client:
         if self._client is None:
-            raise Closed("the redis registry is not started, or closed")
+            raise Closed("the redis registry is not started or closed")
         return self._client
 
     async def _holder(self) -> tuple[Redis, bool]:
-        """A client of the one server that has the keys, and whether to close it after use."""
+        """Return a client of the server that holds the keys, and whether the caller must close it."""
         client = self._open_client()
         if isinstance(client, RedisCluster):
             await client.initialize()
             node = client.get_node_from_key(self._routing_key)
             if node is None:
-                raise Unreachable("no node of the cluster has the keys", at=self.where, hint="look at CLUSTER SLOTS")
+                raise Unreachable("no node of the cluster holds the keys", at=self.where, hint="see CLUSTER SLOTS")
             return Redis(host=node.host, port=int(node.port), **self._settings), True
         assert isinstance(client, Redis)
         return client, False
@@ -221,11 +233,11 @@ _LOGIN_SETTINGS = ("username", "password", "credential_provider")
 
 
 def _connection_settings(address: ServerAddress, options: RedisOptions) -> dict[str, Any]:
-    """What every connection is made with. Raises OptionError."""
+    """Return the settings of every connection. Raises OptionError for inconsistent options."""
     username = options.username or address.username
     password = options.password or address.password
     settings: dict[str, Any] = {
-        # RESP 2 serves all we do, on every version; the library's own retries would hide a lost feed.
+        # RESP 2 is sufficient and available in every version. Retries inside the library would hide a lost feed.
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),
         "driver_info": None,
@@ -237,12 +249,12 @@ def _connection_settings(address: ServerAddress, options: RedisOptions) -> dict[
         del settings["socket_keepalive"]
     if options.password_file:
         if password:
-            raise OptionError("redis: there is a password and a password_file", hint="give one of them")
+            raise OptionError("redis: both password and password_file are set", hint="set only one of them")
         settings["credential_provider"] = PasswordFile(options.password_file, username)
     elif password:
         settings |= {"password": password, **({"username": username} if username else {})}
     elif username:
-        raise OptionError("redis: a username without a password", hint="set redis.password or redis.password_file")
+        raise OptionError("redis: username is set without a password", hint="set redis.password or redis.password_file")
     files = {"ssl_ca_certs": options.ca_file, "ssl_certfile": options.cert_file}
     if address.is_tls:
         settings |= {
@@ -255,7 +267,7 @@ def _connection_settings(address: ServerAddress, options: RedisOptions) -> dict[
             settings["ssl_keyfile"] = str(Path(options.key_file or options.cert_file).expanduser())
         for name in (options.ca_file, options.cert_file, options.key_file):
             if name and not Path(name).expanduser().is_file():
-                raise OptionError(f"redis: there is no file {name}", hint="check ca_file, cert_file and key_file")
+                raise OptionError(f"redis: file not found: {name}", hint="check ca_file, cert_file and key_file")
     elif any(files.values()):
-        raise OptionError("redis: ca_file and cert_file are for TLS", hint="write rediss instead of redis in the url")
+        raise OptionError("redis: ca_file and cert_file require TLS", hint="use rediss instead of redis in the url")
     return settings
