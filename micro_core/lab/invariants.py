@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE
 from micro_core.contract.table import LOCAL_LINK
 from micro_core.network.graph import RADIUS
-from micro_core.tunnel.path_selection import ALTERNATIVES
+from micro_core.tunnel.path_selection import PATH_SEPARATOR
 
 SLACK_S = 0.01
 """Timers go off at their time; this is for the arithmetic."""
@@ -132,7 +132,7 @@ def _components(lab: Lab) -> list[list[LabNode]]:
     alive = {member.name: member for member in lab.alive()}
     edges: dict[str, set[str]] = defaultdict(set)
     for member in alive.values():
-        for way in (way for address in member.seeds for way in address.split(ALTERNATIVES)):
+        for way in (way for address in member.seeds for way in address.split(PATH_SEPARATOR)):
             scheme, _, other = way.partition("://")
             is_cut = lab.wires.is_cut(member.name, other, scheme) or lab.wires.is_cut(other, member.name, scheme)
             if other in alive and not is_cut:

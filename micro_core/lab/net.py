@@ -16,7 +16,7 @@ from micro_core.lab.loop import LabClock
 from micro_core.lab.simulated_links import SCHEME, Conditions, Wires
 from micro_core.routing.router import RouterOptions
 from micro_core.tunnel.identity import NodeIdentity
-from micro_core.tunnel.path_selection import ALTERNATIVES
+from micro_core.tunnel.path_selection import PATH_SEPARATOR
 from micro_core.tunnel.tunnel import TunnelOptions
 
 CONVERGENCE_STEP_S = 0.05
@@ -103,7 +103,7 @@ class Lab:
         address = self._address(other.name)
         one.seeds.append(address)
         if one.is_alive:
-            one.node.tunnel.keep_link(address)
+            one.node.tunnel.keep_linked(address)
 
     async def line(self, count: int) -> list[LabNode]:
         return await self.graph(count, [(place, place + 1) for place in range(count - 1)])
@@ -158,7 +158,7 @@ class Lab:
         self.wires.reset(one.name, other.name)
 
     def _address(self, name: str) -> str:
-        return ALTERNATIVES.join(f"{scheme}://{name}" for scheme in self.options.schemes)
+        return PATH_SEPARATOR.join(f"{scheme}://{name}" for scheme in self.options.schemes)
 
     def _between(
         self,

@@ -52,7 +52,7 @@ from micro_core.network.peers import (
     Resolved,
 )
 from micro_core.routing.metric import link_cost_us
-from micro_core.tunnel.path_selection import FIRST_CHOICE, NO_DRIVER
+from micro_core.tunnel.path_selection import NO_DRIVER_ERROR_ID, PREFERRED_PATH_REASON
 from micro_core.tunnel.tunnel import TunnelHost
 
 RENEW_S = MAX_AGE_S / 3
@@ -217,7 +217,7 @@ class Network:
         self._failures[address] = error.detail
         if len(self._failures) > 256:
             self._failures.pop(next(iter(self._failures)))
-        hopeless = isinstance(error, Unauthorized) or error.id == NO_DRIVER
+        hopeless = isinstance(error, Unauthorized) or error.id == NO_DRIVER_ERROR_ID
         self._carry_out(self._peers.handle(CandidateFailed(address, hopeless), self._clock.now()))
 
     # ------------------------------------------------------------------ graph
@@ -239,7 +239,7 @@ class Network:
                 arrived = [record for record in records if self._graph.is_arrival(record)]
                 self._spread(self._graph.receive(records, now), now, but=peer)
                 for record in arrived:
-                    self._tunnel.node_arrived(record.id, record.addresses)
+                    self._tunnel.node_reported_up(record.id, record.addresses)
             case Close(incarnation=incarnation):
                 # A node closes only itself: the id is the link's, never the message's (W-N18).
                 self._graph.forget(peer, incarnation)
@@ -289,9 +289,9 @@ class Network:
         for effect in effects:
             match effect:
                 case KeepLink(address):
-                    self._tunnel.keep_link(address)
+                    self._tunnel.keep_linked(address)
                 case DropLink(address):
-                    self._tunnel.drop_link(address)
+                    self._tunnel.stop_dialing(address)
                     self._failures.pop(address, None)
                 case Resolve():
                     self._tasks.start(self._resolve())
@@ -343,7 +343,7 @@ class Network:
 
 
 def _because(link: LinkInfo) -> str:
-    return f" ({link.why})" if link.why and link.why != FIRST_CHOICE else ""
+    return f" ({link.why})" if link.why and link.why != PREFERRED_PATH_REASON else ""
 
 
 def _cost_us(link: LinkInfo) -> int:

@@ -1,7 +1,7 @@
-"""Credit of tunnel sessions, and the window of bulk transfers. Pure.
+"""Credit-based flow control of tunnel sessions, and the congestion window of bulk transfers. Pure.
 
-The layer below has no backpressure of its own (aioquic's `drain` never blocks and its receiver extends its window by itself), so
-what may be under way is counted here: per session and per link, in bytes.
+The layer below has no backpressure of its own: the `drain` of aioquic never blocks, and its receiver extends its window
+without asking. The bytes in flight are therefore counted here, per session and per link.
 """
 
 from __future__ import annotations
@@ -13,53 +13,53 @@ from micro_core.contract.errors import Malformed
 
 MIN_BULK_WINDOW_BYTES = 16 * 1024
 MAX_BULK_WINDOW_BYTES = 8 * 1024 * 1024
-START_BULK_WINDOW_BYTES = 32 * 1024
+INITIAL_BULK_WINDOW_BYTES = 32 * 1024
 
 TARGET_DELAY_S = 0.002
-"""Queueing that a bulk transfer may add. RFC 6817 allows up to 100 ms; calls here take less than one."""
+"""Queueing delay that a bulk transfer may add. RFC 6817 allows up to 100 ms, but a call here takes less than 1 ms."""
 
-BASE_WINDOW_S = 60.0
-"""The smallest delay of this time is the path without our own queue."""
+BASE_DELAY_WINDOW_S = 60.0
+"""The minimum delay within this time counts as the delay of the path without queues."""
 
 
 @dataclass(slots=True)
 class SendCredit:
-    """What may still be sent. Invariant: 0 <= available <= window."""
+    """How many bytes may still be sent. Invariant: 0 <= available <= window."""
 
     available: int
     window: int
 
-    def take(self, wanted: int) -> int:
-        """Use up to `wanted` bytes; returns how many."""
-        taken = min(wanted, self.available)
-        self.available -= taken
-        return taken
+    def use(self, wanted: int) -> int:
+        """Use up to `wanted` bytes of credit and return how many were available."""
+        used = min(wanted, self.available)
+        self.available -= used
+        return used
 
     def grant(self, count: int) -> None:
-        """The peer has consumed `count`; raises Malformed for more than was ever sent."""
+        """Add `count` bytes that the peer has consumed. Raises Malformed when the peer grants more than was sent."""
         if count <= 0 or self.available + count > self.window:
-            raise Malformed(f"a grant of {count} bytes beyond the window of {self.window}")
+            raise Malformed(f"a grant of {count} bytes exceeds the window of {self.window}")
         self.available += count
 
 
 @dataclass(slots=True)
 class ReceiveCredit:
-    """What the peer may still send. `step` is how much is consumed before it is granted again."""
+    """How many bytes the peer may still send. Consumed bytes are granted again in steps of at least `step` bytes."""
 
     window: int
     step: int
     outstanding: int = 0
-    """Received and not granted again. Invariant: 0 <= outstanding <= window."""
+    """Bytes received and not yet granted again. Invariant: 0 <= outstanding <= window."""
     _consumed: int = 0
 
     def receive(self, count: int) -> None:
-        """`count` bytes arrived; raises Malformed when they were not the peer's to send."""
+        """Account for `count` received bytes. Raises Malformed when the peer exceeded its credit."""
         self.outstanding += count
         if self.outstanding > self.window:
-            raise Malformed(f"{self.outstanding} bytes under way within a window of {self.window}")
+            raise Malformed(f"{self.outstanding} bytes in flight exceed the window of {self.window}")
 
     def consume(self, count: int) -> int:
-        """The owner has taken `count`; returns what is to be granted now, 0 for not yet."""
+        """Account for `count` bytes that the owner has consumed. Return how many to grant now; 0 means not yet."""
         self._consumed += count
         if self._consumed < self.step:
             return 0
@@ -70,47 +70,50 @@ class ReceiveCredit:
 
 @dataclass(slots=True)
 class BulkWindow:
-    """How much bulk may be under way on a link: delay-based, so that small calls keep their latency (RFC 6817).
+    """How many bytes of bulk data may be in flight on a link. Delay-based, so that calls keep their latency (RFC 6817).
 
-    Every acknowledgement tells how long its bytes took to arrive. Above the smallest such time plus `target_s` the window
-    shrinks, below it grows; a transfer thus keeps a short queue whatever the path's speed.
+    Each acknowledgement shows how long its bytes took to arrive. The window grows while this delay is less than the
+    minimum delay plus `target_s`, and shrinks otherwise. A transfer thus keeps a short queue at any speed of the path.
     """
 
     target_s: float = TARGET_DELAY_S
-    window: float = START_BULK_WINDOW_BYTES
+    window: float = INITIAL_BULK_WINDOW_BYTES
     in_flight: int = 0
     _sent: int = 0
-    _granted: int = 0
-    _marks: deque[tuple[int, float]] = field(default_factory=deque)
-    _bases: deque[tuple[float, float]] = field(default_factory=deque)
+    _acknowledged: int = 0
+    _sent_at: deque[tuple[int, float]] = field(default_factory=deque)
+    """(bytes sent in total, time) after each frame that is not acknowledged yet."""
+    _minima: deque[tuple[float, float]] = field(default_factory=deque)
+    """(time, delay), both increasing: the first is the minimum of the current window."""
 
-    def room(self) -> int:
-        """Bytes that may be sent now."""
+    def available_bytes(self) -> int:
+        """Return how many bytes may be sent now."""
         return max(0, int(self.window) - self.in_flight)
 
     def sent(self, count: int, now: float) -> None:
+        """Account for `count` bytes handed to the link."""
         self._sent += count
         self.in_flight += count
-        self._marks.append((self._sent, now))
+        self._sent_at.append((self._sent, now))
 
-    def granted(self, count: int, now: float) -> None:
-        """`count` bytes of bulk have arrived at the far end."""
+    def acknowledged(self, count: int, now: float) -> None:
+        """Account for `count` bytes that arrived at the other end, and adjust the window."""
         count = min(count, self.in_flight)
         self.in_flight -= count
-        self._granted += count
+        self._acknowledged += count
         sent_at = None
-        while self._marks and self._marks[0][0] <= self._granted:
-            sent_at = self._marks.popleft()[1]
+        while self._sent_at and self._sent_at[0][0] <= self._acknowledged:
+            sent_at = self._sent_at.popleft()[1]
         if sent_at is not None:
             self._adjust(count, now - sent_at, now)
 
     def _adjust(self, count: int, delay_s: float, now: float) -> None:
-        while self._bases and self._bases[-1][1] >= delay_s:
-            self._bases.pop()
-        self._bases.append((now, delay_s))
-        while now - self._bases[0][0] > BASE_WINDOW_S:
-            self._bases.popleft()
-        queueing_s = delay_s - self._bases[0][1]
+        while self._minima and self._minima[-1][1] >= delay_s:
+            self._minima.pop()
+        self._minima.append((now, delay_s))
+        while now - self._minima[0][0] > BASE_DELAY_WINDOW_S:
+            self._minima.popleft()
+        queueing_s = delay_s - self._minima[0][1]
         off_target = max(-1.0, min(1.0, (self.target_s - queueing_s) / self.target_s))
         self.window += off_target * count * (0.5 if off_target > 0 else 1.0)
         self.window = max(MIN_BULK_WINDOW_BYTES, min(MAX_BULK_WINDOW_BYTES, self.window))

@@ -1,14 +1,15 @@
-"""The mutual handshake of two nodes, in the first bytes of a link's control lane.
+"""The mutual handshake of two nodes: the first bytes on the control lane of a link.
 
     HELLO   versions, public key, nonce, network, name, site, addresses, incarnation, generation, capabilities
-    PROOF   signature over the transcript, and proof of membership over the same
-    REFUSED why not, instead of PROOF, before closing
+    PROOF   signature over the transcript, and proof of membership over the transcript
+    REFUSED the reason, sent instead of PROOF before the link is closed
 
-The transcript is SHA-256 over: this protocol's name, the prover's role, the link's channel binding (RFC 5929
-`tls-server-end-point`), the dialler's HELLO and the acceptor's. A machine in the middle has another binding, a replay
-other nonces, a reflection the other role.
+The transcript is the SHA-256 digest of: the name of this protocol, the role of the prover, the channel binding of the
+link (RFC 5929 `tls-server-end-point`), the HELLO of the dialler and the HELLO of the acceptor. A man in the middle has a
+different channel binding, a replayed message a different nonce, and a reflected message the other role.
 
-Pure: nonce and key are handed in. Each message is `length u16 | msgpack array`, bounded before it is buffered.
+Pure: the nonce and the keys are arguments. Each message is `length u16 | msgpack array`; its length is checked before it
+is buffered.
 """
 
 from __future__ import annotations
@@ -27,42 +28,44 @@ from micro_core.contract.names import check_network_name
 from micro_core.wire import limits
 
 VERSIONS = (2, 1)
-"""Spoken here, newest first: N and N-1. Version 1 had no capabilities."""
+"""Supported protocol versions, newest first: N and N-1. Version 1 had no capabilities."""
 
 NONCE_BYTES = 32
 MAX_TEXT_CHARS = 253
-MAX_LIST = 16
+MAX_LIST_ITEMS = 16
 
 _LENGTH = struct.Struct(">H")
 _HELLO, _PROOF, _REFUSED = 1, 2, 3
 
 
 class HandshakeState(enum.Enum):
-    """How far a handshake has come."""
+    """The progress of a handshake."""
 
-    GREETING = "greeting"
-    """Own HELLO is out, the peer's is awaited."""
-    PROVING = "proving"
-    """Own PROOF is out, the peer's is awaited."""
+    WAIT_HELLO = "waiting for HELLO"
+    """The own HELLO is sent."""
+    WAIT_PROOF = "waiting for PROOF"
+    """The own PROOF is sent."""
     DONE = "done"
     FAILED = "failed"
-    """Final: the link must be closed after what is to be sent."""
+    """The link must be closed after the pending bytes are sent."""
 
 
 class HandshakeEvent(enum.Enum):
-    GREETED = "greeted"
-    PROVED = "proved"
-    BROKEN = "broken"
+    """What changes the state of a handshake."""
+
+    HELLO_ACCEPTED = "HELLO accepted"
+    PROOF_ACCEPTED = "PROOF accepted"
+    FAILURE = "failure"
 
 
 TRANSITIONS: Mapping[HandshakeState, Mapping[HandshakeEvent, HandshakeState]] = {
-    HandshakeState.GREETING: {
-        HandshakeEvent.GREETED: HandshakeState.PROVING,
-        HandshakeEvent.BROKEN: HandshakeState.FAILED,
+    HandshakeState.WAIT_HELLO: {
+        HandshakeEvent.HELLO_ACCEPTED: HandshakeState.WAIT_PROOF,
+        HandshakeEvent.FAILURE: HandshakeState.FAILED,
     },
-    HandshakeState.PROVING: {
-        HandshakeEvent.PROVED: HandshakeState.DONE,
-        HandshakeEvent.BROKEN: HandshakeState.FAILED,
+    HandshakeState.WAIT_PROOF: {
+        HandshakeEvent.PROOF_ACCEPTED: HandshakeState.DONE,
+        HandshakeEvent.FAILURE: HandshakeState.FAILED,
     },
     HandshakeState.DONE: {},
     HandshakeState.FAILED: {},
@@ -70,9 +73,12 @@ TRANSITIONS: Mapping[HandshakeState, Mapping[HandshakeEvent, HandshakeState]] = 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Greeting:
-    """What a node says of itself. `incarnation` is its start in wall-clock milliseconds; `generation` counts the
-    links it has dialled in that life."""
+class Hello:
+    """What a node states about itself.
+
+    `incarnation` is the time of its start in wall-clock milliseconds. `generation` counts the links that it has dialled
+    since then.
+    """
 
     public_key: bytes
     network: str
@@ -87,85 +93,88 @@ class Greeting:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Write these bytes to the control lane."""
+    """Write these bytes to the control lane of the link."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """The peer is who it says and belongs to the network; `rest` is what followed on the lane."""
+class HandshakeDone:
+    """The peer is authenticated and belongs to the network. `rest` holds the bytes that follow the handshake."""
 
-    peer: Greeting
+    peer: Hello
     peer_id: str
     version: int
     rest: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """Close the link, after what was to be sent."""
+class HandshakeFailed:
+    """Close the link after the pending bytes are sent."""
 
     error: MicroError
 
 
-HandshakeEffect = Send | Done | Failed
+HandshakeEffect = Send | HandshakeDone | HandshakeFailed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandshakeKeys:
-    """The secrets' side of a handshake, as functions: so this file needs no cryptography of its own."""
+    """The cryptographic operations of a handshake, as functions, so that this file contains no cryptography."""
 
     sign: Callable[[bytes], bytes]
+    """Sign data with the key of this node."""
     is_signed_by: Callable[[bytes, bytes, bytes], bool]
-    """(public key, signature, data)"""
+    """Called with (public key, signature, data)."""
     prove_membership: Callable[[bytes], bytes]
+    """Return the proof of membership for a transcript."""
     is_member: Callable[[bytes, bytes], bool]
-    """(transcript, proof)"""
+    """Called with (transcript, proof)."""
     node_id_of: Callable[[bytes], str]
+    """Return the node id for a public key."""
 
 
-Admit = Callable[[str, Greeting], None]
-"""Called with what a peer claims to be, (node id, greeting), before anything is proved; raises MicroError to refuse it."""
+Admit = Callable[[str, Hello], None]
+"""Called with (node id, hello) before the peer has proved either; raises MicroError to refuse the link."""
 
 
 class Handshake:
-    """One side of one handshake."""
+    """One end of a handshake. `dialed` is true for the end that dialled the link."""
 
     def __init__(
         self,
         *,
         dialed: bool,
-        own: Greeting,
+        own: Hello,
         nonce: bytes,
         channel_binding: bytes,
         keys: HandshakeKeys,
         admit: Admit | None = None,
     ) -> None:
-        self.state = HandshakeState.GREETING
+        self.state = HandshakeState.WAIT_HELLO
         self._dialed = dialed
         self._own = own
         self._keys = keys
         self._admit = admit
         self._binding = channel_binding
-        self._own_hello = _pack([_HELLO, *_greeting_fields(own, nonce)])
+        self._own_hello = _pack([_HELLO, *_hello_fields(own, nonce)])
         self._peer_hello = b""
-        self._peer: Greeting | None = None
+        self._peer: Hello | None = None
         self._peer_id = ""
         self._version = 0
         self._rest = b""
         self._received_bytes = 0
 
     def start(self) -> list[HandshakeEffect]:
-        """Both sides greet at once."""
+        """Return the effects that start the handshake. Both ends send their HELLO without waiting."""
         return [Send(_framed(self._own_hello))]
 
     def receive_data(self, data: bytes) -> list[HandshakeEffect]:
-        """Bytes of the control lane. Never raises; after Done or Failed it must not be called again."""
+        """Process bytes of the control lane. Never raises. Do not call it after HandshakeDone or HandshakeFailed."""
         self._rest += data
         effects: list[HandshakeEffect] = []
         try:
-            while self.state in (HandshakeState.GREETING, HandshakeState.PROVING):
+            while self.state in (HandshakeState.WAIT_HELLO, HandshakeState.WAIT_PROOF):
                 message = self._next_message()
                 if message is None:
                     break
@@ -188,61 +197,63 @@ class Handshake:
 
     def _check_size(self, length: int) -> None:
         if self._received_bytes + length > limits.MAX_HANDSHAKE_BYTES:
-            raise TooLarge(f"a handshake of more than {limits.MAX_HANDSHAKE_BYTES} bytes")
+            raise TooLarge(f"the handshake exceeds {limits.MAX_HANDSHAKE_BYTES} bytes")
 
     def _receive(self, message: bytes) -> list[HandshakeEffect]:
         fields = _unpack(message)
         match fields:
             case [3, str() as reason, *_]:
-                self._move(HandshakeEvent.BROKEN)
-                return [Failed(Unauthorized(f"the peer refused the link: {reason[:MAX_TEXT_CHARS]}"))]
-            case [1, *rest] if self.state is HandshakeState.GREETING:
-                return self._greeted(message, rest)
-            case [2, bytes() as signature, bytes() as membership, *_] if self.state is HandshakeState.PROVING:
-                return self._proved(signature, membership)
-        raise Malformed(f"not a handshake message for the state {self.state.value}")
+                self._move(HandshakeEvent.FAILURE)
+                return [HandshakeFailed(Unauthorized(f"the peer refused the link: {reason[:MAX_TEXT_CHARS]}"))]
+            case [1, *rest] if self.state is HandshakeState.WAIT_HELLO:
+                return self._hello_received(message, rest)
+            case [2, bytes() as signature, bytes() as membership, *_] if self.state is HandshakeState.WAIT_PROOF:
+                return self._proof_received(signature, membership)
+        raise Malformed(f"unexpected handshake message while {self.state.value}")
 
-    def _greeted(self, message: bytes, fields: list[Any]) -> list[HandshakeEffect]:
-        peer = _read_greeting(fields)
+    def _hello_received(self, message: bytes, fields: list[Any]) -> list[HandshakeEffect]:
+        peer = _read_hello(fields)
         self._peer, self._peer_hello = peer, message
         self._peer_id = self._keys.node_id_of(peer.public_key)
         if peer.public_key == self._own.public_key:
-            raise Unauthorized("the node dialled itself", hint="remove its own address from those to join")
+            raise Unauthorized("the node dialled itself", hint="remove its own address from the nodes to join")
         if peer.network != self._own.network:
-            raise Unauthorized(f"this is network {self._own.network}, not {peer.network}")
+            raise Unauthorized(f"this node belongs to network {self._own.network}, the peer to {peer.network}")
         common = sorted(set(self._own.versions) & set(peer.versions), reverse=True)
         if not common:
             raise Unauthorized(
-                f"no common version: here {self._own.versions}, there {peer.versions}", hint="upgrade the older node"
+                f"no common protocol version: this node supports {self._own.versions}, the peer {peer.versions}",
+                hint="upgrade the older node",
             )
         self._version = common[0]
         if self._admit is not None:
             self._admit(self._peer_id, peer)
-        self._move(HandshakeEvent.GREETED)
+        self._move(HandshakeEvent.HELLO_ACCEPTED)
         transcript = self._transcript(by_dialer=self._dialed)
         proof = [_PROOF, self._keys.sign(transcript), self._keys.prove_membership(transcript)]
         return [Send(_framed(_pack(proof)))]
 
-    def _proved(self, signature: bytes, membership: bytes) -> list[HandshakeEffect]:
+    def _proof_received(self, signature: bytes, membership: bytes) -> list[HandshakeEffect]:
         assert self._peer is not None
         transcript = self._transcript(by_dialer=not self._dialed)
         if not self._keys.is_signed_by(self._peer.public_key, signature, transcript):
             raise Unauthorized(
-                "the peer's signature does not fit this link", hint="is something between the two nodes?"
+                "the peer's signature is not valid for this link",
+                hint="is there a proxy between the nodes that ends TLS?",
             )
         if not self._keys.is_member(transcript, membership):
             raise Unauthorized(
                 f"the peer does not hold the token of network {self._own.network}",
-                hint="`micro network token` on one node, MICRO_TOKEN on the other",
+                hint="print the token on one node with `micro network token`, set MICRO_TOKEN on the other",
             )
-        self._move(HandshakeEvent.PROVED)
+        self._move(HandshakeEvent.PROOF_ACCEPTED)
         rest, self._rest = self._rest, b""
-        return [Done(self._peer, self._peer_id, self._version, rest)]
+        return [HandshakeDone(self._peer, self._peer_id, self._version, rest)]
 
     def _fail(self, error: MicroError) -> list[HandshakeEffect]:
-        self._move(HandshakeEvent.BROKEN)
+        self._move(HandshakeEvent.FAILURE)
         self._rest = b""
-        return [Send(_framed(_pack([_REFUSED, error.detail[:MAX_TEXT_CHARS]]))), Failed(error)]
+        return [Send(_framed(_pack([_REFUSED, error.detail[:MAX_TEXT_CHARS]]))), HandshakeFailed(error)]
 
     def _transcript(self, *, by_dialer: bool) -> bytes:
         hellos = (self._own_hello, self._peer_hello) if self._dialed else (self._peer_hello, self._own_hello)
@@ -256,7 +267,7 @@ class Handshake:
         self.state = TRANSITIONS[self.state][event]
 
 
-def _greeting_fields(own: Greeting, nonce: bytes) -> list[Any]:
+def _hello_fields(own: Hello, nonce: bytes) -> list[Any]:
     return [
         list(own.versions),
         own.public_key,
@@ -264,14 +275,14 @@ def _greeting_fields(own: Greeting, nonce: bytes) -> list[Any]:
         own.network,
         own.name,
         own.site,
-        list(own.addresses[:MAX_LIST]),
+        list(own.addresses[:MAX_LIST_ITEMS]),
         own.incarnation,
         own.generation,
-        list(own.capabilities[:MAX_LIST]),
+        list(own.capabilities[:MAX_LIST_ITEMS]),
     ]
 
 
-def _read_greeting(fields: list[Any]) -> Greeting:
+def _read_hello(fields: list[Any]) -> Hello:
     match fields:
         case [
             list() as versions,
@@ -289,7 +300,7 @@ def _read_greeting(fields: list[Any]) -> Greeting:
                 check_network_name(network)
             except BadRequest as error:
                 raise Malformed(error.detail) from error
-            return Greeting(
+            return Hello(
                 public_key=key,
                 network=network,
                 name=_text(name),
@@ -298,20 +309,20 @@ def _read_greeting(fields: list[Any]) -> Greeting:
                 incarnation=incarnation,
                 generation=generation,
                 capabilities=_texts(more[0]) if more else (),
-                versions=tuple(version for version in versions[:MAX_LIST] if isinstance(version, int)),
+                versions=tuple(version for version in versions[:MAX_LIST_ITEMS] if isinstance(version, int)),
             )
-    raise Malformed("HELLO: fields missing or of a wrong type")
+    raise Malformed("HELLO: fields are missing or have the wrong type")
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str) or len(value) > MAX_TEXT_CHARS or not value.isprintable():
-        raise Malformed(f"HELLO: not a printable text of at most {MAX_TEXT_CHARS} characters")
+        raise Malformed(f"HELLO: a text is not printable or has more than {MAX_TEXT_CHARS} characters")
     return value
 
 
 def _texts(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or len(value) > MAX_LIST:
-        raise Malformed(f"HELLO: not a list of at most {MAX_LIST}")
+    if not isinstance(value, list) or len(value) > MAX_LIST_ITEMS:
+        raise Malformed(f"HELLO: expected a list of at most {MAX_LIST_ITEMS} items")
     return tuple(_text(item) for item in value)
 
 

@@ -1,4 +1,8 @@
-"""One link: a driver's lanes, the handshake, then the mux. A shell: bytes in, callbacks out; answers leave once a turn."""
+"""One link to a node, from its first byte to its end: the lanes of a driver, the handshake, then the mux.
+
+An asyncio shell around `handshake` and `mux`: bytes in, calls of the owner out. Answers are written once per iteration of
+the event loop.
+"""
 
 from __future__ import annotations
 
@@ -12,70 +16,57 @@ from micro_core.contract.tunnel import Link, LinkInfo, Priority
 from micro_core.lifecycle.environment import Environment
 from micro_core.tunnel.handshake import (
     Admit,
-    Done,
-    Failed,
-    Greeting,
     Handshake,
+    HandshakeDone,
     HandshakeEffect,
+    HandshakeFailed,
     HandshakeState,
+    Hello,
     Send,
 )
-from micro_core.tunnel.measure import LinkMeasure
+from micro_core.tunnel.keepalive import Keepalive
+from micro_core.tunnel.lane_writer import LaneWriter
 from micro_core.tunnel.mux import Mux, MuxSession
 from micro_core.tunnel.mux_frames import (
-    Message,
+    DataReceived,
+    MessageReceived,
     MuxEvent,
-    Opened,
-    Over,
-    Pinged,
-    Ponged,
-    Received,
-    Resumed,
-    nobody_listens,
+    PingReceived,
+    PongReceived,
+    SendQueueDrained,
+    SessionClosed,
+    SessionOpened,
+    no_listener,
 )
 from micro_core.tunnel.session import TunnelSession
 from micro_core.wire import limits
 
-EARLY_BYTES = 256 * 1024
-"""Held of the other lanes while a handshake ends: its last message may be overtaken by the first data."""
-
-LANE_ROOM_BYTES = {
-    Priority.CONTROL: 4 * 1024 * 1024,
-    Priority.CALLS: 512 * 1024,
-    Priority.EVENTS: 256 * 1024,
-    Priority.BULK: 64 * 1024,
-}
-"""What a driver may have buffered of a lane before more is handed to it: little, so that order can still be changed."""
-
-SINGLE_LANE_ROOM_BYTES = {
-    Priority.CONTROL: 128 * 1024,
-    Priority.CALLS: 96 * 1024,
-    Priority.EVENTS: 64 * 1024,
-    Priority.BULK: 32 * 1024,
-}
-"""The same where all share one lane: each leaves room to those above it, which go behind what is buffered already."""
+MAX_EARLY_BYTES = 256 * 1024
+"""Buffered from the other lanes during the handshake, because the first data may overtake the last handshake message."""
 
 RETIRE_S = limits.DEFAULT_TIMEOUT_S
-"""How long the sessions of a link that another has taken over from may go on: as long as a call takes at most, unless
-its caller says otherwise."""
+"""How long sessions may continue on a link that was replaced by a link over another driver: as long as a call takes at
+most, unless its caller set another timeout."""
 
 
 class LinkOwner(Protocol):
-    """What a link tells its tunnel."""
+    """The tunnel that owns a link, and what the link reports to it."""
 
-    def link_proved(self, link: LinkPeer) -> bool:
-        """The handshake is done; False when the link is not wanted (a duplicate)."""
+    def link_authenticated(self, link: NodeLink) -> bool:
+        """Accept a link whose handshake is done. Return False to refuse it as a duplicate."""
         ...
 
-    def link_ended(self, link: LinkPeer, error: MicroError) -> None:
-        """The end, once, of links that were proved and of those that never were."""
+    def link_ended(self, link: NodeLink, error: MicroError) -> None:
+        """Note the end of a link, authenticated or not. Called exactly once per link."""
         ...
 
-    def session_opened(self, link: LinkPeer, channel: str, session: TunnelSession) -> bool:
-        """False where nobody listens."""
+    def session_opened(self, channel: str, session: TunnelSession) -> bool:
+        """Accept a session that the peer opened. Return False when the channel has no listener."""
         ...
 
-    def message_received(self, link: LinkPeer, channel: str, payload: bytes) -> None: ...
+    def message_received(self, peer_id: str, channel: str, payload: bytes) -> None:
+        """Deliver a multicast or broadcast message."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,76 +77,79 @@ class LinkContext:
     environment: Environment
     keepalive_s: float
     dead_after_missed: int
-    make_handshake: Callable[[bool, Greeting, bytes, Admit | None], Handshake]
-    """(dialed, greeting, channel binding, admit)"""
+    make_handshake: Callable[[bool, Hello, bytes, Admit | None], Handshake]
+    """Called with (dialed, hello, channel binding, admit)."""
 
 
-class LinkPeer:
-    """Implements `LinkReceiver`; a link from its first byte to its end."""
+class NodeLink:
+    """A link to a node. Implements `LinkReceiver` for the driver and `SessionLink` for the sessions."""
 
     def __init__(
-        self,
-        link: Link,
-        *,
-        dialed: bool,
-        greeting: Greeting,
-        context: LinkContext,
-        admit: Admit | None = None,
+        self, link: Link, *, dialed: bool, hello: Hello, context: LinkContext, admit: Admit | None = None
     ) -> None:
         self.link = link
+        self.local = link.local
+        self.remote = link.remote
         self.dialed = dialed
-        self.own = greeting
+        self.own = hello
         self.dialed_address = ""
-        """As it was given to dial; several ways may lead there."""
-        self.way = ""
-        """The address that was dialled, with its scheme."""
-        self.why = ""
-        """What spoke for this way."""
-        self.peer: Greeting | None = None
+        """The address as it was passed to dial; it may stand for several paths."""
+        self.path = ""
+        """The path that was dialled: an address with a scheme."""
+        self.path_reason = ""
+        """Why this path was chosen among several, for people."""
+        self.peer: Hello | None = None
+        """What the peer stated about itself; None until the handshake is done."""
         self.peer_id = ""
         self.version = 0
         self.error: MicroError | None = None
+        """Why the link has ended; None while it is open."""
         self.up_since = 0.0
         self.bytes_in = 0
-        self.bytes_out = 0
         self.sessions: dict[int, TunnelSession] = {}
-        self.measure = LinkMeasure(context.keepalive_s, context.dead_after_missed)
-        self._context = context
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the handshake is; fails with the reason of its failure."""
+        self._owner = context.owner
         self._environment = context.environment
         self._loop = asyncio.get_running_loop()
         self._mux = Mux(dialed=dialed, lane_count=link.lane_count)
-        self._handshake = context.make_handshake(dialed, greeting, link.channel_binding, admit)
+        self._writer = LaneWriter(link, self._mux, context.environment.clock)
+        self._handshake = context.make_handshake(dialed, hello, link.channel_binding, admit)
+        self._keepalive = Keepalive(
+            interval_s=context.keepalive_s,
+            dead_after_missed=context.dead_after_missed,
+            environment=context.environment,
+            send_ping=self._send_ping,
+            on_dead=self._peer_is_dead,
+        )
+        self._quality = self._keepalive.quality
         self._early: list[tuple[int, bytes]] = []
         self._early_bytes = 0
-        self._flush_scheduled = False
-        self._over: asyncio.Future[None] = self._loop.create_future()
-        self._retiring: asyncio.TimerHandle | None = None
-        self.ready: asyncio.Future[None] = self._loop.create_future()
-        """Done when the handshake is; fails with its reason."""
-        self._timer: asyncio.TimerHandle | None = self._loop.call_later(
-            limits.HANDSHAKE_TIMEOUT_S, self._handshake_expired
-        )
+        self._superseded: asyncio.Future[None] = self._loop.create_future()
+        self._handshake_timer = self._loop.call_later(limits.HANDSHAKE_TIMEOUT_S, self._handshake_expired)
+        self._retire_timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Greet, and begin to read."""
+        """Start the handshake and begin to read."""
         self._carry_out(self._handshake.start())
         self.link.start(self)
 
     # ------------------------------------------------------------ LinkReceiver
 
     def data_received(self, lane: int, data: bytes) -> None:
+        """Process bytes of a lane."""
         if self.error is not None:
             return
         self.bytes_in += len(data)
         now = self._environment.clock.now()
-        self.measure.last_heard_at = now
+        self._quality.last_received_at = now
         if self.peer is None:
             self._receive_early(lane, data)
             return
         try:
             for event in self._mux.receive_data(lane, data, now):
-                if type(event) is Received:
+                if type(event) is DataReceived:
                     session = self.sessions.get(event.session)
                     if session is not None:
                         session.receive(event.data)
@@ -167,18 +161,21 @@ class LinkPeer:
             self._environment.counters.add("tunnel_protocol_violations")
             self.abort(violation)
             return
-        self._schedule_flush()
+        self._writer.schedule()
 
-    def lane_writable(self, lane: int) -> None:  # noqa: ARG002 - all lanes are looked at
-        self._schedule_flush()
+    def lane_writable(self, lane: int) -> None:  # noqa: ARG002 - flushing considers all lanes
+        """Write more, now that the driver's buffer has room."""
+        if self.error is None:
+            self._writer.schedule()
 
     def link_lost(self, error: MicroError) -> None:
+        """End the link: its driver reports that it is lost."""
         self._end(error)
 
     # --------------------------------------------------------------- sessions
 
     def open_session(self, channel: str, priority: Priority) -> TunnelSession:
-        """Open a session; raises Overloaded at the bound."""
+        """Open a session. Raises Overloaded when the link has too many sessions."""
         mux_session = self._mux.open(channel, priority)
         session = TunnelSession(self, mux_session)
         self.sessions[mux_session.number] = session
@@ -186,27 +183,31 @@ class LinkPeer:
         return session
 
     def write(self, mux_session: MuxSession, data: bytes) -> bool:
-        has_room = self._mux.write(mux_session, data)
-        # At once: whoever writes has gathered what there was in its turn, and so does the driver once more.
-        self._flush()
-        return has_room
+        """Send data of a session. Return False when the session should pause writing."""
+        may_continue = self._mux.write(mux_session, data)
+        # At once: the caller has already gathered its writes of this iteration, and the driver gathers again.
+        self._writer.flush()
+        return may_continue
 
     def consumed(self, mux_session: MuxSession, count: int) -> None:
+        """Account for received bytes that the owner of a session has processed."""
         self._mux.consumed(mux_session, count)
         self._schedule_flush()
 
     def close_session(self, mux_session: MuxSession) -> bool:
-        """Close after what is queued; True when that is nothing."""
+        """Close a session once its queued data is sent. Return True when nothing was queued."""
         self._mux.close(mux_session)
         self._schedule_flush()
         return mux_session.number not in self._mux.sessions
 
     def reset_session(self, mux_session: MuxSession, error: MicroError) -> None:
+        """End a session at once with `error`."""
         self._mux.reset(mux_session.number, error)
         self.sessions.pop(mux_session.number, None)
         self._schedule_flush()
 
     def multicast(self, channel: str, payload: bytes, priority: Priority, *, broadcast: bool) -> bool:
+        """Send a message. Return False when the peer does not listen, or when the link is too slow (counted)."""
         dropped = self._mux.dropped_multicasts
         sent = self._mux.multicast(channel, payload, priority, broadcast=broadcast)
         if self._mux.dropped_multicasts > dropped:
@@ -215,65 +216,67 @@ class LinkPeer:
         return sent
 
     def listen(self, channel: str) -> None:
+        """Ask the peer for the multicast messages of `channel`."""
         self._mux.listen(channel)
         self._schedule_flush()
 
     def unlisten(self, channel: str) -> None:
+        """Ask the peer to send no more multicast messages of `channel`."""
         self._mux.unlisten(channel)
         self._schedule_flush()
 
-    # ------------------------------------------------------------------- ends
+    # -------------------------------------------------------------------- end
 
     def abort(self, error: MicroError) -> None:
-        """End now; the driver's link is closed behind."""
+        """End the link now. The driver's link is closed in the background."""
         self._end(error)
         if self._closing is None:
             self._closing = self._loop.create_task(self.link.close())
 
     async def close(self, error: MicroError | None = None) -> None:
-        """Send what is queued, then end."""
-        if self.error is None:
-            self._flush()
-        self.abort(error or Closed(f"the link to {self.link.remote} was closed here"))
+        """Send what is queued, then end the link. Waits at most two seconds."""
+        self._writer.flush()
+        self.abort(error or Closed(f"the link to {self.remote} was closed locally"))
         if self._closing is not None:
             await asyncio.wait([self._closing], timeout=2.0)
 
     def retire(self, error: MicroError) -> None:
-        """Another link has taken over: serve the sessions that stand until the last is gone, for `RETIRE_S` at most."""
-        if self.error is None and self._retiring is None:
-            self._retiring = self._loop.call_later(RETIRE_S, self.abort, error)
-            self._set_over()
+        """Give way to a new link: serve the open sessions for at most `RETIRE_S`, then end with `error`."""
+        if self.error is None and self._retire_timer is None:
+            self._retire_timer = self._loop.call_later(RETIRE_S, self.abort, error)
+            self._set_superseded()
 
-    async def wait_over(self) -> None:
-        """Wait until this is no longer the link to its peer: it has ended, whoever caused it, or another took over."""
-        await asyncio.shield(self._over)
+    async def wait_until_superseded(self) -> None:
+        """Wait until this is no longer the current link to its peer: it has ended, or another link replaced it."""
+        await asyncio.shield(self._superseded)
 
     @property
-    def is_proving(self) -> bool:
-        """Whether our proof is out and the peer's awaited: it may count the link as standing already."""
-        return self._handshake.state is HandshakeState.PROVING
+    def has_sent_proof(self) -> bool:
+        """Whether only the peer's proof is missing: the peer may consider the link established already."""
+        return self._handshake.state is HandshakeState.WAIT_PROOF
 
     def info(self) -> LinkInfo:
-        peer = self.peer
+        """Return the properties and measurements of an authenticated link."""
+        peer, quality = self.peer, self._quality
         assert peer is not None
         return LinkInfo(
             peer=self.peer_id,
             peer_name=peer.name,
             site=peer.site,
-            link_id=f"{self.link.driver}:{self.link.local}-{self.link.remote}",
+            link_id=f"{self.link.driver}:{self.local}-{self.remote}",
             generation=self.own.generation if self.dialed else peer.generation,
             driver=self.link.driver,
-            local=self.link.local,
-            remote=self.link.remote,
+            local=self.local,
+            remote=self.remote,
             dialed=self.dialed,
             dialed_address=self.dialed_address,
-            why=self.why,
-            rtt_s=self.measure.rtt_s,
-            rtt_variance_s=self.measure.rtt_variance_s,
-            loss=self.measure.loss,
-            queue_delay_s=self.measure.queue_delay_s,
+            why=self.path_reason,
+            rtt_s=quality.rtt_s,
+            rtt_variance_s=quality.rtt_variance_s,
+            loss=quality.loss,
+            queue_delay_s=quality.queue_delay_s,
             bytes_in=self.bytes_in,
-            bytes_out=self.bytes_out,
+            bytes_out=self._writer.bytes_out,
             sessions=len(self.sessions),
             up_since=self.up_since,
         )
@@ -285,8 +288,8 @@ class LinkPeer:
             self._carry_out(self._handshake.receive_data(data))
             return
         self._early_bytes += len(data)
-        if self._early_bytes > EARLY_BYTES:
-            self.abort(TooLarge("too much was sent before the handshake was done"))
+        if self._early_bytes > MAX_EARLY_BYTES:
+            self.abort(TooLarge(f"the peer sent more than {MAX_EARLY_BYTES} bytes before the handshake was done"))
             return
         self._early.append((lane, data))
 
@@ -294,30 +297,29 @@ class LinkPeer:
         for effect in effects:
             match effect:
                 case Send(data):
-                    self.bytes_out += len(data)
-                    self.link.write(0, data)
-                case Failed(error):
+                    self._writer.write_handshake(data)
+                case HandshakeFailed(error):
                     if isinstance(error, Conflict):
                         self._environment.counters.add("tunnel_links_duplicate")
                     else:
                         self._environment.counters.add("tunnel_handshakes_failed")
-                        # Who dialled hears of it anyway; here any stranger can have it said as often as it likes.
-                        where = {"remote": self.link.remote, "reason": error.detail}
-                        self._environment.logger.info("a link was refused", extra=where)
+                        # Level info: a node that dialled reports the error itself, and here an unauthenticated peer
+                        # could fill the log.
+                        details = {"remote": self.remote, "reason": error.detail}
+                        self._environment.logger.info("link refused", extra=details)
                     self.abort(error)
-                case Done(peer, peer_id, version, rest):
-                    self._proved(peer, peer_id, version, rest)
+                case HandshakeDone(peer, peer_id, version, rest):
+                    self._authenticated(peer, peer_id, version, rest)
 
-    def _proved(self, peer: Greeting, peer_id: str, version: int, rest: bytes) -> None:
+    def _authenticated(self, peer: Hello, peer_id: str, version: int, rest: bytes) -> None:
         self.peer, self.peer_id, self.version = peer, peer_id, version
-        now = self._environment.clock.now()
-        self.up_since = self.measure.last_heard_at = now
-        if self._timer is not None:
-            self._timer.cancel()
-        if not self._context.owner.link_proved(self):
-            self.abort(Unauthorized("another link to this node stands"))
+        self.up_since = self._quality.last_received_at = self._environment.clock.now()
+        self._handshake_timer.cancel()
+        self._writer.open()
+        if not self._owner.link_authenticated(self):
+            self.abort(Unauthorized("another link to this node is established already"))
             return
-        self._keepalive()
+        self._keepalive.run()
         if not self.ready.done():
             self.ready.set_result(None)
         early, self._early = [(0, rest), *self._early], []
@@ -328,98 +330,74 @@ class LinkPeer:
 
     def _handshake_expired(self) -> None:
         self._environment.counters.add("tunnel_handshakes_expired")
-        self.abort(Unauthorized(f"no handshake within {limits.HANDSHAKE_TIMEOUT_S:.0f} s from {self.link.remote}"))
+        timeout = f"{limits.HANDSHAKE_TIMEOUT_S:.0f} s"
+        self.abort(Unauthorized(f"the handshake with {self.remote} did not complete within {timeout}"))
 
-    # ----------------------------------------------------------------- inside
+    # --------------------------------------------------------------- internals
 
     def _handle(self, event: MuxEvent, now: float) -> None:
         match event:
-            case Opened(number, channel, _):
+            case SessionOpened(number, channel, _):
                 session = TunnelSession(self, self._mux.sessions[number])
                 self.sessions[number] = session
-                if not self._context.owner.session_opened(self, channel, session):
+                if not self._owner.session_opened(channel, session):
                     self.sessions.pop(number, None)
-                    self._mux.refuse(number, nobody_listens(channel))
-            case Over(number, error):
+                    self._mux.refuse(number, no_listener(channel))
+            case SessionClosed(number, error):
                 ended = self.sessions.pop(number, None)
                 if ended is not None:
                     ended.end(error)
-            case Resumed(number):
-                resumed = self.sessions.get(number)
-                if resumed is not None:
-                    resumed.resume_writing()
-            case Message(channel, payload):
-                self._context.owner.message_received(self, channel, payload)
-            case Pinged(token):
+            case SendQueueDrained(number):
+                drained = self.sessions.get(number)
+                if drained is not None:
+                    drained.resume_writing()
+            case MessageReceived(channel, payload):
+                self._owner.message_received(self.peer_id, channel, payload)
+            case PingReceived(token):
                 self._mux.pong(token)
-            case Ponged(token):
-                self.measure.pong_received(token, now)
-            case Received():
+            case PongReceived(token):
+                self._quality.pong_received(token, now)
+            case DataReceived():
+                # Handled by `data_received`, on the fast path.
                 pass
-        self._drop_closed()
+        self._drop_closed_sessions()
 
-    def _drop_closed(self) -> None:
+    def _drop_closed_sessions(self) -> None:
+        """Forget sessions whose local close is complete."""
         if len(self.sessions) > len(self._mux.sessions):
             for number in [number for number in self.sessions if number not in self._mux.sessions]:
                 self.sessions.pop(number).flushed()
 
-    def _keepalive(self) -> None:
-        environment = self._environment
-        now = environment.clock.now()
-        if self.measure.is_dead(now):
-            environment.counters.add("tunnel_links_dead")
-            silent_s = self._context.keepalive_s * self._context.dead_after_missed
-            self.abort(LinkLost(f"nothing heard from {self.link.remote} for {silent_s:.3g} s"))
-            return
-        token = environment.random.getrandbits(63)
-        self.measure.ping_sent(token, now)
+    def _send_ping(self, token: int) -> None:
         self._mux.ping(token)
         self._schedule_flush()
-        delay_s = self._context.keepalive_s * environment.random.uniform(0.9, 1.1)
-        self._timer = self._loop.call_later(delay_s, self._keepalive)
+
+    def _peer_is_dead(self, silent_s: float) -> None:
+        self.abort(LinkLost(f"nothing received from {self.remote} for {silent_s:.3g} s"))
 
     def _schedule_flush(self) -> None:
-        if not self._flush_scheduled and self.error is None and self._mux.has_queued:
-            self._flush_scheduled = True
-            self._loop.call_soon(self._flush_now)
+        if self.error is None:
+            self._writer.schedule()
 
-    def _flush_now(self) -> None:
-        self._flush_scheduled = False
-        self._flush()
-
-    def _flush(self) -> None:
-        if self.error is not None or self.peer is None or not self._mux.has_queued:
-            return
-        now = self._environment.clock.now()
-        single = self.link.lane_count == 1
-        for priority, most in (SINGLE_LANE_ROOM_BYTES if single else LANE_ROOM_BYTES).items():
-            if not self._mux.queued(priority):
-                continue
-            lane = 0 if single else int(priority)
-            room = most - self.link.buffered_bytes(lane)
-            data = self._mux.take(priority, room, now)
-            if data:
-                self.bytes_out += len(data)
-                self.link.write(lane, data)
-
-    def _set_over(self) -> None:
-        if not self._over.done():
-            self._over.set_result(None)
+    def _set_superseded(self) -> None:
+        if not self._superseded.done():
+            self._superseded.set_result(None)
 
     def _end(self, error: MicroError) -> None:
         if self.error is not None:
             return
         self.error = error
-        if self._timer is not None:
-            self._timer.cancel()
+        self._writer.close()
+        self._handshake_timer.cancel()
+        self._keepalive.stop()
         if not self.ready.done():
             self.ready.set_exception(error)
-            # Nobody may be waiting for an accepted link.
+            # Mark the exception as retrieved: an accepted link has no waiter.
             self.ready.exception()
         sessions, self.sessions = list(self.sessions.values()), {}
         for session in sessions:
             session.end(error)
-        self._set_over()
-        if self._retiring is not None:
-            self._retiring.cancel()
-        self._context.owner.link_ended(self, error)
+        self._set_superseded()
+        if self._retire_timer is not None:
+            self._retire_timer.cancel()
+        self._owner.link_ended(self, error)

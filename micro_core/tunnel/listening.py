@@ -1,4 +1,4 @@
-"""Where a node's link drivers listen."""
+"""Opens the listeners of a node's link drivers."""
 
 from __future__ import annotations
 
@@ -8,47 +8,48 @@ from collections.abc import Callable, Sequence
 from micro_core.contract import Conflict, Link, LinkDriver
 from micro_core.contract.transport import Listener
 
-SHARED_NUMBER_ATTEMPTS = 16
-"""Ports drawn before the drivers take different ones."""
+SHARED_PORT_ATTEMPTS = 16
+"""How many ports are tried before the drivers use different ones."""
 
 
-async def listen_everywhere(places: Sequence[tuple[LinkDriver, str]], accept: Callable[[Link], None]) -> list[Listener]:
-    """Open each driver's listener; those for which any port will do (`:0`) get one number.
+async def listen_on_all(addresses: Sequence[tuple[LinkDriver, str]], accept: Callable[[Link], None]) -> list[Listener]:
+    """Open the listener of each driver. Drivers whose address leaves the port open (`:0`) share one port number.
 
-    An address without a scheme then leads to all of them. A number that is free for the first driver's protocol may be
-    taken for another's, so several are tried, and where none is free for all, each driver takes its own.
+    An address without a scheme then leads to all of them. A port that is free for the protocol of the first driver may
+    be in use for that of another, so several are tried. If no port is free for all, each driver uses its own.
 
     Raises:
-        MicroError: what a driver's `listen` raised; nothing is left open.
+        MicroError: what `listen` of a driver raised. No listener is left open.
     """
-    for _ in range(SHARED_NUMBER_ATTEMPTS):
+    for _ in range(SHARED_PORT_ATTEMPTS):
         try:
-            return await _listen(places, accept, is_shared=True)
-        except _NumberTaken:
+            return await _listen(addresses, accept, is_shared=True)
+        except _PortInUseError:
             continue
-    return await _listen(places, accept, is_shared=False)
+    return await _listen(addresses, accept, is_shared=False)
 
 
-class _NumberTaken(Exception):
-    """The port drawn by the first driver is not free for another."""
+class _PortInUseError(Exception):
+    """The ephemeral port of the first driver is in use for another."""
 
 
 async def _listen(
-    places: Sequence[tuple[LinkDriver, str]], accept: Callable[[Link], None], *, is_shared: bool
+    addresses: Sequence[tuple[LinkDriver, str]], accept: Callable[[Link], None], *, is_shared: bool
 ) -> list[Listener]:
     opened: list[Listener] = []
-    drawn = ""
+    shared_port = ""
     try:
-        for driver, address in places:
-            takes_any = is_shared and address.endswith(":0")
+        for driver, address in addresses:
+            is_ephemeral = is_shared and address.endswith(":0")
             try:
-                opened.append(await driver.listen(address[:-1] + drawn if takes_any and drawn else address, accept))
+                chosen = address[:-1] + shared_port if is_ephemeral and shared_port else address
+                opened.append(await driver.listen(chosen, accept))
             except Conflict as error:
-                if takes_any and drawn:
-                    raise _NumberTaken from error
+                if is_ephemeral and shared_port:
+                    raise _PortInUseError from error
                 raise
-            if takes_any and not drawn:
-                drawn = opened[-1].address.rpartition(":")[2]
+            if is_ephemeral and not shared_port:
+                shared_port = opened[-1].address.rpartition(":")[2]
     except BaseException:
         await asyncio.gather(*(listener.close() for listener in opened))
         raise

@@ -1,6 +1,6 @@
-"""What is known of a link's quality: round trip and its variance (RFC 6298), loss of pings, queueing, signs of life.
+"""Measured quality of a link: round-trip time and variance (RFC 6298), loss of pings, queueing delay, liveness.
 
-Pure: callers pass `now` in seconds. Each ping carries a token, and only its own answer counts.
+Pure: callers pass `now` in seconds. Each ping carries a token, and only the answer with that token counts.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from dataclasses import dataclass, field
 
 ALPHA = 1 / 8
 BETA = 1 / 4
-"""Gains of the smoothed round trip and its variance, RFC 6298 section 2.3."""
+"""Gains of the smoothed round-trip time and of its variance, RFC 6298 section 2.3."""
 
 LOSS_GAIN = 1 / 16
 """Weight of one ping in the loss estimate."""
 
 MAX_OUTSTANDING = 16
-"""Pings remembered; older ones count as lost."""
+"""Maximum number of unanswered pings; older ones count as lost."""
 
-MIN_WINDOW_S = 30.0
-"""The shortest round trip of this time is the path without queues."""
+MIN_RTT_WINDOW_S = 30.0
+"""The minimum round-trip time within this time counts as that of the path without queues."""
 
 
 @dataclass(slots=True)
-class LinkMeasure:
-    """The figures of one link."""
+class LinkQuality:
+    """The measurements of one link."""
 
     keepalive_s: float = 1.0
     dead_after_missed: int = 3
@@ -32,22 +32,23 @@ class LinkMeasure:
     rtt_variance_s: float | None = None
     loss: float = 0.0
     queue_delay_s: float = 0.0
-    last_heard_at: float = 0.0
+    last_received_at: float = 0.0
+    """When any data last arrived. Set by the owner."""
     _outstanding: dict[int, float] = field(default_factory=dict)
     _minima: deque[tuple[float, float]] = field(default_factory=deque)
     _checked_at: float | None = None
 
     def ping_sent(self, token: int, now: float) -> None:
-        """A ping has gone out; those long unanswered count as lost."""
-        patience_s = self.keepalive_s * self.dead_after_missed
+        """Account for a ping that was sent. Pings that have been unanswered for too long count as lost."""
+        timeout_s = self.keepalive_s * self.dead_after_missed
         for old, sent_at in list(self._outstanding.items()):
-            if now - sent_at > patience_s or len(self._outstanding) >= MAX_OUTSTANDING:
+            if now - sent_at > timeout_s or len(self._outstanding) >= MAX_OUTSTANDING:
                 del self._outstanding[old]
                 self.loss += LOSS_GAIN * (1.0 - self.loss)
         self._outstanding[token] = now
 
     def pong_received(self, token: int, now: float) -> bool:
-        """The answer to a ping; False for one that was never sent, was answered, or came too late."""
+        """Account for an answer. Return False when the ping was never sent, was answered already, or timed out."""
         sent_at = self._outstanding.pop(token, None)
         if sent_at is None:
             return False
@@ -55,20 +56,16 @@ class LinkMeasure:
         self._sample(now - sent_at, now)
         return True
 
-    def heard(self, now: float) -> None:
-        """Anything at all arrived."""
-        self.last_heard_at = now
-
     def is_dead(self, now: float) -> bool:
-        """Nothing was heard for `dead_after_missed` keepalives, while this side was awake to hear it.
+        """Return whether nothing arrived for `dead_after_missed` keepalives. Call this once per keepalive.
 
-        Called once a keepalive. A caller that comes much too late was itself asleep (a busy loop, a suspended
-        laptop): the silence of that time says nothing about the peer, which gets its whole patience again.
+        If this is called much too late, then this process itself was suspended (a blocked event loop, a sleeping
+        laptop). The silence then says nothing about the peer, and its timeout starts again.
         """
         if self._checked_at is not None and now - self._checked_at > 2 * self.keepalive_s:
-            self.last_heard_at = max(self.last_heard_at, now)
+            self.last_received_at = max(self.last_received_at, now)
         self._checked_at = now
-        return now - self.last_heard_at >= self.keepalive_s * self.dead_after_missed
+        return now - self.last_received_at >= self.keepalive_s * self.dead_after_missed
 
     def _sample(self, rtt_s: float, now: float) -> None:
         if self.rtt_s is None or self.rtt_variance_s is None:
@@ -79,6 +76,6 @@ class LinkMeasure:
         while self._minima and self._minima[-1][1] >= rtt_s:
             self._minima.pop()
         self._minima.append((now, rtt_s))
-        while now - self._minima[0][0] > MIN_WINDOW_S:
+        while now - self._minima[0][0] > MIN_RTT_WINDOW_S:
             self._minima.popleft()
         self.queue_delay_s += ALPHA * (rtt_s - self._minima[0][1] - self.queue_delay_s)

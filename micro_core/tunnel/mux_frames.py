@@ -1,8 +1,6 @@
-"""The frames of a link, and the events that they mean to its owner.
+"""The frames of a link, and the events that the mux reports to the owner of the link. Pure.
 
-    length u24 | type u8 | session u32 | payload        per lane, big-endian
-
-Pure.
+length u24 | type u8 | session u32 | payload        per lane, big-endian
 """
 
 from __future__ import annotations
@@ -11,23 +9,23 @@ import enum
 import struct
 from typing import NamedTuple
 
-from micro_core.contract.errors import Closed, Malformed, MicroError, Unreachable
+from micro_core.contract.errors import Malformed, MicroError, Unreachable
 from micro_core.contract.tunnel import Priority
 from micro_core.wire import limits
 
 HEAD = struct.Struct(">II")
-"""Length and type share the first u32: length in the upper 24 bits."""
+"""The frame header. The first u32 holds the length in its upper 24 bits and the type in its lower 8."""
 
 MAX_PAYLOAD_BYTES = limits.MAX_MULTICAST_BYTES + 512
 MAX_CHANNEL_BYTES = 200
 MAX_CHANNELS = 1_024
-"""Channels a peer may listen on."""
+"""Maximum number of channels on which a peer may listen."""
 
 PRIORITIES = tuple(Priority)
 
 
 class Type(enum.IntEnum):
-    """Kinds of mux frames; session 0 but for the first five and BULK."""
+    """The frame types. Only OPEN, DATA, WINDOW, CLOSE, RESET and BULK belong to a session; the others use number 0."""
 
     OPEN = 1
     DATA = 2
@@ -41,78 +39,79 @@ class Type(enum.IntEnum):
     PING = 10
     PONG = 11
     BULK = 12
-    """DATA of a bulk session: acknowledged for the whole link, whatever became of the session."""
+    """DATA of a bulk session. It is acknowledged for the whole link, even if the session has ended meanwhile."""
     BULK_ACK = 13
-    """u32: so many bytes of BULK have arrived."""
+    """u32: this many bytes of BULK have arrived."""
 
 
 TYPES = frozenset(int(kind) for kind in Type)
 DATA, BULK = int(Type.DATA), int(Type.BULK)
-TYPE_AT = 3
-"""Where a frame has its type."""
+TYPE_OFFSET = 3
+"""Offset of the type in a frame."""
 
 
-class Opened(NamedTuple):
-    """The peer opened a session: accept it by `accept`, or `reset` it."""
+class SessionOpened(NamedTuple):
+    """The peer opened a session. The owner uses it, or refuses it with `Mux.refuse`."""
 
     session: int
     channel: str
     priority: Priority
 
 
-class Received(NamedTuple):
-    """Data of a session; tell `consumed` when it has been taken."""
+class DataReceived(NamedTuple):
+    """Data of a session. The owner calls `Mux.consumed` once it has processed the data."""
 
     session: int
     data: bytes
 
 
-class Over(NamedTuple):
-    """A session ended at the far end."""
+class SessionClosed(NamedTuple):
+    """The peer ended a session."""
 
     session: int
     error: MicroError
 
 
-class Resumed(NamedTuple):
-    """A session whose owner was asked to pause may write again."""
+class SendQueueDrained(NamedTuple):
+    """A session whose owner was asked to pause writing may write again."""
 
     session: int
 
 
-class Message(NamedTuple):
-    """A multicast or broadcast message."""
+class MessageReceived(NamedTuple):
+    """A multicast or broadcast message of the peer."""
 
     channel: str
     payload: bytes
 
 
-class Pinged(NamedTuple):
+class PingReceived(NamedTuple):
+    """A ping of the peer, to be answered with `Mux.pong`."""
+
     token: int
 
 
-class Ponged(NamedTuple):
+class PongReceived(NamedTuple):
+    """The answer to a ping."""
+
     token: int
 
 
-MuxEvent = Opened | Received | Over | Resumed | Message | Pinged | Ponged
+MuxEvent = (
+    SessionOpened | DataReceived | SessionClosed | SendQueueDrained | MessageReceived | PingReceived | PongReceived
+)
 
 
 def read_channel(raw: bytes) -> str:
-    """The name of a channel; raises Malformed."""
+    """Return the channel name in `raw`. Raises Malformed when it is empty, too long or not UTF-8."""
     if not raw or len(raw) > MAX_CHANNEL_BYTES:
-        raise Malformed("a channel without a name, or with one too long")
+        raise Malformed(f"a channel name must have 1 to {MAX_CHANNEL_BYTES} bytes, not {len(raw)}")
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise Malformed("a channel's name is not UTF-8") from error
+        raise Malformed("a channel name is not valid UTF-8") from error
 
 
-def closed_here(channel: str) -> Closed:
-    """The end of a session that this side closed."""
-    return Closed(f"the session on {channel} was closed here")
-
-
-def nobody_listens(channel: str) -> Unreachable:
-    """The refusal of a session on a channel without a listener."""
-    return Unreachable(f"nobody listens on channel {channel}")
+def no_listener(channel: str) -> Unreachable:
+    """Return the error that refuses a session on a channel without a listener."""
+    return Unreachable(f"no listener on channel {channel}")

@@ -1,10 +1,11 @@
-"""The ways to a node: one driver after the other, raced with a head start, and back to the better one when it works again.
+"""Path selection: race the paths to one node, prefer the first, and return to a preferred path when it works again.
 
-A node may be reached over several drivers, in the order in which this node prefers them (QUIC, then TLS). The first way is
-tried alone for a moment; then the next one as well, and the first link that stands wins (as RFC 8305 does with addresses).
-While a link stands over a way that is not the first, the better ones are tried again, ever more seldom.
+A node may be reachable over several drivers, which this node tries in its order of preference (e.g. QUIC, then TLS).
+As in Happy Eyeballs (RFC 8305), the preferred path gets a head start, the connection attempt delay. Then the next path
+is tried as well, and the first link that is established wins. While a link uses another than the preferred path, the
+preferred ones are probed at growing intervals.
 
-Pure: `handle(event, now) -> effects`, `wake(now)`, `wake_at`, in seconds of any monotonic clock.
+Pure: `handle(event, now) -> effects`, `wake(now)` and `wake_at`, in seconds of any monotonic clock.
 """
 
 from __future__ import annotations
@@ -18,57 +19,60 @@ from micro_core.contract.errors import BadRequest, MicroError, Unauthorized, Unr
 from micro_core.contract.names import split_host_port
 from micro_core.tunnel.backoff import Backoff
 
-ALTERNATIVES = "|"
-"""Between several addresses of one node: `quic://10.0.0.2:8085|tls://10.0.0.2:443`."""
+PATH_SEPARATOR = "|"
+"""Separates several addresses of one node: `quic://10.0.0.2:8085|tls://10.0.0.2:443`."""
 
-NO_DRIVER = "no-tunnel-driver"
-"""Id of the error for an address that no driver in use understands: trying again cannot help."""
+NO_DRIVER_ERROR_ID = "no-tunnel-driver"
+"""Id of the error for an address that no driver in use supports. Another attempt cannot help."""
 
-FIRST_CHOICE = "first choice"
-"""Why a link goes over the first of several ways."""
+PREFERRED_PATH_REASON = "first choice"
+"""The reason given for a link over the preferred of several paths."""
 
-MAX_WAYS = 8
-"""Ways to one node; of a longer list the first are taken."""
+MAX_PATHS = 8
+"""Maximum number of paths to one node; the rest of a longer list is ignored."""
 
-STEADY_S = 60.0
-"""A better way that has carried a link for so long counts as working: the next fallback starts its pauses anew."""
+STABLE_AFTER_S = 60.0
+"""A preferred path that carried a link for this long counts as stable: probing starts with the shortest interval again."""
 
 
-def ways_to(address: str, schemes: Sequence[str]) -> tuple[str, ...]:
-    """The addresses to dial for `address`, best first, each with the scheme of a driver in use (`schemes`, in order).
+def paths_to(address: str, schemes: Sequence[str]) -> tuple[str, ...]:
+    """Return the addresses to dial for `address`, preferred first, each with the scheme of a driver in use.
 
-    Several addresses, joined by `|`: those. One without a scheme: every driver, at that place. One with a scheme: that
-    driver, then those after it, at the same host and port (UDP and TCP have ports of their own, so the number may be the
-    same). Raises Unreachable where no driver in use understands any.
+    `schemes` are the schemes of the drivers in use, in order of preference. Several addresses joined by `|` are used as
+    they are. An address without a scheme stands for every driver at this host and port. An address with a scheme stands
+    for this driver and those after it, at the same host and port (UDP and TCP ports are independent, so both drivers
+    can use the same number).
+
+    Raises Unreachable when no driver in use supports any of the addresses.
     """
-    parts = [part.strip() for part in address.split(ALTERNATIVES) if part.strip()]
-    if len(parts) == 1:
-        found = _spread(parts[0], schemes)
+    listed = [item.strip() for item in address.split(PATH_SEPARATOR) if item.strip()]
+    if len(listed) == 1:
+        found = _expand(listed[0], schemes)
     else:
-        listed = [part if "://" in part else f"{schemes[0]}://{part}" for part in parts if schemes]
-        found = [part for scheme in schemes for part in listed if part.startswith(f"{scheme}://")]
+        with_scheme = [item if "://" in item else f"{schemes[0]}://{item}" for item in listed if schemes]
+        found = [item for scheme in schemes for item in with_scheme if item.startswith(f"{scheme}://")]
     if not found:
-        known = ", ".join(schemes) or "none"
+        in_use = ", ".join(schemes) or "none"
         raise Unreachable(
-            f"no tunnel driver for {address:.300}",
-            hint=f"drivers in use: {known}; name one with --plugins, as in --plugins quic",
-            id=NO_DRIVER,
+            f"no tunnel driver supports {address:.300}",
+            hint=f"drivers in use: {in_use}; select one with --plugins, as in --plugins quic",
+            id=NO_DRIVER_ERROR_ID,
         )
-    return tuple(dict.fromkeys(found))[:MAX_WAYS]
+    return tuple(dict.fromkeys(found))[:MAX_PATHS]
 
 
-def _spread(address: str, schemes: Sequence[str]) -> list[str]:
-    named, separator, bare = address.partition("://")
+def _expand(address: str, schemes: Sequence[str]) -> list[str]:
+    scheme_in_address, separator, bare = address.partition("://")
     if not separator:
         return [f"{scheme}://{address}" for scheme in schemes]
-    if named not in schemes:
+    if scheme_in_address not in schemes:
         return []
-    place = schemes.index(named)
-    return [f"{scheme}://{bare}" for scheme in (schemes[place:] if _is_host_port(bare) else [named])]
+    index = schemes.index(scheme_in_address)
+    return [f"{scheme}://{bare}" for scheme in (schemes[index:] if _is_host_port(bare) else [scheme_in_address])]
 
 
 def _is_host_port(bare: str) -> bool:
-    """Whether another driver could be asked for the same place; names within one process are no such place."""
+    """Return whether other drivers could use the same address; a name within one process is valid for its driver only."""
     try:
         _, port = split_host_port(bare)
     except BadRequest:
@@ -80,151 +84,155 @@ def _is_host_port(bare: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A link is wanted now."""
+class Start:
+    """Establish a link now."""
 
 
 @dataclass(frozen=True, slots=True)
-class Linked:
-    """The link dialled over this way stands."""
+class AttemptSucceeded:
+    """The attempt on this path established a link."""
 
-    way: int
-
-
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """The node is linked already, by a link that was not made here: it dialled us, or it has another address."""
+    path: int
 
 
 @dataclass(frozen=True, slots=True)
-class DialLost:
-    """Nothing came of a dial."""
+class LinkedElsewhere:
+    """The node is linked by other means: it dialled this node, or another of its addresses was dialled."""
 
-    way: int
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """The attempt on this path failed."""
+
+    path: int
     error: MicroError
 
 
 @dataclass(frozen=True, slots=True)
-class LinkGone:
-    """No link to the node stands any more."""
+class LinkEnded:
+    """The node is no longer linked."""
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
-    """Others have linked to the node: it is up, so what is left of a pause is better spent dialling."""
+class ReportedUp:
+    """Other nodes report a link to the node, so dialling it now is better than waiting for the end of the pause."""
 
 
-WayEvent = Wanted | Linked | Elsewhere | DialLost | LinkGone | Arrived
+PathEvent = Start | AttemptSucceeded | LinkedElsewhere | AttemptFailed | LinkEnded | ReportedUp
 
 
 # ------------------------------------------------------------------------------------ effects
 
 
 @dataclass(frozen=True, slots=True)
-class Dial:
-    """Dial this way; answer with Linked, Elsewhere or DialLost."""
+class StartAttempt:
+    """Dial this path; answer with AttemptSucceeded, LinkedElsewhere or AttemptFailed."""
 
-    way: int
-    why: str
-    """What speaks for it, for people: empty for the only one there is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Abandon:
-    """Give up this dial; it is not to be answered."""
-
-    way: int
+    path: int
+    reason: str
+    """Why this path is tried, for people; empty if there is only one path."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """A link stands over another way than the last one did: worth saying."""
+class CancelAttempt:
+    """Cancel the attempt on this path. No answer is expected."""
 
-    way: int
-    why: str
+    path: int
 
 
 @dataclass(frozen=True, slots=True)
-class Exhausted:
-    """Every way has failed; the next try comes by itself."""
+class PathChanged:
+    """The link uses another path than the previous link did."""
+
+    path: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AllPathsFailed:
+    """Every path failed. The next race starts by itself, at `wake_at`."""
 
     error: MicroError
 
 
-WayEffect = Dial | Abandon | Settled | Exhausted
+PathEffect = StartAttempt | CancelAttempt | PathChanged | AllPathsFailed
 
 
 class Phase(enum.Enum):
-    """What a finder is at."""
+    """The state of a `PathSelector`."""
 
     IDLE = "idle"
-    """Before `Wanted`."""
+    """Before `Start`."""
     RACING = "racing"
-    """No link yet; one way or several are being dialled."""
+    """There is no link; attempts are in progress on one or more paths."""
     LINKED = "linked"
-    """A link made here stands. If not over the first way, the better ones are tried at `wake_at`."""
+    """A link is established by an attempt. If it does not use the preferred path, a probe starts at `wake_at`."""
     PROBING = "probing"
-    """A link made here stands, and better ways are being dialled."""
-    ELSEWHERE = "elsewhere"
-    """A link of somebody else's making stands: its maker looks after it."""
+    """A link is established, and attempts on preferred paths are in progress."""
+    LINKED_ELSEWHERE = "linked elsewhere"
+    """A link is established that this selector did not ask for and does not look after."""
     WAITING = "waiting"
-    """No link; the next race begins at `wake_at`."""
+    """There is no link; the next race starts at `wake_at`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WayOptions:
-    """Times of dialling."""
+class PathOptions:
+    """Timing of connection attempts, in seconds."""
 
-    head_start_s: float = 0.4
-    """How long a better way is tried alone. QUIC and the nodes' handshake take 2.5 round trips, so paths of up to 160 ms
-    never see the second dial; and TLS has 0.6 s left to stand within one second."""
+    attempt_delay_s: float = 0.4
+    """Head start of a path over the next one: the connection attempt delay of RFC 8305. QUIC and the nodes' handshake
+    take 2.5 round trips, so with a round-trip time of up to 160 ms no second attempt is made; and TLS has 0.6 s left to
+    establish a link within one second."""
 
-    probe_first_s: float = 3.0
-    probe_last_s: float = 60.0
-    """Bounds of the pause between two tries of the better ways, while a link stands over a worse one."""
+    probe_initial_s: float = 3.0
+    probe_max_s: float = 60.0
+    """Bounds of the interval between two probes of the preferred paths while a link uses another path."""
 
-    redial_first_s: float = 0.2
-    redial_last_s: float = 15.0
+    redial_initial_s: float = 0.2
+    redial_max_s: float = 15.0
     """Bounds of the pause between two races."""
 
-    redial_arrived_s: float = 1.0
-    """The least time between two races where one begins because others have linked to the node: they may be wrong."""
+    redial_reported_min_s: float = 1.0
+    """Minimum time between two races when a race starts because other nodes report the node as up: they may be wrong."""
 
     redial_refused_s: float = 30.0
-    """The pause where the peer refused: another network, another token, oneself."""
+    """Pause after the peer refused the link: another network, another token, or the node dialled itself."""
 
 
-class WayFinder:
-    """How one node is reached. Invariant: dials under way are those of `dialling`, and none is made of a way twice."""
+class PathSelector:
+    """Selects the path over which one node is linked.
 
-    def __init__(self, ways: Sequence[str], options: WayOptions, random: Random) -> None:
-        self.ways = tuple(ways)
+    Invariant: `attempting` holds the paths with an attempt in progress, at most one attempt per path.
+    """
+
+    def __init__(self, paths: Sequence[str], options: PathOptions, random: Random) -> None:
+        self.paths = tuple(paths)
         self.phase = Phase.IDLE
         self.current: int | None = None
-        """The way over which the link stands, in the phases LINKED and PROBING."""
-        self.dialling: set[int] = set()
+        """The path of the established link, in the phases LINKED and PROBING."""
+        self.attempting: set[int] = set()
         self._options = options
-        self._redial = Backoff(random=random, first_s=options.redial_first_s, last_s=options.redial_last_s)
-        self._probe = Backoff(random=random, first_s=options.probe_first_s, last_s=options.probe_last_s)
+        self._redial = Backoff(random=random, initial_s=options.redial_initial_s, max_s=options.redial_max_s)
+        self._probe = Backoff(random=random, initial_s=options.probe_initial_s, max_s=options.probe_max_s)
         self._next = self._end = 0
-        """Of a race or a probe: the way to dial next, and the first that is not to be dialled."""
+        """In a race or a probe: the next path to try, and the first path that is not to be tried."""
         self._errors: dict[int, MicroError] = {}
         self._wake_at: float | None = None
         self._raced_at = 0.0
-        self._is_arrived = False
-        """Others have told of the node since the race began: it may have come up after it was dialled."""
+        self._is_reported_up = False
+        """Other nodes reported the node as up since the race started: it may have started after it was dialled."""
         self._is_refused = False
         self._linked_at = 0.0
-        self._last = 0
-        """The way of the last link, which need not be said again."""
+        self._last_path = 0
+        """The path of the previous link."""
 
     @property
     def wake_at(self) -> float | None:
-        """When `wake` is next needed."""
+        """When `wake` must be called next, or None."""
         return self._wake_at
 
-    def wake(self, now: float) -> list[WayEffect]:
-        """Called at `wake_at`."""
+    def wake(self, now: float) -> list[PathEffect]:
+        """Do what is due. Call this at `wake_at`."""
         if self._wake_at is None or now < self._wake_at:
             return []
         self._wake_at = None
@@ -236,128 +244,129 @@ class WayFinder:
                 self.phase = Phase.PROBING
                 self._errors = {}
                 self._next, self._end = 0, self.current
-                return self._dial_next(now)
+                return self._attempt_next(now)
             case Phase.RACING | Phase.PROBING if self._next < self._end:
-                return self._dial_next(now)
+                return self._attempt_next(now)
             case _:
                 return []
 
-    def handle(self, event: WayEvent, now: float) -> list[WayEffect]:
+    def handle(self, event: PathEvent, now: float) -> list[PathEffect]:
+        """Process an event and return the effects to carry out, in order."""
         match event:
-            case Wanted():
+            case Start():
                 return self._race(now)
-            case Linked(way):
-                return self._linked(way, now)
-            case Elsewhere():
+            case AttemptSucceeded(path):
+                return self._attempt_succeeded(path, now)
+            case LinkedElsewhere():
                 self._wake_at, self.current = None, None
-                self.phase = Phase.ELSEWHERE
-                return self._abandon_all()
-            case DialLost(way, error):
-                return self._lost(way, error, now)
-            case LinkGone():
-                return self._gone(now)
-            case Arrived():
-                self._is_arrived = True
-                self._hasten(now)
+                self.phase = Phase.LINKED_ELSEWHERE
+                return self._cancel_all()
+            case AttemptFailed(path, error):
+                return self._attempt_failed(path, error, now)
+            case LinkEnded():
+                return self._link_ended(now)
+            case ReportedUp():
+                self._is_reported_up = True
+                self._shorten_pause(now)
                 return self.wake(now)
 
-    # ----------------------------------------------------------------- inside
+    # --------------------------------------------------------------- internals
 
-    def _hasten(self, now: float) -> None:
-        """End a pause early where others say that the node is up. Who was refused there gains nothing by it."""
-        if self._is_arrived and self.phase is Phase.WAITING and self._wake_at is not None and not self._is_refused:
-            # The pauses go on from where they were, should the next dial fail as well.
-            self._wake_at = min(self._wake_at, max(now, self._raced_at + self._options.redial_arrived_s))
+    def _shorten_pause(self, now: float) -> None:
+        """End a pause early when other nodes report the node as up, unless it refused the link: it would again."""
+        if self._is_reported_up and self.phase is Phase.WAITING and self._wake_at is not None and not self._is_refused:
+            # The backoff is not reset: if the next race fails as well, the pauses continue to grow.
+            self._wake_at = min(self._wake_at, max(now, self._raced_at + self._options.redial_reported_min_s))
 
-    def _race(self, now: float) -> list[WayEffect]:
+    def _race(self, now: float) -> list[PathEffect]:
         self.phase, self.current, self._raced_at = Phase.RACING, None, now
-        self._is_arrived = self._is_refused = False
+        self._is_reported_up = self._is_refused = False
         self._errors = {}
-        self._next, self._end = 0, len(self.ways)
-        return [*self._abandon_all(), *self._dial_next(now)]
+        self._next, self._end = 0, len(self.paths)
+        return [*self._cancel_all(), *self._attempt_next(now)]
 
-    def _dial_next(self, now: float) -> list[WayEffect]:
-        way, self._next = self._next, self._next + 1
-        self.dialling.add(way)
-        self._wake_at = now + self._options.head_start_s if self._next < self._end else None
-        return [Dial(way, self._why(way))]
+    def _attempt_next(self, now: float) -> list[PathEffect]:
+        path, self._next = self._next, self._next + 1
+        self.attempting.add(path)
+        self._wake_at = now + self._options.attempt_delay_s if self._next < self._end else None
+        return [StartAttempt(path, self._reason(path))]
 
-    def _linked(self, way: int, now: float) -> list[WayEffect]:
+    def _attempt_succeeded(self, path: int, now: float) -> list[PathEffect]:
         was_probing = self.phase is Phase.PROBING
-        self.dialling.discard(way)
-        effects = self._abandon_all()
-        self.phase, self.current, self._linked_at = Phase.LINKED, way, now
+        self.attempting.discard(path)
+        effects = self._cancel_all()
+        self.phase, self.current, self._linked_at = Phase.LINKED, path, now
         self._redial.reset()
-        self._wake_at = now + self._probe.next_s() if way > 0 else None
-        if way != self._last:
-            why = f"{_scheme(self.ways[way])} answers again" if was_probing else self._why(way)
-            effects.append(Settled(way, why))
-        self._last = way
+        self._wake_at = now + self._probe.next_s() if path > 0 else None
+        if path != self._last_path:
+            reason = f"{_scheme(self.paths[path])} answers again" if was_probing else self._reason(path)
+            effects.append(PathChanged(path, reason))
+        self._last_path = path
         return effects
 
-    def _lost(self, way: int, error: MicroError, now: float) -> list[WayEffect]:
-        if way not in self.dialling:
-            # Abandoned while it failed.
+    def _attempt_failed(self, path: int, error: MicroError, now: float) -> list[PathEffect]:
+        if path not in self.attempting:
+            # The attempt failed while it was being cancelled.
             return []
-        self.dialling.discard(way)
-        self._errors[way] = error
+        self.attempting.discard(path)
+        self._errors[path] = error
         if self._next < self._end:
-            return self._dial_next(now)
-        if self.dialling:
+            return self._attempt_next(now)
+        if self.attempting:
             return []
         if self.phase is Phase.PROBING:
             self.phase = Phase.LINKED
             self._wake_at = now + self._probe.next_s()
             return []
         self.phase = Phase.WAITING
-        failed = self._failure()
-        self._is_refused = isinstance(failed, Unauthorized)
+        failure = self._failure()
+        self._is_refused = isinstance(failure, Unauthorized)
         self._wake_at = now + (self._options.redial_refused_s if self._is_refused else self._redial.next_s())
-        self._hasten(now)
-        return [Exhausted(failed)]
+        self._shorten_pause(now)
+        return [AllPathsFailed(failure)]
 
-    def _gone(self, now: float) -> list[WayEffect]:
-        if self.phase not in (Phase.LINKED, Phase.PROBING, Phase.ELSEWHERE):
+    def _link_ended(self, now: float) -> list[PathEffect]:
+        if self.phase not in (Phase.LINKED, Phase.PROBING, Phase.LINKED_ELSEWHERE):
             return []
-        if self.current == 0 and now - self._linked_at >= STEADY_S:
+        if self.current == 0 and now - self._linked_at >= STABLE_AFTER_S:
             self._probe.reset()
         self.phase, self.current = Phase.WAITING, None
         self._wake_at = now + self._redial.next_s()
-        return self._abandon_all()
+        return self._cancel_all()
 
-    def _abandon_all(self) -> list[WayEffect]:
-        effects: list[WayEffect] = [Abandon(way) for way in sorted(self.dialling)]
-        self.dialling.clear()
+    def _cancel_all(self) -> list[PathEffect]:
+        effects: list[PathEffect] = [CancelAttempt(path) for path in sorted(self.attempting)]
+        self.attempting.clear()
         return effects
 
-    def _why(self, way: int) -> str:
-        """Why this way and none before it."""
-        if len(self.ways) == 1:
+    def _reason(self, path: int) -> str:
+        """Return why `path` is tried, and not one before it."""
+        if len(self.paths) == 1:
             return ""
         if self.phase is Phase.PROBING:
-            return f"{_scheme(self.ways[way])} answers again"
-        if way == 0:
-            return FIRST_CHOICE
-        return "; ".join(self._shortcoming(before) for before in range(way))
+            return f"{_scheme(self.paths[path])} answers again"
+        if path == 0:
+            return PREFERRED_PATH_REASON
+        return "; ".join(self._problem_of(preferred) for preferred in range(path))
 
-    def _shortcoming(self, way: int) -> str:
-        scheme, error = _scheme(self.ways[way]), self._errors.get(way)
+    def _problem_of(self, path: int) -> str:
+        scheme, error = _scheme(self.paths[path]), self._errors.get(path)
         if error is None:
-            return f"{scheme} gave no answer in {self._options.head_start_s:.3g} s"
+            return f"{scheme} gave no answer in {self._options.attempt_delay_s:.3g} s"
         return f"{scheme} failed: {error.detail}"
 
     def _failure(self) -> MicroError:
-        """One error for all: that of a peer that was met and refused before those of ways that led nowhere."""
+        """Return one error for all paths. A refusal by the peer takes precedence over paths that did not reach it."""
         refusals = [error for error in self._errors.values() if isinstance(error, Unauthorized)]
         if refusals:
             return refusals[0]
-        errors = [self._errors[way] for way in sorted(self._errors)]
+        errors = [self._errors[path] for path in sorted(self._errors)]
         if len(errors) == 1:
             return errors[0]
-        said: Mapping[str, None] = dict.fromkeys(error.detail for error in errors)
+        details: Mapping[str, None] = dict.fromkeys(error.detail for error in errors)
         hints = [error.hint for error in errors if error.hint]
-        return Unreachable("; ".join(said), at=errors[0].at, hint=hints[-1] if hints else "")
+        return Unreachable("; ".join(details), at=errors[0].at, hint=hints[-1] if hints else "")
 
 
-def _scheme(way: str) -> str:
-    return way.partition("://")[0]
+def _scheme(path: str) -> str:
+    return path.partition("://")[0]

@@ -1,4 +1,7 @@
-"""Keeps a node linked, or links to it once: a shell round `ways`. Attempts are tasks; what becomes of them are events."""
+"""Keeps one address linked, or links to it once: the asyncio shell of `path_selection`.
+
+Each connection attempt is a task. Its result enters the queue of events of the path selector.
+"""
 
 from __future__ import annotations
 
@@ -10,69 +13,73 @@ from typing import Protocol
 from micro_core.contract.errors import MicroError
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
-from micro_core.tunnel.link import LinkPeer
+from micro_core.tunnel.link import NodeLink
 from micro_core.tunnel.path_selection import (
-    Abandon,
-    Arrived,
-    Dial,
-    DialLost,
-    Elsewhere,
-    Exhausted,
-    Linked,
-    LinkGone,
+    AllPathsFailed,
+    AttemptFailed,
+    AttemptSucceeded,
+    CancelAttempt,
+    LinkedElsewhere,
+    LinkEnded,
+    PathChanged,
+    PathEffect,
+    PathEvent,
+    PathSelector,
     Phase,
-    Settled,
-    Wanted,
-    WayEffect,
-    WayEvent,
-    WayFinder,
+    ReportedUp,
+    Start,
+    StartAttempt,
 )
 
 
-class DialWay(Protocol):
-    async def __call__(
-        self, way: str, *, address: str, why: str, replaces: LinkPeer | None, is_forced: bool
-    ) -> LinkPeer:
-        """Dial one way and shake hands; the link that stands to whoever answered, which may be another's.
+class DialPath(Protocol):
+    """Makes one connection attempt."""
 
-        A standing link other than `replaces` is left alone, unless the dial is forced. Raises Unreachable, Unauthorized.
+    async def __call__(
+        self, path: str, *, address: str, reason: str, replaces: NodeLink | None, is_forced: bool
+    ) -> NodeLink:
+        """Dial `path`, complete the handshake and return the link to the node that answered.
+
+        If the node is linked already by another link than `replaces`, that link is kept and returned, unless
+        `is_forced`. Raises Unreachable, Unauthorized.
         """
         ...
 
 
-class LinkKeeper:
-    """One address. `on_failed(error)` is called after each round in which every way failed.
+class Reconnector:
+    """Establishes the link to the node at one address, again whenever it is lost.
 
-    `find_link(peer_id)` gives the link that stands to a peer, if any does.
+    `find_link(peer_id)` returns the current link to a peer. `on_failure(error)` is called after each race in which every
+    path failed.
     """
 
     def __init__(
         self,
         address: str,
-        finder: WayFinder,
-        dial_way: DialWay,
-        find_link: Callable[[str], LinkPeer | None],
+        selector: PathSelector,
+        dial_path: DialPath,
+        find_link: Callable[[str], NodeLink | None],
         *,
         environment: Environment,
-        on_failed: Callable[[MicroError], None],
+        on_failure: Callable[[MicroError], None],
         is_forced: bool = False,
     ) -> None:
         self._address = address
-        self._finder = finder
-        self._dial_way = dial_way
+        self._selector = selector
+        self._dial_path = dial_path
         self._find_link = find_link
         self._clock = environment.clock
-        self._log = environment.logger
+        self._logger = environment.logger
         self._counters = environment.counters
-        self._on_failed = on_failed
+        self._on_failure = on_failure
         self._is_forced = is_forced
-        self._events: asyncio.Queue[tuple[WayEvent, LinkPeer | None]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[PathEvent, NodeLink | None]] = asyncio.Queue()
         self._attempts: dict[int, asyncio.Task[None]] = {}
-        self._link: LinkPeer | None = None
-        """The link that stands to the node, whoever made it."""
+        self._link: NodeLink | None = None
+        """The current link to the node, whoever dialled it."""
         self._peer_id = ""
-        """Whom the last link led to."""
-        self._watch: asyncio.Task[None] | None = None
+        """Node id of the other end of the last link."""
+        self._link_watch: asyncio.Task[None] | None = None
         self._tasks = BackgroundTasks(
             component="tunnel",
             logger=environment.logger,
@@ -80,110 +87,114 @@ class LinkKeeper:
             failure_counter="tunnel_tasks_failed",
         )
 
-    async def link_once(self) -> LinkPeer:
-        """The link that stands in the end; raises what the ways have failed of."""
+    async def link_once(self) -> NodeLink:
+        """Race the paths once and return the link. Raises the MicroError that describes why every path failed.
+
+        When cancelled, it cancels its attempts.
+        """
         failures: list[MicroError] = []
-        self._on_failed = failures.append
+        self._on_failure = failures.append
         try:
-            self._carry_out(self._finder.handle(Wanted(), self._clock.now()))
+            self._carry_out(self._selector.handle(Start(), self._clock.now()))
             while self._link is None and not failures:
-                await self._step()
+                await self._process_next_event()
         finally:
             await self._tasks.cancel()
         if self._link is None:
             raise failures[0]
         return self._link
 
-    async def keep(self) -> None:
-        """Dial, and again whenever no link to whoever answers stands, until cancelled."""
+    async def run(self) -> None:
+        """Keep the node linked until cancelled. Established links stay open after that."""
         try:
-            self._carry_out(self._finder.handle(Wanted(), self._clock.now()))
+            self._carry_out(self._selector.handle(Start(), self._clock.now()))
             while True:
-                await self._step()
+                await self._process_next_event()
         finally:
             await self._tasks.cancel()
 
-    def arrived(self, peer_id: str, addresses: Collection[str]) -> None:
-        """Others have linked to a node that is reached at `addresses`: if it is the one that is missed here, dial it."""
-        is_ours = peer_id == self._peer_id or any(way in addresses for way in self._finder.ways)
-        if is_ours and self._finder.phase in (Phase.WAITING, Phase.RACING):
-            self._events.put_nowait((Arrived(), None))
+    def node_reported_up(self, peer_id: str, addresses: Collection[str]) -> None:
+        """Dial now if the node is not linked and is the one that other nodes report as up at `addresses`."""
+        is_ours = peer_id == self._peer_id or any(path in addresses for path in self._selector.paths)
+        if is_ours and self._selector.phase in (Phase.WAITING, Phase.RACING):
+            self._events.put_nowait((ReportedUp(), None))
 
-    # ----------------------------------------------------------------- inside
+    # --------------------------------------------------------------- internals
 
-    async def _step(self) -> None:
-        """Wait for the next thing to happen, and see to it."""
-        wake_at = self._finder.wake_at
+    async def _process_next_event(self) -> None:
+        wake_at = self._selector.wake_at
         timeout_s = None if wake_at is None else max(0.0, wake_at - self._clock.now())
         try:
             async with asyncio.timeout(timeout_s):
                 event, link = await self._events.get()
         except TimeoutError:
-            self._carry_out(self._finder.wake(self._clock.now()))
+            self._carry_out(self._selector.wake(self._clock.now()))
             return
-        if isinstance(event, Linked | DialLost):
-            self._attempts.pop(event.way, None)
-        if not isinstance(event, DialLost | Arrived):
+        if isinstance(event, AttemptSucceeded | AttemptFailed):
+            self._attempts.pop(event.path, None)
+        if not isinstance(event, AttemptFailed | ReportedUp):
             self._link = link
-            self._look_after(link)
+            self._watch_link(link)
         if link is not None:
             self._peer_id = link.peer_id
-        self._carry_out(self._finder.handle(event, self._clock.now()))
+        self._carry_out(self._selector.handle(event, self._clock.now()))
 
-    def _carry_out(self, effects: Sequence[WayEffect]) -> None:
+    def _carry_out(self, effects: Sequence[PathEffect]) -> None:
         for effect in effects:
             match effect:
-                case Dial(way, why):
-                    # A probe takes the place of the link it was made for, and of no other.
-                    replaces = self._link if self._finder.phase is Phase.PROBING else None
-                    self._attempts[way] = self._tasks.start(self._attempt(way, why, replaces))
-                case Abandon(way):
-                    attempt = self._attempts.pop(way, None)
+                case StartAttempt(path, reason):
+                    # A probe may replace only the link that it was started for.
+                    replaces = self._link if self._selector.phase is Phase.PROBING else None
+                    self._attempts[path] = self._tasks.start(self._attempt(path, reason, replaces))
+                case CancelAttempt(path):
+                    attempt = self._attempts.pop(path, None)
                     if attempt is not None:
                         attempt.cancel()
-                case Settled(way, why):
-                    self._say(way, why)
-                case Exhausted(error):
-                    self._on_failed(error)
+                case PathChanged(path, reason):
+                    self._report_path(path, reason)
+                case AllPathsFailed(error):
+                    self._on_failure(error)
 
-    async def _attempt(self, way: int, why: str, replaces: LinkPeer | None) -> None:
+    async def _attempt(self, path: int, reason: str, replaces: NodeLink | None) -> None:
         try:
-            link = await self._dial_way(
-                self._finder.ways[way],
+            link = await self._dial_path(
+                self._selector.paths[path],
                 address=self._address,
-                why=why,
+                reason=reason,
                 replaces=replaces,
                 is_forced=self._is_forced,
             )
         except MicroError as error:
-            self._events.put_nowait((DialLost(way, error), None))
+            self._events.put_nowait((AttemptFailed(path, error), None))
             return
-        self._report(link)
+        self._link_established(link)
 
-    def _report(self, link: LinkPeer) -> None:
-        """A link to the node stands: by which of our ways, or by somebody else's doing?"""
-        is_ours = link.dialed_address == self._address and link.way in self._finder.ways
-        event = Linked(self._finder.ways.index(link.way)) if is_ours else Elsewhere()
+    def _link_established(self, link: NodeLink) -> None:
+        """Tell the selector which of its paths `link` uses, or that the node is linked by other means."""
+        is_ours = link.dialed_address == self._address and link.path in self._selector.paths
+        event = AttemptSucceeded(self._selector.paths.index(link.path)) if is_ours else LinkedElsewhere()
         self._events.put_nowait((event, link))
 
-    def _look_after(self, link: LinkPeer | None) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        self._watch = None if link is None else self._tasks.start(self._follow(link))
+    def _watch_link(self, link: NodeLink | None) -> None:
+        if self._link_watch is not None:
+            self._link_watch.cancel()
+        self._link_watch = None if link is None else self._tasks.start(self._follow(link))
 
-    async def _follow(self, link: LinkPeer) -> None:
-        """Wait until `link` is not the one that stands any more, and tell what came of it."""
-        await link.wait_over()
-        standing = self._find_link(link.peer_id)
-        if standing is None:
-            self._events.put_nowait((LinkGone(), None))
-        elif standing is not link:
-            self._report(standing)
+    async def _follow(self, link: NodeLink) -> None:
+        """Wait until `link` is not the current link to its peer, then tell the selector what is."""
+        await link.wait_until_superseded()
+        current = self._find_link(link.peer_id)
+        if current is None:
+            self._events.put_nowait((LinkEnded(), None))
+        elif current is not link:
+            self._link_established(current)
 
-    def _say(self, way: int, why: str) -> None:
-        if way == 0:
-            self._counters.add("tunnel_ways_restored")
+    def _report_path(self, path: int, reason: str) -> None:
+        if path == 0:
+            self._counters.add("tunnel_paths_restored")
         else:
-            self._counters.add("tunnel_ways_fallen_back")
-        level = logging.INFO if way == 0 else logging.WARNING
-        self._log.log(level, "link took another way", extra={"address": self._finder.ways[way], "reason": why})
+            self._counters.add("tunnel_paths_fallen_back")
+        level = logging.INFO if path == 0 else logging.WARNING
+        self._logger.log(
+            level, "link uses another path", extra={"address": self._selector.paths[path], "reason": reason}
+        )

@@ -85,7 +85,7 @@ async def test_calls_pass_by_a_node_whose_proxy_is_away(micro_net: Lab) -> None:
     # As where `micro proxy` is stopped: its calls end, then nobody listens, while tunnel and router stand.
     proxy, tunnel = ways[0].node.proxy, ways[0].node.tunnel
     await proxy.drain(10.0)
-    tunnel._accepting.pop(CHANNEL)
+    tunnel._channels._acceptors.pop(CHANNEL)
     for connection in list(proxy._accepted):
         if connection.peer_id == calling.id:
             await connection.close()

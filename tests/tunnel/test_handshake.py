@@ -16,13 +16,13 @@ from micro_core.contract.errors import Malformed, MicroError, TooLarge, Unauthor
 from micro_core.tunnel.handshake import (
     NONCE_BYTES,
     TRANSITIONS,
-    Done,
-    Failed,
-    Greeting,
     Handshake,
+    HandshakeDone,
     HandshakeEffect,
+    HandshakeFailed,
     HandshakeKeys,
     HandshakeState,
+    Hello,
     Send,
 )
 from micro_core.tunnel.identity import NodeIdentity, is_member, is_signed_by, membership_proof, node_id_of
@@ -49,7 +49,7 @@ class Side:
         **greeting: Any,
     ) -> None:
         self.identity = identity
-        own = Greeting(
+        own = Hello(
             public_key=identity.public_bytes,
             network=network,
             name="node",
@@ -74,7 +74,7 @@ class Side:
             channel_binding=binding,
             keys=keys,
         )
-        self.done: Done | None = None
+        self.done: HandshakeDone | None = None
         self.error: MicroError | None = None
         self.out = bytearray()
         self.take(self.handshake.start())
@@ -84,9 +84,9 @@ class Side:
             match effect:
                 case Send(data):
                     self.out += data
-                case Done():
+                case HandshakeDone():
                     self.done = effect
-                case Failed(error):
+                case HandshakeFailed(error):
                     self.error = error
 
     def sent(self) -> bytes:
@@ -199,7 +199,7 @@ def test_a_hello_of_version_one_ends_before_the_capabilities() -> None:
     (hello,) = unframed(dialler(versions=(1,)).sent())
     other.hear(framed(*hello[:-1]))
     assert other.error is None
-    assert other.handshake.state is HandshakeState.PROVING
+    assert other.handshake.state is HandshakeState.WAIT_PROOF
 
 
 def test_fields_that_a_later_version_appends_are_ignored_but_signed() -> None:
@@ -208,7 +208,7 @@ def test_fields_that_a_later_version_appends_are_ignored_but_signed() -> None:
     (hello,) = unframed(dialler().sent())
     other.hear(framed(*hello, "from the future", {}, 7))
     assert other.error is None
-    assert other.handshake.state is HandshakeState.PROVING
+    assert other.handshake.state is HandshakeState.WAIT_PROOF
 
 
 # ------------------------------------------------------------------------------ intruders

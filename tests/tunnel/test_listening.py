@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from micro_core.contract import Conflict
-from micro_core.tunnel.listening import SHARED_NUMBER_ATTEMPTS, listen_everywhere
+from micro_core.tunnel.listening import SHARED_PORT_ATTEMPTS, listen_on_all
 
 
 class Listener:
@@ -36,7 +36,7 @@ class Driver:
 
 
 async def addresses(*places: tuple[Driver, str]) -> list[str]:
-    return [listener.address for listener in await listen_everywhere(places, lambda link: None)]  # type: ignore[arg-type]
+    return [listener.address for listener in await listen_on_all(places, lambda link: None)]  # type: ignore[arg-type]
 
 
 async def test_where_any_port_will_do_all_drivers_get_one_number() -> None:
@@ -57,7 +57,7 @@ async def test_a_number_that_one_driver_cannot_have_is_given_back_and_another_is
 
 
 async def test_where_no_number_is_free_for_all_each_takes_its_own() -> None:
-    numbers = list(range(4001, 4001 + SHARED_NUMBER_ATTEMPTS + 1))
+    numbers = list(range(4001, 4001 + SHARED_PORT_ATTEMPTS + 1))
     quic, tls = Driver("quic", numbers), Driver("tls", [5001], taken=tuple(numbers))
     assert await addresses((quic, "127.0.0.1:0"), (tls, "127.0.0.1:0")) == [
         f"quic://127.0.0.1:{numbers[-1]}",

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from micro_core.contract.errors import Closed, Ended, Malformed, MicroError, Overloaded, TooLarge, Unreachable
 from micro_core.contract.tunnel import Priority
 from micro_core.tunnel.credit import (
+    INITIAL_BULK_WINDOW_BYTES,
     MAX_BULK_WINDOW_BYTES,
     MIN_BULK_WINDOW_BYTES,
-    START_BULK_WINDOW_BYTES,
     BulkWindow,
     ReceiveCredit,
     SendCredit,
@@ -33,16 +33,16 @@ from micro_core.tunnel.mux_frames import (
     HEAD,
     MAX_CHANNELS,
     MAX_PAYLOAD_BYTES,
-    Message,
+    DataReceived,
+    MessageReceived,
     MuxEvent,
-    Opened,
-    Over,
-    Pinged,
-    Ponged,
-    Received,
-    Resumed,
+    PingReceived,
+    PongReceived,
+    SendQueueDrained,
+    SessionClosed,
+    SessionOpened,
     Type,
-    nobody_listens,
+    no_listener,
 )
 from micro_core.wire import limits
 
@@ -68,17 +68,17 @@ class End:
         self._know(session)
         return session
 
-    def take(self, event: MuxEvent) -> None:
+    def handle(self, event: MuxEvent) -> None:
         self.events.append(event)
         match event:
-            case Opened(number, _, _):
+            case SessionOpened(number, _, _):
                 self._know(self.mux.sessions[number])
-            case Received(number, data):
+            case DataReceived(number, data):
                 self.data[number] += data
                 self.unread[number].append(len(data))
                 if self.reads:
                     self.read(number)
-            case Over(number, error):
+            case SessionClosed(number, error):
                 assert number not in self.over, "told twice"
                 self.over[number] = error
 
@@ -102,13 +102,13 @@ class Wire:
         self.now = 0.0
 
     def flush(self, sender: End, most: int = ALL) -> list[tuple[int, bytes]]:
-        chunks = [(0 if self.lanes == 1 else int(p), sender.mux.take(p, most, self.now)) for p in Priority]
+        chunks = [(0 if self.lanes == 1 else int(p), sender.mux.data_to_send(p, most, self.now)) for p in Priority]
         return [(lane, data) for lane, data in chunks if data]
 
     def deliver(self, receiver: End, chunks: list[tuple[int, bytes]]) -> None:
         for lane, data in chunks:
             for event in receiver.mux.receive_data(lane, data, self.now):
-                receiver.take(event)
+                receiver.handle(event)
 
     def settle(self, turns: int = 10_000) -> None:
         """Let bytes go back and forth until there are none."""
@@ -145,7 +145,7 @@ def test_data_comes_whole_and_in_order_both_ways(lanes: int) -> None:
     wire.one.mux.write(session, b"hello ")
     wire.one.mux.write(session, b"world")
     wire.settle()
-    assert wire.other.events[0] == Opened(1, "greeter", Priority.CALLS)
+    assert wire.other.events[0] == SessionOpened(1, "greeter", Priority.CALLS)
     assert wire.other.data[1] == b"hello world"
     wire.other.mux.write(wire.other.sessions[1], b"yes?")
     wire.settle()
@@ -183,7 +183,7 @@ def test_reset_ends_a_session_at_once_and_says_why(lanes: int) -> None:
     session = wire.one.open()
     wire.one.mux.write(session, bytes(100_000))
     wire.settle()
-    wire.other.mux.reset(1, nobody_listens("calls"))
+    wire.other.mux.reset(1, no_listener("calls"))
     wire.settle()
     error = wire.one.over[1]
     assert isinstance(error, Unreachable)
@@ -225,11 +225,11 @@ def test_a_writer_is_asked_to_pause_and_then_to_go_on_once() -> None:
     assert wire.one.mux.write(session, bytes(limits.SESSION_WINDOW_BYTES + HIGH_WATER_BYTES // 2))
     assert not wire.one.mux.write(session, bytes(HIGH_WATER_BYTES))
     wire.settle()
-    assert Resumed(1) not in wire.one.events
+    assert SendQueueDrained(1) not in wire.one.events
     wire.other.reads = True
     wire.other.read(1)
     wire.settle()
-    assert wire.one.events.count(Resumed(1)) == 1
+    assert wire.one.events.count(SendQueueDrained(1)) == 1
     assert not session.is_paused
 
 
@@ -278,7 +278,7 @@ def test_what_comes_for_sessions_that_are_gone_is_given_back_to_the_link() -> No
     granted = 0
     for _ in range(2 * limits.LINK_WINDOW_BYTES // len(piece)):
         hear(mux, frame(Type.DATA, 7, piece))
-        for kind, number, payload in frames(mux.take(Priority.CONTROL, ALL, 0.0)):
+        for kind, number, payload in frames(mux.data_to_send(Priority.CONTROL, ALL, 0.0)):
             assert (kind, number) == (Type.WINDOW, 0)
             granted += struct.unpack(">I", payload)[0]
     assert granted > limits.LINK_WINDOW_BYTES
@@ -413,7 +413,7 @@ class Script:
             if number not in self.is_cut:
                 receiver = wire.other if is_one else wire.one
                 assert receiver.data[number] == data, "not whole"
-        assert [event.payload for event in wire.other.events if isinstance(event, Message)] == self.said
+        assert [event.payload for event in wire.other.events if isinstance(event, MessageReceived)] == self.said
         assert set(wire.one.mux.sessions) == set(wire.other.mux.sessions), "a session that only one side knows"
 
 
@@ -460,10 +460,10 @@ def test_take_hands_out_whole_frames_up_to_what_was_asked() -> None:
     session = mux.open("c", Priority.CALLS)
     for _ in range(10):
         mux.write(session, bytes(992))
-    assert mux.take(Priority.CALLS, 0, 0.0) == b""
-    assert len(mux.take(Priority.CALLS, 1, 0.0)) == HEAD.size + 2, "one frame at least"
-    assert len(mux.take(Priority.CALLS, 3_500, 0.0)) == 3_000
-    assert len(mux.take(Priority.CALLS, ALL, 0.0)) == 7_000
+    assert mux.data_to_send(Priority.CALLS, 0, 0.0) == b""
+    assert len(mux.data_to_send(Priority.CALLS, 1, 0.0)) == HEAD.size + 2, "one frame at least"
+    assert len(mux.data_to_send(Priority.CALLS, 3_500, 0.0)) == 3_000
+    assert len(mux.data_to_send(Priority.CALLS, ALL, 0.0)) == 7_000
     assert mux.queued(Priority.CALLS) == 0
 
 
@@ -487,7 +487,7 @@ def test_the_bulk_window_shrinks_when_delay_grows_and_recovers() -> None:
     wire = Wire(4)
     session = wire.one.open("bulk", Priority.BULK)
     grown = transfer(wire, session, 0.010, 40)[-1]
-    assert grown > 4 * START_BULK_WINDOW_BYTES
+    assert grown > 4 * INITIAL_BULK_WINDOW_BYTES
     shrunk = transfer(wire, session, 0.030, 60)[-1]
     assert shrunk < grown / 4
     recovered = transfer(wire, session, 0.010, 60)[-1]
@@ -500,7 +500,7 @@ def test_bulk_under_way_never_exceeds_the_window_by_more_than_a_piece() -> None:
     wire.one.mux.write(session, bytes(1 << 20))
     for _ in range(100):
         wire.flush(wire.one)
-    assert wire.one.mux.bulk.in_flight <= START_BULK_WINDOW_BYTES + limits.MAX_MUX_FRAME_BYTES
+    assert wire.one.mux.bulk.in_flight <= INITIAL_BULK_WINDOW_BYTES + limits.MAX_MUX_FRAME_BYTES
 
 
 def test_a_longer_path_is_a_new_base_after_a_minute() -> None:
@@ -509,8 +509,8 @@ def test_a_longer_path_is_a_new_base_after_a_minute() -> None:
     for delay_s in [0.010] * 50 + [0.050] * 5_000:
         bulk.sent(1_000, now)
         now += delay_s
-        bulk.granted(1_000, now)
-    assert bulk.window > START_BULK_WINDOW_BYTES
+        bulk.acknowledged(1_000, now)
+    assert bulk.window > INITIAL_BULK_WINDOW_BYTES
 
 
 def test_a_pause_between_transfers_is_not_taken_for_delay() -> None:
@@ -533,17 +533,17 @@ def test_the_bulk_window_keeps_its_bounds(steps: list[tuple[int, float, int]]) -
     for count, delay_s, granted in steps:
         bulk.sent(count, now)
         now += delay_s
-        bulk.granted(granted, now)
+        bulk.acknowledged(granted, now)
         assert MIN_BULK_WINDOW_BYTES <= bulk.window <= MAX_BULK_WINDOW_BYTES
         assert bulk.in_flight >= 0
-        assert bulk.room() >= 0
+        assert bulk.available_bytes() >= 0
 
 
 @given(st.lists(st.integers(1, 500), max_size=50))
 def test_credit_is_conserved(sizes: list[int]) -> None:
     sender, receiver = SendCredit(1_000, 1_000), ReceiveCredit(1_000, 250)
     for size in sizes:
-        taken = sender.take(size)
+        taken = sender.use(size)
         receiver.receive(taken)
         granted = receiver.consume(taken)
         if granted:
@@ -572,7 +572,7 @@ def test_multicast_goes_to_who_listens_and_broadcast_to_all(lanes: int) -> None:
     assert wire.one.mux.multicast("news", b"2", Priority.EVENTS, broadcast=False)
     assert wire.one.mux.multicast("any", b"3", Priority.EVENTS, broadcast=True)
     wire.settle()
-    assert wire.other.events == [Message("news", b"2"), Message("any", b"3")]
+    assert wire.other.events == [MessageReceived("news", b"2"), MessageReceived("any", b"3")]
     wire.other.mux.unlisten("news")
     wire.settle()
     assert not wire.one.mux.multicast("news", b"4", Priority.EVENTS, broadcast=False)
@@ -583,7 +583,7 @@ def test_the_largest_multicast_arrives() -> None:
     payload = bytes(limits.MAX_MULTICAST_BYTES)
     wire.one.mux.multicast("c" * 200, payload, Priority.EVENTS, broadcast=True)
     wire.settle()
-    assert wire.other.events == [Message("c" * 200, payload)]
+    assert wire.other.events == [MessageReceived("c" * 200, payload)]
 
 
 def test_a_slow_link_loses_multicast_and_counts_it() -> None:
@@ -598,10 +598,10 @@ def test_pings_carry_their_token() -> None:
     wire = Wire(4)
     wire.one.mux.ping(2**63)
     wire.settle()
-    assert wire.other.events == [Pinged(2**63)]
+    assert wire.other.events == [PingReceived(2**63)]
     wire.other.mux.pong(2**63)
     wire.settle()
-    assert wire.one.events == [Ponged(2**63)]
+    assert wire.one.events == [PongReceived(2**63)]
 
 
 # ------------------------------------------------------------------------------ rude peers
@@ -665,7 +665,7 @@ def test_acknowledging_bulk_that_was_never_sent_is_harmless() -> None:
     for _ in range(100):
         hear(mux, frame(Type.BULK_ACK, 0, struct.pack(">I", 2**32 - 1)))
     assert mux.bulk.in_flight == 0
-    assert mux.bulk.window == START_BULK_WINDOW_BYTES
+    assert mux.bulk.window == INITIAL_BULK_WINDOW_BYTES
 
 
 def test_a_peer_that_asks_without_end_and_reads_nothing_is_cut_off() -> None:
@@ -675,7 +675,7 @@ def test_a_peer_that_asks_without_end_and_reads_nothing_is_cut_off() -> None:
     def ask_often() -> None:
         for _ in range(1_000):
             for event in mux.receive_data(0, ping, 0.0):
-                assert isinstance(event, Pinged)
+                assert isinstance(event, PingReceived)
                 mux.pong(event.token)
 
     with pytest.raises(Overloaded):
@@ -699,7 +699,7 @@ def test_well_formed_nonsense_is_a_violation_or_nothing(rude: list[tuple[int, in
     mux = Mux(dialed=True, lane_count=1, window=WINDOW)
     session = mux.open("c", Priority.BULK)
     mux.write(session, bytes(100))
-    mux.take(Priority.BULK, ALL, 0.0)
+    mux.data_to_send(Priority.BULK, ALL, 0.0)
     try:
         for kind, number, payload in rude:
             hear(mux, frame(kind, number, payload))
@@ -717,4 +717,4 @@ def test_bytes_may_come_one_by_one() -> None:
     for _, data in wire.flush(wire.one):
         for byte in data:
             wire.deliver(wire.other, [(0, bytes([byte]))])
-    assert wire.other.events == [Opened(1, "greeter", Priority.CALLS), Received(1, b"hello")]
+    assert wire.other.events == [SessionOpened(1, "greeter", Priority.CALLS), DataReceived(1, b"hello")]

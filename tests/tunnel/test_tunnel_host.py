@@ -31,7 +31,7 @@ from micro_core.contract import (
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.tunnel.identity import NodeIdentity
-from micro_core.tunnel.path_selection import WayOptions
+from micro_core.tunnel.path_selection import PathOptions
 from micro_core.tunnel.tunnel import TunnelHost, TunnelOptions
 from micro_core.wire import limits
 
@@ -105,7 +105,7 @@ class Nodes:
             listeners=[(driver, name)],
             environment=Environment.from_context(context),
             incarnation=incarnation,
-            options=TunnelOptions(ways=WayOptions(redial_first_s=0.001, redial_last_s=0.01), **options),
+            options=TunnelOptions(paths=PathOptions(redial_initial_s=0.001, redial_max_s=0.01), **options),
         )
         await host.connect()
         self.hosts.append(host)
@@ -184,7 +184,7 @@ async def test_a_reader_that_stops_holds_one_window_and_no_more(pair: Pair) -> N
     (far,) = [session for link in b._links.values() for session in link.sessions.values()]
     for _ in range(2_000):
         await asyncio.sleep(0)
-    assert sum(len(held) for held in far._held) <= limits.SESSION_WINDOW_BYTES
+    assert sum(len(held) for held in far._buffered) <= limits.SESSION_WINDOW_BYTES
     accepted[0].session.resume_reading()
     await until(lambda: len(accepted[0].data) == 1 + 4 * limits.SESSION_WINDOW_BYTES)
     assert not near.is_paused
@@ -339,13 +339,13 @@ async def test_a_kept_link_comes_back_after_it_was_cut(nodes: Nodes, pair: Pair)
     a, b = await nodes.node("a"), await nodes.node("b")
     failures: list[str] = []
     a.set_event_handler(lambda event: failures.append(event.address) if isinstance(event, DialFailed) else None)
-    a.keep_link("memory://b")
-    a.keep_link("memory://b")
+    a.keep_linked("memory://b")
+    a.keep_linked("memory://b")
     await until(lambda: bool(a.links()))
     nodes.drivers["a"].links[-1].cut()
     assert a.links() == []
     await until(lambda: bool(a.links()))
-    a.drop_link("memory://b")
+    a.stop_dialing("memory://b")
     assert b.node_id == a.links()[0].peer
 
 
@@ -360,7 +360,7 @@ async def test_a_dead_peer_is_noticed_though_nothing_is_said(nodes: Nodes) -> No
         link.other.receive = lambda lane, data: None  # type: ignore[method-assign]
         link.receive = lambda lane, data: None  # type: ignore[method-assign]
     await until(lambda: bool(lost))
-    assert "nothing heard" in str(lost[0])
+    assert "nothing received" in str(lost[0])
 
 
 async def test_a_channel_has_one_listener(pair: Pair) -> None:
@@ -375,8 +375,8 @@ async def test_a_channel_has_one_listener(pair: Pair) -> None:
 async def test_closing_leaves_no_task_behind(nodes: Nodes) -> None:
     before = asyncio.all_tasks()
     a, b = await nodes.node("a"), await nodes.node("b")
-    a.keep_link("memory://b")
-    b.keep_link("memory://nowhere")
+    a.keep_linked("memory://b")
+    b.keep_linked("memory://nowhere")
     await until(lambda: bool(a.links()))
     connect(a, b)
     await a.close()

@@ -94,7 +94,7 @@ class RemoteRouter:
     # ----------------------------------------------------------------- inside
 
     async def _keep(self) -> None:
-        backoff = Backoff(random=self._context.random, first_s=RETRY_FIRST_S, last_s=RETRY_LAST_S)
+        backoff = Backoff(random=self._context.random, initial_s=RETRY_FIRST_S, max_s=RETRY_LAST_S)
         said = ""
         while True:
             self._is_followed = False

@@ -168,7 +168,7 @@ class RemoteTunnel:
         return DoorSocket(request, self._prove, owner)
 
     def new_backoff(self) -> Backoff:
-        return Backoff(random=self._random, first_s=RETRY_FIRST_S, last_s=RETRY_LAST_S)
+        return Backoff(random=self._random, initial_s=RETRY_FIRST_S, max_s=RETRY_LAST_S)
 
     def forget_listener(self, channel: str) -> None:
         self._listeners.pop(channel, None)

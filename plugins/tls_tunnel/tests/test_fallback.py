@@ -22,7 +22,7 @@ from micro_core.contract.names import split_host_port
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.tunnel.identity import NodeIdentity
-from micro_core.tunnel.path_selection import WayOptions
+from micro_core.tunnel.path_selection import PathOptions
 from micro_core.tunnel.tunnel import TunnelHost, TunnelOptions
 
 PATIENCE_S = 30.0
@@ -133,7 +133,7 @@ class Site:
             ],
             environment=Environment.from_context(context),
             incarnation=1,
-            options=TunnelOptions(ways=WayOptions(probe_first_s=0.5, probe_last_s=2.0)),
+            options=TunnelOptions(paths=PathOptions(probe_initial_s=0.5, probe_max_s=2.0)),
         )
         self.moved: list[str] = []
         self.lost: list[MicroError] = []
@@ -190,7 +190,7 @@ async def test_where_any_port_will_do_both_drivers_have_the_same_number(sites: t
 
 async def test_quic_is_taken_where_it_works_and_tls_is_never_dialled(sites: tuple[Site, Site]) -> None:
     near, far = sites
-    near.tunnel.keep_link(far.tunnel.address()[0].removeprefix("quic://"))
+    near.tunnel.keep_linked(far.tunnel.address()[0].removeprefix("quic://"))
     await near.links_over("quic")
     await asyncio.sleep(0.6)
     assert near.drivers == far.drivers == ["quic"]
@@ -202,7 +202,7 @@ async def test_where_udp_gets_no_answer_a_link_stands_over_tls_within_a_second_a
     sites: tuple[Site, Site], gate: UdpGate
 ) -> None:
     near, far = sites
-    near.tunnel.keep_link(f"quic://{gate.address}|{far.tunnel.address()[1]}")
+    near.tunnel.keep_linked(f"quic://{gate.address}|{far.tunnel.address()[1]}")
     fell_back_s = await near.links_over("tls")
     # 0.4 s of head start, two handshakes on loopback; the rest is for a machine that has other things to do.
     assert 0.35 < fell_back_s < 1.0 + 2.0
@@ -235,7 +235,7 @@ async def test_a_udp_port_that_refuses_costs_no_time_at_all(sites: tuple[Site, S
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
-    near.tunnel.keep_link(f"quic://127.0.0.1:{port}|{far.tunnel.address()[1]}")
+    near.tunnel.keep_linked(f"quic://127.0.0.1:{port}|{far.tunnel.address()[1]}")
     await near.links_over("tls")
     assert near.tunnel.links()[0].why.startswith("quic failed: ")
 
@@ -243,7 +243,7 @@ async def test_a_udp_port_that_refuses_costs_no_time_at_all(sites: tuple[Site, S
 async def test_quic_that_falls_silent_is_left_for_tls(sites: tuple[Site, Site], gate: UdpGate) -> None:
     near, far = sites
     gate.is_open = True
-    near.tunnel.keep_link(f"quic://{gate.address}|{far.tunnel.address()[1]}")
+    near.tunnel.keep_linked(f"quic://{gate.address}|{far.tunnel.address()[1]}")
     await near.links_over("quic")
     gate.is_open = False
     # Three keepalives until the silence is believed, a pause, 0.4 s of head start.
@@ -290,7 +290,7 @@ async def test_a_machine_in_the_middle_of_tls_is_refused_by_the_nodes_handshake(
         outer.start(Relay(inner))
 
     listener = await middle.listen("127.0.0.1:0", lambda link: closing.append(asyncio.ensure_future(relay(link))))
-    with pytest.raises(Unauthorized, match=r"signature does not fit this link|refused the link"):
+    with pytest.raises(Unauthorized, match=r"signature is not valid for this link|refused the link"):
         await near.tunnel.link_to(listener.address, timeout_s=5.0)
     assert near.tunnel.links() == far.tunnel.links() == []
     await middle.close()
