@@ -1,6 +1,6 @@
-"""Who a node is, and what it shares with its network: an Ed25519 key in a file, and a token in another.
+"""The identity of a node (an Ed25519 key in a file) and the secret of its network (a token in another file).
 
-The node id is the hash of the public key, so nobody can claim another's id without its key.
+The node id is a hash of the public key, so a node cannot claim the id of another node without its key.
 """
 
 from __future__ import annotations
@@ -37,36 +37,42 @@ class NodeIdentity:
 
     @classmethod
     def generate(cls) -> NodeIdentity:
+        """Return a new random identity."""
         return cls.from_private_bytes(Ed25519PrivateKey.generate().private_bytes_raw())
 
     @classmethod
     def from_private_bytes(cls, raw: bytes) -> NodeIdentity:
+        """Return the identity for a private key of 32 bytes. Raises ValueError for another length."""
         private = Ed25519PrivateKey.from_private_bytes(raw)
         public = private.public_key().public_bytes_raw()
         return cls(private, public, node_id_of(public))
 
     @classmethod
     def load_or_create(cls, path: Path) -> NodeIdentity:
-        """The identity kept in `path`, made at the first start. Raises ConfigError for a file others may read."""
+        """Return the identity stored in `path`; create the file if it does not exist.
+
+        Raises ConfigError when the file is readable by other users, does not contain a key, or cannot be written.
+        """
         raw = _load_or_create(path, lambda: Ed25519PrivateKey.generate().private_bytes_raw().hex())
         try:
             return cls.from_private_bytes(bytes.fromhex(raw))
         except ValueError as error:
             raise ConfigError(
-                f"{path} does not hold a node key", hint="remove it, and the node gets a new id"
+                f"{path} does not contain a node key", hint="remove the file; the node then gets a new id"
             ) from error
 
     def sign(self, data: bytes) -> bytes:
+        """Return the signature of `data`, 64 bytes."""
         return self.private_key.sign(data)
 
 
 def node_id_of(public_bytes: bytes) -> str:
-    """The id of the node with this public key."""
+    """Return the id of the node with this public key."""
     return base64.b32encode(hashlib.sha256(public_bytes).digest()[:20]).decode().lower()
 
 
 def is_signed_by(public_bytes: bytes, signature: bytes, data: bytes) -> bool:
-    """Whether `signature` over `data` was made with the key of `public_bytes`."""
+    """Return whether `signature` is a valid signature of `data` by the key of `public_bytes`."""
     if len(public_bytes) != PUBLIC_KEY_BYTES or len(signature) != SIGNATURE_BYTES:
         return False
     try:
@@ -77,34 +83,38 @@ def is_signed_by(public_bytes: bytes, signature: bytes, data: bytes) -> bool:
 
 
 def load_or_create_token(path: Path) -> str:
-    """The token of a network for this user on this machine, made at the first use."""
+    """Return the token stored in `path`; create the file with a random token if it does not exist.
+
+    Raises ConfigError when the file is readable by other users, is empty, or cannot be read or written.
+    """
     return _load_or_create(path, lambda: secrets.token_urlsafe(TOKEN_BYTES))
 
 
 def load_token(path: Path) -> str:
-    """A token somebody put into a file; raises ConfigError."""
+    """Return the token in a file that the user provides. Raises ConfigError when it is missing, empty or not private."""
     try:
         return _read_secret(path)
     except FileNotFoundError:
         raise ConfigError(
-            f"the token file {path} does not exist", hint="micro network token, where the network is"
+            f"the token file {path} does not exist", hint="print the token with `micro network token` on a node of the network"
         ) from None
 
 
 def next_incarnation(path: Path, wall_ms: int) -> int:
-    """The number of this life of a node: `wall_ms` (wall-clock milliseconds), or one more than the last life's.
+    """Return the incarnation of a node at its start: `wall_ms` (wall-clock milliseconds), or the previous one plus 1.
 
-    Kept in `path`: what a node says after a start must count for newer than what it said before, whatever became of
-    its clock. A file that cannot be read counts for none.
+    The incarnation is stored in `path`, because what a node sends after a restart must be newer than what it sent
+    before, even if its clock was set back. An unreadable file is ignored. Raises ConfigError when `path` cannot be
+    written.
     """
-    last = 0
+    previous = 0
     try:
         with path.open(encoding="ascii") as file:
             text = file.read(32).strip()
-        last = int(text) if text.isdigit() else 0
+        previous = int(text) if text.isdigit() else 0
     except (OSError, UnicodeDecodeError):
         pass
-    number = max(wall_ms, last + 1)
+    number = max(wall_ms, previous + 1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -116,13 +126,13 @@ def next_incarnation(path: Path, wall_ms: int) -> int:
 
 
 def membership_proof(network: str, token: str, transcript: bytes) -> bytes:
-    """What shows that its maker holds the network's token: HMAC-SHA256 (RFC 2104) over `transcript`."""
+    """Return the proof that the sender knows the token of the network: HMAC-SHA256 (RFC 2104) over `transcript`."""
     key = hashlib.sha256(b"micro network token\0" + network.encode() + b"\0" + token.encode()).digest()
     return hmac.digest(key, transcript, "sha256")
 
 
 def is_member(network: str, token: str, transcript: bytes, proof: bytes) -> bool:
-    """Check a peer's membership, in constant time. Certificates of membership will be checked here."""
+    """Return whether a peer's proof of membership is valid. The comparison takes constant time."""
     return hmac.compare_digest(membership_proof(network, token, transcript), proof)
 
 
@@ -139,7 +149,7 @@ def _load_or_create(path: Path, make: Callable[[], str]) -> str:
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:
     return ConfigError(
-        f"cannot write {path}: {error.strerror}", hint="MICRO_STATE_DIR=... for a place that can be written"
+        f"cannot write {path}: {error.strerror}", hint="set MICRO_STATE_DIR to a writable directory"
     )
 
 
@@ -152,7 +162,7 @@ def _create(path: Path, make: Callable[[], str]) -> str:
             file.write(make())
             file.flush()
             os.fsync(file.fileno())
-        # A link fails where a file stands: of two processes that race, both end up with the same secret.
+        # Creating a hard link fails if the file exists, so two processes that race end up with the same secret.
         os.link(temporary, path)
     except FileExistsError:
         return _read_secret(path)
@@ -174,12 +184,12 @@ def _read_secret(path: Path) -> str:
     with _opened(path) as file:
         mode = os.fstat(file.fileno()).st_mode
         if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
-            raise ConfigError(f"{path} may be read by others", hint=f"chmod 600 {path}")
+            raise ConfigError(f"{path} is readable by other users", hint=f"chmod 600 {path}")
         try:
             secret = file.read(MAX_SECRET_FILE_BYTES).strip()
         except UnicodeDecodeError as error:
-            raise ConfigError(f"{path} is not a text", hint="is it the right file?") from error
+            raise ConfigError(f"{path} is not a text file", hint="is it the right file?") from error
     if not secret:
-        # An empty token would be one that everybody knows.
-        raise ConfigError(f"{path} is empty", hint="remove it, or put the secret in")
+        # An empty token would be known to everybody.
+        raise ConfigError(f"{path} is empty", hint="remove the file, or write the secret to it")
     return secret
