@@ -48,8 +48,8 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
 """By heading: a sentence, and what is told by file of the contract."""
 
 TESTING: dict[str, tuple[str, ...]] = {
-    "subject.py": ("Subject", "Faults"),
-    "bench.py": ("Bench", "context"),
+    "subject.py": ("DriverUnderTest", "Faults"),
+    "harness.py": ("Harness", "context"),
     "server.py": ("ServerProcess", "free_port"),
     "waiting.py": ("until", "within"),
 }

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import roles
 import contract_page
+import roles
 import typer.main
 
 from micro_core.cli.main import app

@@ -114,7 +114,7 @@ def kit_section(role: Role) -> list[str]:
     lines = [
         "## The kit",
         "",
-        f"`micro_core.testing.{kit.__name__}`: inherit it, supply the fixture `subject`. Its parts, each a test:",
+        f"`micro_core.testing.{kit.__name__}`: inherit it, supply the fixture `driver_under_test`. Its parts, each a test:",
         "",
         "| part | demanded |",
         "|---|---|",

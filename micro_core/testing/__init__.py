@@ -1,13 +1,13 @@
 """Conformance kits: what the author of a driver inherits. One kit a role, one fixture to write.
 
-    from micro_core.testing import RegistryConformance, Subject
+    from micro_core.testing import RegistryConformance, DriverUnderTest
 
     class TestAcmeRegistry(RegistryConformance):
         @pytest.fixture
-        def subject(self, acme_server):
-            return Subject(driver=micro_registry(), options=AcmeOptions(url=acme_server.url), faults=AcmeFaults(acme_server))
+        def driver_under_test(self, acme_server):
+            return DriverUnderTest(driver=micro_registry(), options=AcmeOptions(url=acme_server.url), faults=AcmeFaults(acme_server))
 
-`subject` may be an asynchronous fixture too. From the `Subject` a kit builds as many drivers as a test needs, each with
+`driver_under_test` may be an asynchronous fixture too. From the `DriverUnderTest` a kit builds as many drivers as a test needs, each with
 a `DriverContext` of its own; those of one test share network, site and state directory, as processes of one site do, and
 no two tests share a network, so one server can serve them all. The tests of a kit are its *parts*:
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from micro_core.testing.broker.checks import BrokerConformance
     from micro_core.testing.kit.capabilities import CAPABILITIES
     from micro_core.testing.kit.conformance import Conformance, needs
-    from micro_core.testing.kit.driver_under_test import Faults, Subject
-    from micro_core.testing.kit.harness import Bench, context
+    from micro_core.testing.kit.driver_under_test import DriverUnderTest, Faults
+    from micro_core.testing.kit.harness import Harness, context
     from micro_core.testing.kit.server import ServerProcess, free_port
     from micro_core.testing.kit.waiting import until, within
     from micro_core.testing.registry.checks import RegistryConformance
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
     from micro_core.testing.tunnel import TunnelConformance
 
 _HOMES = {
-    "kit.harness": ("Bench", "context"),
+    "kit.harness": ("Harness", "context"),
     "broker.checks": ("BrokerConformance",),
     "kit.capabilities": ("CAPABILITIES",),
     "kit.conformance": ("Conformance", "needs"),
     "registry.checks": ("RegistryConformance",),
     "resolver": ("ResolverConformance",),
     "kit.server": ("ServerProcess", "free_port"),
-    "kit.driver_under_test": ("Faults", "Subject"),
+    "kit.driver_under_test": ("Faults", "DriverUnderTest"),
     "table": ("TableConformance",),
     "transport": ("TransportConformance",),
     "tunnel": ("TunnelConformance",),
@@ -73,14 +73,14 @@ _HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for nam
 
 __all__ = [
     "CAPABILITIES",
-    "Bench",
     "BrokerConformance",
     "Conformance",
+    "DriverUnderTest",
     "Faults",
+    "Harness",
     "RegistryConformance",
     "ResolverConformance",
     "ServerProcess",
-    "Subject",
     "TableConformance",
     "TransportConformance",
     "TunnelConformance",

@@ -53,8 +53,8 @@ from micro_core.contract import (
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.standalone.broker import client as service_broker
 from micro_core.testing.broker.checks import BrokerConformance
-from micro_core.testing.kit.driver_under_test import Faults, Subject
-from micro_core.testing.kit.harness import Bench
+from micro_core.testing.kit.driver_under_test import DriverUnderTest, Faults
+from micro_core.testing.kit.harness import Harness
 from micro_core.testing.registry.checks import RegistryConformance
 from micro_core.testing.resolver import ResolverConformance
 from micro_core.testing.table import TableConformance
@@ -85,8 +85,8 @@ class TestMemoryRegistry(RegistryConformance):
     lease_s = 0.4
 
     @pytest.fixture
-    def subject(self) -> Subject[Registry]:
-        return Subject(driver=memory_registry.micro_registry())
+    def driver_under_test(self) -> DriverUnderTest[Registry]:
+        return DriverUnderTest(driver=memory_registry.micro_registry())
 
 
 class _StrangersFiles(Faults):
@@ -116,9 +116,9 @@ class TestLocalRegistry(RegistryConformance):
     changes_in_a_storm = 300  # each is a file that is written
 
     @pytest.fixture
-    def subject(self) -> Subject[Registry]:
+    def driver_under_test(self) -> DriverUnderTest[Registry]:
         options = LocalRegistryOptions(poll_s=0.02)
-        return Subject(driver=local_registry.micro_registry(), options=options, faults=_StrangersFiles())
+        return DriverUnderTest(driver=local_registry.micro_registry(), options=options, faults=_StrangersFiles())
 
 
 # ------------------------------------------------------------------------------- transports
@@ -128,26 +128,26 @@ class TestMemoryTransport(TransportConformance):
     """`transport:memory`"""
 
     @pytest.fixture
-    def subject(self) -> Subject[Transport]:
+    def driver_under_test(self) -> DriverUnderTest[Transport]:
         driver = memory_transport.micro_transport()
         faults = _Cut()
-        return Subject(driver=dataclasses.replace(driver, create=faults.remembering(driver)), faults=faults)
+        return DriverUnderTest(driver=dataclasses.replace(driver, create=faults.remembering(driver)), faults=faults)
 
 
 class TestTcpTransport(TransportConformance):
     """`transport:tcp`"""
 
     @pytest.fixture
-    def subject(self) -> Subject[Transport]:
-        return Subject(driver=tcp_transport.micro_transport())
+    def driver_under_test(self) -> DriverUnderTest[Transport]:
+        return DriverUnderTest(driver=tcp_transport.micro_transport())
 
 
 class TestUnixTransport(TransportConformance):
     """`transport:unix`"""
 
     @pytest.fixture
-    def subject(self) -> Subject[Transport]:
-        return Subject(driver=unix_transport.micro_transport())
+    def driver_under_test(self) -> DriverUnderTest[Transport]:
+        return DriverUnderTest(driver=unix_transport.micro_transport())
 
 
 class _Cut(Faults):
@@ -179,8 +179,8 @@ class TestMemoryBroker(BrokerConformance):
     """`broker:memory`"""
 
     @pytest.fixture
-    def subject(self) -> Subject[Broker]:
-        return Subject(driver=memory_broker.micro_broker())
+    def driver_under_test(self) -> DriverUnderTest[Broker]:
+        return DriverUnderTest(driver=memory_broker.micro_broker())
 
 
 class _Host(Faults):
@@ -214,13 +214,13 @@ class TestNodeBroker(BrokerConformance):
     driver: ClassVar[Driver[Broker]] = node_broker.micro_broker()
 
     @pytest_asyncio.fixture
-    async def subject(self) -> AsyncIterator[Subject[Broker]]:
+    async def driver_under_test(self) -> AsyncIterator[DriverUnderTest[Broker]]:
         host = _Host()
         await host.registry.start()
         await host.transport.start()
         await host.restart()
         options = NodeBrokerOptions(retry_s=0.05, publish_timeout_s=1.0, subscribe_timeout_s=1.0)
-        yield Subject(
+        yield DriverUnderTest(
             driver=self.driver,
             options=options,
             faults=host,
@@ -275,9 +275,9 @@ class TestMemoryTunnel(TunnelConformance):
     listen_at = ""
 
     @pytest.fixture(params=[4, 1], ids=["four-lanes", "one-lane"])
-    def subject(self, request: pytest.FixtureRequest) -> Subject[LinkDriver]:
+    def driver_under_test(self, request: pytest.FixtureRequest) -> DriverUnderTest[LinkDriver]:
         network = _Network()
-        return Subject(
+        return DriverUnderTest(
             driver=dataclasses.replace(memory_tunnel.micro_tunnel(), create=network.create),
             options=MemoryTunnelOptions(lanes=request.param),
             faults=network,
@@ -291,8 +291,8 @@ class TestMemoryTable(TableConformance):
     """`table:memory`"""
 
     @pytest.fixture
-    def subject(self) -> Subject[Table]:
-        return Subject(driver=memory_table.micro_table())
+    def driver_under_test(self) -> DriverUnderTest[Table]:
+        return DriverUnderTest(driver=memory_table.micro_table())
 
 
 # -------------------------------------------------------------------------------- resolvers
@@ -302,23 +302,23 @@ class TestMemoryResolver(ResolverConformance):
     """`resolver:memory`"""
 
     @pytest.fixture
-    def subject(self) -> Subject[Resolver]:
+    def driver_under_test(self) -> DriverUnderTest[Resolver]:
         self.withdrawals: list[Any] = []
-        return Subject(driver=memory_resolver.micro_resolver())
+        return DriverUnderTest(driver=memory_resolver.micro_resolver())
 
-    async def publish(self, bench: Bench[Resolver], candidates: Sequence[Candidate]) -> None:
+    async def publish(self, harness: Harness[Resolver], candidates: Sequence[Candidate]) -> None:
         for withdraw in self.withdrawals:
             withdraw()
-        self.withdrawals = [memory_resolver.announce(bench.network, candidate) for candidate in candidates]
+        self.withdrawals = [memory_resolver.announce(harness.network, candidate) for candidate in candidates]
 
 
 class TestStaticResolver(ResolverConformance):
     """`resolver:static`"""
 
     @pytest.fixture
-    def subject(self) -> Subject[Resolver]:
+    def driver_under_test(self) -> DriverUnderTest[Resolver]:
         options = StaticOptions(nodes=("quic://127.0.0.1:7001", "127.0.0.1:7002"))
-        return Subject(driver=static_resolver.micro_resolver(), options=options)
+        return DriverUnderTest(driver=static_resolver.micro_resolver(), options=options)
 
 
 class _Away(Faults):
@@ -351,16 +351,16 @@ class TestRegistryResolver(ResolverConformance):
     """`resolver:registry`"""
 
     @pytest_asyncio.fixture
-    async def subject(self) -> AsyncIterator[Subject[Resolver]]:
+    async def driver_under_test(self) -> AsyncIterator[DriverUnderTest[Resolver]]:
         self.registry = memory_registry.create(NoOptions(), _context())
         await self.registry.start()
         faults = _Away(self.registry)
         lent: Any = faults  # the resolver uses `instances` alone
-        yield Subject(driver=registry_resolver.micro_resolver(), faults=faults, registry=lent)
+        yield DriverUnderTest(driver=registry_resolver.micro_resolver(), faults=faults, registry=lent)
         await self.registry.close()
 
-    async def publish(self, bench: Bench[Resolver], candidates: Sequence[Candidate]) -> None:
-        del bench
+    async def publish(self, harness: Harness[Resolver], candidates: Sequence[Candidate]) -> None:
+        del harness
         for instance in await self.registry.instances():
             await self.registry.deregister(instance)
         for number, candidate in enumerate(candidates):

@@ -1,4 +1,4 @@
-"""What became of each part of a kit, for reports: a pytest plugin that hears of every test and tells it once."""
+"""Collects the result of each check of a kit. A pytest plugin, used by `verify`."""
 
 from __future__ import annotations
 
@@ -11,41 +11,48 @@ import pytest
 from micro_core.testing.kit.conformance import Conformance, needs_of
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+
 MAX_REASON_CHARS = 2_000
+"""Maximum length of the reason in a result."""
 
 
 @dataclass(slots=True, kw_only=True)
-class PartResult:
-    """One part, run once. `reason` says why it was skipped, or which clause of the contract was not kept."""
+class CheckResult:
+    """The result of one run of a check. `reason` says why it was skipped, or which promise of the contract was broken."""
 
     kit: str
-    """The class, as in TestRedisRegistry."""
-    part: str
-    """The method, as in test_a_record_is_seen_by_every_registry_of_the_site."""
+    """Name of the class, e.g. TestRedisRegistry."""
+    check: str
+    """Name of the method, e.g. test_registered_instance_is_listed."""
     case: str = ""
-    """The parameters of this run, where a part runs with several."""
+    """Parameters of this run, if the check runs several times."""
     group: str
-    """The capability that demands it, else faults or required."""
+    """The capability that the check belongs to, otherwise `faults` or `required`."""
     outcome: str = PASSED
     reason: str = ""
     duration_s: float = 0.0
 
 
-class PartReporter:
-    """Register it with `pytest.main(plugins=[...])`; `tell` is called with each part's result when it is over."""
+class CheckReporter:
+    """A pytest plugin that calls `report` with the result of each check as soon as it has ended.
 
-    def __init__(self, tell: Callable[[PartResult], None]) -> None:
-        self._tell = tell
-        self._running: dict[str, PartResult] = {}
-        self.broken: list[str] = []
-        """What could not even be collected."""
+    Register it with `pytest.main(plugins=[...])`.
+    """
+
+    def __init__(self, report: Callable[[CheckResult], None]) -> None:
+        self._report = report
+        self._running: dict[str, CheckResult] = {}
+        self.collection_errors: list[str] = []
+        """Errors of modules that pytest could not collect."""
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Record the error of a module that cannot be collected."""
         if report.failed:
-            self.broken.append(str(report.longrepr)[-MAX_REASON_CHARS:])
+            self.collection_errors.append(str(report.longrepr)[-MAX_REASON_CHARS:])
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+        """Add the outcome of a phase (setup, call, teardown) to the result of its check."""
         outcome: Any = yield
         report: pytest.TestReport = outcome.get_result()
         cls = getattr(item, "cls", None)
@@ -54,9 +61,9 @@ class PartReporter:
         function = getattr(item, "originalname", item.name)
         result = self._running.setdefault(
             item.nodeid,
-            PartResult(
+            CheckResult(
                 kit=cls.__name__,
-                part=function,
+                check=function,
                 case=item.name.removeprefix(function).strip("[]"),
                 group=needs_of(getattr(cls, function, None)).group,
             ),
@@ -64,15 +71,15 @@ class PartReporter:
         result.duration_s += report.duration
         if report.failed:
             result.outcome = FAILED
-            result.reason = result.reason or _why(call)
+            result.reason = result.reason or _reason(call)
         elif report.skipped and result.outcome == PASSED:
-            result.outcome, result.reason = SKIPPED, _why(call).removeprefix("Skipped: ")
+            result.outcome, result.reason = SKIPPED, _reason(call).removeprefix("Skipped: ")
         if report.when == "teardown":
-            self._tell(self._running.pop(item.nodeid))
+            self._report(self._running.pop(item.nodeid))
 
 
-def _why(call: pytest.CallInfo[None]) -> str:
-    """The first lines of what was raised: for an assertion its sentence, with the values compared."""
+def _reason(call: pytest.CallInfo[None]) -> str:
+    """Return the text of the exception: for an assertion, its message with the compared values."""
     if call.excinfo is None:
         return ""
     error = call.excinfo.value

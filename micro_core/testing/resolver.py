@@ -10,7 +10,7 @@ import pytest
 
 from micro_core.contract import Candidate, MicroError, Resolver, Role, Unreachable
 from micro_core.testing.kit.conformance import Conformance, needs
-from micro_core.testing.kit.harness import Bench
+from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.waiting import fail, within
 
 SOON = Candidate(address="127.0.0.1:7001", priority=1, weight=1)
@@ -19,23 +19,23 @@ LAST = Candidate(address="127.0.0.1:7003", priority=9, weight=1)
 
 
 class ResolverConformance(Conformance[Resolver]):
-    """Inherit it, supply `subject`, and write `publish` where the source can be told what to answer."""
+    """Inherit it, supply `driver_under_test`, and write `publish` where the source can be told what to answer."""
 
     role = Role.RESOLVER
 
-    async def publish(self, bench: Bench[Resolver], candidates: Sequence[Candidate]) -> None:
-        """Have the source answer exactly `candidates` for `bench.network`, from now on.
+    async def publish(self, harness: Harness[Resolver], candidates: Sequence[Candidate]) -> None:
+        """Have the source answer exactly `candidates` for `harness.network`, from now on.
 
         What the source cannot carry is left out: declare `priorities` and `weights` where it can.
         """
-        del bench, candidates
+        del harness, candidates
         pytest.skip("the author wrote no `publish`: what the source answers cannot be chosen")
 
-    async def exercise(self, bench: Bench[Resolver]) -> None:
-        resolver = await bench.open()
+    async def exercise(self, harness: Harness[Resolver]) -> None:
+        resolver = await harness.open()
         for _ in range(3):
             try:
-                await self.resolved(resolver, bench.network)
+                await self.resolved(resolver, harness.network)
             except MicroError:
                 # Nobody has said that the source is there; how long an answer takes is what counts here.
                 continue
@@ -57,79 +57,79 @@ class ResolverConformance(Conformance[Resolver]):
         )
         return found
 
-    async def test_an_answer_comes_in_time_and_in_the_order_to_try(self, bench: Bench[Resolver]) -> None:
-        resolver = await bench.open()
+    async def test_an_answer_comes_in_time_and_in_the_order_to_try(self, harness: Harness[Resolver]) -> None:
+        resolver = await harness.open()
         try:
-            await self.resolved(resolver, bench.network)
+            await self.resolved(resolver, harness.network)
         except Unreachable as error:
             says_something(error)
 
-    async def test_what_the_source_holds_is_answered(self, bench: Bench[Resolver]) -> None:
-        await self.publish(bench, [SOON, LATER])
-        resolver = await bench.open()
-        found = await self.resolved(resolver, bench.network)
+    async def test_what_the_source_holds_is_answered(self, harness: Harness[Resolver]) -> None:
+        await self.publish(harness, [SOON, LATER])
+        resolver = await harness.open()
+        found = await self.resolved(resolver, harness.network)
         assert {bare(candidate) for candidate in found} == {SOON.address, LATER.address}, (
             "resolve answers what the source holds"
         )
         found.clear()
-        assert len(await self.resolved(resolver, bench.network)) == 2, "an answer is the caller's own"
+        assert len(await self.resolved(resolver, harness.network)) == 2, "an answer is the caller's own"
 
-    async def test_the_whole_answer_replaces_the_earlier_one(self, bench: Bench[Resolver]) -> None:
-        await self.publish(bench, [SOON, LATER])
-        first = await self.resolved(await bench.open(), bench.network)
+    async def test_the_whole_answer_replaces_the_earlier_one(self, harness: Harness[Resolver]) -> None:
+        await self.publish(harness, [SOON, LATER])
+        first = await self.resolved(await harness.open(), harness.network)
         assert len(first) == 2, "resolve answers what the source holds"
-        await self.publish(bench, [LAST])
+        await self.publish(harness, [LAST])
         # Another resolver: what one has learnt may be good until its ttl_s.
-        found = await self.resolved(await bench.open(), bench.network)
+        found = await self.resolved(await harness.open(), harness.network)
         assert [bare(candidate) for candidate in found] == [LAST.address], "the whole answer replaces the earlier one"
 
-    async def test_a_source_without_candidates_is_answered_by_none(self, bench: Bench[Resolver]) -> None:
-        await self.publish(bench, [])
+    async def test_a_source_without_candidates_is_answered_by_none(self, harness: Harness[Resolver]) -> None:
+        await self.publish(harness, [])
         try:
-            found = await self.resolved(await bench.open(), bench.network)
+            found = await self.resolved(await harness.open(), harness.network)
         except Unreachable:
             # A source may not tell "no such name" from "no nodes".
             return
         assert found == [], "possibly none"
 
     @needs(capability="priorities")
-    async def test_lower_priorities_come_first(self, bench: Bench[Resolver]) -> None:
-        await self.publish(bench, [LAST, SOON, LATER])
-        found = await self.resolved(await bench.open(), bench.network)
+    async def test_lower_priorities_come_first(self, harness: Harness[Resolver]) -> None:
+        await self.publish(harness, [LAST, SOON, LATER])
+        found = await self.resolved(await harness.open(), harness.network)
         assert [bare(candidate) for candidate in found] == [SOON.address, LATER.address, LAST.address], (
             "lower priorities are tried first"
         )
         assert [candidate.priority for candidate in found] == [1, 5, 9], "candidates carry the source's priorities"
 
     @needs(capability="weights")
-    async def test_weights_set_the_odds_among_equals(self, bench: Bench[Resolver]) -> None:
+    async def test_weights_set_the_odds_among_equals(self, harness: Harness[Resolver]) -> None:
         heavy, light = replace(SOON, weight=1_000), replace(LATER, priority=SOON.priority, weight=1)
-        await self.publish(bench, [light, heavy])
+        await self.publish(harness, [light, heavy])
         firsts = []
         for _ in range(12):
-            found = await self.resolved(await bench.open(), bench.network)
+            found = await self.resolved(await harness.open(), harness.network)
             assert len(found) == 2, "resolve answers what the source holds"
             firsts.append(bare(found[0]))
         # Once in a thousand tries is the light one first: three of twelve is once in four million.
         assert firsts.count(heavy.address) >= 10, f"among equals, weight sets the odds (RFC 2782): {firsts}"
 
     @needs(faults=("kill", "restart"))
-    async def test_a_source_that_is_away_is_told_in_time_and_found_again(self, bench: Bench[Resolver]) -> None:
-        await self.publish(bench, [SOON])
-        await self.faults(bench).kill()
-        resolver = await bench.open()
+    async def test_a_source_that_is_away_is_told_in_time_and_found_again(self, harness: Harness[Resolver]) -> None:
+        await self.publish(harness, [SOON])
+        await self.faults(harness).kill()
+        resolver = await harness.open()
         with pytest.raises(Unreachable):
-            await self.resolved(resolver, bench.network)
-        await self.faults(bench).restart()
-        found = await self.resolved(await bench.open(), bench.network)
+            await self.resolved(resolver, harness.network)
+        await self.faults(harness).restart()
+        found = await self.resolved(await harness.open(), harness.network)
         assert [bare(candidate) for candidate in found] == [SOON.address], "a source that is back is asked again"
 
     @needs(faults=("garbage",))
-    async def test_garbage_from_the_source_is_an_error_and_no_crash(self, bench: Bench[Resolver]) -> None:
-        await self.faults(bench).garbage(bench.context())
-        resolver = await bench.open()
+    async def test_garbage_from_the_source_is_an_error_and_no_crash(self, harness: Harness[Resolver]) -> None:
+        await self.faults(harness).garbage(harness.context())
+        resolver = await harness.open()
         try:
-            await self.resolved(resolver, bench.network)
+            await self.resolved(resolver, harness.network)
         except MicroError as error:
             says_something(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding

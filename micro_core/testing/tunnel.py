@@ -27,7 +27,7 @@ from micro_core.contract import (
 )
 from micro_core.testing.kit.comparing import assert_same_bytes
 from micro_core.testing.kit.conformance import Conformance, needs
-from micro_core.testing.kit.harness import Bench
+from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.receivers import LinkReader
 from micro_core.testing.kit.waiting import until, within
 
@@ -66,7 +66,7 @@ class Door:
 
 
 class TunnelConformance(Conformance[LinkDriver]):
-    """Inherit it, supply `subject`."""
+    """Inherit it, supply `driver_under_test`."""
 
     role = Role.TUNNEL
 
@@ -76,8 +76,8 @@ class TunnelConformance(Conformance[LinkDriver]):
     large_bytes: ClassVar[int] = 2_000_000
     """What one lane must carry."""
 
-    async def exercise(self, bench: Bench[LinkDriver]) -> None:
-        near, far = await self.pair(bench)
+    async def exercise(self, harness: Harness[LinkDriver]) -> None:
+        near, far = await self.pair(harness)
         near.link.write(0, bytes(PIECE_BYTES))
         await self.received(far, 0, bytes(PIECE_BYTES))
         await near.link.close()
@@ -91,9 +91,9 @@ class TunnelConformance(Conformance[LinkDriver]):
         """Wait for the end of a connection that broke."""
         await until(lambda: reader.error is not None, seconds, "link_lost is called when the link broke")
 
-    async def pair(self, bench: Bench[LinkDriver], *, start: bool = True) -> tuple[LinkReader, LinkReader]:
+    async def pair(self, harness: Harness[LinkDriver], *, start: bool = True) -> tuple[LinkReader, LinkReader]:
         """Both ends of a link between two drivers."""
-        here, there = await bench.open(), await bench.open()
+        here, there = await harness.open(), await harness.open()
         return await (await self.door(there)).connect(here, start=start)
 
     async def received(
@@ -106,8 +106,8 @@ class TunnelConformance(Conformance[LinkDriver]):
 
     # ------------------------------------------------------------------------ lanes
 
-    async def test_each_lane_is_in_order_and_whole_both_ways(self, bench: Bench[LinkDriver]) -> None:
-        near, far = await self.pair(bench)
+    async def test_each_lane_is_in_order_and_whole_both_ways(self, harness: Harness[LinkDriver]) -> None:
+        near, far = await self.pair(harness)
         assert near.link.lane_count == far.link.lane_count, "both ends have the same lanes"
         assert near.link.lane_count in LANE_COUNTS, f"a link has {LANE_COUNTS[0]} or {LANE_COUNTS[1]} lanes"
         sent = [random.Random(lane).randbytes(self.large_bytes // 4) for lane in range(near.link.lane_count)]  # noqa: S311
@@ -120,21 +120,21 @@ class TunnelConformance(Conformance[LinkDriver]):
             for lane, content in enumerate(sent):
                 await self.received(reader, lane, content)
 
-    async def test_small_writes_stay_in_order(self, bench: Bench[LinkDriver]) -> None:
-        near, far = await self.pair(bench)
+    async def test_small_writes_stay_in_order(self, harness: Harness[LinkDriver]) -> None:
+        near, far = await self.pair(harness)
         expected = b"".join(b"%d," % number for number in range(2_000))
         for number in range(2_000):
             near.link.write(0, b"%d," % number)
         await self.received(far, 0, expected)
 
-    async def test_what_is_written_arrives_later_and_never_within_the_call(self, bench: Bench[LinkDriver]) -> None:
-        near, far = await self.pair(bench)
+    async def test_what_is_written_arrives_later_and_never_within_the_call(self, harness: Harness[LinkDriver]) -> None:
+        near, far = await self.pair(harness)
         near.link.write(0, b"x")
         assert far.lanes[0] == b"", "write queues; receivers are called from the event loop"
         await self.received(far, 0, b"x")
 
-    async def test_nothing_is_lost_that_comes_before_the_start(self, bench: Bench[LinkDriver]) -> None:
-        here, there = await bench.open(), await bench.open()
+    async def test_nothing_is_lost_that_comes_before_the_start(self, harness: Harness[LinkDriver]) -> None:
+        here, there = await harness.open(), await harness.open()
         door = await self.door(there)
         near, far = await door.connect(here, start=False)
         near.link.write(0, b"early")
@@ -144,16 +144,16 @@ class TunnelConformance(Conformance[LinkDriver]):
         far.start()
         await self.received(far, 0, b"early", "nothing is lost that arrived before start")
 
-    async def test_a_large_transfer_arrives(self, bench: Bench[LinkDriver]) -> None:
-        near, far = await self.pair(bench)
+    async def test_a_large_transfer_arrives(self, harness: Harness[LinkDriver]) -> None:
+        near, far = await self.pair(harness)
         lane = near.link.lane_count - 1
         sent = random.Random(7).randbytes(self.large_bytes)  # noqa: S311 - a pattern, not a secret
         near.link.write(lane, sent)
         await self.received(far, lane, sent)
 
     @needs(capability="lanes")
-    async def test_a_large_transfer_holds_up_no_other_lane(self, bench: Bench[LinkDriver]) -> None:
-        near, far = await self.pair(bench)
+    async def test_a_large_transfer_holds_up_no_other_lane(self, harness: Harness[LinkDriver]) -> None:
+        near, far = await self.pair(harness)
         assert near.link.lane_count == len(Priority), "a link with `lanes` has one a priority"
         near.link.write(Priority.BULK, bytes(8 * self.large_bytes))
         await until(lambda: far.lanes[Priority.BULK], self.patience_s, "each lane carries")
@@ -163,8 +163,8 @@ class TunnelConformance(Conformance[LinkDriver]):
 
     # ----------------------------------------------------------------- backpressure
 
-    async def test_a_link_says_what_it_holds_and_when_there_is_room_again(self, bench: Bench[LinkDriver]) -> None:
-        near, far = await self.pair(bench)
+    async def test_a_link_says_what_it_holds_and_when_there_is_room_again(self, harness: Harness[LinkDriver]) -> None:
+        near, far = await self.pair(harness)
         lane = near.link.lane_count - 1
         assert near.link.buffered_bytes(lane) == 0, "buffered_bytes is zero where nothing waits"
         size = 2 * self.large_bytes
@@ -175,50 +175,50 @@ class TunnelConformance(Conformance[LinkDriver]):
         clause = "lane_writable is called once buffered_bytes has fallen below the low mark"
         await until(lambda: lane in near.writable, self.patience_s, clause)
 
-    async def test_a_lane_that_never_was_full_is_not_told_of_room(self, bench: Bench[LinkDriver]) -> None:
-        near, far = await self.pair(bench)
+    async def test_a_lane_that_never_was_full_is_not_told_of_room(self, harness: Harness[LinkDriver]) -> None:
+        near, far = await self.pair(harness)
         near.link.write(0, b"little")
         await self.received(far, 0, b"little")
         assert near.writable == [], "lane_writable is called after the lane has been above its low mark"
 
     @needs(faults=("pause", "resume"))
     async def test_a_network_that_takes_nothing_fills_the_lane_and_loses_nothing(
-        self, bench: Bench[LinkDriver]
+        self, harness: Harness[LinkDriver]
     ) -> None:
-        near, far = await self.pair(bench)
+        near, far = await self.pair(harness)
         lane, size = near.link.lane_count - 1, 8 * self.large_bytes
-        await self.faults(bench).pause()
+        await self.faults(harness).pause()
         near.link.write(lane, bytes(size))
         await asyncio.sleep(0.2)
         assert near.link.buffered_bytes(lane) > 0, "buffered_bytes counts what the network does not take"
         assert near.writable == [], "lane_writable is not called while the lane is full"
-        await self.faults(bench).resume()
+        await self.faults(harness).resume()
         await self.received(far, lane, bytes(size), "nothing is lost by a pause of the network")
         await until(lambda: lane in near.writable, self.patience_s, "lane_writable is called when there is room again")
 
     # --------------------------------------------------------------------- identity
 
-    async def test_both_ends_share_a_channel_binding(self, bench: Bench[LinkDriver]) -> None:
-        here, there, elsewhere = await bench.open(), await bench.open(), await bench.open()
+    async def test_both_ends_share_a_channel_binding(self, harness: Harness[LinkDriver]) -> None:
+        here, there, elsewhere = await harness.open(), await harness.open(), await harness.open()
         near, far = await (await self.door(there)).connect(here)
         assert near.link.channel_binding == far.link.channel_binding, "both ends share the channel binding"
         assert len(near.link.channel_binding) >= 32, "a channel binding has 32 bytes or more"
         other, _ = await (await self.door(elsewhere)).connect(here)
         assert other.link.channel_binding != near.link.channel_binding, "another listener has another channel binding"
 
-    async def test_ends_know_where_they_are(self, bench: Bench[LinkDriver]) -> None:
-        here, there = await bench.open(), await bench.open()
+    async def test_ends_know_where_they_are(self, harness: Harness[LinkDriver]) -> None:
+        here, there = await harness.open(), await harness.open()
         door = await self.door(there)
         assert door.address.startswith(f"{there.scheme}://"), "a listener's address has its scheme"
         for reader in await door.connect(here):
-            assert reader.link.driver == bench.subject.driver.name, "a link names its driver"
+            assert reader.link.driver == harness.driver_under_test.driver.name, "a link names its driver"
             assert reader.link.local, "a link names its own end"
             assert reader.link.remote, "a link names the other end"
             rtt_s = reader.link.transport_rtt_s()
             assert rtt_s is None or 0 <= rtt_s < self.patience_s, "the round trip is in seconds, or None"
 
-    async def test_an_address_may_be_dialled_without_its_scheme(self, bench: Bench[LinkDriver]) -> None:
-        here, there = await bench.open(), await bench.open()
+    async def test_an_address_may_be_dialled_without_its_scheme(self, harness: Harness[LinkDriver]) -> None:
+        here, there = await harness.open(), await harness.open()
         door = await self.door(there)
         bare = door.address.removeprefix(f"{there.scheme}://")
         near = LinkReader(
@@ -230,8 +230,10 @@ class TunnelConformance(Conformance[LinkDriver]):
 
     # ---------------------------------------------------------------------- endings
 
-    async def test_each_end_hears_the_right_ending_once_after_the_last_bytes(self, bench: Bench[LinkDriver]) -> None:
-        near, far = await self.pair(bench)
+    async def test_each_end_hears_the_right_ending_once_after_the_last_bytes(
+        self, harness: Harness[LinkDriver]
+    ) -> None:
+        near, far = await self.pair(harness)
         near.link.write(0, b"last words")
         await within(self.patience_s, asyncio.gather(near.link.close(), near.link.close()), "close returns")
         await within(self.patience_s, near.link.close(), "close is safe to call twice")
@@ -246,9 +248,9 @@ class TunnelConformance(Conformance[LinkDriver]):
         assert near.broken == far.broken == []
 
     async def test_an_end_that_comes_before_the_start_is_told_after_what_was_written(
-        self, bench: Bench[LinkDriver]
+        self, harness: Harness[LinkDriver]
     ) -> None:
-        near, far = await self.pair(bench, start=False)
+        near, far = await self.pair(harness, start=False)
         near.link.write(0, b"early")
         closing = asyncio.create_task(near.link.close())
         await asyncio.sleep(0)
@@ -259,9 +261,9 @@ class TunnelConformance(Conformance[LinkDriver]):
         assert isinstance(far.error, Ended), f"the other end hears Ended: {far.error!r}"
 
     @needs(faults=("kill",))
-    async def test_a_link_that_breaks_is_told_as_lost_at_both_ends(self, bench: Bench[LinkDriver]) -> None:
-        near, far = await self.pair(bench)
-        await self.faults(bench).kill()
+    async def test_a_link_that_breaks_is_told_as_lost_at_both_ends(self, harness: Harness[LinkDriver]) -> None:
+        near, far = await self.pair(harness)
+        await self.faults(harness).kill()
         for reader in (near, far):
             reader.link.write(0, b"nobody")
         for reader in (near, far):
@@ -271,11 +273,11 @@ class TunnelConformance(Conformance[LinkDriver]):
     longest_silence_s: ClassVar[float] = 30.0
     """How long a driver may take to give up a path that is silent."""
 
-    async def test_a_driver_closes_what_it_dialled_and_what_it_accepted(self, bench: Bench[LinkDriver]) -> None:
-        here, there = await bench.open(), await bench.open()
+    async def test_a_driver_closes_what_it_dialled_and_what_it_accepted(self, harness: Harness[LinkDriver]) -> None:
+        here, there = await harness.open(), await harness.open()
         door = await self.door(there)
         near, far = await door.connect(here)
-        await bench.close(there)
+        await harness.close(there)
         await until(lambda: far.error is not None, self.patience_s, "close ends every link made here")
         await until(lambda: near.error is not None, self.patience_s, "the other end hears of it")
         with pytest.raises(Unreachable):
@@ -283,8 +285,8 @@ class TunnelConformance(Conformance[LinkDriver]):
 
     # ------------------------------------------------------------- dialling, listening
 
-    async def test_a_dial_to_nobody_is_unreachable_and_says_why(self, bench: Bench[LinkDriver]) -> None:
-        here, there = await bench.open(), await bench.open()
+    async def test_a_dial_to_nobody_is_unreachable_and_says_why(self, harness: Harness[LinkDriver]) -> None:
+        here, there = await harness.open(), await harness.open()
         door = await self.door(there)
         assert door.listener is not None
         await within(self.patience_s, door.listener.close(), "close of a listener returns")
@@ -292,14 +294,14 @@ class TunnelConformance(Conformance[LinkDriver]):
             await within(self.patience_s, here.dial(door.address, timeout_s=1.0), "dial fails within timeout_s")
         assert caught.value.detail.strip(), "Unreachable tells why"
 
-    async def test_what_is_no_address_is_an_error_and_no_crash(self, bench: Bench[LinkDriver]) -> None:
-        here = await bench.open()
+    async def test_what_is_no_address_is_an_error_and_no_crash(self, harness: Harness[LinkDriver]) -> None:
+        here = await harness.open()
         for address in (f"{here.scheme}://", f"{here.scheme}://a\0b:80", "x" * 5_000):
             with pytest.raises(MicroError):
                 await within(self.patience_s, here.dial(address, timeout_s=2.0), "dial fails within timeout_s")
 
-    async def test_a_place_is_listened_on_once_and_free_again_after(self, bench: Bench[LinkDriver]) -> None:
-        here, there = await bench.open(), await bench.open()
+    async def test_a_place_is_listened_on_once_and_free_again_after(self, harness: Harness[LinkDriver]) -> None:
+        here, there = await harness.open(), await harness.open()
         door = await self.door(there)
         with pytest.raises(Conflict):
             await here.listen(door.address, lambda _: None)
@@ -310,8 +312,8 @@ class TunnelConformance(Conformance[LinkDriver]):
         near.link.write(0, b"here")
         await self.received(far, 0, b"here")
 
-    async def test_many_diallers_at_once_are_all_accepted(self, bench: Bench[LinkDriver]) -> None:
-        here, there = await bench.open(), await bench.open()
+    async def test_many_diallers_at_once_are_all_accepted(self, harness: Harness[LinkDriver]) -> None:
+        here, there = await harness.open(), await harness.open()
         door = await self.door(there)
         dials = asyncio.gather(*(here.dial(door.address, timeout_s=self.patience_s) for _ in range(10)))
         near = [LinkReader(link) for link in await within(self.patience_s, dials, "dial returns")]

@@ -7,7 +7,7 @@ import pytest
 from micro_core.builtin.registry import memory as memory_registry
 from micro_core.builtin.registry.joined import JoinedRegistry
 from micro_core.contract import Driver, DriverContext, NoOptions, Registry
-from micro_core.testing import RegistryConformance, Subject
+from micro_core.testing import DriverUnderTest, RegistryConformance
 from micro_core.testing.builtin_drivers import *  # noqa: F403 - every class is a test of this module
 
 
@@ -17,7 +17,7 @@ class TestJoinedRegistry(RegistryConformance):
     lease_s = 0.4
 
     @pytest.fixture
-    def subject(self) -> Subject[Registry]:
+    def driver_under_test(self) -> DriverUnderTest[Registry]:
         def create(options: NoOptions, context: DriverContext) -> Registry:
             from dataclasses import replace
 
@@ -27,6 +27,6 @@ class TestJoinedRegistry(RegistryConformance):
             ]
             return JoinedRegistry(parts, context.counters)
 
-        return Subject(
+        return DriverUnderTest(
             driver=Driver(name="joined", summary="Two as one.", options=NoOptions, create=create),
         )

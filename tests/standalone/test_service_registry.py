@@ -28,7 +28,7 @@ from micro_core.rpc.service import Service
 from micro_core.standalone.registry import client as service_registry
 from micro_core.standalone.registry.client import ServiceRegistry, ServiceRegistryOptions
 from micro_core.standalone.registry.server import SERVICE, RegistryEndpoints
-from micro_core.testing import RegistryConformance, Subject, free_port
+from micro_core.testing import DriverUnderTest, RegistryConformance, free_port
 from micro_core.testing.kit.driver_under_test import Faults
 
 GREETER = Instance(service="go.micro.srv.greeter", id="greeter-1", address="tcp://127.0.0.1:4001")
@@ -115,8 +115,8 @@ class TestServiceRegistry(RegistryConformance):
     lease_s = 0.5
 
     @pytest.fixture
-    def subject(self, host: Host, options: ServiceRegistryOptions, transport: Transport) -> Subject[Registry]:
-        return Subject(driver=service_registry.micro_registry(), options=options, transport=transport, faults=host)
+    def driver_under_test(self, host: Host, options: ServiceRegistryOptions, transport: Transport) -> DriverUnderTest[Registry]:
+        return DriverUnderTest(driver=service_registry.micro_registry(), options=options, transport=transport, faults=host)
 
 
 @pytest.fixture

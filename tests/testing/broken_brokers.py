@@ -19,7 +19,7 @@ from micro_core.contract import (
     Subscription,
     Unreachable,
 )
-from micro_core.testing import BrokerConformance, Faults, Subject
+from micro_core.testing import BrokerConformance, DriverUnderTest, Faults
 
 
 class BackEnd(Faults):
@@ -148,14 +148,14 @@ class Kit(BrokerConformance):
     capabilities: frozenset[str] = frozenset({"queue-groups"})
 
     @pytest.fixture
-    def subject(self) -> Subject[Broker]:
+    def driver_under_test(self) -> DriverUnderTest[Broker]:
         back_end = BackEnd()
 
         def create(_options: NoOptions, context: DriverContext) -> Broker:
             return self.made(back_end, context)
 
         driver: Driver[Broker] = Driver(name="broken", summary="Breaks.", options=NoOptions, create=create)
-        return Subject(driver=driver, capabilities=self.capabilities, faults=back_end)
+        return DriverUnderTest(driver=driver, capabilities=self.capabilities, faults=back_end)
 
 
 class TestSound(Kit):

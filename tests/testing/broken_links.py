@@ -10,7 +10,7 @@ import pytest
 from micro_core.builtin.tunnel.memory import MemoryTunnel, MemoryTunnelOptions
 from micro_core.contract import Driver, DriverContext, Link, LinkDriver, LinkLost, MicroError, Unreachable
 from micro_core.contract.transport import Listener
-from micro_core.testing import Faults, Subject, TunnelConformance
+from micro_core.testing import DriverUnderTest, Faults, TunnelConformance
 
 
 class Sound(MemoryTunnel):
@@ -165,7 +165,7 @@ class Kit(TunnelConformance):
     longest_silence_s = 1.0
 
     @pytest.fixture
-    def subject(self) -> Subject[LinkDriver]:
+    def driver_under_test(self) -> DriverUnderTest[LinkDriver]:
         network = Network()
 
         def create(options: MemoryTunnelOptions, context: DriverContext) -> LinkDriver:
@@ -175,7 +175,7 @@ class Kit(TunnelConformance):
         driver: Driver[LinkDriver] = Driver(
             name="memory", summary="Breaks.", options=MemoryTunnelOptions, create=create
         )
-        return Subject(driver=driver, faults=network)
+        return DriverUnderTest(driver=driver, faults=network)
 
 
 class TestSound(Kit):

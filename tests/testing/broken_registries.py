@@ -23,7 +23,7 @@ from micro_core.contract import (
     RegistryWatch,
     Unreachable,
 )
-from micro_core.testing import Faults, RegistryConformance, Subject
+from micro_core.testing import DriverUnderTest, Faults, RegistryConformance
 
 
 class Sound(MemoryRegistry):
@@ -241,7 +241,7 @@ class Kit(RegistryConformance):
     capabilities: frozenset[str] = frozenset()
 
     @pytest.fixture
-    def subject(self) -> Subject[Registry]:
+    def driver_under_test(self) -> DriverUnderTest[Registry]:
         back_end = BackEnd()
 
         def create(_options: NoOptions, context: DriverContext) -> Registry:
@@ -250,7 +250,7 @@ class Kit(RegistryConformance):
             return made
 
         driver: Driver[Registry] = Driver(name="broken", summary="Breaks.", options=NoOptions, create=create)
-        return Subject(driver=dataclasses.replace(driver, capabilities=self.capabilities), faults=back_end)
+        return DriverUnderTest(driver=dataclasses.replace(driver, capabilities=self.capabilities), faults=back_end)
 
 
 class TestSound(Kit):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from micro_core.contract import Candidate, Driver, DriverContext, NoOptions, Resolver, Unreachable
-from micro_core.testing import Bench, Faults, ResolverConformance, Subject
+from micro_core.testing import DriverUnderTest, Faults, Harness, ResolverConformance
 
 
 class Source(Faults):
@@ -98,16 +98,16 @@ class Kit(ResolverConformance):
     capabilities: frozenset[str] = frozenset({"priorities"})
 
     @pytest.fixture
-    def subject(self) -> Subject[Resolver]:
+    def driver_under_test(self) -> DriverUnderTest[Resolver]:
         self.source = Source()
 
         def create(_options: NoOptions, context: DriverContext) -> Resolver:
             return self.made(self.source)
 
         driver: Driver[Resolver] = Driver(name="broken", summary="Breaks.", options=NoOptions, create=create)
-        return Subject(driver=driver, capabilities=self.capabilities, faults=self.source)
+        return DriverUnderTest(driver=driver, capabilities=self.capabilities, faults=self.source)
 
-    async def publish(self, bench: Bench[Resolver], candidates: Sequence[Candidate]) -> None:
+    async def publish(self, harness: Harness[Resolver], candidates: Sequence[Candidate]) -> None:
         self.source.candidates = list(candidates)
 
 

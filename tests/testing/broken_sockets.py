@@ -11,7 +11,7 @@ from micro_core.builtin.transport import memory as memory_transport
 from micro_core.builtin.transport.memory import MemorySocket, MemoryTransport
 from micro_core.contract import Driver, DriverContext, Ended, LinkLost, NoOptions, Socket, SocketReceiver, Transport
 from micro_core.contract.transport import Listener
-from micro_core.testing import Faults, Subject, TransportConformance
+from micro_core.testing import DriverUnderTest, Faults, TransportConformance
 
 
 class Sound(MemoryTransport):
@@ -138,7 +138,7 @@ class Kit(TransportConformance):
     most_buffered_bytes = 8_000_000
 
     @pytest.fixture
-    def subject(self) -> Subject[Transport]:
+    def driver_under_test(self) -> DriverUnderTest[Transport]:
         faults = Cut()
 
         def create(_options: NoOptions, context: DriverContext) -> Transport:
@@ -146,7 +146,7 @@ class Kit(TransportConformance):
             return faults.made[-1]
 
         driver: Driver[Transport] = Driver(name="broken", summary="Breaks.", options=NoOptions, create=create)
-        return Subject(driver=driver, faults=faults)
+        return DriverUnderTest(driver=driver, faults=faults)
 
 
 class TestSound(Kit):

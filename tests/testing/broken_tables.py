@@ -20,7 +20,7 @@ from micro_core.contract import (
     RouteQuery,
     Table,
 )
-from micro_core.testing import Subject, TableConformance
+from micro_core.testing import DriverUnderTest, TableConformance
 
 
 class Sound(MemoryTable):
@@ -88,12 +88,12 @@ class Kit(TableConformance):
     capabilities: frozenset[str] = frozenset()
 
     @pytest.fixture
-    def subject(self) -> Subject[Table]:
+    def driver_under_test(self) -> DriverUnderTest[Table]:
         def create(_options: NoOptions, context: DriverContext) -> Table:
             return self.made(logger=context.logger, counters=context.counters)
 
         driver: Driver[Table] = Driver(name="broken", summary="Breaks.", options=NoOptions, create=create)
-        return Subject(driver=driver, capabilities=self.capabilities)
+        return DriverUnderTest(driver=driver, capabilities=self.capabilities)
 
 
 class TestSound(Kit):

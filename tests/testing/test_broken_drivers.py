@@ -152,7 +152,7 @@ def results_of(module: str) -> dict[tuple[str, str], dict[str, Any]]:
     wanted |= {f"TestSound::test_{part}" for parts in BROKEN[module].values() for part in parts}
     path = HERE / f"{module}.py"
     done = subprocess.run(
-        [sys.executable, str(HERE / "run_parts.py"), *(f"{path}::{each}" for each in sorted(wanted))],
+        [sys.executable, str(HERE / "run_checks.py"), *(f"{path}::{each}" for each in sorted(wanted))],
         capture_output=True,
         text=True,
         timeout=300,

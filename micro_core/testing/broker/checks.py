@@ -13,17 +13,17 @@ from micro_core.testing.broker.faults import BrokerFaultParts
 from micro_core.testing.broker.support import TOPIC, Heard, message
 from micro_core.testing.kit.comparing import assert_same_bytes
 from micro_core.testing.kit.conformance import needs
-from micro_core.testing.kit.harness import Bench
+from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.waiting import until, within
 
 
 class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
-    """Inherit it, supply `subject`."""
+    """Inherit it, supply `driver_under_test`."""
 
     # ---------------------------------------------------------------------- topics
 
-    async def test_every_subscriber_receives_every_message_once_and_in_order(self, bench: Bench[Broker]) -> None:
-        publisher, one, two = await bench.open(), await bench.open(), await bench.open()
+    async def test_every_subscriber_receives_every_message_once_and_in_order(self, harness: Harness[Broker]) -> None:
+        publisher, one, two = await harness.open(), await harness.open(), await harness.open()
         heard = [Heard(), Heard(), Heard()]
         await self.subscribed(one, heard[0])
         await self.subscribed(two, heard[1])
@@ -36,8 +36,8 @@ class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
             assert each.messages == sent, "a message arrives as it was: id, body, content type, headers"
             assert set(each.topics) == {TOPIC}, "the handler is called with the topic"
 
-    async def test_a_message_arrives_whole(self, bench: Bench[Broker]) -> None:
-        publisher, subscriber = await bench.open(), await bench.open()
+    async def test_a_message_arrives_whole(self, harness: Harness[Broker]) -> None:
+        publisher, subscriber = await harness.open(), await harness.open()
         heard = Heard()
         await self.subscribed(subscriber, heard)
         odd = [
@@ -58,8 +58,8 @@ class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
             expected = {name: value for name, value in sent.headers.items() if not name.startswith("micro-")}
             assert own == expected, "headers arrive as they were"
 
-    async def test_a_topic_is_heard_by_those_who_asked_for_it(self, bench: Bench[Broker]) -> None:
-        broker = await bench.open()
+    async def test_a_topic_is_heard_by_those_who_asked_for_it(self, harness: Harness[Broker]) -> None:
+        broker = await harness.open()
         heard, elsewhere = Heard(), Heard()
         await self.subscribed(broker, heard)
         await self.subscribed(broker, elsewhere, topic="orders")
@@ -68,10 +68,10 @@ class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
         await until(lambda: heard.numbers and elsewhere.numbers, self.patience_s, "every subscriber receives its topic")
         assert (heard.numbers, elsewhere.numbers) == ([3], [2]), "a subscriber hears its own topic and no other"
 
-    async def test_networks_do_not_hear_each_other(self, bench: Bench[Broker]) -> None:
-        if bench.subject.registry is not None:
+    async def test_networks_do_not_hear_each_other(self, harness: Harness[Broker]) -> None:
+        if harness.driver_under_test.registry is not None:
             pytest.skip("the driver meets the others through a registry, which is of one network")
-        here, beyond = await bench.open(), await bench.open(network=f"{bench.network}.other")
+        here, beyond = await harness.open(), await harness.open(network=f"{harness.network}.other")
         heard, heard_beyond = Heard(), Heard()
         await self.subscribed(here, heard)
         await self.subscribed(beyond, heard_beyond)
@@ -80,8 +80,8 @@ class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
         await until(lambda: heard.numbers and heard_beyond.numbers, self.patience_s, "subscribers receive")
         assert (heard.numbers, heard_beyond.numbers) == ([1], [2]), "networks do not hear each other"
 
-    async def test_several_subscriptions_of_one_topic_each_receive(self, bench: Bench[Broker]) -> None:
-        broker = await bench.open()
+    async def test_several_subscriptions_of_one_topic_each_receive(self, harness: Harness[Broker]) -> None:
+        broker = await harness.open()
         heard = [Heard() for _ in range(3)]
         for each in heard:
             await self.subscribed(broker, each)
@@ -90,8 +90,8 @@ class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
         for each in heard:
             await self.heard(each, range(10))
 
-    async def test_nothing_comes_after_unsubscribing(self, bench: Bench[Broker]) -> None:
-        broker, gone, stays = await bench.open(), Heard(), Heard()
+    async def test_nothing_comes_after_unsubscribing(self, harness: Harness[Broker]) -> None:
+        broker, gone, stays = await harness.open(), Heard(), Heard()
         subscription = await self.subscribed(broker, gone)
         await self.subscribed(broker, stays)
         assert (subscription.topic, subscription.queue) == (TOPIC, ""), "a subscription knows its topic and queue"
@@ -101,16 +101,16 @@ class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
         await self.heard(stays, range(5))
         assert gone.messages == [], "nothing comes after unsubscribing"
 
-    async def test_what_is_no_topic_is_refused(self, bench: Bench[Broker]) -> None:
-        broker = await bench.open()
+    async def test_what_is_no_topic_is_refused(self, harness: Harness[Broker]) -> None:
+        broker = await harness.open()
         for topic in ("", "a b", "a\n"):
             with pytest.raises(BadRequest):
                 await broker.publish(topic, message(1))
             with pytest.raises(BadRequest):
                 await broker.subscribe(topic, Heard())
 
-    async def test_a_message_over_the_bound_is_refused_at_once(self, bench: Bench[Broker]) -> None:
-        broker, heard = await bench.open(), Heard()
+    async def test_a_message_over_the_bound_is_refused_at_once(self, harness: Harness[Broker]) -> None:
+        broker, heard = await harness.open(), Heard()
         await self.subscribed(broker, heard)
         with pytest.raises(TooLarge):
             await within(
@@ -121,8 +121,8 @@ class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
         assert heard.numbers == [2]
 
     @needs(capability="wildcards")
-    async def test_a_pattern_hears_the_topics_that_fit(self, bench: Bench[Broker]) -> None:
-        publisher, subscriber = await bench.open(), await bench.open()
+    async def test_a_pattern_hears_the_topics_that_fit(self, harness: Harness[Broker]) -> None:
+        publisher, subscriber = await harness.open(), await harness.open()
         one_part, the_rest = Heard(), Heard()
         await self.subscribed(subscriber, one_part, topic="orders.*.eu")
         await self.subscribed(subscriber, the_rest, topic="orders.>")
@@ -147,12 +147,12 @@ class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
 
     # ------------------------------------------------------------------ queue groups
 
-    async def test_one_member_of_a_queue_group_receives_each_message(self, bench: Bench[Broker]) -> None:
-        publisher, members, plain, others = await bench.open(), [Heard() for _ in range(3)], Heard(), Heard()
+    async def test_one_member_of_a_queue_group_receives_each_message(self, harness: Harness[Broker]) -> None:
+        publisher, members, plain, others = await harness.open(), [Heard() for _ in range(3)], Heard(), Heard()
         for member in members:
-            await self.subscribed(await bench.open(), member, queue="workers")
-        await self.subscribed(await bench.open(), plain)
-        await self.subscribed(await bench.open(), others, queue="others")
+            await self.subscribed(await harness.open(), member, queue="workers")
+        await self.subscribed(await harness.open(), plain)
+        await self.subscribed(await harness.open(), others, queue="others")
         for number in range(60):
             await publisher.publish(TOPIC, message(number))
         await self.heard(plain, range(60), "a subscriber without a queue receives every message")
@@ -166,10 +166,10 @@ class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
         assert got == list(range(60)), "of a queue group, exactly one member receives each message"
 
     @needs(capability="queue-groups")
-    async def test_members_of_a_queue_group_share_the_work(self, bench: Bench[Broker]) -> None:
-        publisher, members = await bench.open(), [Heard() for _ in range(3)]
+    async def test_members_of_a_queue_group_share_the_work(self, harness: Harness[Broker]) -> None:
+        publisher, members = await harness.open(), [Heard() for _ in range(3)]
         for member in members:
-            await self.subscribed(await bench.open(), member, queue="workers")
+            await self.subscribed(await harness.open(), member, queue="workers")
         counter = itertools.count()
 
         async def all_have_some() -> bool:
@@ -178,10 +178,10 @@ class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
 
         await until(all_have_some, self.patience_s, "no member of a queue group that keeps up is left out")
 
-    async def test_a_member_that_leaves_its_group_takes_nothing_with_it(self, bench: Bench[Broker]) -> None:
-        publisher, leaves, stays = await bench.open(), Heard(), Heard()
-        subscription = await self.subscribed(await bench.open(), leaves, queue="workers")
-        await self.subscribed(await bench.open(), stays, queue="workers")
+    async def test_a_member_that_leaves_its_group_takes_nothing_with_it(self, harness: Harness[Broker]) -> None:
+        publisher, leaves, stays = await harness.open(), Heard(), Heard()
+        subscription = await self.subscribed(await harness.open(), leaves, queue="workers")
+        await self.subscribed(await harness.open(), stays, queue="workers")
         await within(self.patience_s, subscription.close(), "close of a subscription returns")
         for number in range(20):
             await publisher.publish(TOPIC, message(number))
@@ -190,8 +190,8 @@ class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
 
     # ---------------------------------------------------------- subscribers that misbehave
 
-    async def test_a_handler_that_fails_disturbs_nobody(self, bench: Bench[Broker]) -> None:
-        publisher, subscriber, heard = await bench.open(), await bench.open(), Heard()
+    async def test_a_handler_that_fails_disturbs_nobody(self, harness: Harness[Broker]) -> None:
+        publisher, subscriber, heard = await harness.open(), await harness.open(), Heard()
         called: list[int] = []
 
         async def fails(_topic: str, received: Message) -> None:
@@ -204,15 +204,15 @@ class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
             await publisher.publish(TOPIC, message(number))
         await self.heard(heard, range(3), "a handler that fails disturbs nobody else")
         await until(lambda: {0, 1, 2} <= set(called), self.patience_s, "a handler that failed gets the next message")
-        await until(lambda: bench.counted(subscriber), self.patience_s, "a handler that fails is counted")
+        await until(lambda: harness.counted(subscriber), self.patience_s, "a handler that fails is counted")
 
-    async def test_a_slow_subscriber_slows_nobody_else(self, bench: Bench[Broker]) -> None:
-        publisher, quick = await bench.open(), Heard()
+    async def test_a_slow_subscriber_slows_nobody_else(self, harness: Harness[Broker]) -> None:
+        publisher, quick = await harness.open(), Heard()
         slow, slow_beside = Heard(), Heard()
         for each in (slow, slow_beside):
             each.gate.clear()
-        sharing = await bench.open()
-        await self.subscribed(await bench.open(), slow)
+        sharing = await harness.open()
+        await self.subscribed(await harness.open(), slow)
         await self.subscribed(sharing, slow_beside)
         await self.subscribed(sharing, quick)
         clause = "a subscriber that does not keep up never slows another down"
@@ -232,19 +232,21 @@ class BrokerConformance(BrokerFaultParts, BrokerDurableParts):
 
     # --------------------------------------------------------------------- closing
 
-    async def test_a_closed_broker_hears_and_says_nothing(self, bench: Bench[Broker]) -> None:
-        closed, stays, gone, heard = await bench.open(), await bench.open(), Heard(), Heard()
+    async def test_a_closed_broker_hears_and_says_nothing(self, harness: Harness[Broker]) -> None:
+        closed, stays, gone, heard = await harness.open(), await harness.open(), Heard(), Heard()
         await self.subscribed(closed, gone)
         await self.subscribed(stays, heard)
-        await bench.close(closed)
+        await harness.close(closed)
         await stays.publish(TOPIC, message(0))
         await self.heard(heard, range(1))
         assert gone.messages == [], "a closed broker hears nothing"
         with pytest.raises(Unreachable):
             await within(self.patience_s, closed.publish(TOPIC, message(1)), "a closed broker answers at once")
 
-    async def test_a_subscription_s_close_waits_a_second_for_its_handler_at_most(self, bench: Bench[Broker]) -> None:
-        broker, stuck = await bench.open(), Heard()
+    async def test_a_subscription_s_close_waits_a_second_for_its_handler_at_most(
+        self, harness: Harness[Broker]
+    ) -> None:
+        broker, stuck = await harness.open(), Heard()
         stuck.gate.clear()
         subscription = await self.subscribed(broker, stuck)
         await broker.publish(TOPIC, message(1))

@@ -8,7 +8,7 @@ from micro_core.contract import Broker, Message
 from micro_core.testing.broker.support import TOPIC, BrokerKit, Heard, message
 from micro_core.testing.kit.conformance import needs
 from micro_core.testing.kit.faults import away
-from micro_core.testing.kit.harness import Bench
+from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.waiting import until
 
 
@@ -19,8 +19,8 @@ class BrokerDurableParts(BrokerKit):
     """How long a message may take to come again."""
 
     @needs(capability="durable")
-    async def test_a_message_whose_handler_failed_comes_again(self, bench: Bench[Broker]) -> None:
-        publisher, subscriber = await bench.open(), await bench.open()
+    async def test_a_message_whose_handler_failed_comes_again(self, harness: Harness[Broker]) -> None:
+        publisher, subscriber = await harness.open(), await harness.open()
         tries: dict[int, int] = {}
         ids: set[str] = set()
 
@@ -39,27 +39,29 @@ class BrokerDurableParts(BrokerKit):
         assert len(ids) == 3, "a message that comes again has the id it had"
 
     @needs(capability="durable")
-    async def test_what_is_published_while_no_member_is_there_waits_for_the_next(self, bench: Bench[Broker]) -> None:
-        publisher, member = await bench.open(), await bench.open()
+    async def test_what_is_published_while_no_member_is_there_waits_for_the_next(
+        self, harness: Harness[Broker]
+    ) -> None:
+        publisher, member = await harness.open(), await harness.open()
         first, second = Heard(), Heard()
         await self.subscribed(member, first, queue="workers")
         await publisher.publish(TOPIC, message(0))
         await self.heard(first, range(1))
-        await bench.close(member)
+        await harness.close(member)
         for number in range(1, 6):
             await publisher.publish(TOPIC, message(number))
-        await self.subscribed(await bench.open(), second, queue="workers")
+        await self.subscribed(await harness.open(), second, queue="workers")
         clause = "what is published while no member of a queue group is there waits for the next"
         await until(lambda: {1, 2, 3, 4, 5} <= set(second.numbers), self.redelivery_s, clause)
 
     @needs(capability="durable", faults=("kill", "restart"))
-    async def test_what_was_taken_is_not_lost_with_the_back_end(self, bench: Bench[Broker]) -> None:
-        publisher, member, heard = await bench.open(), await bench.open(), Heard()
+    async def test_what_was_taken_is_not_lost_with_the_back_end(self, harness: Harness[Broker]) -> None:
+        publisher, member, heard = await harness.open(), await harness.open(), Heard()
         heard.gate.clear()
         await self.subscribed(member, heard, queue="workers")
         taken = [number for number in range(20) if await self.published(publisher, number)]
         assert taken == list(range(20)), "publish returns when the broker has taken the message"
-        async with away(self.faults(bench)):
+        async with away(self.faults(harness)):
             heard.gate.set()
         clause = "what the broker has taken is handled, also when it was restarted meanwhile"
         await until(lambda: set(taken) <= set(heard.numbers), self.redelivery_s, clause)

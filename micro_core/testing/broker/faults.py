@@ -12,7 +12,7 @@ from micro_core.contract import Broker, Unreachable
 from micro_core.testing.broker.support import TOPIC, BrokerKit, Heard, message
 from micro_core.testing.kit.conformance import needs
 from micro_core.testing.kit.faults import away, beating, slowed
-from micro_core.testing.kit.harness import Bench
+from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.waiting import until, within
 
 
@@ -35,33 +35,33 @@ class BrokerFaultParts(BrokerKit):
         await until(all_heard_something, self.patience_s, "a subscription survives reconnects: it hears again")
 
     @needs(faults=("kill", "restart"))
-    async def test_a_back_end_that_is_away_is_told_in_time(self, bench: Bench[Broker]) -> None:
-        broker, heard = await bench.open(), Heard()
+    async def test_a_back_end_that_is_away_is_told_in_time(self, harness: Harness[Broker]) -> None:
+        broker, heard = await harness.open(), Heard()
         await self.subscribed(broker, heard)
-        async with away(self.faults(bench)):
+        async with away(self.faults(harness)):
             clause = "publish raises Unreachable in time when the broker is away"
             with pytest.raises(Unreachable) as caught:
                 await within(self.patience_s, broker.publish(TOPIC, message(1)), clause)
             assert caught.value.detail.strip(), "Unreachable tells why"
 
     @needs(faults=("kill", "restart"))
-    async def test_subscriptions_survive_a_back_end_that_was_away(self, bench: Bench[Broker]) -> None:
-        await self._survive(bench, empty=False)
+    async def test_subscriptions_survive_a_back_end_that_was_away(self, harness: Harness[Broker]) -> None:
+        await self._survive(harness, empty=False)
 
     @needs(faults=("kill", "wipe"))
-    async def test_subscriptions_survive_a_back_end_that_comes_back_empty(self, bench: Bench[Broker]) -> None:
-        await self._survive(bench, empty=True)
+    async def test_subscriptions_survive_a_back_end_that_comes_back_empty(self, harness: Harness[Broker]) -> None:
+        await self._survive(harness, empty=True)
 
-    async def _survive(self, bench: Bench[Broker], *, empty: bool) -> None:
-        publisher, plain, members = await bench.open(), [Heard(), Heard()], [Heard(), Heard()]
+    async def _survive(self, harness: Harness[Broker], *, empty: bool) -> None:
+        publisher, plain, members = await harness.open(), [Heard(), Heard()], [Heard(), Heard()]
         for heard in plain:
-            await self.subscribed(await bench.open(), heard)
+            await self.subscribed(await harness.open(), heard)
         for member in members:
-            await self.subscribed(await bench.open(), member, queue="workers")
+            await self.subscribed(await harness.open(), member, queue="workers")
         await publisher.publish(TOPIC, message(0))
         for heard in plain:
             await self.heard(heard, range(1))
-        async with away(self.faults(bench), empty=empty):
+        async with away(self.faults(harness), empty=empty):
             await asyncio.sleep(0.1)
         await self.hears_again(publisher, *plain, *members)
         # Everybody is back: from here on it is as if nothing had been.
@@ -78,17 +78,17 @@ class BrokerFaultParts(BrokerKit):
         assert new(members) == list(range(2_000_000, 2_000_020)), "queue groups are queue groups still"
 
     @needs(faults=("kill", "restart"))
-    async def test_closing_does_not_wait_for_a_back_end_that_is_away(self, bench: Bench[Broker]) -> None:
-        broker, heard = await bench.open(), Heard()
+    async def test_closing_does_not_wait_for_a_back_end_that_is_away(self, harness: Harness[Broker]) -> None:
+        broker, heard = await harness.open(), Heard()
         await self.subscribed(broker, heard)
-        async with away(self.faults(bench)):
-            await within(self.patience_s, bench.close(broker), "close returns though the back end is away")
+        async with away(self.faults(harness)):
+            await within(self.patience_s, harness.close(broker), "close returns though the back end is away")
 
     @needs(faults=("pause", "resume"))
-    async def test_a_back_end_that_stands_still_stops_nobody_s_loop(self, bench: Bench[Broker]) -> None:
-        publisher, subscriber, heard = await bench.open(), await bench.open(), Heard()
+    async def test_a_back_end_that_stands_still_stops_nobody_s_loop(self, harness: Harness[Broker]) -> None:
+        publisher, subscriber, heard = await harness.open(), await harness.open(), Heard()
         await self.subscribed(subscriber, heard)
-        await self.faults(bench).pause()
+        await self.faults(harness).pause()
         try:
             async with beating(
                 self.pause_s / 2, "the event loop is never blocked, least of all by a back end that is still"
@@ -96,15 +96,15 @@ class BrokerFaultParts(BrokerKit):
                 calls = [asyncio.create_task(self.published(publisher, number)) for number in range(5)]
                 await asyncio.sleep(self.pause_s)
         finally:
-            await self.faults(bench).resume()
+            await self.faults(harness).resume()
         await within(self.patience_s, asyncio.gather(*calls), "publish ends, well or with Unreachable")
         await self.hears_again(publisher, heard)
 
     @needs(faults=("pause", "resume"))
-    async def test_a_slow_back_end_only_makes_things_slow(self, bench: Bench[Broker]) -> None:
-        publisher, subscriber, heard = await bench.open(), await bench.open(), Heard()
+    async def test_a_slow_back_end_only_makes_things_slow(self, harness: Harness[Broker]) -> None:
+        publisher, subscriber, heard = await harness.open(), await harness.open(), Heard()
         await self.subscribed(subscriber, heard)
-        async with slowed(self.faults(bench)):
+        async with slowed(self.faults(harness)):
             for number in range(30):
                 await within(
                     self.patience_s, publisher.publish(TOPIC, message(number)), "publish ends on a slow back end"
@@ -112,13 +112,13 @@ class BrokerFaultParts(BrokerKit):
             await self.heard(heard, range(30), "a slow back end loses nothing and changes no order")
 
     @needs(faults=("garbage",))
-    async def test_garbage_reaches_no_handler_and_stops_no_subscription(self, bench: Bench[Broker]) -> None:
-        publisher, subscriber, heard = await bench.open(), await bench.open(), Heard()
+    async def test_garbage_reaches_no_handler_and_stops_no_subscription(self, harness: Harness[Broker]) -> None:
+        publisher, subscriber, heard = await harness.open(), await harness.open(), Heard()
         await self.subscribed(subscriber, heard)
         await publisher.publish(TOPIC, message(0))
         await self.heard(heard, range(1))
-        await self.faults(bench).garbage(bench.context())
+        await self.faults(harness).garbage(harness.context())
         for number in range(1, 10):
             await publisher.publish(TOPIC, message(number))
         await self.heard(heard, range(10), "garbage reaches no handler, and the messages after it do")
-        assert bench.counted(subscriber), "what is dropped is counted (context.counters)"
+        assert harness.counted(subscriber), "what is dropped is counted (context.counters)"

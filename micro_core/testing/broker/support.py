@@ -11,7 +11,7 @@ import pytest
 
 from micro_core.contract import Broker, Message, Role, Subscription, Unreachable
 from micro_core.testing.kit.conformance import Conformance
-from micro_core.testing.kit.harness import Bench
+from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.waiting import fail, until, within
 
 TOPIC = "orders.created"
@@ -55,8 +55,8 @@ class BrokerKit(Conformance[Broker]):
     too_large_message_bytes: ClassVar[int] = 32 * 1024 * 1024
     """A message that is over every broker's bound."""
 
-    async def exercise(self, bench: Bench[Broker]) -> None:
-        publisher, subscriber = await bench.open(), await bench.open()
+    async def exercise(self, harness: Harness[Broker]) -> None:
+        publisher, subscriber = await harness.open(), await harness.open()
         heard = Heard()
         subscription = await self.subscribed(subscriber, heard)
         for number in range(20):

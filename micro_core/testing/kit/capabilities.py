@@ -1,7 +1,7 @@
 """The words of `Driver.capabilities`, and what each adds to what the kit of its role demands.
 
 A driver whose options decide (a durable stream, say) declares what always holds, and its tests say the rest in
-`Subject.capabilities`. Words of a driver's own begin with `x-`; any other word is a mistake, and a part says so.
+`DriverUnderTest.capabilities`. Words of a driver's own begin with `x-`; any other word is a mistake, and a part says so.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ class Faults:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject(Generic[T]):
-    """What is tested: the value of the fixture `subject`."""
+class DriverUnderTest(Generic[T]):
+    """What is tested: the value of the fixture `driver_under_test`."""
 
     driver: Driver[T]
     """As the plugin's hook returns it."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from micro_core.contract import Clock, Counters, CountersInMemory, DriverContext, Registry, Transport
-from micro_core.testing.kit.driver_under_test import Subject
+from micro_core.testing.kit.driver_under_test import DriverUnderTest
 from micro_core.testing.kit.waiting import within
 
 _NODE_ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
@@ -80,7 +80,7 @@ def context(
 
 
 @dataclass
-class Bench(Generic[T]):
+class Harness(Generic[T]):
     """Makes the drivers of one test, started, and closes them at its end.
 
     Each has a context of its own, with another node id, its own counters and its own zero of monotonic time, as in
@@ -88,7 +88,7 @@ class Bench(Generic[T]):
     others.
     """
 
-    subject: Subject[T]
+    driver_under_test: DriverUnderTest[T]
     state_dir: str
     patience_s: float
     network: str = field(default_factory=lambda: f"kit.{secrets.token_hex(6)}")
@@ -100,16 +100,16 @@ class Bench(Generic[T]):
             network=network or self.network,
             site=site or "eu",
             state_dir=self.state_dir,
-            logger=f"micro.kit.{self.subject.driver.name}",
-            registry=self.subject.registry,
-            transport=self.subject.transport,
+            logger=f"micro.kit.{self.driver_under_test.driver.name}",
+            registry=self.driver_under_test.registry,
+            transport=self.driver_under_test.transport,
         )
 
     def create(self, context: DriverContext | None = None) -> T:
         """A driver that is not started; closed at the end of the test."""
-        driver = self.subject.driver
+        driver = self.driver_under_test.driver
         context = context or self.context()
-        options = driver.options() if self.subject.options is None else self.subject.options
+        options = driver.options() if self.driver_under_test.options is None else self.driver_under_test.options
         made: T = driver.create(options, context)
         self._open[id(made)] = made, context
         return made

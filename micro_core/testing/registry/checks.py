@@ -13,7 +13,7 @@ import pytest
 
 from micro_core.contract import BadRequest, Instance, Registry, TooLarge, Unreachable
 from micro_core.testing.kit.faults import waited_for_a_processor_s
-from micro_core.testing.kit.harness import Bench
+from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.waiting import fail, within
 from micro_core.testing.kit.watch_recorder import Follower
 from micro_core.testing.registry.faults import RegistryFaultParts
@@ -24,51 +24,51 @@ TRIES = 3
 
 
 class RegistryConformance(RegistryWatchParts, RegistryFaultParts):
-    """Inherit it, supply `subject`."""
+    """Inherit it, supply `driver_under_test`."""
 
     # --------------------------------------------------------------------- records
 
-    async def test_a_record_is_seen_by_every_registry_of_the_site(self, bench: Bench[Registry]) -> None:
-        one, other = await bench.open(), await bench.open()
+    async def test_a_record_is_seen_by_every_registry_of_the_site(self, harness: Harness[Registry]) -> None:
+        one, other = await harness.open(), await harness.open()
         assert await other.instances() == [], "instances is empty when there are none"
         await one.register(GREETER, lease_s=LONG_S)
         await self.stands(one, GREETER)
         await self.stands(other, GREETER)
 
-    async def test_sites_and_networks_do_not_see_each_other(self, bench: Bench[Registry]) -> None:
-        here, there = await bench.open(), await bench.open(site="us")
-        beyond = await bench.open(network=f"{bench.network}.other")
+    async def test_sites_and_networks_do_not_see_each_other(self, harness: Harness[Registry]) -> None:
+        here, there = await harness.open(), await harness.open(site="us")
+        beyond = await harness.open(network=f"{harness.network}.other")
         for registry, name in ((here, "here"), (there, "there"), (beyond, "beyond")):
             await registry.register(replace(GREETER, id=name), lease_s=LONG_S)
         await self.stands(here, replace(GREETER, id="here"))
         await self.stands(there, replace(GREETER, id="there"))
         await self.stands(beyond, replace(GREETER, id="beyond"))
 
-    async def test_instances_of_one_service_are_found_by_its_name(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_instances_of_one_service_are_found_by_its_name(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         for instance in (GREETER, OTHER):
             await writer.register(instance, lease_s=LONG_S)
         await self.stands(reader, GREETER, OTHER)
         await self.stands(reader, GREETER, service=GREETER.service)
         assert await reader.instances("go.micro.srv.nobody") == []
 
-    async def test_several_instances_and_versions_stand_side_by_side(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_several_instances_and_versions_stand_side_by_side(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         instances = [replace(GREETER, id=f"greeter-{number}", version=f"{number}.0") for number in range(10)]
         instances.append(Instance(service=GREETER.service, id="bare", address="unix:///run/bare.sock"))
         for instance in instances:
             await writer.register(instance, lease_s=LONG_S)
         await self.stands(reader, *instances)
 
-    async def test_a_record_replaces_the_one_with_its_id(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_a_record_replaces_the_one_with_its_id(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         await writer.register(GREETER, lease_s=LONG_S)
         changed = replace(GREETER, address="tcp://127.0.0.1:4002", metadata={"zone": "b"}, endpoints=())
         await writer.register(changed, lease_s=LONG_S)
         await self.stands(reader, changed)
 
-    async def test_a_record_is_whole_whenever_it_is_read(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_a_record_is_whole_whenever_it_is_read(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         first = large_record(0, self.large_record_bytes)
         await writer.register(first, lease_s=LONG_S)
         await self.stands(reader, first)
@@ -86,8 +86,8 @@ class RegistryConformance(RegistryWatchParts, RegistryFaultParts):
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
 
-    async def test_an_instance_that_moves_to_another_service_leaves_the_first(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_an_instance_that_moves_to_another_service_leaves_the_first(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         await writer.register(GREETER, lease_s=LONG_S)
         async with self.following(reader, GREETER.service) as follower:
             await follower.heard(lambda: follower.standing, "a watch begins with the records that stand")
@@ -96,8 +96,8 @@ class RegistryConformance(RegistryWatchParts, RegistryFaultParts):
             await self.stands(reader, moved)
             await follower.heard(lambda: not follower.standing, "watchers of the first service hear that it is gone")
 
-    async def test_a_record_is_gone_once_it_is_deregistered_and_stays_gone(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_a_record_is_gone_once_it_is_deregistered_and_stays_gone(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         async with self.following(reader) as follower:
             await writer.register(GREETER, lease_s=self.lease_s)
             await follower.heard(lambda: GREETER.id in follower.standing, "watchers hear of a new record")
@@ -109,8 +109,8 @@ class RegistryConformance(RegistryWatchParts, RegistryFaultParts):
             assert kinds == [CREATED, DELETED], "deregister removes the record, and nothing brings it back"
             await self.stands(reader)
 
-    async def test_deregistering_what_is_not_there_is_ignored(self, bench: Bench[Registry]) -> None:
-        registry = await bench.open()
+    async def test_deregistering_what_is_not_there_is_ignored(self, harness: Harness[Registry]) -> None:
+        registry = await harness.open()
         await registry.deregister(GREETER)
         await registry.register(OTHER, lease_s=LONG_S)
         await registry.deregister(GREETER)
@@ -119,8 +119,8 @@ class RegistryConformance(RegistryWatchParts, RegistryFaultParts):
     @pytest.mark.parametrize(
         "instance_id", ["../../escape", "/etc/passwd", "..", "a\\b:c*?[x]", "x" * 253, "ünï-日本 x"]
     )
-    async def test_any_printable_id_is_kept_apart(self, bench: Bench[Registry], instance_id: str) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_any_printable_id_is_kept_apart(self, harness: Harness[Registry], instance_id: str) -> None:
+        writer, reader = await harness.open(), await harness.open()
         odd = replace(GREETER, id=instance_id)
         await writer.register(GREETER, lease_s=LONG_S)
         await writer.register(odd, lease_s=LONG_S)
@@ -128,8 +128,8 @@ class RegistryConformance(RegistryWatchParts, RegistryFaultParts):
         await writer.deregister(odd)
         await self.stands(reader, GREETER)
 
-    async def test_a_record_that_others_would_refuse_is_refused_at_once(self, bench: Bench[Registry]) -> None:
-        registry = await bench.open()
+    async def test_a_record_that_others_would_refuse_is_refused_at_once(self, harness: Harness[Registry]) -> None:
+        registry = await harness.open()
         with pytest.raises(BadRequest):
             await registry.register(replace(GREETER, service="no spaces"), lease_s=LONG_S)
         large = {f"key-{number}": "x" * 4_000 for number in range(20)}
@@ -137,8 +137,8 @@ class RegistryConformance(RegistryWatchParts, RegistryFaultParts):
             await registry.register(replace(GREETER, metadata=large), lease_s=LONG_S)
         await self.stands(registry)
 
-    async def test_a_caller_that_changes_its_maps_later_changes_no_record(self, bench: Bench[Registry]) -> None:
-        registry = await bench.open()
+    async def test_a_caller_that_changes_its_maps_later_changes_no_record(self, harness: Harness[Registry]) -> None:
+        registry = await harness.open()
         metadata = {"zone": "a"}
         await registry.register(replace(GREETER, metadata=metadata), lease_s=LONG_S)
         metadata["zone"] = "b"
@@ -147,9 +147,9 @@ class RegistryConformance(RegistryWatchParts, RegistryFaultParts):
     # ---------------------------------------------------------------------- leases
 
     async def test_a_record_that_is_not_renewed_goes_within_its_lease_and_a_second(
-        self, bench: Bench[Registry]
+        self, harness: Harness[Registry]
     ) -> None:
-        writer, reader = await bench.open(), await bench.open()
+        writer, reader = await harness.open(), await harness.open()
         async with self.following(reader) as follower:
             began = time.monotonic()
             await writer.register(GREETER, lease_s=self.lease_s)
@@ -169,8 +169,8 @@ class RegistryConformance(RegistryWatchParts, RegistryFaultParts):
             await self.stands(reader)
             await self.stands(writer)
 
-    async def test_renewing_keeps_a_record_beyond_its_first_lease(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_renewing_keeps_a_record_beyond_its_first_lease(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         for number in range(TRIES):
             record = replace(GREETER, id=f"greeter-{number}")
             async with self.following(reader) as follower, renewed(writer, record, self.lease_s) as renewal:
@@ -184,8 +184,8 @@ class RegistryConformance(RegistryWatchParts, RegistryFaultParts):
                 break
         fail(f"a record that is renewed stands: it was renewed every {renewal.longest_gap_s:.2f} s at least")
 
-    async def test_an_equal_record_renews_silently(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_an_equal_record_renews_silently(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         async with self.following(reader) as follower:
             for lease_s in (LONG_S, LONG_S, 2 * LONG_S):
                 await writer.register(replace(GREETER), lease_s=lease_s)
@@ -195,8 +195,8 @@ class RegistryConformance(RegistryWatchParts, RegistryFaultParts):
             kinds = [kind for kind, _ in follower.changes_of(GREETER.id)]
             assert kinds == [CREATED], "a record equal to the one that stands renews silently: no event"
 
-    async def test_a_record_that_has_expired_can_be_registered_again(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_a_record_that_has_expired_can_be_registered_again(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         async with self.following(reader) as follower:
             await writer.register(GREETER, lease_s=self.lease_s)
             await follower.heard(lambda: len(follower.changes_of(GREETER.id)) == 2, "CREATED, then DELETED")
@@ -208,8 +208,8 @@ class RegistryConformance(RegistryWatchParts, RegistryFaultParts):
 
     # --------------------------------------------------------------------- closing
 
-    async def test_closing_withdraws_its_own_records_and_ends_its_watches(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_closing_withdraws_its_own_records_and_ends_its_watches(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         kept = replace(GREETER, id="kept")
         await reader.register(kept, lease_s=LONG_S)
         await writer.register(GREETER, lease_s=LONG_S)
@@ -217,25 +217,27 @@ class RegistryConformance(RegistryWatchParts, RegistryFaultParts):
         ended = await Follower(writer, None, self.patience_s).start()
         async with self.following(reader) as follower:
             await follower.heard(lambda: len(follower.standing) == 2, "a watch begins with the records that stand")
-            await bench.close(writer)
+            await harness.close(writer)
             await ended.ended()
             await follower.heard(lambda: set(follower.standing) == {"kept"}, "close withdraws what was registered here")
             await self.stands(reader, kept)
         await within(self.patience_s, writer.close(), "close is safe to call twice")
 
-    async def test_closing_leaves_a_record_that_another_registry_has_taken_over(self, bench: Bench[Registry]) -> None:
-        first, second = await bench.open(), await bench.open()
+    async def test_closing_leaves_a_record_that_another_registry_has_taken_over(
+        self, harness: Harness[Registry]
+    ) -> None:
+        first, second = await harness.open(), await harness.open()
         await first.register(GREETER, lease_s=LONG_S)
         await self.stands(second, GREETER)
         newer = replace(GREETER, address="tcp://127.0.0.1:4002")
         await second.register(newer, lease_s=LONG_S)
         await self.stands(first, newer)
-        await bench.close(first)
+        await harness.close(first)
         await self.stands(second, newer)
 
-    async def test_a_closed_registry_says_so(self, bench: Bench[Registry]) -> None:
-        registry = await bench.open()
-        await bench.close(registry)
+    async def test_a_closed_registry_says_so(self, harness: Harness[Registry]) -> None:
+        registry = await harness.open()
+        await harness.close(registry)
         for call in (registry.instances(), registry.register(GREETER, lease_s=LONG_S)):
             with pytest.raises(Unreachable):
                 await within(self.patience_s, call, "a closed registry answers at once")

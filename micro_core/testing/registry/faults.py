@@ -12,7 +12,7 @@ import pytest
 from micro_core.contract import Instance, Registry, Unreachable
 from micro_core.testing.kit.conformance import needs
 from micro_core.testing.kit.faults import away, beating, slowed
-from micro_core.testing.kit.harness import Bench
+from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.waiting import until, within
 from micro_core.testing.kit.watch_recorder import Follower
 from micro_core.testing.registry.support import GREETER, LONG_S, OTHER, RegistryKit, by_id, renewed
@@ -52,10 +52,10 @@ class RegistryFaultParts(RegistryKit):
         await until(try_it, self.patience_s, "a back end that is there again is found again")
 
     @needs(faults=("kill", "restart"))
-    async def test_a_back_end_that_is_away_is_told_in_time(self, bench: Bench[Registry]) -> None:
-        registry = await bench.open()
+    async def test_a_back_end_that_is_away_is_told_in_time(self, harness: Harness[Registry]) -> None:
+        registry = await harness.open()
         await registry.register(GREETER, lease_s=LONG_S)
-        async with away(self.faults(bench)):
+        async with away(self.faults(harness)):
             calls: list[Awaitable[Any]] = [registry.register(OTHER, lease_s=LONG_S), registry.instances()]
             for call in calls:
                 with pytest.raises(Unreachable) as caught:
@@ -63,11 +63,11 @@ class RegistryFaultParts(RegistryKit):
                 assert caught.value.detail.strip(), "Unreachable tells why"
 
     @needs(faults=("kill", "restart"))
-    async def test_watches_outlive_a_back_end_that_was_away(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_watches_outlive_a_back_end_that_was_away(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         async with self.following(reader) as follower, renewed(writer, GREETER, max(self.lease_s, 1.0)):
             await follower.heard(lambda: follower.standing, "watchers hear of a new record")
-            async with away(self.faults(bench)):
+            async with away(self.faults(harness)):
                 await asyncio.sleep(0.2)
             await self.accepted(writer)
             clause = "a watch goes on when the back end is there again, and shows what stands"
@@ -75,13 +75,15 @@ class RegistryFaultParts(RegistryKit):
             await self.stands_again(reader, GREETER, LATER)
 
     @needs(faults=("kill", "wipe"))
-    async def test_a_back_end_that_comes_back_empty_is_told_again_by_the_owners(self, bench: Bench[Registry]) -> None:
-        writer, reader, gone = await bench.open(), await bench.open(), await bench.open()
+    async def test_a_back_end_that_comes_back_empty_is_told_again_by_the_owners(
+        self, harness: Harness[Registry]
+    ) -> None:
+        writer, reader, gone = await harness.open(), await harness.open(), await harness.open()
         async with self.following(reader) as follower, renewed(writer, GREETER, max(self.lease_s, 1.0)):
             # Its owner renews no more, and its lease is not long: after the loss of all data it must not stay.
             await gone.register(OTHER, lease_s=max(2 * self.lease_s, 2.0))
             await follower.heard(lambda: len(follower.standing) == 2, "watchers hear of a new record")
-            async with away(self.faults(bench), empty=True):
+            async with away(self.faults(harness), empty=True):
                 await asyncio.sleep(0.1)
             await self.accepted(writer)
             await self.stands_again(reader, GREETER, LATER)
@@ -89,11 +91,11 @@ class RegistryFaultParts(RegistryKit):
             await follower.heard(lambda: by_id(follower.standing.values()) == by_id([GREETER, LATER]), clause)
 
     @needs(capability="persistent", faults=("kill", "restart"))
-    async def test_a_record_outlives_a_restart_of_the_back_end(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_a_record_outlives_a_restart_of_the_back_end(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         await writer.register(GREETER, lease_s=LONG_S)
         await self.stands(reader, GREETER)
-        async with away(self.faults(bench)):
+        async with away(self.faults(harness)):
             await asyncio.sleep(0)
 
         async def is_there() -> bool:
@@ -105,21 +107,21 @@ class RegistryFaultParts(RegistryKit):
         await until(is_there, self.patience_s, "a record outlives a restart of the back end while its lease lasts")
 
     @needs(faults=("kill", "restart"))
-    async def test_closing_does_not_wait_for_a_back_end_that_is_away(self, bench: Bench[Registry]) -> None:
-        registry = await bench.open()
+    async def test_closing_does_not_wait_for_a_back_end_that_is_away(self, harness: Harness[Registry]) -> None:
+        registry = await harness.open()
         await registry.register(GREETER, lease_s=self.lease_s)
         follower = await Follower(registry, None, self.patience_s).start()
-        async with away(self.faults(bench)):
-            await within(self.patience_s, bench.close(registry), "close returns though the back end is away")
+        async with away(self.faults(harness)):
+            await within(self.patience_s, harness.close(registry), "close returns though the back end is away")
             await follower.ended()
 
     @needs(faults=("pause", "resume"))
-    async def test_a_back_end_that_stands_still_stops_nobody_s_loop(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_a_back_end_that_stands_still_stops_nobody_s_loop(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         async with self.following(reader) as follower:
             await writer.register(GREETER, lease_s=LONG_S)
             await follower.heard(lambda: follower.standing, "watchers hear of a new record")
-            faults = self.faults(bench)
+            faults = self.faults(harness)
             await faults.pause()
             try:
                 async with beating(
@@ -147,10 +149,10 @@ class RegistryFaultParts(RegistryKit):
                 return
 
     @needs(faults=("pause", "resume"))
-    async def test_a_slow_back_end_only_makes_things_slow(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_a_slow_back_end_only_makes_things_slow(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         instances = [replace(GREETER, id=f"greeter-{number}") for number in range(10)]
-        async with self.following(reader) as follower, slowed(self.faults(bench)):
+        async with self.following(reader) as follower, slowed(self.faults(harness)):
             for instance in instances:
                 await within(
                     self.patience_s, writer.register(instance, lease_s=LONG_S), "register ends on a slow back end"
@@ -160,16 +162,16 @@ class RegistryFaultParts(RegistryKit):
             await follower.heard(lambda: by_id(follower.standing.values()) == by_id(instances), clause)
 
     @needs(faults=("garbage",))
-    async def test_garbage_hides_no_record_and_stops_no_watch(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_garbage_hides_no_record_and_stops_no_watch(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         await writer.register(GREETER, lease_s=LONG_S)
-        await self.faults(bench).garbage(bench.context())
-        newcomer = await bench.open()
+        await self.faults(harness).garbage(harness.context())
+        newcomer = await harness.open()
         await self.stands(newcomer, GREETER)
         async with self.following(newcomer) as fresh, self.following(reader) as follower:
-            await self.faults(bench).garbage(bench.context())
+            await self.faults(harness).garbage(harness.context())
             await writer.register(OTHER, lease_s=LONG_S)
             for each in (fresh, follower):
                 await self.shows(each, GREETER, OTHER)
             await self.stands(reader, GREETER, OTHER)
-            assert bench.counted(newcomer) or bench.counted(reader), "what is dropped is counted (context.counters)"
+            assert harness.counted(newcomer) or harness.counted(reader), "what is dropped is counted (context.counters)"

@@ -13,7 +13,7 @@ import pytest
 
 from micro_core.contract import Endpoint, EndpointKind, Instance, Registry, RegistryEventKind, Role, Unreachable
 from micro_core.testing.kit.conformance import Conformance
-from micro_core.testing.kit.harness import Bench
+from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.waiting import until
 from micro_core.testing.kit.watch_recorder import Follower
 
@@ -49,8 +49,8 @@ class RegistryKit(Conformance[Registry]):
     large_record_bytes: ClassVar[int] = 48_000
     """A record that the back end takes, and that is not written in one moment."""
 
-    async def exercise(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def exercise(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         follower = await Follower(reader, None, self.patience_s).start()
         await writer.register(GREETER, lease_s=LONG_S)
         await follower.heard(lambda: GREETER.id in follower.standing, "watchers hear of a new record")

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from micro_core.contract import Registry
 from micro_core.testing.kit.conformance import needs
-from micro_core.testing.kit.harness import Bench
+from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.waiting import within
 from micro_core.testing.kit.watch_recorder import Follower
 from micro_core.testing.registry.support import CREATED, DELETED, GREETER, LONG_S, OTHER, UPDATED, RegistryKit, by_id
@@ -17,8 +17,8 @@ from micro_core.testing.registry.support import CREATED, DELETED, GREETER, LONG_
 class RegistryWatchParts(RegistryKit):
     """A watch begins with what stands, goes on with changes in order, and never holds up anybody."""
 
-    async def test_a_watch_begins_with_what_stands_and_goes_on_with_changes(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_a_watch_begins_with_what_stands_and_goes_on_with_changes(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         await writer.register(GREETER, lease_s=LONG_S)
         await self.stands(reader, GREETER)
         async with self.following(reader) as follower:
@@ -34,8 +34,8 @@ class RegistryWatchParts(RegistryKit):
             expected = [(CREATED, GREETER), (UPDATED, changed), (DELETED, changed)]
             assert told(GREETER.id) == expected, "CREATED, UPDATED, DELETED, each once, with its record"
 
-    async def test_events_of_an_instance_come_in_order(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_events_of_an_instance_come_in_order(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         async with self.following(reader) as follower:
             last = 30
             for number in range(last + 1):
@@ -49,8 +49,8 @@ class RegistryWatchParts(RegistryKit):
             assert numbers() == sorted(set(numbers())), f"per instance, events arrive in order, each once: {numbers()}"
             assert follower.changes_of(GREETER.id)[0][0] is CREATED, "the first event of a record is CREATED"
 
-    async def test_a_watch_of_one_service_hears_of_no_other(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_a_watch_of_one_service_hears_of_no_other(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         await writer.register(OTHER, lease_s=LONG_S)
         await self.stands(reader, OTHER)
         async with self.following(reader, GREETER.service) as follower:
@@ -61,8 +61,8 @@ class RegistryWatchParts(RegistryKit):
             strangers = {event.instance.service for event in follower.events if event.instance} - {GREETER.service}
             assert not strangers, "a watch of one service hears of no other"
 
-    async def test_a_watcher_that_falls_behind_still_learns_what_stands(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_a_watcher_that_falls_behind_still_learns_what_stands(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         watch = await within(self.patience_s, reader.watch(), "watch returns")
         instances = [replace(GREETER, id=f"greeter-{number}") for number in range(4)]
         async with asyncio.timeout(6 * self.patience_s):
@@ -75,8 +75,8 @@ class RegistryWatchParts(RegistryKit):
         await follower.heard(lambda: by_id(follower.standing.values()) == by_id(instances), clause)
         await follower.close()
 
-    async def test_closing_a_watch_ends_its_iteration(self, bench: Bench[Registry]) -> None:
-        registry = await bench.open()
+    async def test_closing_a_watch_ends_its_iteration(self, harness: Harness[Registry]) -> None:
+        registry = await harness.open()
         follower = await Follower(registry, None, self.patience_s).start()
         await registry.register(GREETER, lease_s=LONG_S)
         await follower.heard(lambda: follower.standing, "watchers hear of a new record")
@@ -84,8 +84,8 @@ class RegistryWatchParts(RegistryKit):
         await within(self.patience_s, follower.watch.close(), "close of a watch is safe to call twice")
 
     @needs(capability="watch")
-    async def test_watchers_hear_of_a_change_within_a_second(self, bench: Bench[Registry]) -> None:
-        writer, reader = await bench.open(), await bench.open()
+    async def test_watchers_hear_of_a_change_within_a_second(self, harness: Harness[Registry]) -> None:
+        writer, reader = await harness.open(), await harness.open()
         async with self.following(reader) as follower:
             took = []
             for number in range(7):

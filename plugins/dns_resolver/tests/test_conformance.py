@@ -16,7 +16,7 @@ from micro_dns_resolver.options import DnsOptions
 
 from micro_core.contract import Candidate, DriverContext, Resolver
 from micro_core.contract.names import split_host_port
-from micro_core.testing import Bench, Faults, ResolverConformance, Subject, free_port
+from micro_core.testing import DriverUnderTest, Faults, Harness, ResolverConformance, free_port
 
 
 class Nameserver(Faults):
@@ -81,12 +81,12 @@ class NameserverProtocol(asyncio.DatagramProtocol):
 
 class TestDnsResolver(ResolverConformance):
     @pytest.fixture
-    async def subject(self) -> AsyncIterator[Subject[Resolver]]:
+    async def driver_under_test(self) -> AsyncIterator[DriverUnderTest[Resolver]]:
         self.server = Nameserver()
         await self.server.restart()
         options = DnsOptions(nameservers=f"127.0.0.1:{self.server.port}", mode="srv", timeout_s=2.0)
-        yield Subject(driver=micro_resolver(), options=options, faults=self.server)
+        yield DriverUnderTest(driver=micro_resolver(), options=options, faults=self.server)
         await self.server.kill()
 
-    async def publish(self, bench: Bench[Resolver], candidates: Sequence[Candidate]) -> None:
-        self.server.candidates[bench.network] = candidates
+    async def publish(self, harness: Harness[Resolver], candidates: Sequence[Candidate]) -> None:
+        self.server.candidates[harness.network] = candidates

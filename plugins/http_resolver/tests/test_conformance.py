@@ -11,7 +11,7 @@ from micro_http_resolver import micro_resolver
 from micro_http_resolver.options import HttpOptions
 
 from micro_core.contract import Candidate, DriverContext, Resolver
-from micro_core.testing import Bench, Faults, ResolverConformance, Subject, free_port
+from micro_core.testing import DriverUnderTest, Faults, Harness, ResolverConformance, free_port
 
 
 class WebServer(Faults):
@@ -47,16 +47,16 @@ class WebServer(Faults):
 
 class TestHttpResolver(ResolverConformance):
     @pytest.fixture
-    async def subject(self) -> AsyncIterator[Subject[Resolver]]:
+    async def driver_under_test(self) -> AsyncIterator[DriverUnderTest[Resolver]]:
         self.server = WebServer()
         await self.server.restart()
         options = HttpOptions(url=f"http://127.0.0.1:{self.server.port}/{{network}}", timeout_s=2.0)
-        yield Subject(driver=micro_resolver(), options=options, faults=self.server)
+        yield DriverUnderTest(driver=micro_resolver(), options=options, faults=self.server)
         await self.server.kill()
 
-    async def publish(self, bench: Bench[Resolver], candidates: Sequence[Candidate]) -> None:
+    async def publish(self, harness: Harness[Resolver], candidates: Sequence[Candidate]) -> None:
         nodes = [
             {"address": candidate.address, "priority": candidate.priority, "weight": candidate.weight}
             for candidate in candidates
         ]
-        self.server.documents[f"/{bench.network}"] = json.dumps({"nodes": nodes}).encode()
+        self.server.documents[f"/{harness.network}"] = json.dumps({"nodes": nodes}).encode()

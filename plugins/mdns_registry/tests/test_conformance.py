@@ -7,7 +7,7 @@ from micro_mdns_registry import micro_registry
 from micro_mdns_registry.options import MdnsOptions
 
 from micro_core.contract import Registry
-from micro_core.testing import RegistryConformance, Subject
+from micro_core.testing import DriverUnderTest, RegistryConformance
 
 
 class TestMdnsRegistry(RegistryConformance):
@@ -16,5 +16,5 @@ class TestMdnsRegistry(RegistryConformance):
     changes_in_a_storm = 200  # each is a datagram to everybody
 
     @pytest.fixture
-    def subject(self) -> Subject[Registry]:
-        return Subject(driver=micro_registry(), options=MdnsOptions(interfaces="127.0.0.1"))
+    def driver_under_test(self) -> DriverUnderTest[Registry]:
+        return DriverUnderTest(driver=micro_registry(), options=MdnsOptions(interfaces="127.0.0.1"))

@@ -12,7 +12,7 @@ from micro_nats_broker.options import NatsOptions
 from micro_nats_broker.subjects import Subjects
 
 from micro_core.contract import Broker, DriverContext
-from micro_core.testing import BrokerConformance, Faults, Subject
+from micro_core.testing import BrokerConformance, DriverUnderTest, Faults
 
 
 class NatsFaults(Faults):
@@ -51,9 +51,9 @@ class NatsFaults(Faults):
 
 class TestNatsBroker(BrokerConformance):
     @pytest.fixture
-    def subject(self, server: Callable[..., Any]) -> Subject[Broker]:
+    def driver_under_test(self, server: Callable[..., Any]) -> DriverUnderTest[Broker]:
         one = server(config="max_payload: 8MB\n")
-        return Subject(
+        return DriverUnderTest(
             driver=micro_broker(),
             options=NatsOptions(url=(one.url,), retry_s=0.2, answer_timeout_s=2.0, keepalive_s=1.0),
             faults=NatsFaults(one),
@@ -62,7 +62,7 @@ class TestNatsBroker(BrokerConformance):
 
 class TestNatsBrokerWithJetStream(BrokerConformance):
     @pytest.fixture
-    def subject(self, server: Callable[..., Any]) -> Subject[Broker]:
+    def driver_under_test(self, server: Callable[..., Any]) -> DriverUnderTest[Broker]:
         one = server(config="max_payload: 8MB\n", jetstream=True)
         options = NatsOptions(
             url=(one.url,),
@@ -74,7 +74,7 @@ class TestNatsBrokerWithJetStream(BrokerConformance):
             redelivery_delay_s=0.05,
             publish_timeout_s=2.0,
         )
-        return Subject(
+        return DriverUnderTest(
             driver=micro_broker(),
             options=options,
             faults=NatsFaults(one),

@@ -13,13 +13,13 @@ from micro_quic_tunnel.options import QuicOptions
 
 from micro_core.contract import DriverContext, Link, LinkDriver
 from micro_core.contract.names import split_host_port
-from micro_core.testing import Faults, Subject, TunnelConformance
+from micro_core.testing import DriverUnderTest, Faults, TunnelConformance
 
 
 class TestQuicTunnel(TunnelConformance):
     @pytest.fixture
-    def subject(self) -> Subject[LinkDriver]:
-        return Subject(driver=micro_tunnel())
+    def driver_under_test(self) -> DriverUnderTest[LinkDriver]:
+        return DriverUnderTest(driver=micro_tunnel())
 
 
 class Relay(asyncio.DatagramProtocol):
@@ -80,7 +80,7 @@ class TestQuicTunnelOverAPath(TunnelConformance):
     """The parts that hurt the path; the others have been run over plain loopback."""
 
     @pytest.fixture
-    async def subject(self) -> AsyncIterator[Subject[LinkDriver]]:
+    async def driver_under_test(self) -> AsyncIterator[DriverUnderTest[LinkDriver]]:
         path = Path()
 
         def create_far(options: QuicOptions, context: DriverContext) -> LinkDriver:
@@ -94,7 +94,7 @@ class TestQuicTunnelOverAPath(TunnelConformance):
             return made
 
         driver = dataclasses.replace(micro_tunnel(), create=create_far)
-        yield Subject(driver=driver, options=QuicOptions(idle_timeout_s=2.0), faults=path)
+        yield DriverUnderTest(driver=driver, options=QuicOptions(idle_timeout_s=2.0), faults=path)
         path.close()
 
     @pytest.fixture(autouse=True)

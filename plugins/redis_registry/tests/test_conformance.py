@@ -9,7 +9,7 @@ from micro_redis_registry import micro_registry
 from micro_redis_registry.options import RedisOptions
 
 from micro_core.contract import Registry
-from micro_core.testing import RegistryConformance, Subject
+from micro_core.testing import DriverUnderTest, RegistryConformance
 
 if TYPE_CHECKING:
     from plugins.redis_registry.tests.conftest import MakeServer
@@ -21,9 +21,11 @@ class TestRedisRegistry(RegistryConformance):
     changes_in_a_storm = 1_200  # more than a watch queues
 
     @pytest.fixture(params=["", "Kgxe"], ids=["own-channel", "keyspace"])
-    async def subject(self, request: pytest.FixtureRequest, make_server: MakeServer) -> Subject[Registry]:
+    async def driver_under_test(
+        self, request: pytest.FixtureRequest, make_server: MakeServer
+    ) -> DriverUnderTest[Registry]:
         server = await make_server("--appendonly", "yes", "--notify-keyspace-events", request.param).start()
-        return Subject(
+        return DriverUnderTest(
             driver=micro_registry(),
             options=RedisOptions(url=server.url, timeout_s=2.0),
             faults=server,

@@ -6,10 +6,10 @@ import pytest
 from micro_sqlite_table import micro_table
 
 from micro_core.contract import Table
-from micro_core.testing import Subject, TableConformance
+from micro_core.testing import DriverUnderTest, TableConformance
 
 
 class TestSqliteTable(TableConformance):
     @pytest.fixture
-    def subject(self) -> Subject[Table]:
-        return Subject(driver=micro_table())
+    def driver_under_test(self) -> DriverUnderTest[Table]:
+        return DriverUnderTest(driver=micro_table())

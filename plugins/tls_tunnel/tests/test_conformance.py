@@ -14,7 +14,7 @@ from micro_tls_tunnel.options import TlsOptions
 from micro_core.contract import Conflict, DriverContext, Link, LinkDriver
 from micro_core.contract.names import split_host_port
 from micro_core.contract.transport import Listener
-from micro_core.testing import Faults, Subject, TunnelConformance
+from micro_core.testing import DriverUnderTest, Faults, TunnelConformance
 
 
 class Path(Faults):
@@ -128,13 +128,13 @@ class FarTunnel(TlsTunnel):
 
 class TestTlsTunnel(TunnelConformance):
     @pytest.fixture
-    def subject(self) -> Subject[LinkDriver]:
-        return Subject(driver=micro_tunnel())
+    def driver_under_test(self) -> DriverUnderTest[LinkDriver]:
+        return DriverUnderTest(driver=micro_tunnel())
 
 
 class TestTlsTunnelOverAPath(TunnelConformance):
     @pytest.fixture
-    async def subject(self) -> AsyncIterator[Subject[LinkDriver]]:
+    async def driver_under_test(self) -> AsyncIterator[DriverUnderTest[LinkDriver]]:
         path = Path()
 
         def create(options: TlsOptions, context: DriverContext) -> LinkDriver:
@@ -142,5 +142,5 @@ class TestTlsTunnelOverAPath(TunnelConformance):
             made.path, made.servers = path, []
             return made
 
-        yield Subject(driver=dataclasses.replace(micro_tunnel(), create=create), faults=path)
+        yield DriverUnderTest(driver=dataclasses.replace(micro_tunnel(), create=create), faults=path)
         await path.close()

@@ -226,8 +226,8 @@ async def test_where_udp_gets_no_answer_a_link_stands_over_tls_within_a_second_a
     newer.session.write(b"new")
     await until(lambda: session.got == b"before and after" and newer.got == b"new")
     assert newer.session.local.startswith("quic://")
-    assert near.counters.values["tunnel_ways_fallen_back"] == 1
-    assert near.counters.values["tunnel_ways_restored"] == 1
+    assert near.counters.values["tunnel_paths_fallen_back"] == 1
+    assert near.counters.values["tunnel_paths_restored"] == 1
 
 
 async def test_a_udp_port_that_refuses_costs_no_time_at_all(sites: tuple[Site, Site]) -> None:

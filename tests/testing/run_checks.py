@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from micro_core.testing.report import PartReporter, PartResult
+from micro_core.testing.report import CheckReporter, CheckResult
 
 with tempfile.TemporaryDirectory() as directory, os.fdopen(os.dup(1), "w") as out:
     os.dup2(2, 1)
 
-    def tell(result: PartResult) -> None:
+    def tell(result: CheckResult) -> None:
         out.write(json.dumps(dataclasses.asdict(result)) + "\n")
 
     settings = Path(directory, "pytest.ini")
     settings.write_text("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\ntimeout = 60\n")
     arguments = ["-q", "-c", str(settings), "-p", "no:cacheprovider", "--import-mode=importlib"]
-    pytest.main([*sys.argv[1:], *arguments], plugins=[PartReporter(tell)])
+    pytest.main([*sys.argv[1:], *arguments], plugins=[CheckReporter(tell)])
