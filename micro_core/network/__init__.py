@@ -1,1 +1,1 @@
-"""Who my neighbours are: finding nodes, keeping links to a few of them, and the graph to three hops."""
+"""The neighbours of a node: discovery, the links that are kept to some of them, and the graph to three hops."""

@@ -1,8 +1,8 @@
-"""Routing messages between this router and those of linked nodes: one session a direction and peer, on `advert`.
+"""Carries the routing messages between this router and those of linked nodes, on the channel `advert`.
 
-A shell: the router makes and reads the messages, the tunnel keeps order and credit. A session that ends while its link
-stands means that the router at the other end is away (it may run in a process of its own): it is opened again, and
-the peer is then told everything anew.
+There is one session per direction and peer. The router creates and reads the messages; the tunnel preserves their order
+and limits the flow. If a session ends while its link is open, then the router of the peer is not running (it may be a
+process of its own). The session is opened again, and the peer then receives the full table.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from micro_core.routing.metric import link_cost_us
 from micro_core.routing.router import Router
 
 MEASURE_S = 2.0
-"""Seconds between two looks at the cost of each link."""
+"""Seconds between two measurements of the cost of each link."""
 
-FIRST_MEASURE_S = 0.3
-"""A new link's first ping is answered by then, on most paths."""
+INITIAL_MEASURE_S = 0.3
+"""Seconds until the first measurement of a new link; on most paths the first ping is answered by then."""
 
-REOPEN_FIRST_S = 0.2
-REOPEN_LAST_S = 5.0
-"""Bounds of the pause before a session to a router that is away is opened again."""
+REOPEN_INITIAL_S = 0.2
+REOPEN_MAX_S = 5.0
+"""Bounds of the pause before a session to a router that is not running is opened again."""
 
 
 class Adverts:
-    """Carries the router's messages. To be started before a tunnel of the same process connects."""
+    """Carries the messages of a router. Start it before a tunnel of the same process connects."""
 
     def __init__(self, *, tunnel: Sessions, router: Router, environment: Environment) -> None:
         self._tunnel = tunnel
         self._router = router
         self._clock = environment.clock
-        self._log = environment.logger
+        self._logger = environment.logger
         self._counters = environment.counters
         self._writers: dict[str, MessageWriter] = {}
         self._accepted: dict[Session, None] = {}
@@ -66,15 +66,18 @@ class Adverts:
         self._is_open = False
 
     def start(self) -> None:
-        """Listen for the peers' messages, and follow the links."""
+        """Listen for messages of the peers and open a session on each current link.
+
+        Raises Conflict when the channel has a listener already.
+        """
         self._is_open = True
         self._listener = self._tunnel.listen(ADVERT_CHANNEL, self._session_opened)
-        self._measure_by(self._clock.now() + MEASURE_S)
+        self._schedule_measurement(self._clock.now() + MEASURE_S)
         for link in self._tunnel.links():
             self._link_up(link)
 
     async def close(self) -> None:
-        """Close the sessions; safe to call twice."""
+        """Close the sessions. Safe to call twice."""
         self._is_open = False
         if self._listener is not None:
             self._listener.close()
@@ -82,8 +85,10 @@ class Adverts:
             if timer is not None:
                 timer.cancel()
         await self._tasks.cancel()
-        # Those of the peers, too: an ending tells them that nobody reads here any more.
-        for close in [one.close for one in self._writers.values()] + [one.close for one in self._accepted]:
+        # Accepted sessions are closed, too, so that the peers notice that this router has stopped.
+        for close in [writer.close for writer in self._writers.values()] + [
+            session.close for session in self._accepted
+        ]:
             with contextlib.suppress(MicroError):
                 await close()
 
@@ -110,31 +115,31 @@ class Adverts:
         try:
             self._open(link.peer)
         except MicroError:
-            # The link went between the handshake and here; `_link_down` follows.
+            # The link ended after its handshake; LinkDown follows.
             self._counters.add("network_links_lost_at_start")
             return
         self._router.neighbour_up(link.peer, _cost_us(link), name=link.peer_name, site=link.site)
-        self._measure_by(self._clock.now() + FIRST_MEASURE_S)
+        self._schedule_measurement(self._clock.now() + INITIAL_MEASURE_S)
 
     def _link_moved(self, link: LinkInfo) -> None:
-        """Another driver has taken over: the neighbour is the same, and routes through it stand.
+        """Continue over a link of another driver. The neighbour is the same, so routes through it are kept.
 
-        Everything is told again: it may have lost the old link before, and forgotten.
+        The full table is sent again: the neighbour may have lost the old link earlier and dropped it.
         """
-        before = self._writers.get(link.peer)
-        if before is None or not self._is_open:
+        previous = self._writers.get(link.peer)
+        if previous is None or not self._is_open:
             self._link_up(link)
             return
         self._forget(link.peer)
         try:
             self._open(link.peer)
         except MicroError:
-            # The link went meanwhile; `_link_down` follows.
+            # The link has ended meanwhile; LinkDown follows.
             self._counters.add("network_links_lost_at_start")
             return
-        self._tasks.start(before.close())
+        self._tasks.start(previous.close())
         self._router.tell_everything(link.peer)
-        self._measure_by(self._clock.now() + FIRST_MEASURE_S)
+        self._schedule_measurement(self._clock.now() + INITIAL_MEASURE_S)
 
     def _link_down(self, link: LinkInfo) -> None:
         self._forget(link.peer)
@@ -168,7 +173,7 @@ class Adverts:
 
         def refused(error: MicroError) -> None:
             self._counters.add("network_messages_refused")
-            self._log.warning("a peer's message was refused", extra={"peer": peer, "reason": str(error)})
+            self._logger.warning("message of a peer refused", extra={"peer": peer, "reason": str(error)})
             self._tasks.start(self._tunnel.unlink(peer))
 
         self._accepted[session] = None
@@ -181,19 +186,19 @@ class Adverts:
         )
         self._pauses.pop(peer, None)
         if peer in self._reopening:
-            # The router there is back, and has found us first.
+            # The router of the peer is running again, and has opened its session first.
             self._reopening.pop(peer).cancel()
             self._reopen(peer)
 
     def _writer_lost(self, peer: str, writer: MessageWriter) -> None:
-        """A session ended. If its link does as well, `_link_down` or a newer link follows and ends the waiting."""
+        """Open the session again after a pause. If its link ended, too, then LinkDown or LinkUp follows and cancels this."""
         if not self._is_open or self._writers.get(peer) is not writer or peer in self._reopening:
             return
-        pause_s = self._pauses.get(peer, REOPEN_FIRST_S)
-        self._pauses[peer] = min(REOPEN_LAST_S, pause_s * 2)
-        self._reopening[peer] = asyncio.get_running_loop().call_later(pause_s, self._reopen_in_time, peer)
+        pause_s = self._pauses.get(peer, REOPEN_INITIAL_S)
+        self._pauses[peer] = min(REOPEN_MAX_S, pause_s * 2)
+        self._reopening[peer] = asyncio.get_running_loop().call_later(pause_s, self._reopen_after_pause, peer)
 
-    def _reopen_in_time(self, peer: str) -> None:
+    def _reopen_after_pause(self, peer: str) -> None:
         self._reopening.pop(peer, None)
         self._reopen(peer)
 
@@ -201,7 +206,7 @@ class Adverts:
         try:
             self._open(peer)
         except MicroError:
-            # The link is gone or full: `_link_down` comes, or the next session that ends asks again.
+            # The link has ended, and LinkDown follows; or it has too many sessions, and the next pause starts.
             self._counters.add("network_adverts_not_reopened")
             self._writer_lost(peer, self._writers[peer])
             return
@@ -210,7 +215,7 @@ class Adverts:
 
     # ------------------------------------------------------------------- costs
 
-    def _measure_by(self, when: float) -> None:
+    def _schedule_measurement(self, when: float) -> None:
         if self._timer is not None and self._measure_at <= when:
             return
         if self._timer is not None:
@@ -226,7 +231,7 @@ class Adverts:
         for link in self._tunnel.links():
             if link.peer in self._writers and link.rtt_s is not None:
                 self._router.neighbour_cost(link.peer, _cost_us(link))
-        self._measure_by(self._clock.now() + MEASURE_S)
+        self._schedule_measurement(self._clock.now() + MEASURE_S)
 
 
 def _cost_us(link: LinkInfo) -> int:

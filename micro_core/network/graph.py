@@ -1,7 +1,7 @@
-"""The graph of nodes to three hops: link state of neighbours, by origin incarnation and sequence.
+"""The graph of nodes up to three hops away: link-state records, versioned by their origin (incarnation, sequence).
 
-Every node tells its own links; nobody tells trees, so a message grows with the number of nodes near by and not
-with the number of paths. Records carry their age: what its origin no longer renews dies, however often others
+Each node advertises only its own links, so the size of a message grows with the number of nodes nearby and not with the
+number of paths. Records carry their age: a record that its origin no longer renews expires, however often other nodes
 repeat it. Pure: callers pass `now`.
 """
 
@@ -13,25 +13,28 @@ from dataclasses import dataclass, replace
 from micro_core.network.messages import NodeRecord
 
 RADIUS = 3
-"""Hops beyond which nothing is kept, as in the founding article."""
+"""Maximum distance, in hops, of the nodes that are kept."""
 
 MAX_AGE_S = 180.0
-"""A record not renewed for this long is dropped; origins renew at a third of it. A node that dies is out of sight long before,
-since its neighbours say at once that the link is gone: this is for what nobody says anything about any more."""
+"""A record that was not renewed for this long is dropped; origins renew their record three times as often.
+
+A node that fails usually leaves the graph much earlier, because its neighbours advertise at once that their links ended.
+The expiry covers records that no node updates any more."""
 
 MAX_NODES = 10_000
-"""Records kept; more are refused and counted by the caller."""
+"""Maximum number of records. Further ones are refused and counted in `Graph.refused`."""
 
 
 @dataclass(slots=True)
-class _Held:
+class _Entry:
     record: NodeRecord
-    born_at: float
+    created_at: float
+    """When the origin made the record, in seconds of the local clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphNode:
-    """A node in sight, `hops` from here (0 is this node)."""
+    """A node of the graph and its distance in hops; 0 is this node."""
 
     record: NodeRecord
     hops: int
@@ -39,94 +42,98 @@ class GraphNode:
 
 
 class Graph:
-    """What this node knows of the nodes around it."""
+    """The records of the nodes around this node. `own` is the record of this node."""
 
     def __init__(self, own: NodeRecord) -> None:
         self.own = own
-        self._held: dict[str, _Held] = {}
-        self._untold: dict[str, None] = {}
-        """Nodes whose record the neighbours have not been told: it is new, or was out of reach so far."""
+        self.refused = 0
+        """How many records were refused because the graph has `MAX_NODES` already."""
+        self._entries: dict[str, _Entry] = {}
+        self._unadvertised: dict[str, None] = {}
+        """Nodes whose record was not advertised to the neighbours yet: it is new, or was out of reach so far."""
         self._distances: dict[str, int] | None = None
-        """As they were found last; None when links have changed since."""
+        """The result of the last search; None if links have changed since."""
 
     def set_own(self, record: NodeRecord) -> None:
+        """Replace the record of this node."""
         if record.neighbours != self.own.neighbours:
             self._distances = None
         self.own = record
 
     def receive(self, records: tuple[NodeRecord, ...], now: float) -> list[NodeRecord]:
-        """Take records in; return what is to be told to the other neighbours now: see `news`.
+        """Store records and return those to advertise to the other neighbours now, see `pop_changes`.
 
-        Own id, older versions and records past their age are no news.
+        The record of this node, older versions, expired records and records beyond `MAX_NODES` are ignored.
         """
         for record in records:
             if record.id == self.own.id or record.age_s >= MAX_AGE_S:
                 continue
-            held = self._held.get(record.id)
-            if held is not None and held.record.version >= record.version:
+            entry = self._entries.get(record.id)
+            if entry is not None and entry.record.version >= record.version:
                 continue
-            if held is None and len(self._held) >= MAX_NODES:
+            if entry is None and len(self._entries) >= MAX_NODES:
+                self.refused += 1
                 continue
-            if held is None or held.record.neighbours != record.neighbours:
+            if entry is None or entry.record.neighbours != record.neighbours:
                 self._distances = None
-            self._held[record.id] = _Held(record, now - record.age_s)
-            self._untold[record.id] = None
-        return self.news()
+            self._entries[record.id] = _Entry(record, now - record.age_s)
+            self._unadvertised[record.id] = None
+        return self.pop_changes()
 
-    def news(self) -> list[NodeRecord]:
-        """The records within reach that the neighbours have not been told; each is returned once.
+    def pop_changes(self) -> list[NodeRecord]:
+        """Return the records within reach that were not advertised to the neighbours yet. Each is returned once.
 
-        A record may come before the one that leads to it, and a new link brings nearer what was too far: what is out of
-        reach waits here.
+        A record may arrive before the record that connects it to this node, and a new link may bring nearer a node that
+        was too far away. Records out of reach are returned once they are within reach.
         """
-        if not self._untold:
+        if not self._unadvertised:
             return []
         distances = self.distances()
-        near = [node_id for node_id in self._untold if distances.get(node_id, RADIUS) < RADIUS]
+        near = [node_id for node_id in self._unadvertised if distances.get(node_id, RADIUS) < RADIUS]
         for node_id in near:
-            del self._untold[node_id]
-        return [self._held[node_id].record for node_id in near]
+            del self._unadvertised[node_id]
+        return [self._entries[node_id].record for node_id in near]
 
-    def is_news(self, node_id: str, version: tuple[int, int]) -> bool:
-        """Whether a record of this version would change anything: most copies come late, by other ways."""
-        held = self._held.get(node_id)
-        return node_id != self.own.id and (held is None or version > held.record.version)
+    def is_newer(self, node_id: str, version: tuple[int, int]) -> bool:
+        """Return whether a record of this version is newer than the stored one. Most copies are not: they took detours."""
+        entry = self._entries.get(node_id)
+        return node_id != self.own.id and (entry is None or version > entry.record.version)
 
-    def is_arrival(self, record: NodeRecord) -> bool:
-        """Whether a record tells of a node, or a life of it, that was not known."""
-        held = self._held.get(record.id)
-        return held is None or record.incarnation > held.record.incarnation
+    def is_new_incarnation(self, record: NodeRecord) -> bool:
+        """Return whether a record is the first of its node, or the first since its node was restarted."""
+        entry = self._entries.get(record.id)
+        return entry is None or record.incarnation > entry.record.incarnation
 
     def forget(self, node_id: str, incarnation: int) -> bool:
-        """Drop a node that said `close`; False when a later life of it is already known."""
-        held = self._held.get(node_id)
-        if held is None or held.record.incarnation > incarnation:
+        """Drop the record of a node that left. Return False when no record, or one of a later incarnation, exists."""
+        entry = self._entries.get(node_id)
+        if entry is None or entry.record.incarnation > incarnation:
             return False
-        del self._held[node_id]
-        self._untold.pop(node_id, None)
+        del self._entries[node_id]
+        self._unadvertised.pop(node_id, None)
         self._distances = None
         return True
 
     def expire(self, now: float) -> list[str]:
-        """Drop what is too old or no longer within reach; returns the ids."""
+        """Drop the records that are too old, or out of reach and not recent. Return their node ids."""
         near = self.distances()
-        gone = [
+        expired = [
             node_id
-            for node_id, held in self._held.items()
-            if now - held.born_at >= MAX_AGE_S or (node_id not in near and now - held.born_at >= MAX_AGE_S / 3)
+            for node_id, entry in self._entries.items()
+            if now - entry.created_at >= MAX_AGE_S or (node_id not in near and now - entry.created_at >= MAX_AGE_S / 3)
         ]
-        for node_id in gone:
-            del self._held[node_id]
-            self._untold.pop(node_id, None)
+        for node_id in expired:
+            del self._entries[node_id]
+            self._unadvertised.pop(node_id, None)
             self._distances = None
-        return gone
+        return expired
 
     def wake_at(self) -> float | None:
-        """When the next record is too old."""
-        return min((held.born_at + MAX_AGE_S for held in self._held.values()), default=None)
+        """Return when the next record expires, or None."""
+        return min((entry.created_at + MAX_AGE_S for entry in self._entries.values()), default=None)
 
     def distances(self) -> dict[str, int]:
-        """Hops to each node within the radius, by breadth first over links that either end reports."""
+        """Return the hops to each node within the radius: a breadth-first search over the links that the records list."""
         if self._distances is None:
             self._distances = self._search()
         return self._distances
@@ -138,7 +145,7 @@ class Graph:
             here = queue.popleft()
             if distance[here] >= RADIUS:
                 continue
-            record = self.own if here == self.own.id else held.record if (held := self._held.get(here)) else None
+            record = self.own if here == self.own.id else entry.record if (entry := self._entries.get(here)) else None
             if record is None:
                 continue
             for neighbour, _cost in record.neighbours:
@@ -148,25 +155,25 @@ class Graph:
         return distance
 
     def nodes(self, now: float, radius: int = RADIUS) -> list[GraphNode]:
-        """This node and those within `radius`, nearest first, each once."""
+        """Return this node and the nodes within `radius` hops, nearest first."""
         found = [GraphNode(record=self.own, hops=0, age_s=0.0)]
         for node_id, hops in self.distances().items():
-            held = self._held.get(node_id)
-            if held is not None and 0 < hops <= radius:
-                found.append(GraphNode(record=held.record, hops=hops, age_s=now - held.born_at))
+            entry = self._entries.get(node_id)
+            if entry is not None and 0 < hops <= radius:
+                found.append(GraphNode(record=entry.record, hops=hops, age_s=now - entry.created_at))
         return sorted(found, key=lambda node: (node.hops, node.record.name, node.record.id))
 
     def records(self, now: float) -> tuple[NodeRecord, ...]:
-        """All that a new neighbour should hear: own record and those nearer than the radius, with their age."""
+        """Return the records to send to a new neighbour: the own one and those nearer than the radius, with their age."""
         near = self.distances()
-        held = [
-            replace(entry.record, age_s=now - entry.born_at)
-            for node_id, entry in self._held.items()
+        others = [
+            replace(entry.record, age_s=now - entry.created_at)
+            for node_id, entry in self._entries.items()
             if near.get(node_id, RADIUS) < RADIUS
         ]
-        return (self.own, *held)
+        return (self.own, *others)
 
     def aged(self, record: NodeRecord, now: float) -> NodeRecord:
-        """`record` with the age it has now, for passing on."""
-        held = self._held.get(record.id)
-        return record if held is None else replace(record, age_s=max(0.0, now - held.born_at))
+        """Return `record` with its current age, to be passed on."""
+        entry = self._entries.get(record.id)
+        return record if entry is None else replace(record, age_s=max(0.0, now - entry.created_at))

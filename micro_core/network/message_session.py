@@ -1,6 +1,7 @@
-"""Messages to one peer over a tunnel session: each behind a u32 length, one session a direction, peer and channel.
+"""Messages to one peer over a tunnel session: one session per direction, peer and channel.
 
-A thin shell: others read and write the messages, the tunnel keeps order and credit.
+Each message is preceded by its length (u32). The tunnel preserves their order and limits the flow; the content of the
+messages is up to the caller.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ _LENGTH = struct.Struct(">I")
 
 
 def frame_message(payload: bytes) -> bytes:
-    """`payload` behind its length; raises TooLarge above `limits.MAX_ADVERT_BYTES`."""
+    """Return `payload` preceded by its length. Raises TooLarge above `limits.MAX_ADVERT_BYTES`."""
     if len(payload) > limits.MAX_ADVERT_BYTES:
-        raise TooLarge(f"a message of {len(payload)} bytes is over the bound of {limits.MAX_ADVERT_BYTES}")
+        raise TooLarge(f"a message of {len(payload)} bytes exceeds the maximum of {limits.MAX_ADVERT_BYTES}")
     return _LENGTH.pack(len(payload)) + payload
 
 
 class MessageReader:
-    """Receiver of the session on which a peer sends its messages.
+    """Receives the messages that a peer sends on its session.
 
-    `receive(payload)` is called for each message; what it raises, and any violation of the form, goes to
-    `refused(error)` once, after which nothing more is read. `lost` is called when the session has ended.
+    `receive(payload)` is called for each message. If it raises a MicroError, or if a message is malformed, then
+    `refused(error)` is called once and the rest is ignored. `lost` is called when the session has ended.
     """
 
     def __init__(
@@ -38,67 +39,72 @@ class MessageReader:
         self._receive = receive
         self._refused = refused
         self._lost = lost
-        self._rest = b""
-        self._is_over = False
+        self._incomplete = b""
+        self._has_ended = False
 
     def data_received(self, data: bytes) -> None:
-        if self._is_over:
+        """Decode messages and hand them to the receiver."""
+        if self._has_ended:
             return
-        self._rest += data
+        self._incomplete += data
         try:
-            while len(self._rest) >= _LENGTH.size:
-                (length,) = _LENGTH.unpack_from(self._rest)
+            while len(self._incomplete) >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(self._incomplete)
                 if length > limits.MAX_ADVERT_BYTES:
-                    raise Malformed(f"a message announces {length} bytes")
-                if len(self._rest) < _LENGTH.size + length:
+                    raise Malformed(f"a message of {length} bytes exceeds the maximum of {limits.MAX_ADVERT_BYTES}")
+                if len(self._incomplete) < _LENGTH.size + length:
                     return
-                payload = self._rest[_LENGTH.size : _LENGTH.size + length]
-                self._rest = self._rest[_LENGTH.size + length :]
+                payload = self._incomplete[_LENGTH.size : _LENGTH.size + length]
+                self._incomplete = self._incomplete[_LENGTH.size + length :]
                 self._receive(payload)
         except MicroError as error:
-            self._is_over = True
-            self._rest = b""
+            self._has_ended = True
+            self._incomplete = b""
             self._refused(error)
 
     def pause_writing(self) -> None:
-        """Nothing is written on this session."""
+        """Do nothing: this end does not write."""
 
     def resume_writing(self) -> None:
-        """Nothing is written on this session."""
+        """Do nothing: this end does not write."""
 
-    def socket_lost(self, error: MicroError) -> None:  # noqa: ARG002 - the link's end is told by the tunnel
-        self._is_over = True
-        self._rest = b""
+    def socket_lost(self, error: MicroError) -> None:  # noqa: ARG002 - the tunnel reports the reason
+        """Note the end of the session."""
+        self._has_ended = True
+        self._incomplete = b""
         if self._lost is not None:
             self._lost()
 
 
 class MessageWriter:
-    """Receiver of our own sending session to a peer: it only writes. `lost` is called when the session has ended."""
+    """Sends messages to a peer on a session. `lost` is called when the session has ended."""
 
     def __init__(self, socket: Socket, lost: Callable[[], None] | None = None) -> None:
         self._socket = socket
         self._lost = lost
 
     def start(self) -> None:
-        """Begin; `lost` may be called at once."""
+        """Start to use the session. `lost` may be called immediately."""
         self._socket.start(self)
 
     def send(self, payload: bytes) -> None:
+        """Send one message. Raises TooLarge above `limits.MAX_ADVERT_BYTES`."""
         self._socket.write(frame_message(payload))
 
     async def close(self) -> None:
+        """Send what is queued, then close the session."""
         await self._socket.close()
 
     def data_received(self, data: bytes) -> None:
-        """A peer has nothing to say here; whatever comes is ignored."""
+        """Ignore the data: a peer sends nothing on this session."""
 
     def pause_writing(self) -> None:
-        """What is written is bounded by its writer: the router waits for acknowledgements, the graph tells news only."""
+        """Do nothing: the caller bounds what it sends. The router waits for acknowledgements, the graph sends changes only."""
 
     def resume_writing(self) -> None:
-        """See `pause_writing`."""
+        """Do nothing, see `pause_writing`."""
 
-    def socket_lost(self, error: MicroError) -> None:  # noqa: ARG002 - the tunnel tells the end of the link
+    def socket_lost(self, error: MicroError) -> None:  # noqa: ARG002 - the tunnel reports the reason
+        """Note the end of the session."""
         if self._lost is not None:
             self._lost()

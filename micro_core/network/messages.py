@@ -1,7 +1,7 @@
-"""What neighbours tell each other about the graph: `connect`, `peer`, `close`.
+"""The messages by which neighbours exchange the graph: connect, update and close.
 
-A message is a msgpack array on the channel `network`: a greeting and its answer go to one peer, news to all of them by
-multicast. Pure; everything read is checked.
+A message is a msgpack array on the channel `network`. A connect message and its answer go to one peer over a session;
+changes go to all peers by multicast. Pure. Everything that is read is checked.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from micro_core.contract.names import check_node_id
 from micro_core.wire import limits
 
 CHANNEL = "network"
-"""Channel of these messages: sessions for the greeting and its answer, multicast for news."""
+"""Channel of these messages: sessions for connect and its answer, multicast for changes."""
 
 ADVERT_CHANNEL = "advert"
-"""Unicast channel of routing messages: one session a direction, each message behind a u32 length."""
+"""Unicast channel of routing messages: one session per direction, each message preceded by its length (u32)."""
 
 MAX_NEIGHBOURS = 256
-"""Neighbours listed of one node."""
+"""Maximum number of neighbours in one record."""
 
 MAX_ADDRESSES = 16
-"""Addresses listed of one node."""
+"""Maximum number of addresses in one record."""
 
-_CONNECT, _PEER, _CLOSE = 1, 2, 3
+_CONNECT, _UPDATE, _CLOSE = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRecord:
-    """A node's own word about itself and its links; only its origin raises (incarnation, sequence).
+    """What a node states about itself and its links. Only the node itself increases (incarnation, sequence).
 
-    `age_s` grows on the way and in memory, so that a record nobody renews dies everywhere however often it is
-    repeated. `neighbours` are (node id, cost in microseconds).
+    `age_s` grows while the record is stored and passed on, so that a record that is no longer renewed expires on every
+    node. `neighbours` are pairs of a node id and a cost in microseconds.
     """
 
     id: str
@@ -50,48 +50,49 @@ class NodeRecord:
 
     @property
     def version(self) -> tuple[int, int]:
+        """The version of the record; a greater one is newer."""
         return (self.incarnation, self.sequence)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connect:
-    """First message on a link: who I am, and please tell me what you know."""
+    """The first message on a link: the record of the sender. The receiver answers with all its records."""
 
     record: NodeRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """Records that changed, or all of them in answer to `connect`."""
+class Update:
+    """Records that changed, or all records in answer to Connect."""
 
     records: tuple[NodeRecord, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Close:
-    """The sender leaves; it can only speak for itself."""
+    """The sender leaves the network. It refers to the sender only, so it contains no node id."""
 
     incarnation: int
 
 
-NetworkMessage = Connect | Peer | Close
+NetworkMessage = Connect | Update | Close
 
 
 def encode(message: NetworkMessage) -> list[bytes]:
-    """The payloads that carry `message`; several where it would pass the tunnel's bound for a multicast."""
+    """Return the payloads that carry `message`: several if it exceeds the maximum size of a multicast message."""
     match message:
         case Connect(record=record):
             return [_pack([_CONNECT, _record_fields(record)])]
         case Close(incarnation=incarnation):
             return [_pack([_CLOSE, incarnation])]
-        case Peer(records=records):
-            return [_pack([_PEER, batch]) for batch in _batches(records)]
+        case Update(records=records):
+            return [_pack([_UPDATE, batch]) for batch in _batches(records)]
 
 
-def decode(payload: bytes, is_news: Callable[[str, tuple[int, int]], bool] | None = None) -> NetworkMessage:
-    """Read one payload; raises Malformed.
+def decode(payload: bytes, is_newer: Callable[[str, tuple[int, int]], bool] | None = None) -> NetworkMessage:
+    """Return the message in one payload. Raises Malformed.
 
-    Records for which `is_news(id, (incarnation, sequence))` is false are left out, without a further look.
+    Records for which `is_newer(id, (incarnation, sequence))` is false are left out before they are checked further.
     """
     try:
         value = msgpack.unpackb(
@@ -103,11 +104,11 @@ def decode(payload: bytes, is_news: Callable[[str, tuple[int, int]], bool] | Non
         case [1, list() as fields]:
             return Connect(record=_record(fields))
         case [2, list() as records]:
-            wanted = [fields for fields in records if is_news is None or not _is_old(fields, is_news)]
-            return Peer(records=tuple(_record(fields) for fields in wanted))
+            wanted = [fields for fields in records if is_newer is None or not _is_old(fields, is_newer)]
+            return Update(records=tuple(_record(fields) for fields in wanted))
         case [3, int() as incarnation]:
             return Close(incarnation=incarnation)
-    raise Malformed("network message: neither connect, peer nor close")
+    raise Malformed("network message: not a connect, update or close message")
 
 
 def _batches(records: tuple[NodeRecord, ...]) -> list[list[list[Any]]]:
@@ -163,13 +164,13 @@ def _record(fields: object) -> NodeRecord:
                 )
             except BadRequest as error:
                 raise Malformed(f"node record: {error.detail}") from error
-    raise Malformed("node record: fields missing, of a wrong type, or too many")
+    raise Malformed("node record: fields are missing, have the wrong type, or are too long")
 
 
-def _is_old(fields: object, is_news: Callable[[str, tuple[int, int]], bool]) -> bool:
+def _is_old(fields: object, is_newer: Callable[[str, tuple[int, int]], bool]) -> bool:
     match fields:
         case [str() as node_id, _, _, _, int() as incarnation, int() as sequence, *_]:
-            return not is_news(node_id, (incarnation, sequence))
+            return not is_newer(node_id, (incarnation, sequence))
     return False
 
 
@@ -177,12 +178,12 @@ def _neighbour(pair: object) -> tuple[str, int]:
     match pair:
         case [str() as node_id, int() as cost_us] if cost_us >= 0:
             return check_node_id(node_id), cost_us
-    raise Malformed("node record: a neighbour is (node id, cost)")
+    raise Malformed("node record: a neighbour must be a pair of node id and cost")
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str) or len(value) > 253:
-        raise Malformed("node record: not a text of at most 253 characters")
+        raise Malformed("node record: a text has more than 253 characters")
     return value
 
 

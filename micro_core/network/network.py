@@ -1,6 +1,7 @@
-"""The network as its node sees it: resolves, keeps links, exchanges the graph with its neighbours.
+"""The network component of a node: queries resolvers, keeps links, exchanges the graph with the neighbours.
 
-A shell round `peers`, `graph` and `messages`; routes are the business of router and `adverts`, links the tunnel's.
+An asyncio shell around `peers`, `graph` and `messages`. Routes are exchanged by the router and `adverts`; links are made
+by the tunnel.
 """
 
 from __future__ import annotations
@@ -35,14 +36,13 @@ from micro_core.network.messages import (
     Connect,
     NetworkMessage,
     NodeRecord,
-    Peer,
+    Update,
     decode,
     encode,
 )
 from micro_core.network.peers import (
     CandidateFailed,
-    DropLink,
-    KeepLink,
+    KeepLinked,
     PeerEffect,
     PeerLinked,
     PeerLost,
@@ -50,26 +50,26 @@ from micro_core.network.peers import (
     Peers,
     Resolve,
     Resolved,
+    StopDialing,
 )
 from micro_core.routing.metric import link_cost_us
 from micro_core.tunnel.path_selection import NO_DRIVER_ERROR_ID, PREFERRED_PATH_REASON
 from micro_core.tunnel.tunnel import TunnelHost
 
 RENEW_S = MAX_AGE_S / 3
-"""Seconds between two renewals of the own record."""
+"""Seconds between two renewals of the record of this node."""
 
-NEWS_S = 0.1
-"""How long news of a link waits for more of them, before all neighbours are told."""
+CHANGE_DELAY_S = 0.1
+"""How long a change of the links waits for further changes before it is sent to all neighbours."""
 
 RESOLVE_TIMEOUT_S = 10.0
-"""How long all resolvers together may take."""
+"""How long one resolver may take."""
 
 
 class Network:
-    """A node's place among its peers.
+    """The neighbours of a node and the graph around it.
 
-    `resolvers` are asked in order, all of them; `seeds` are addresses that are always kept linked.
-    `cost_us(link)` adds what the operator configured for a link.
+    All `resolvers` are queried, in order. `seeds` are addresses that are always kept linked.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class Network:
         self._tunnel = tunnel
         self._resolvers = resolvers
         self._clock = environment.clock
-        self._log = environment.logger
+        self._logger = environment.logger
         self._counters = environment.counters
         self._graph = Graph(record)
         self._peers = Peers(tuple(seeds), options or PeerOptions(), environment.random)
-        self._greetings: dict[str, MessageWriter] = {}
+        self._writers: dict[str, MessageWriter] = {}
         self._dialed: dict[str, str] = {}
         self._failures: dict[str, str] = {}
         self._tasks = BackgroundTasks(
@@ -108,10 +108,13 @@ class Network:
     # ------------------------------------------------------------------ life
 
     async def connect(self) -> None:
-        """Open the channels, start the tunnel, keep the seeds, ask the resolvers."""
+        """Open the channels, start the tunnel, keep the seeds linked, query the resolvers.
+
+        Raises Conflict when a listen address or the channel is in use.
+        """
         self._is_open = True
         self._tunnel.subscribe(CHANNEL, self._message_received)
-        self._tunnel.listen(CHANNEL, self._greeting_session)
+        self._tunnel.listen(CHANNEL, self._session_opened)
         await self._tunnel.connect()
         now = self._clock.now()
         self._graph.set_own(replace(self._graph.own, addresses=tuple(self._tunnel.address()[:MAX_ADDRESSES])))
@@ -120,38 +123,40 @@ class Network:
         self._arm()
 
     async def close(self) -> None:
-        """Tell the neighbours, then close every link."""
+        """Announce to the neighbours that this node leaves, then close every link. Safe to call twice."""
         if not self._is_open:
             return
         self._is_open = False
         if self._timer is not None:
             self._timer.cancel()
-        self._tell(Close(incarnation=self._graph.own.incarnation))
+        self._multicast(Close(incarnation=self._graph.own.incarnation))
         await self._tasks.cancel()
-        for writer in [*self._greetings.values()]:
+        for writer in list(self._writers.values()):
             with contextlib.suppress(MicroError):
                 await writer.close()
         await self._tunnel.close()
 
-    # ------------------------------------------------------------- what is seen
+    # ------------------------------------------------------------------ views
 
     def set_report_handler(self, handler: Callable[[str], None]) -> None:
         """Call `handler(sentence)` for each link that goes up, moves or goes down, and for each new dial failure."""
         self._report_handler = handler
 
     def links(self) -> list[LinkInfo]:
+        """Return the current links, at most one per peer."""
         return self._tunnel.links()
 
     def nodes(self, radius: int = 3) -> list[GraphNode]:
-        """The graph within `radius` hops (at most 3), nearest first; the first is this node."""
+        """Return the graph within `radius` hops (at most 3), nearest first. The first entry is this node."""
         return self._graph.nodes(self._clock.now(), radius)
 
     def dial_failures(self) -> dict[str, str]:
-        """Addresses that are wanted and not linked, with the last reason."""
+        """Return the addresses that should be linked and are not, with the last error of each."""
         return dict(self._failures)
 
     @property
     def record(self) -> NodeRecord:
+        """The record of this node."""
         return self._graph.own
 
     # ------------------------------------------------------------------ links
@@ -170,26 +175,28 @@ class Network:
 
     def _link_up(self, link: LinkInfo) -> None:
         address = link.dialed_address or None
-        self._announce(f"linked to {link.peer_name} ({link.site}) over {link.driver} at {link.remote}{_because(link)}")
+        self._report(
+            f"linked to {link.peer_name} ({link.site}) over {link.driver} at {link.remote}{_reason_suffix(link)}"
+        )
         self._failures.pop(address or "", None)
         try:
-            self._greetings[link.peer] = self._open(CHANNEL, link.peer)
+            self._writers[link.peer] = self._open_writer(link.peer)
         except Unreachable:
-            # The link went between the handshake and here; `_link_down` follows.
+            # The link ended after its handshake; LinkDown follows.
             self._counters.add("network_links_lost_at_start")
             return
         self._carry_out(self._peers.handle(PeerLinked(link.peer, address, link.rtt_s), self._clock.now()))
         self._renew_own()
-        self._renew_at = self._clock.now() + NEWS_S
-        self._tell_one(link.peer, Connect(record=self._graph.own))
+        self._renew_at = self._clock.now() + CHANGE_DELAY_S
+        self._send_to(link.peer, Connect(record=self._graph.own))
         self._arm()
 
     def _link_moved(self, link: LinkInfo) -> None:
-        """Another driver has taken over: the neighbour is the same, and what is known of it stays known."""
-        before = self._greetings.get(link.peer)
-        self._announce(f"moved to {link.driver}: {link.peer_name} ({link.site}) at {link.remote}{_because(link)}")
+        """Continue over a link of another driver. The neighbour is the same, so its records are kept."""
+        before = self._writers.get(link.peer)
+        self._report(f"moved to {link.driver}: {link.peer_name} ({link.site}) at {link.remote}{_reason_suffix(link)}")
         try:
-            self._greetings[link.peer] = self._open(CHANNEL, link.peer)
+            self._writers[link.peer] = self._open_writer(link.peer)
         except Unreachable:
             self._counters.add("network_links_lost_at_start")
             return
@@ -197,60 +204,69 @@ class Network:
             self._tasks.start(before.close())
         address = link.dialed_address or None
         self._carry_out(self._peers.handle(PeerLinked(link.peer, address, link.rtt_s), self._clock.now()))
-        # The neighbour may have lost the old link before, and forgotten.
-        self._tell_one(link.peer, Connect(record=self._graph.own))
+        # The neighbour may have lost the old link earlier and dropped its records.
+        self._send_to(link.peer, Connect(record=self._graph.own))
         self._arm()
 
     def _link_down(self, link: LinkInfo, error: MicroError) -> None:
-        self._announce(f"lost {link.peer_name} ({link.site}): {error}")
-        self._greetings.pop(link.peer, None)
+        self._report(f"lost {link.peer_name} ({link.site}): {error}")
+        self._writers.pop(link.peer, None)
         if self._is_open:
             self._carry_out(self._peers.handle(PeerLost(link.peer), self._clock.now()))
             self._renew_own()
-            self._tell(Peer(records=(self._graph.own,)))
+            self._multicast(Update(records=(self._graph.own,)))
             self._arm()
 
     def _dial_failed(self, address: str, error: MicroError) -> None:
         if self._failures.get(address) != error.detail:
-            # Said once a reason, not once a try.
-            self._announce(f"cannot link to {address}: {error}")
+            # Reported once per reason rather than once per attempt.
+            self._report(f"cannot link to {address}: {error}")
         self._failures[address] = error.detail
         if len(self._failures) > 256:
             self._failures.pop(next(iter(self._failures)))
-        hopeless = isinstance(error, Unauthorized) or error.id == NO_DRIVER_ERROR_ID
-        self._carry_out(self._peers.handle(CandidateFailed(address, hopeless), self._clock.now()))
+        is_permanent = isinstance(error, Unauthorized) or error.id == NO_DRIVER_ERROR_ID
+        self._carry_out(self._peers.handle(CandidateFailed(address, is_permanent), self._clock.now()))
 
     # ------------------------------------------------------------------ graph
 
     def _message_received(self, peer: str, payload: bytes) -> None:
         try:
-            message = decode(payload, self._graph.is_news)
+            message = decode(payload, self._graph.is_newer)
         except Malformed as error:
             self._counters.add("network_messages_malformed")
-            self._log.warning("network message refused", extra={"peer": peer, "reason": str(error)})
+            self._logger.warning("malformed network message", extra={"peer": peer, "reason": str(error)})
             return
         now = self._clock.now()
         match message:
             case Connect(record=record):
                 if record.id == peer:
-                    self._spread(self._graph.receive((record,), now), now, but=peer)
-                self._tell_one(peer, Peer(records=self._graph.records(now)))
-            case Peer(records=records):
-                arrived = [record for record in records if self._graph.is_arrival(record)]
-                self._spread(self._graph.receive(records, now), now, but=peer)
-                for record in arrived:
+                    self._receive_records((record,), peer, now)
+                self._send_to(peer, Update(records=self._graph.records(now)))
+            case Update(records=records):
+                started = [record for record in records if self._graph.is_new_incarnation(record)]
+                self._receive_records(records, peer, now)
+                for record in started:
                     self._tunnel.node_reported_up(record.id, record.addresses)
             case Close(incarnation=incarnation):
-                # A node closes only itself: the id is the link's, never the message's (W-N18).
+                # A node can only announce that it leaves itself: its id is that of the link, not one in the message.
                 self._graph.forget(peer, incarnation)
                 self._tasks.start(self._tunnel.unlink(peer))
         self._arm()
 
-    def _spread(self, news: list[NodeRecord], now: float, *, but: str) -> None:
-        if news and any(peer != but for peer in self._greetings):
-            self._tell(Peer(records=tuple(self._graph.aged(record, now) for record in news)))
+    def _receive_records(self, records: tuple[NodeRecord, ...], peer: str, now: float) -> None:
+        """Store records of a peer and pass on the changes. Records beyond the size of the graph are counted."""
+        refused_before = self._graph.refused
+        changes = self._graph.receive(records, now)
+        if self._graph.refused > refused_before:
+            self._counters.add("network_records_refused", self._graph.refused - refused_before)
+        self._pass_on(changes, now, except_to=peer)
 
-    def _tell(self, message: NetworkMessage) -> None:
+    def _pass_on(self, changes: list[NodeRecord], now: float, *, except_to: str) -> None:
+        """Send changed records to all neighbours, if there are others than the one they came from."""
+        if changes and any(peer != except_to for peer in self._writers):
+            self._multicast(Update(records=tuple(self._graph.aged(record, now) for record in changes)))
+
+    def _multicast(self, message: NetworkMessage) -> None:
         for payload in encode(message):
             self._tunnel.send(CHANNEL, payload, mode=DialMode.MULTICAST, priority=Priority.CONTROL)
 
@@ -260,25 +276,25 @@ class Network:
         self._graph.set_own(replace(own, sequence=own.sequence + 1, neighbours=neighbours))
         self._renew_at = self._clock.now() + RENEW_S
 
-    # --------------------------------------------------------------- greetings
+    # --------------------------------------------------------------- sessions
 
-    def _greeting_session(self, session: Session) -> None:
+    def _session_opened(self, session: Session) -> None:
         peer = session.peer
 
         def refused(error: MicroError) -> None:
             self._counters.add("network_messages_refused")
-            self._log.warning("a peer's message was refused", extra={"peer": peer, "reason": str(error)})
+            self._logger.warning("message of a peer refused", extra={"peer": peer, "reason": str(error)})
             self._tasks.start(self._tunnel.unlink(peer))
 
         session.start(MessageReader(lambda payload: self._message_received(peer, payload), refused))
 
-    def _open(self, channel: str, peer: str) -> MessageWriter:
-        writer = MessageWriter(self._tunnel.dial(channel, peer=peer, priority=Priority.CONTROL))
+    def _open_writer(self, peer: str) -> MessageWriter:
+        writer = MessageWriter(self._tunnel.dial(CHANNEL, peer=peer, priority=Priority.CONTROL))
         writer.start()
         return writer
 
-    def _tell_one(self, peer: str, message: NetworkMessage) -> None:
-        writer = self._greetings.get(peer)
+    def _send_to(self, peer: str, message: NetworkMessage) -> None:
+        writer = self._writers.get(peer)
         if writer is not None:
             for payload in encode(message):
                 writer.send(payload)
@@ -288,9 +304,9 @@ class Network:
     def _carry_out(self, effects: Sequence[PeerEffect]) -> None:
         for effect in effects:
             match effect:
-                case KeepLink(address):
+                case KeepLinked(address):
                     self._tunnel.keep_linked(address)
-                case DropLink(address):
+                case StopDialing(address):
                     self._tunnel.stop_dialing(address)
                     self._failures.pop(address, None)
                 case Resolve():
@@ -304,9 +320,9 @@ class Network:
                 async with asyncio.timeout(RESOLVE_TIMEOUT_S):
                     found = await resolver.resolve(self.name)
             except (MicroError, TimeoutError) as error:
-                # The next resolver may do better; the answer of this one is missed, so nothing is forgotten.
+                # The other resolvers are still queried, and candidates of earlier answers are kept while linked.
                 self._counters.add("network_resolver_failures")
-                self._log.warning("resolver failed", extra={"reason": str(error) or "timeout"})
+                self._logger.warning("resolver failed", extra={"reason": str(error) or "timeout"})
                 continue
             for candidate in found:
                 if candidate.address not in seen:
@@ -330,19 +346,19 @@ class Network:
         self._graph.expire(now)
         if now >= self._renew_at:
             self._renew_own()
-            self._tell(Peer(records=(self._graph.own,)))
-            self._spread(self._graph.news(), now, but="")
+            self._multicast(Update(records=(self._graph.own,)))
+            self._pass_on(self._graph.pop_changes(), now, except_to="")
         wake_at = self._peers.wake_at
         if wake_at is not None and now >= wake_at:
             self._carry_out(self._peers.wake(now))
         self._arm()
 
-    def _announce(self, sentence: str) -> None:
+    def _report(self, sentence: str) -> None:
         if self._report_handler is not None:
             self._report_handler(sentence)
 
 
-def _because(link: LinkInfo) -> str:
+def _reason_suffix(link: LinkInfo) -> str:
     return f" ({link.why})" if link.why and link.why != PREFERRED_PATH_REASON else ""
 
 

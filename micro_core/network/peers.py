@@ -1,10 +1,10 @@
-"""Whom to link to: from candidates to a few kept links.
+"""Selects the nodes to link to: all seeds, and a few of the candidates that the resolvers return.
 
-Seeds (addresses the user named) are always kept. Beyond them, the best candidates are kept until the target
-number of links stands: the resolver's order first, measured round trips once known, and one at random so that
-not everybody crowds the same few nodes. Accepted links count towards the target.
+Seeds (addresses that the user configured) are always kept linked. Beyond them, the best candidates are kept linked until
+there are as many links as the target: ordered by failures, priority and measured round-trip time, and one chosen at
+random so that not all nodes link to the same few. Accepted links count towards the target.
 
-Pure: `handle(event, now) -> effects`, `wake_at`.
+Pure: `handle(event, now) -> effects`, `wake(now)` and `wake_at`.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from micro_core.contract.clock import Random
 from micro_core.contract.resolver import Candidate
 
 MAX_CANDIDATES = 256
-"""Candidates remembered; a resolver that answers with more is cut."""
+"""Maximum number of candidates; the rest of a longer answer is ignored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerOptions:
-    """How many links, and how often to look again."""
+    """How many links to keep, and how often to ask the resolvers."""
 
     target_links: int = 3
-    """Links a node tries to keep beyond its seeds, accepted ones included (the original's figure)."""
+    """Number of links that a node tries to keep, accepted links included."""
 
     resolve_s: float = 60.0
-    """Seconds between looks at the resolvers while the target is met."""
+    """Seconds between two queries of the resolvers while the target is met."""
 
     resolve_when_short_s: float = 5.0
-    """Seconds between looks while links are missing."""
+    """Seconds between two queries while links are missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """All resolvers have answered: the candidates, in the order of the resolvers."""
+    """All resolvers have answered. The candidates are in the order of the resolvers."""
 
     candidates: Sequence[Candidate]
 
@@ -58,92 +58,96 @@ class PeerLost:
 
 @dataclass(frozen=True, slots=True)
 class CandidateFailed:
-    """A kept address could not be linked this time; the tunnel tries again by itself."""
+    """An address that is kept linked could not be dialled. The tunnel tries again by itself."""
 
     address: str
-    hopeless: bool
-    """True when trying again cannot help: it was ourselves, another network, or a peer already linked."""
+    is_permanent: bool
+    """Whether another attempt cannot help: the peer is this node, or of another network, or no driver supports the
+    address."""
 
 
 PeerEvent = Resolved | PeerLinked | PeerLost | CandidateFailed
 
 
 @dataclass(frozen=True, slots=True)
-class KeepLink:
-    """Dial this address and keep dialling until told otherwise."""
+class KeepLinked:
+    """Dial this address, and again whenever the node there is not linked, until `StopDialing`."""
 
     address: str
 
 
 @dataclass(frozen=True, slots=True)
-class DropLink:
-    """Stop dialling this address."""
+class StopDialing:
+    """Stop dialling this address; an established link stays open."""
 
     address: str
 
 
 @dataclass(frozen=True, slots=True)
 class Resolve:
-    """Ask the resolvers; answer with `Resolved`."""
+    """Query the resolvers; answer with `Resolved`."""
 
 
-PeerEffect = KeepLink | DropLink | Resolve
+PeerEffect = KeepLinked | StopDialing | Resolve
 
 
 @dataclass(slots=True)
-class _Known:
+class _CandidateState:
     candidate: Candidate
     failures: int = 0
     rtt_s: float | None = None
-    hopeless_until: float = 0.0
+    avoid_until: float = 0.0
+    """Not dialled before this time."""
 
 
 @dataclass(slots=True)
 class Peers:
-    """The state: candidates, what is being kept, what is linked."""
+    """The candidates, the addresses that are kept linked, and the linked peers."""
 
     seeds: tuple[str, ...]
     options: PeerOptions
     random: Random
     linked: dict[str, str | None] = field(default_factory=dict)
-    """Peer id to the address we dialled, None when they dialled us."""
-    _known: dict[str, _Known] = field(default_factory=dict)
+    """Node id of each linked peer to the address that was dialled; None for an accepted link."""
+    _candidates: dict[str, _CandidateState] = field(default_factory=dict)
     _kept: set[str] = field(default_factory=set)
     _resolve_at: float = 0.0
     _started: bool = False
 
     def start(self, now: float) -> list[PeerEffect]:
-        """Keep the seeds and ask the resolvers for the first time."""
+        """Return the initial effects: keep the seeds linked, query the resolvers."""
         self._started = True
         self._resolve_at = now + self.options.resolve_when_short_s
         self._kept.update(self.seeds)
-        return [*(KeepLink(address) for address in self.seeds), Resolve()]
+        return [*(KeepLinked(address) for address in self.seeds), Resolve()]
 
     def handle(self, event: PeerEvent, now: float) -> list[PeerEffect]:
+        """Process an event and return the effects to carry out."""
         match event:
             case Resolved(candidates):
                 self._remember(candidates[:MAX_CANDIDATES])
             case PeerLinked(peer, address, rtt_s):
                 self.linked[peer] = address
-                if address in self._known:
-                    known = self._known[address]
-                    known.failures, known.rtt_s = 0, rtt_s
+                if address in self._candidates:
+                    state = self._candidates[address]
+                    state.failures, state.rtt_s = 0, rtt_s
             case PeerLost(peer):
                 self.linked.pop(peer, None)
-            case CandidateFailed(address, hopeless):
-                if address in self._known:
-                    known = self._known[address]
-                    known.failures += 1
-                    if hopeless:
-                        known.hopeless_until = now + self.options.resolve_s
+            case CandidateFailed(address, is_permanent):
+                if address in self._candidates:
+                    state = self._candidates[address]
+                    state.failures += 1
+                    if is_permanent:
+                        state.avoid_until = now + self.options.resolve_s
         return self._balance(now)
 
     @property
     def wake_at(self) -> float | None:
+        """When `wake` must be called next, or None before `start`."""
         return self._resolve_at if self._started else None
 
     def wake(self, now: float) -> list[PeerEffect]:
-        """Called at `wake_at`: look at the resolvers again, sooner while links are missing."""
+        """Query the resolvers again, sooner while links are missing. Call this at `wake_at`."""
         if now < self._resolve_at:
             return []
         short = len(self.linked) < self.options.target_links
@@ -153,28 +157,28 @@ class Peers:
 
     def _remember(self, candidates: Sequence[Candidate]) -> None:
         answered = {candidate.address: candidate for candidate in candidates}
-        for address in [known for known in self._known if known not in answered and known not in self._kept]:
-            del self._known[address]
+        for address in [old for old in self._candidates if old not in answered and old not in self._kept]:
+            del self._candidates[address]
         for address, candidate in answered.items():
-            if address in self._known:
-                self._known[address].candidate = candidate
+            if address in self._candidates:
+                self._candidates[address].candidate = candidate
             else:
-                self._known[address] = _Known(candidate)
+                self._candidates[address] = _CandidateState(candidate)
 
     def _balance(self, now: float) -> list[PeerEffect]:
         effects: list[PeerEffect] = []
         for address in sorted(self._kept.difference(self.seeds)):
-            known = self._known[address]
-            if now < known.hopeless_until or known.failures >= 5:
-                known.failures = 0
-                known.hopeless_until = max(known.hopeless_until, now + self.options.resolve_when_short_s)
+            state = self._candidates[address]
+            if now < state.avoid_until or state.failures >= 5:
+                state.failures = 0
+                state.avoid_until = max(state.avoid_until, now + self.options.resolve_when_short_s)
                 self._kept.discard(address)
-                effects.append(DropLink(address))
+                effects.append(StopDialing(address))
         missing = self.options.target_links - len(self.linked) - self._dialing_count()
         if missing > 0:
             for address in self._choose(missing, now):
                 self._kept.add(address)
-                effects.append(KeepLink(address))
+                effects.append(KeepLinked(address))
         return effects
 
     def _dialing_count(self) -> int:
@@ -183,13 +187,13 @@ class Peers:
 
     def _choose(self, count: int, now: float) -> list[str]:
         free = [
-            (address, known)
-            for address, known in self._known.items()
-            if address not in self._kept and now >= known.hopeless_until
+            (address, state)
+            for address, state in self._candidates.items()
+            if address not in self._kept and now >= state.avoid_until
         ]
         free.sort(key=lambda item: (item[1].failures, item[1].candidate.priority, item[1].rtt_s or 0.0))
         chosen = [address for address, _ in free[:count]]
-        # One at random among the rest, in place of the last: else everybody crowds the same few (W-N15).
+        # The last one is replaced by a random one of the rest. Otherwise all nodes would link to the same few.
         if count > 1 and len(free) > count:
             chosen[-1] = free[self.random.randrange(count - 1, len(free))][0]
         return chosen

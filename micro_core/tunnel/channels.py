@@ -36,7 +36,7 @@ class _Listener:
 
 
 class Channels:
-    """The listeners of one tunnel. `current_links()` returns the links whose peers are told about a new channel."""
+    """The listeners of one tunnel. `current_links()` returns the links on which a new channel is announced."""
 
     def __init__(self, current_links: Callable[[], Iterable[ListeningLink]], counters: Counters) -> None:
         self._current_links = current_links
@@ -61,7 +61,7 @@ class Channels:
         return _Listener(channel, lambda: self._unsubscribe(channel, receive))
 
     def announce(self, link: ListeningLink) -> None:
-        """Tell the peer of a new link which channels have receivers here."""
+        """Announce to the peer of a new link the channels that have receivers here."""
         for channel in self._receivers:
             link.listen(channel)
 

@@ -96,7 +96,8 @@ def load_token(path: Path) -> str:
         return _read_secret(path)
     except FileNotFoundError:
         raise ConfigError(
-            f"the token file {path} does not exist", hint="print the token with `micro network token` on a node of the network"
+            f"the token file {path} does not exist",
+            hint="print the token with `micro network token` on a node of the network",
         ) from None
 
 
@@ -148,9 +149,7 @@ def _load_or_create(path: Path, make: Callable[[], str]) -> str:
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"cannot write {path}: {error.strerror}", hint="set MICRO_STATE_DIR to a writable directory"
-    )
+    return ConfigError(f"cannot write {path}: {error.strerror}", hint="set MICRO_STATE_DIR to a writable directory")
 
 
 def _create(path: Path, make: Callable[[], str]) -> str:

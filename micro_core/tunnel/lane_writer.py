@@ -22,7 +22,7 @@ SINGLE_LANE_BUFFER_BYTES = {
     Priority.EVENTS: 64 * 1024,
     Priority.BULK: 32 * 1024,
 }
-"""The same for a link with one lane: each priority leaves room for the higher ones, which are sent after the buffer."""
+"""The same for a link with one lane: each priority leaves space for the higher ones, which are sent after the buffer."""
 
 
 class LaneWriter:
@@ -59,7 +59,7 @@ class LaneWriter:
             self._loop.call_soon(self._flush_scheduled)
 
     def flush(self) -> None:
-        """Write queued frames as far as the driver's buffers have room."""
+        """Write queued frames until the driver's buffers are full."""
         if not self._is_open or not self._mux.has_queued:
             return
         now = self._clock.now()

@@ -164,7 +164,7 @@ class NodeLink:
         self._writer.schedule()
 
     def lane_writable(self, lane: int) -> None:  # noqa: ARG002 - flushing considers all lanes
-        """Write more, now that the driver's buffer has room."""
+        """Write more, now that the driver's buffer has space."""
         if self.error is None:
             self._writer.schedule()
 

@@ -232,7 +232,7 @@ class PathSelector:
         return self._wake_at
 
     def wake(self, now: float) -> list[PathEffect]:
-        """Do what is due. Call this at `wake_at`."""
+        """Start the next race, probe or attempt. Call this at `wake_at`."""
         if self._wake_at is None or now < self._wake_at:
             return []
         self._wake_at = None

@@ -76,7 +76,7 @@ class Reconnector:
         self._events: asyncio.Queue[tuple[PathEvent, NodeLink | None]] = asyncio.Queue()
         self._attempts: dict[int, asyncio.Task[None]] = {}
         self._link: NodeLink | None = None
-        """The current link to the node, whoever dialled it."""
+        """The current link to the node, whichever end dialled it."""
         self._peer_id = ""
         """Node id of the other end of the last link."""
         self._link_watch: asyncio.Task[None] | None = None
@@ -170,7 +170,7 @@ class Reconnector:
         self._link_established(link)
 
     def _link_established(self, link: NodeLink) -> None:
-        """Tell the selector which of its paths `link` uses, or that the node is linked by other means."""
+        """Report to the selector which of its paths `link` uses, or that the node is linked by other means."""
         is_ours = link.dialed_address == self._address and link.path in self._selector.paths
         event = AttemptSucceeded(self._selector.paths.index(link.path)) if is_ours else LinkedElsewhere()
         self._events.put_nowait((event, link))
@@ -181,7 +181,7 @@ class Reconnector:
         self._link_watch = None if link is None else self._tasks.start(self._follow(link))
 
     async def _follow(self, link: NodeLink) -> None:
-        """Wait until `link` is not the current link to its peer, then tell the selector what is."""
+        """Wait until `link` is not the current link to its peer, then report to the selector."""
         await link.wait_until_superseded()
         current = self._find_link(link.peer_id)
         if current is None:

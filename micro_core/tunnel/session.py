@@ -125,7 +125,7 @@ class TunnelSession:
         self._receiver.data_received(data)
 
     def resume_writing(self) -> None:
-        """Tell the receiver that the send queue has drained."""
+        """Let the receiver write again: the send queue has drained."""
         if self._receiver is not None and self._error is None:
             self._receiver.resume_writing()
 

@@ -1,4 +1,4 @@
-"""Routing messages over sessions: a router that goes and comes back while its link stands is told everything."""
+"""Routing messages over sessions: a router that restarts while its link is open receives the full table."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @dataclass
 class Site:
-    """A tunnel that stays, and routers that come and go before it."""
+    """A tunnel that stays open, and routers on top of it that start and stop."""
 
     name: str
     tunnel: TunnelHost
     counters: CountersInMemory
-    lives: int = 0
+    starts: int = 0
     services: tuple[str, ...] = ()
     adverts: Adverts | None = None
 
@@ -49,13 +49,13 @@ class Site:
         if self.adverts is not None:
             self.adverts.handle_link_event(event)
 
-    async def begin(self) -> None:
-        self.lives += 1
+    async def start(self) -> None:
+        self.starts += 1
         self.table = MemoryTable(logger=LOG, counters=self.counters)
         environment = Environment(
             node_id=self.tunnel.node_id,
             clock=SystemClock(),
-            random=random.Random(self.lives),
+            random=random.Random(self.starts),
             logger=LOG,
             counters=self.counters,
         )
@@ -64,25 +64,25 @@ class Site:
             site=self.name,
             table=self.table,
             environment=environment,
-            incarnation=self.lives * 1_000_000,
+            incarnation=self.starts * 1_000_000,
         )
         self.adverts = Adverts(tunnel=self.tunnel, router=self.router, environment=environment)
         self.router.set_sender(self.adverts.send)
-        # As `micro router` does: what is told first is then the whole.
-        await self.router.start(Records(self.services))  # type: ignore[arg-type]  # what a router asks of one
+        # In the order of `micro router`: the first advert then contains the full table.
+        await self.router.start(Records(self.services))  # type: ignore[arg-type]  # the methods that a router calls
         self.adverts.start()
 
-    async def end(self) -> None:
+    async def stop(self) -> None:
         assert self.adverts is not None
         await self.adverts.close()
         await self.router.close()
 
-    def knows(self, service: str) -> bool:
+    def has_route(self, service: str) -> bool:
         return any(route.link == NETWORK_LINK for route in self.router.lookup(service))
 
 
 class Records:
-    """The reading side of a registry."""
+    """The read methods of a registry."""
 
     def __init__(self, services: tuple[str, ...]) -> None:
         self._instances = [Instance(service=name, id=f"{name}-1", address="tcp://127.0.0.1:1") for name in services]
@@ -124,71 +124,71 @@ async def make(name: str) -> Site:
 
 @pytest.fixture
 async def sites(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Site, Site]]:
-    monkeypatch.setattr(module, "REOPEN_FIRST_S", 0.02)
+    monkeypatch.setattr(module, "REOPEN_INITIAL_S", 0.02)
     eu, us = await make("eu"), await make("us")
     yield eu, us
     for site in (eu, us):
-        if site.lives:
-            await site.end()
+        if site.starts:
+            await site.stop()
         await site.tunnel.close()
 
 
-async def test_a_router_that_begins_after_its_link_learns_and_tells_everything(sites: tuple[Site, Site]) -> None:
+async def test_router_started_after_its_link_exchanges_full_tables(sites: tuple[Site, Site]) -> None:
     eu, us = sites
-    await us.begin()
+    await us.start()
     await eu.tunnel.link_to("memory://adverts-us")
-    # Nobody listens at eu yet: what us has to say finds no ear, and is said again.
+    # The channel has no listener at eu yet, so us opens its session again and again.
     await until(lambda: us.counters.values.get("network_adverts_reopened", 0) > 0)
-    await eu.begin()
-    await until(lambda: eu.knows("service.of.us") and us.knows("service.of.eu"))
+    await eu.start()
+    await until(lambda: eu.has_route("service.of.us") and us.has_route("service.of.eu"))
 
 
-async def test_a_router_that_begins_anew_is_told_everything_and_leaves_no_gap(sites: tuple[Site, Site]) -> None:
+async def test_restarted_router_receives_the_full_table_and_its_routes_have_no_gap(sites: tuple[Site, Site]) -> None:
     eu, us = sites
-    await us.begin()
-    await eu.begin()
+    await us.start()
+    await eu.start()
     await eu.tunnel.link_to("memory://adverts-us")
-    await until(lambda: eu.knows("service.of.us") and us.knows("service.of.eu"))
+    await until(lambda: eu.has_route("service.of.us") and us.has_route("service.of.eu"))
     gaps = 0
 
-    async def look() -> None:
+    async def sample() -> None:
         nonlocal gaps
         while True:
-            gaps += not us.knows("service.of.eu")
+            gaps += not us.has_route("service.of.eu")
             await asyncio.sleep(0)
 
-    looking = asyncio.get_running_loop().create_task(look())
-    told = us.counters.values.get("network_adverts_reopened", 0)
-    await eu.end()
-    await eu.begin()
-    await until(lambda: eu.knows("service.of.us"))
-    await until(lambda: us.counters.values.get("network_adverts_reopened", 0) > told)
-    looking.cancel()
-    await asyncio.gather(looking, return_exceptions=True)
-    assert gaps == 0, "the service of eu was there all the time, and its way as well"
-    assert us.knows("service.of.eu")
+    sampling = asyncio.get_running_loop().create_task(sample())
+    reopened = us.counters.values.get("network_adverts_reopened", 0)
+    await eu.stop()
+    await eu.start()
+    await until(lambda: eu.has_route("service.of.us"))
+    await until(lambda: us.counters.values.get("network_adverts_reopened", 0) > reopened)
+    sampling.cancel()
+    await asyncio.gather(sampling, return_exceptions=True)
+    assert gaps == 0, "the service of eu and the route to it existed all the time"
+    assert us.has_route("service.of.eu")
 
 
-async def test_both_routers_may_begin_anew_at_once(sites: tuple[Site, Site]) -> None:
+async def test_both_routers_may_restart_at_once(sites: tuple[Site, Site]) -> None:
     eu, us = sites
-    await us.begin()
-    await eu.begin()
+    await us.start()
+    await eu.start()
     await eu.tunnel.link_to("memory://adverts-us")
-    await until(lambda: eu.knows("service.of.us") and us.knows("service.of.eu"))
-    await eu.end()
-    await us.end()
-    await eu.begin()
-    await us.begin()
-    await until(lambda: eu.knows("service.of.us") and us.knows("service.of.eu"))
+    await until(lambda: eu.has_route("service.of.us") and us.has_route("service.of.eu"))
+    await eu.stop()
+    await us.stop()
+    await eu.start()
+    await us.start()
+    await until(lambda: eu.has_route("service.of.us") and us.has_route("service.of.eu"))
 
 
-async def test_a_link_that_ends_ends_what_was_learned_through_it(sites: tuple[Site, Site]) -> None:
+async def test_end_of_a_link_removes_the_routes_through_it(sites: tuple[Site, Site]) -> None:
     eu, us = sites
-    await us.begin()
-    await eu.begin()
+    await us.start()
+    await eu.start()
     await eu.tunnel.link_to("memory://adverts-us")
-    await until(lambda: eu.knows("service.of.us"))
+    await until(lambda: eu.has_route("service.of.us"))
     await eu.tunnel.unlink(us.tunnel.node_id)
-    await until(lambda: not eu.knows("service.of.us") and not us.knows("service.of.eu"))
+    await until(lambda: not eu.has_route("service.of.us") and not us.has_route("service.of.eu"))
     await eu.tunnel.link_to("memory://adverts-us")
-    await until(lambda: eu.knows("service.of.us") and us.knows("service.of.eu"))
+    await until(lambda: eu.has_route("service.of.us") and us.has_route("service.of.eu"))
