@@ -1,1 +1,1 @@
-"""The `micro` command: one file a group. Bodies import what they need when they run."""
+"""The `micro` command. `commands/` holds what `--help` shows; the other modules hold what the commands do."""

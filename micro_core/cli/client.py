@@ -1,4 +1,4 @@
-"""What client commands share: settings, a client, a body read from the command line."""
+"""Helpers of the commands that make calls: the settings, a client, and the request on the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from micro_core.cli.output import TERMINATED, UsageError, guarded
+from micro_core.cli.output import TERMINATED, UsageError, run_guarded
 from micro_core.config import Settings, load_settings
 from micro_core.contract.errors import TooLarge
 from micro_core.rpc.client import Client
@@ -21,18 +21,19 @@ from micro_core.wire import limits
 
 T = TypeVar("T")
 
-Common = tuple[str | None, str | None, list[str] | None]
-"""(--config, --plugins, --set)"""
+SettingOptions = tuple[str | None, str | None, list[str] | None]
+"""The values of --config, --plugins and --set."""
 
 
-def settings_of(common: Common) -> Settings:
-    config, plugins, sets = common
+def load_client_settings(options: SettingOptions) -> Settings:
+    """Load the settings of a command that makes calls. Raises ConfigError or OptionError if they are invalid."""
+    config, plugins, sets = options
     return load_settings({"node.plugins": plugins}, sets=sets or [], config=config)
 
 
 @contextlib.asynccontextmanager
-async def client_of(settings: Settings) -> AsyncIterator[Client]:
-    """A client with the settings' drivers, closed at the end."""
+async def open_client(settings: Settings) -> AsyncIterator[Client]:
+    """Create a client with the drivers of the settings, and close it when the context ends."""
     client = Client(settings=settings, name="micro")
     try:
         yield client
@@ -41,7 +42,11 @@ async def client_of(settings: Settings) -> AsyncIterator[Client]:
 
 
 def run_command(work: Callable[[], Awaitable[None]], *, as_json: bool) -> None:
-    """Run a command's coroutine to its end, errors as sentences."""
+    """Run the coroutine of a command. Errors become messages and exit codes, as in `run_guarded`.
+
+    SIGTERM cancels the coroutine, so that remote handlers are cancelled and registrations are withdrawn, and exits
+    with 143. Raises typer.Exit when the command fails.
+    """
 
     async def body() -> None:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
@@ -49,12 +54,12 @@ def run_command(work: Callable[[], Awaitable[None]], *, as_json: bool) -> None:
         is_terminated = False
 
         def terminate() -> None:
-            # As an interrupt does: what runs elsewhere for us is cancelled, what is registered is withdrawn.
             nonlocal is_terminated
             is_terminated = True
             task.cancel()
 
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # not on every system or thread
+        # Signal handlers are not available on every system, and only in the main thread.
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             loop.add_signal_handler(signal.SIGTERM, terminate)
         try:
             await work()
@@ -63,31 +68,37 @@ def run_command(work: Callable[[], Awaitable[None]], *, as_json: bool) -> None:
                 raise typer.Exit(TERMINATED) from None
             raise
 
-    guarded(lambda: asyncio.run(body()), as_json=as_json)
+    run_guarded(lambda: asyncio.run(body()), as_json=as_json)
 
 
-def read_body(words: Sequence[str] | None) -> Any:
-    """The request on the command line: JSON, `-`, `@file`, or key=value pairs. Raises UsageError, TooLarge."""
-    if not words:
+def read_body(arguments: Sequence[str] | None) -> Any:
+    """Return the request given on the command line: JSON, `-` (standard input), `@file`, or key=value pairs.
+
+    Raises UsageError if the request cannot be read or is invalid, TooLarge if it exceeds the limit of a body.
+    """
+    if not arguments:
         return {}
-    if len(words) == 1 and words[0] == "-":
+    if len(arguments) == 1 and arguments[0] == "-":
         return _parse(_bounded(sys.stdin.buffer.read(limits.MAX_BODY_BYTES + 1)))
-    if len(words) == 1 and words[0].startswith("@"):
+    if len(arguments) == 1 and arguments[0].startswith("@"):
         try:
-            with Path(words[0][1:]).expanduser().open("rb") as file:
+            with Path(arguments[0][1:]).expanduser().open("rb") as file:
                 return _parse(_bounded(file.read(limits.MAX_BODY_BYTES + 1)))
         except OSError as error:
-            raise UsageError(f"cannot read {words[0][1:]}: {error.strerror}") from error
-    joined = " ".join(words)
-    if joined.lstrip()[:1] in ("{", "[", '"') or "=" not in words[0]:
+            raise UsageError(f"cannot read {arguments[0][1:]}: {error.strerror}") from error
+    joined = " ".join(arguments)
+    if joined.lstrip()[:1] in ("{", "[", '"') or "=" not in arguments[0]:
         return _parse(joined)
-    return dict(_pair(word) for word in words)
+    return dict(_pair(argument) for argument in arguments)
 
 
-async def read_items(words: Sequence[str] | None) -> AsyncIterator[Any]:
-    """What a stream is sent: for `-` each line of stdin, as it comes; else the one request. Raises UsageError."""
-    if words is None or list(words) != ["-"]:
-        yield read_body(words)
+async def read_items(arguments: Sequence[str] | None) -> AsyncIterator[Any]:
+    """Yield the items to send on a stream: each line of standard input for `-`, otherwise the one request.
+
+    Raises UsageError if an item is invalid, TooLarge if it exceeds the limit of a body.
+    """
+    if arguments is None or list(arguments) != ["-"]:
+        yield read_body(arguments)
         return
     from micro_core.cli.stdin import lines
 
@@ -95,30 +106,32 @@ async def read_items(words: Sequence[str] | None) -> AsyncIterator[Any]:
         yield _parse(_bounded(line))
 
 
-def seconds(timeout: float | None, default: T) -> float | T:
-    """A `--timeout`, or what stands for it. Raises UsageError."""
-    if timeout is None:
+def check_timeout(timeout_s: float | None, default: T) -> float | T:
+    """Return the value of --timeout, or `default` without one. Raises UsageError if it is out of range."""
+    if timeout_s is None:
         return default
-    if not 0 < timeout <= limits.MAX_TIMEOUT_S:
-        raise UsageError(f"--timeout {timeout:g}: more than 0 and at most {limits.MAX_TIMEOUT_S:g} seconds")
-    return timeout
+    if not 0 < timeout_s <= limits.MAX_TIMEOUT_S:
+        raise UsageError(
+            f"--timeout {timeout_s:g} is out of range (more than 0 and at most {limits.MAX_TIMEOUT_S:g} seconds)"
+        )
+    return timeout_s
 
 
-def pairs(words: Sequence[str] | None) -> dict[str, str]:
-    """`key=value` words as a map of texts. Raises UsageError."""
+def parse_pairs(arguments: Sequence[str] | None) -> dict[str, str]:
+    """Return key=value arguments as a dict. Raises UsageError if an argument has no `=` or no key."""
     found = {}
-    for word in words or ():
-        key, separator, value = word.partition("=")
+    for argument in arguments or ():
+        key, separator, value = argument.partition("=")
         if not separator or not key:
-            raise UsageError(f"{word!r} is not key=value")
+            raise UsageError(f"{argument!r} is not key=value")
         found[key] = value
     return found
 
 
-def _pair(word: str) -> tuple[str, Any]:
-    key, separator, text = word.partition("=")
+def _pair(argument: str) -> tuple[str, Any]:
+    key, separator, text = argument.partition("=")
     if not separator or not key:
-        raise UsageError(f"{word!r} is not key=value", hint="or give the whole request as JSON")
+        raise UsageError(f"{argument!r} is not key=value", hint="or pass the whole request as JSON")
     try:
         return key, json.loads(text)
     except ValueError:
@@ -130,11 +143,11 @@ def _parse(text: str | bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(
-            f"the request is not JSON: {error}", hint="""as in '{"name": "John"}', or name=John"""
+            f"the request is not valid JSON: {error}", hint="""use JSON, e.g. '{"name": "John"}', or name=John"""
         ) from error
 
 
 def _bounded(data: bytes) -> bytes:
     if len(data) > limits.MAX_BODY_BYTES:
-        raise TooLarge(f"the request is over the bound of {limits.MAX_BODY_BYTES} bytes")
+        raise TooLarge(f"the request is larger than {limits.MAX_BODY_BYTES} bytes")
     return data

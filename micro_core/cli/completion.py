@@ -1,4 +1,4 @@
-"""What completion offers beyond our own words: plugins by name, settings by key."""
+"""Shell completion of plugin names and setting keys. typer completes the names of commands and options itself."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from micro_core.plugins import Catalog
 
 
 def plugin_names(incomplete: str) -> list[str]:
-    """Names of installed plugins, for the last word of a list: `quic,m` becomes `quic,mdns`. Imports none of them."""
-    before, comma, word = incomplete.rpartition(",")
+    """Return completions of the last name in a list of plugins: `quic,m` becomes `quic,mdns`. Imports no plugin."""
+    before, comma, prefix = incomplete.rpartition(",")
     names = dict.fromkeys(entry.name for entry in Catalog.discover().entries)
-    return [f"{before}{comma}{name}" for name in names if name.startswith(word)]
+    return [f"{before}{comma}{name}" for name in names if name.startswith(prefix)]
 
 
 def setting_keys(incomplete: str) -> list[str]:
-    """`node.site=`, `quic.port=`: keys of [node], and options of the plugin whose name is written, which is imported."""
+    """Return completions of a setting key, e.g. `node.site=` or `quic.port=`.
+
+    Once the name of a plugin is complete, that plugin is imported to find its options.
+    """
     table, dot, _ = incomplete.rpartition(".")
     if "=" in incomplete:
         return []
@@ -35,5 +38,5 @@ def _options_of(table: str) -> list[str]:
         catalog = Catalog.discover()
         driver = catalog.describe(catalog.find(table))
     except MicroError:
-        return []  # nothing to offer; the command itself says what is wrong
+        return []  # The command itself reports the error when it runs.
     return [field.name for field in dataclasses.fields(driver.options)] if driver is not None else []

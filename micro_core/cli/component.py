@@ -1,12 +1,12 @@
-"""`micro registry`, `broker`, `tunnel`, `router`, `proxy`: one part of a node in the foreground."""
+"""The body of `micro registry`, `broker`, `tunnel`, `router` and `proxy`: runs one component of a node."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from micro_core.cli.foreground import say, until_stopped
-from micro_core.cli.output import guarded
+from micro_core.cli.foreground import print_line, until_stopped
+from micro_core.cli.output import run_guarded
 from micro_core.config import load_settings
 from micro_core.lifecycle.logs import set_up_logging
 from micro_core.plugins import blocked_words
@@ -17,12 +17,12 @@ def run_component(
     flags: Mapping[str, object],
     *,
     address: str = "",
-    door: str = "",
+    ipc: str = "",
     config: str | None,
     sets: Sequence[str],
     block: Sequence[str],
 ) -> None:
-    """Run until SIGINT or SIGTERM."""
+    """Run a component until SIGINT or SIGTERM. Raises typer.Exit when it fails."""
 
     def body() -> None:
         blocked = blocked_words(block)
@@ -32,15 +32,15 @@ def run_component(
         async def run() -> None:
             from micro_core.standalone.component import make_component
 
-            component = make_component(name, settings, address=address, door=door, say=say)
+            component = make_component(name, settings, address=address, door=ipc, say=print_line)
 
             def introduce() -> None:
                 for line in component.introduction():
-                    say(line)
-                say(f"ready {component.address}")
+                    print_line(line)
+                print_line(f"ready {component.address}")
 
             await until_stopped(component.start, component.stop, introduce)
 
         asyncio.run(run())
 
-    guarded(body)
+    run_guarded(body)

@@ -1,4 +1,4 @@
-"""`micro lab ...`: scenarios on virtual time."""
+"""The bodies of `micro lab list`, `run` and `replay`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import typer
 
-from micro_core.cli.output import PARTIAL, UsageError, guarded, note, show_json, show_table
+from micro_core.cli.output import CHECK_FAILED, UsageError, note, run_guarded, show_json, show_table
 from micro_core.contract.errors import ConfigError
 from micro_core.lab.report import Sample
 from micro_core.lab.running import Outcome
 from micro_core.lab.running import run as run_lab
 
-Files = tuple[str, str, str]
-"""(--plot, --log, --save)"""
+OutputFiles = tuple[str, str, str]
+"""The values of --plot, --log and --save."""
+
+MAX_VIOLATIONS_SHOWN = 5
 
 
 def show_scenarios(as_json: bool) -> None:
+    """Print the built-in scenarios."""
+
     def body() -> None:
         from micro_core.lab.scenarios import SCENARIOS
 
@@ -30,32 +33,41 @@ def show_scenarios(as_json: bool) -> None:
         if as_json:
             show_json("micro.scenarios/1", {"scenarios": rows})
         else:
-            show_table(["name", "nodes", "what happens"], [list(row.values()) for row in rows], "none")
+            show_table(["name", "nodes", "summary"], [list(row.values()) for row in rows], "no scenarios")
 
-    guarded(body, as_json=as_json)
+    run_guarded(body, as_json=as_json)
 
 
 def run_scenario(
-    scenario: str, seed: int, nodes: int | None, seeds: int, files: Files, is_checking: bool, as_json: bool
+    scenario: str, seed: int, nodes: int | None, seeds: int, files: OutputFiles, is_checking: bool, as_json: bool
 ) -> None:
+    """Run a scenario with `seeds` consecutive seeds and print a report of each run.
+
+    Raises typer.Exit(9) if a run failed or violated an invariant.
+    """
+
     def body() -> None:
-        is_bad = False
-        for one in range(seed, seed + seeds):
-            with _nodes_kept_quiet():
-                outcome = run_lab(scenario, seed=one, nodes=nodes, is_checking=is_checking, on_sample=_progress())
-            is_bad = is_bad or not outcome.is_good
+        has_failed = False
+        for current_seed in range(seed, seed + seeds):
+            with _node_logs_disabled():
+                outcome = run_lab(
+                    scenario, seed=current_seed, nodes=nodes, is_checking=is_checking, on_sample=_progress()
+                )
+            has_failed = has_failed or not outcome.is_good
             if as_json:
                 show_json("micro.lab/1", outcome.result)
             else:
                 _show(outcome)
             _write(outcome, files)
-        if is_bad:
-            raise typer.Exit(PARTIAL)
+        if has_failed:
+            raise typer.Exit(CHECK_FAILED)
 
-    guarded(body, as_json=as_json)
+    run_guarded(body, as_json=as_json)
 
 
 def replay_outcome(path: str, as_json: bool) -> None:
+    """Repeat a saved run and compare the event logs. Raises typer.Exit(9) if they differ."""
+
     def body() -> None:
         try:
             saved = json.loads(Path(path).read_text())
@@ -63,24 +75,24 @@ def replay_outcome(path: str, as_json: bool) -> None:
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is no outcome of `micro lab run --save`") from error
-        with _nodes_kept_quiet():
+            raise ConfigError(f"{path} was not written by `micro lab run --save`") from error
+        with _node_logs_disabled():
             outcome = run_lab(str(scenario), seed=int(seed), nodes=nodes)
         is_same = outcome.result["digest"] == digest
         if as_json:
             show_json("micro.lab-replay/1", {"is_same": is_same, "before": saved, "now": outcome.result})
         else:
             _show(outcome)
-            typer.echo("the very same happened" if is_same else f"something else happened: {digest} before")
+            typer.echo("identical to the saved run" if is_same else f"different: the saved run has the log {digest}")
         if not is_same:
-            raise typer.Exit(PARTIAL)
+            raise typer.Exit(CHECK_FAILED)
 
-    guarded(body, as_json=as_json)
+    run_guarded(body, as_json=as_json)
 
 
 @contextlib.contextmanager
-def _nodes_kept_quiet() -> Iterator[None]:
-    """What nodes warn of is part of the scenario, not of the screen; other loggers of the process keep their levels."""
+def _node_logs_disabled() -> Iterator[None]:
+    """Disable the loggers of the nodes: their warnings are part of the scenario. Other loggers are not changed."""
     loggers = [logging.getLogger(name) for name in ("micro", "micro_core")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -95,29 +107,29 @@ def _nodes_kept_quiet() -> Iterator[None]:
 def _show(outcome: Outcome) -> None:
     result = outcome.result
     typer.echo(
-        f"{outcome.scenario}, seed {result['seed']}: {result['nodes']} nodes, {result['virtual_s']:.0f} s in "
-        f"{result['real_s']:.1f} s, {result['events']} events, log {result['digest']}"
+        f"{outcome.scenario}, seed {result['seed']}: {result['nodes']} nodes, {result['virtual_s']:.0f} s of virtual "
+        f"time in {result['real_s']:.1f} s, {result['events']} events, log {result['digest']}"
     )
     for settled in result["settled"]:
-        typer.echo(f"  {settled['what']:<28} all agree after {settled['seconds']:.2f} s")
+        typer.echo(f"  {settled['what']:<28} converged after {settled['seconds']:.2f} s")
     counts = sorted(result["messages_per_node"].values())
     typer.echo(
         f"  routing messages             {result['messages']} ({result['bytes'] / 1024:.0f} KiB); "
-        f"a node {counts[0]} to {counts[-1]}, median {counts[len(counts) // 2]}"
+        f"per node {counts[0]} to {counts[-1]}, median {counts[len(counts) // 2]}"
     )
     if result["violations"]:
-        typer.echo(f"  {len(result['violations'])} violations, the first:")
-        for violation in result["violations"][:5]:
+        typer.echo(f"  {len(result['violations'])} violations of invariants, starting with:")
+        for violation in result["violations"][:MAX_VIOLATIONS_SHOWN]:
             typer.echo(f"    {violation}")
     if result["failure"]:
         typer.echo(f"  failed: {result['failure']}")
     if not outcome.is_good:
         typer.echo(
-            f"  the same again: micro lab run {outcome.scenario} --seed {result['seed']} --nodes {result['nodes']}"
+            f"  to repeat this run: micro lab run {outcome.scenario} --seed {result['seed']} --nodes {result['nodes']}"
         )
 
 
-def _write(outcome: Outcome, files: Files) -> None:
+def _write(outcome: Outcome, files: OutputFiles) -> None:
     plot, log, save = files
     try:
         if log:
@@ -133,8 +145,8 @@ def _write(outcome: Outcome, files: Files) -> None:
         note(f"wrote {plot}")
 
 
-def _progress() -> Any:
-    """A line that is written over, on a terminal; nothing elsewhere."""
+def _progress() -> Callable[[Sample], None] | None:
+    """Return a function that updates one line on the terminal. None if standard error is not a terminal."""
     if not sys.stderr.isatty():
         return None
 

@@ -1,7 +1,7 @@
-"""Only the command that is typed is read in full.
+"""Keeps typer from analysing commands that are not run.
 
-typer reads the signature of every command before it knows which one is wanted, at 1 to 2 ms each: with forty of them
-that costs more than typer itself. The others need no more than their name and their sentence, for `--help`.
+typer reads the signature of every command before it selects one. That takes 1 to 2 ms per command, so with forty
+commands it takes longer than importing typer. A command that is not run needs only its name and its help text.
 """
 
 from __future__ import annotations
@@ -14,52 +14,54 @@ import typer
 from typer.models import CommandInfo
 
 
-def trimmed(app: typer.Typer, arguments: Sequence[str]) -> typer.Typer:
-    """`app` for this command line: the same words and help, and the parameters of what it names. `app` stays as it is.
+def strip_unused_commands(app: typer.Typer, arguments: Sequence[str]) -> typer.Typer:
+    """Return a copy of `app` in which only the command selected by `arguments` has parameters. `app` is not changed.
 
-    The first words that are no options are the command: `micro` itself has no option with a value. A group that has
-    options of its own, as one of a plugin may, is left whole where it is typed.
+    Names and help texts are the same as in `app`. The first arguments that are not options select the command, because
+    `micro` itself has no option with a value. A selected group with options of its own, e.g. the group of a plugin, is
+    not stripped.
     """
-    return _trimmed(app, [word for word in arguments if not word.startswith("-")])
+    return _stripped(app, [argument for argument in arguments if not argument.startswith("-")])
 
 
-def _trimmed(app: typer.Typer, words: list[str]) -> typer.Typer:
-    wanted = words[0] if words else ""
-    small = copy.copy(app)
-    small.registered_commands = [
-        command if name_of(command) == wanted else _bare(command) for command in app.registered_commands
+def _stripped(app: typer.Typer, arguments: list[str]) -> typer.Typer:
+    selected = arguments[0] if arguments else ""
+    result = copy.copy(app)
+    result.registered_commands = [
+        command if command_name(command) == selected else _without_parameters(command)
+        for command in app.registered_commands
     ]
-    small.registered_groups = []
+    result.registered_groups = []
     for group in app.registered_groups:
         group = copy.copy(group)  # noqa: PLW2901
-        below, is_wanted = group.typer_instance, group.name == wanted
-        if below is not None and not (is_wanted and below.registered_callback is not None):
-            group.typer_instance = _trimmed(below, words[1:]) if is_wanted else _emptied(below)
-        small.registered_groups.append(group)
-    return small
+        inner, is_selected = group.typer_instance, group.name == selected
+        if inner is not None and not (is_selected and inner.registered_callback is not None):
+            group.typer_instance = _stripped(inner, arguments[1:]) if is_selected else _without_commands(inner)
+        result.registered_groups.append(group)
+    return result
 
 
-def _emptied(app: typer.Typer) -> typer.Typer:
-    """Of a group that was not typed nothing but its sentence is shown."""
-    empty = copy.copy(app)
-    empty.registered_commands, empty.registered_groups = [], []
-    return empty
+def _without_commands(app: typer.Typer) -> typer.Typer:
+    """Return a copy of a group that is not selected. Only its help text is shown."""
+    result = copy.copy(app)
+    result.registered_commands, result.registered_groups = [], []
+    return result
 
 
-def name_of(command: CommandInfo) -> str:
-    """What is typed for a command."""
+def command_name(command: CommandInfo) -> str:
+    """Return the name under which a command is called."""
     return command.name or getattr(command.callback, "__name__", "").replace("_", "-")
 
 
-def _bare(command: CommandInfo) -> CommandInfo:
-    bare = copy.copy(command)
-    bare.callback = _without_parameters(command.callback) if command.callback is not None else None
-    return bare
+def _without_parameters(command: CommandInfo) -> CommandInfo:
+    result = copy.copy(command)
+    result.callback = _placeholder(command.callback) if command.callback is not None else None
+    return result
 
 
-def _without_parameters(callback: Callable[..., Any]) -> Callable[[], None]:
-    def nothing() -> None:
-        """Never called: another command was typed."""
+def _placeholder(callback: Callable[..., Any]) -> Callable[[], None]:
+    def placeholder() -> None:
+        """Never called: another command is selected."""
 
-    nothing.__name__, nothing.__doc__ = callback.__name__, callback.__doc__
-    return nothing
+    placeholder.__name__, placeholder.__doc__ = callback.__name__, callback.__doc__
+    return placeholder

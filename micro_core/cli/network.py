@@ -1,4 +1,4 @@
-"""`micro network ...`: what this site's node knows."""
+"""The bodies of `micro network nodes`, `connections`, `services`, `routes`, `graph`, `status` and `token`."""
 
 from __future__ import annotations
 
@@ -6,51 +6,56 @@ from typing import Any
 
 import typer
 
-from micro_core.cli.client import client_of, run_command
-from micro_core.cli.output import UsageError, guarded, microseconds, note, show_json, show_table
+from micro_core.cli.client import open_client, run_command
+from micro_core.cli.output import UsageError, microseconds, note, run_guarded, show_json, show_table
 from micro_core.config import load_settings
 from micro_core.contract.errors import ServiceNotFound, Unreachable
 from micro_core.contract.names import NETWORK_SERVICE, short_id
 from micro_core.contract.table import LOCAL_LINK, NETWORK_LINK
 
-SHORTEST_ID, NODE_ID_CHARS = 4, 32
-"""Characters of a node's id: how many may stand for it, and how many it has."""
+NODE_ID_CHARS = 32
+MIN_ID_PREFIX_CHARS = 4
+"""How many digits of the id of a node are enough to select it."""
 
 
-async def ask(endpoint: str, request: dict[str, Any], config: str | None, address: str | None) -> dict[str, Any]:
-    """Ask the site's node. Raises Unreachable when there is none."""
+async def call_node(endpoint: str, request: dict[str, Any], config: str | None, address: str | None) -> dict[str, Any]:
+    """Call an endpoint of the site's node and return its response. Raises Unreachable if no node is running."""
     settings = load_settings(config=config)
-    async with client_of(settings) as client:
+    async with open_client(settings) as client:
         try:
-            answer: dict[str, Any] = await client.call(
+            response: dict[str, Any] = await client.call(
                 NETWORK_SERVICE, endpoint, request, address=address, timeout_s=settings.node.timeout
             )
         except ServiceNotFound as error:
             raise Unreachable(
-                f"no node runs on site {settings.node.site}",
+                f"no node is running on site {settings.node.site}",
                 at=error.at,
-                hint="micro run, or MICRO_SITE for another site",
+                hint="start one with `micro run`, or select another site with MICRO_SITE",
             ) from error
-    return answer
+    return response
 
 
 def show_nodes(config: str | None, address: str | None, as_json: bool) -> None:
+    """Print the nodes within three hops. Raises typer.Exit on failure."""
+
     async def work() -> None:
-        answer = await ask("Network.Nodes", {}, config, address)
+        response = await call_node("Network.Nodes", {}, config, address)
         if as_json:
-            show_json("micro.nodes/1", answer)
+            show_json("micro.nodes/1", response)
             return
-        rows = [[n["name"], short_id(n["id"]), n["site"], n["address"], n["hops"]] for n in answer["nodes"]]
+        rows = [[n["name"], short_id(n["id"]), n["site"], n["address"], n["hops"]] for n in response["nodes"]]
         show_table(["name", "id", "site", "address", "hops"], rows, "no nodes")
 
     run_command(work, as_json=as_json)
 
 
 def show_connections(config: str | None, address: str | None, as_json: bool) -> None:
+    """Print the links of the node and the addresses without a link. Raises typer.Exit on failure."""
+
     async def work() -> None:
-        answer = await ask("Network.Connections", {}, config, address)
+        response = await call_node("Network.Connections", {}, config, address)
         if as_json:
-            show_json("micro.connections/1", answer)
+            show_json("micro.connections/1", response)
             return
         rows = [
             [
@@ -65,38 +70,46 @@ def show_connections(config: str | None, address: str | None, as_json: bool) -> 
                 f"{link['up_s']:.0f} s",
                 link["why"],
             ]
-            for link in answer["connections"]
+            for link in response["connections"]
         ]
         columns = ["node", "id", "site", "address", "driver", "direction", "rtt", "loss", "up", "why"]
-        show_table(columns, rows, "no links; join a node with --node ADDR")
-        for failing in answer["failing"]:
-            note(f"not linked: {failing['address']}: {failing['reason']}")
+        show_table(columns, rows, "no links; join a network with `micro run --node ADDR`")
+        for failing in response["failing"]:
+            note(f"no link to {failing['address']}: {failing['reason']}")
 
     run_command(work, as_json=as_json)
 
 
 def show_services(config: str | None, address: str | None, as_json: bool) -> None:
+    """Print the services that can be called from the site. Raises typer.Exit on failure."""
+
     async def work() -> None:
-        answer = await ask("Network.Services", {}, config, address)
+        response = await call_node("Network.Services", {}, config, address)
         if as_json:
-            show_json("micro.network-services/1", answer)
+            show_json("micro.network-services/1", response)
             return
-        rows = [[e["service"], e["sites"], e["routes"], microseconds(e["metric"])] for e in answer["services"]]
+        rows = [[e["service"], e["sites"], e["routes"], microseconds(e["metric"])] for e in response["services"]]
         show_table(["service", "sites", "routes", "cost"], rows, "no services yet")
 
     run_command(work, as_json=as_json)
 
 
 def show_routes(query: dict[str, Any], config: str | None, address: str | None, as_json: bool) -> None:
+    """Print the routes that match `query`. Raises typer.Exit on failure."""
+
     async def work() -> None:
         if query["link"] not in ("", LOCAL_LINK, NETWORK_LINK):
-            raise UsageError(f"--link {query['link']}: there are {LOCAL_LINK} and {NETWORK_LINK}")
-        # The node knows whole ids alone; names and short ids, as all tables show them, are looked for in its answer.
-        wanted = {key: query[key] for key in ("router", "gateway") if 0 < len(query[key]) < NODE_ID_CHARS}
-        answer = await ask("Network.Routes", {**query, **dict.fromkeys(wanted, "")}, config, address)
-        answer["routes"] = [r for r in answer["routes"] if all(_is_node(r, key, word) for key, word in wanted.items())]
+            raise UsageError(f"--link {query['link']} is unknown", hint=f"use {LOCAL_LINK} or {NETWORK_LINK}")
+        # The node filters by complete ids only. Names and prefixes of ids are matched here, against its response.
+        selectors = {key: query[key] for key in ("router", "gateway") if 0 < len(query[key]) < NODE_ID_CHARS}
+        response = await call_node("Network.Routes", {**query, **dict.fromkeys(selectors, "")}, config, address)
+        response["routes"] = [
+            route
+            for route in response["routes"]
+            if all(_is_node(route, key, selector) for key, selector in selectors.items())
+        ]
         if as_json:
-            show_json("micro.routes/1", answer)
+            show_json("micro.routes/1", response)
             return
         rows = [
             [
@@ -108,58 +121,65 @@ def show_routes(query: dict[str, Any], config: str | None, address: str | None, 
                 route["metric"],
                 f"{route['link']}, stale" if route["stale"] else route["link"],
             ]
-            for route in answer["routes"]
+            for route in response["routes"]
         ]
         show_table(["service", "address", "gateway", "router", "network", "metric", "link"], rows, "no routes")
 
     run_command(work, as_json=as_json)
 
 
-def _is_node(route: dict[str, Any], key: str, word: str) -> bool:
-    """Whether the node that a route names under `key` is the one meant: by its id, the beginning of it, or its name."""
-    return word == route[f"{key}_name"] or (len(word) >= SHORTEST_ID and route[key].startswith(word))
+def _is_node(route: dict[str, Any], key: str, selector: str) -> bool:
+    """Return whether `selector` is the name, the id or a prefix of the id of the node under `key` of a route."""
+    is_prefix = len(selector) >= MIN_ID_PREFIX_CHARS and route[key].startswith(selector)
+    return bool(selector == route[f"{key}_name"] or is_prefix)
 
 
 def show_graph(radius: int, mermaid: bool, config: str | None, address: str | None, as_json: bool) -> None:
+    """Print the nodes within `radius` hops and the links between them. Raises typer.Exit on failure."""
+
     async def work() -> None:
-        answer = await ask("Network.Graph", {"radius": radius}, config, address)
+        response = await call_node("Network.Graph", {"radius": radius}, config, address)
         if as_json:
-            show_json("micro.graph/1", answer)
+            show_json("micro.graph/1", response)
             return
-        names = {node["id"]: node["name"] for node in answer["nodes"]}
+        names = {node["id"]: node["name"] for node in response["nodes"]}
         if mermaid:
             typer.echo("graph LR")
-            for node in answer["nodes"]:
+            for node in response["nodes"]:
                 typer.echo(f'  {short_id(node["id"])}["{node["name"]} ({node["site"]})"]')
-            for link in answer["links"]:
+            for link in response["links"]:
                 cost = microseconds(link["cost_us"])
                 typer.echo(f"  {short_id(link['from'])} ---|{cost}| {short_id(link['to'])}")
             return
-        for node in answer["nodes"]:
+        for node in response["nodes"]:
             typer.echo(f"{'  ' * node['hops']}{node['name']} ({node['site']})  {short_id(node['id'])}")
-        for link in answer["links"]:
+        for link in response["links"]:
             typer.echo(f"{names[link['from']]} -- {names[link['to']]}  {microseconds(link['cost_us'])}")
 
     run_command(work, as_json=as_json)
 
 
 def show_status(config: str | None, address: str | None, as_json: bool) -> None:
+    """Print the identity and the counters of the node. Raises typer.Exit on failure."""
+
     async def work() -> None:
-        answer = await ask("Network.Status", {}, config, address)
+        response = await call_node("Network.Status", {}, config, address)
         if as_json:
-            show_json("micro.status/1", answer)
+            show_json("micro.status/1", response)
             return
-        rows = [[key, value] for key, value in answer.items() if key != "counters"]
-        rows += [[f"counted {key}", value] for key, value in answer["counters"].items()]
-        show_table(["what", "value"], rows, "nothing")
+        rows = [[key, value] for key, value in response.items() if key != "counters"]
+        rows += [[f"counter {key}", value] for key, value in response["counters"].items()]
+        show_table(["key", "value"], rows, "no values")
 
     run_command(work, as_json=as_json)
 
 
 def show_token(config: str | None, sets: list[str]) -> None:
+    """Print the token of the network. Raises typer.Exit on failure."""
+
     def body() -> None:
         from micro_core.node.assembly import network_token
 
         typer.echo(network_token(load_settings(config=config, sets=sets)))
 
-    guarded(body)
+    run_guarded(body)

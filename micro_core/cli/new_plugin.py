@@ -1,4 +1,7 @@
-"""`micro plugin new`: a whole package that installs and passes its kit at once, from the files under templates/plugin."""
+"""The body of `micro plugin new`: writes a plugin package from the templates under `templates/plugin`.
+
+The package can be installed and passes its conformance kit without changes.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from pathlib import Path
 
 import typer
 
-from micro_core.cli.output import UsageError, guarded, note, show_json
-from micro_core.cli.template_rendering import filled, templates, write_files
+from micro_core.cli.output import UsageError, note, run_guarded, show_json
+from micro_core.cli.template_rendering import load_templates, render, write_files
 from micro_core.contract.driver import CONTRACT_VERSION, Role
 from micro_core.contract.errors import ConfigError, Conflict
 from micro_core.plugins import CORE_DISTRIBUTION, HOOKS_GROUP, KNOWN_PLUGINS, Catalog
@@ -19,7 +22,7 @@ from micro_core.plugins import CORE_DISTRIBUTION, HOOKS_GROUP, KNOWN_PLUGINS, Ca
 KINDS = (*(role.value for role in Role), "hooks")
 
 KIT_ENTRY = """
-# What `micro plugin verify {name}` runs.
+# The conformance kit that `micro plugin verify {name}` runs.
 [project.entry-points."micro.testing"]
 {name} = "{module}.conformance"
 """
@@ -27,60 +30,68 @@ KIT_ENTRY = """
 _NAME = re.compile(r"[a-z](?:-?[a-z0-9]){1,19}")
 _LICENSE = re.compile(r"[A-Za-z0-9.+ ()-]{2,80}")
 _SUMMARIES = {
-    "registry": "Services of this very process.",
-    "transport": "Sockets over TCP.",
-    "broker": "Topics within one process.",
-    "tunnel": "Links over plain TCP, for tests.",
-    "table": "Routes in a dict.",
-    "resolver": "Nodes of a network from a file.",
-    "hooks": "A log of slow calls.",
+    "registry": "Keeps the services of one process in memory.",
+    "transport": "Connects processes over TCP.",
+    "broker": "Delivers messages within one process.",
+    "tunnel": "Links nodes over unencrypted TCP, for tests.",
+    "table": "Keeps routes in a dict.",
+    "resolver": "Reads the nodes of a network from a file.",
+    "hooks": "Logs slow calls.",
 }
-"""What the driver of a template is, until its author makes it something else."""
+"""The initial description of a package. It describes the driver of the template."""
 
 
 def write_plugin(kind: str, name: str, *, directory: str, license_name: str, author: str, as_json: bool) -> None:
-    """Write the package. Raises UsageError for a name that cannot be one, Conflict where something stands already."""
+    """Write the package and print how to test it. An existing directory is used only if it is empty.
+
+    Raises typer.Exit if an argument is invalid, the directory exists already, or it is not writable.
+    """
 
     def body() -> None:
-        words = _words(kind, name, license_name, author)
-        place = Path(directory or words["distribution"])
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
-            raise Conflict(f"{place} exists already, and is not an empty directory", hint="choose another --dir")
+        variables = _variables(kind, name, license_name, author)
+        distribution = variables["distribution"]
+        target = Path(directory or distribution)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise Conflict(f"{target} already exists and is not an empty directory", hint="choose another --dir")
         for owner in sorted(_owners(kind, name)):
-            is_same = owner == words["distribution"]
             effect = (
-                "installing this one replaces it" if is_same else "where both are installed, the name means neither"
+                "installing this package replaces it"
+                if owner == distribution
+                else "if both are installed, the name is ambiguous and cannot be used"
             )
-            note(f"{owner} has a plugin of this name already: {effect}")
-        files = _rendered(kind, words)
+            note(f"{owner} already has a plugin with this name: {effect}")
+        files = _rendered(kind, variables)
         try:
-            write_files(place, files)
+            write_files(target, files)
         except OSError as error:
-            raise ConfigError(f"cannot write into {place}: {error.strerror}", hint="choose another --dir") from error
+            raise ConfigError(f"cannot write to {target}: {error.strerror}", hint="choose another --dir") from error
         if as_json:
-            written = {"directory": str(place), "distribution": words["distribution"], "files": sorted(files)}
+            written = {"directory": str(target), "distribution": distribution, "files": sorted(files)}
             show_json("micro.plugin-new/1", written)
             return
-        typer.echo(f"wrote {place}: {len(files)} files of the distribution {words['distribution']}\n\nnext:")
-        typer.echo(
-            f"  cd {place}\n  pip install -e '.[dev]'\n  pytest\n  micro plugin {'info' if kind == 'hooks' else 'verify'} {name}"
-        )
+        check = "info" if kind == "hooks" else "verify"
+        typer.echo(f"created {target} with {len(files)} files of the distribution {distribution}\n\nnext:")
+        typer.echo(f"  cd {target}\n  pip install -e '.[dev]'\n  pytest\n  micro plugin {check} {name}")
 
-    guarded(body, as_json=as_json)
+    run_guarded(body, as_json=as_json)
 
 
-def _words(kind: str, name: str, license_name: str, author: str) -> dict[str, str]:
+def _variables(kind: str, name: str, license_name: str, author: str) -> dict[str, str]:
+    """Return the variables of the templates. Raises UsageError if an argument is invalid."""
     if kind not in KINDS:
-        raise UsageError(f"{kind!r:.40} is no role", hint=f"one of {', '.join(KINDS)}")
+        raise UsageError(f"unknown role {kind!r:.40}", hint=f"use one of {', '.join(KINDS)}")
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r:.60} cannot be a plugin's name", hint="2 to 20 of a-z, 0-9 and single -, as in etcd or wire-guard"
+            f"{name!r:.60} is not a valid plugin name",
+            hint="use 2 to 20 characters of a-z, 0-9 and single hyphens, e.g. etcd or wire-guard",
         )
     if not _LICENSE.fullmatch(license_name):
-        raise UsageError(f"{license_name!r:.60} is no SPDX expression", hint="as in MIT or Apache-2.0")
+        raise UsageError(f"{license_name!r:.60} is not an SPDX expression", hint="use e.g. MIT or Apache-2.0")
     author = author.strip() or _git("user.name") or "The authors"
     if not author.isprintable() or set(author) & set('"\\@') or len(author) > 100:
-        raise UsageError(f"{author!r:.60} cannot be an author's name", hint="at most 100 characters, no quotes, no @")
+        raise UsageError(
+            f"{author!r:.60} is not a valid author", hint="at most 100 characters, without quotes, backslashes and @"
+        )
     role = None if kind == "hooks" else Role(kind)
     snake = name.replace("-", "_")
     major, minor = CONTRACT_VERSION
@@ -89,7 +100,7 @@ def _words(kind: str, name: str, license_name: str, author: str) -> dict[str, st
         "NAME": snake.upper(),
         "snake": snake,
         "Class": "".join(part.capitalize() for part in name.split("-")),
-        # RFC 3986 3.1: letters, digits and -; the name is already that.
+        # A scheme consists of letters, digits and hyphens (RFC 3986 section 3.1), like the name.
         "scheme": name,
         "role": kind,
         "distribution": f"micro-{name}-{kind}",
@@ -106,31 +117,31 @@ def _words(kind: str, name: str, license_name: str, author: str) -> dict[str, st
         "Kind": "A cross-cutting plugin" if role is None else f"A {kind} driver",
         "kit_entry": "" if role is None else KIT_ENTRY.format(name=name, module=f"micro_{snake}_{kind}"),
         "verify": "" if role is None else f"      - run: micro plugin verify {name}\n",
-        "kit": "its own tests" if role is None else f"the kit of the {kind} role, and its own tests",
+        "kit": "its own tests" if role is None else f"the conformance kit of the {kind} role, and its own tests",
         "use": f"micro run --plugins {name}",
     }
 
 
 def _owners(kind: str, name: str) -> set[str]:
-    """The distributions, installed or known, that have a plugin of this role and name."""
+    """Return the distributions, installed or known, that contain a plugin with this role and name."""
     role = None if kind == "hooks" else Role(kind)
     installed = {entry.distribution for entry in Catalog.discover().entries if (entry.role, entry.name) == (role, name)}
     return installed | {known.distribution for known in KNOWN_PLUGINS if (known.role, known.name) == (role, name)}
 
 
-def _rendered(kind: str, words: dict[str, str]) -> dict[str, str]:
-    """The text of every file, by its path below the package's directory."""
-    texts = {**templates("plugin", "common"), **templates("plugin", kind)}
-    words["about"] = filled(texts.pop("about.md"), words)
+def _rendered(kind: str, variables: dict[str, str]) -> dict[str, str]:
+    """Return the text of every file by its path below the directory of the package."""
+    texts = {**load_templates("plugin", "common"), **load_templates("plugin", kind)}
+    variables["about"] = render(texts.pop("about.md"), variables)
     mit, other = texts.pop("LICENSE.mit"), texts.pop("LICENSE.other")
-    texts["LICENSE"] = mit if words["license"] == "MIT" else other
-    return {filled(path, words): filled(text, words) for path, text in texts.items()}
+    texts["LICENSE"] = mit if variables["license"] == "MIT" else other
+    return {render(path, variables): render(text, variables) for path, text in texts.items()}
 
 
 def _git(key: str) -> str:
-    """A setting of git, where there is git; empty where not."""
+    """Return a setting of git. Empty if it is not set, or git is not installed."""
     try:
-        done = subprocess.run(["git", "config", "--get", key], capture_output=True, text=True, timeout=5, check=False)  # noqa: S603, S607 - a fixed command of the author's own machine
+        done = subprocess.run(["git", "config", "--get", key], capture_output=True, text=True, timeout=5, check=False)  # noqa: S603, S607 - a fixed command
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""What commands print, and the codes they exit with. Data goes to stdout, everything else to stderr."""
+"""What commands print, and the exit codes. Data goes to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEADLINE = 5
 UNREACHABLE = 6
 DENIED = 7
 OVERLOADED = 8
-PARTIAL = 9
+CHECK_FAILED = 9
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -40,11 +40,11 @@ _CODES = {
 
 
 class UsageError(BadRequest):
-    """What was typed cannot be understood: nothing was sent."""
+    """The command line is invalid. Nothing has been sent."""
 
 
-def checked(check: Callable[[str], str], name: str) -> None:
-    """Whether a name on the command line can be one. Raises UsageError."""
+def check_argument(check: Callable[[str], str], name: str) -> None:
+    """Validate a name given on the command line with `check`. Raises UsageError if `check` raises BadRequest."""
     try:
         check(name)
     except BadRequest as error:
@@ -52,59 +52,61 @@ def checked(check: Callable[[str], str], name: str) -> None:
 
 
 def exit_code(error: MicroError) -> int:
-    """The exit code of a command that ended with `error`."""
+    """Return the exit code of a command that failed with `error`."""
     if isinstance(error, UsageError):
         return USAGE
     return CONFIGURATION if error.code >= 900 else _CODES.get(error.code, SERVICE_ERROR)
 
 
 def show_json(schema: str, value: Mapping[str, Any]) -> None:
-    """One JSON object; `schema` (`micro.routes/1`) names its shape."""
-    typer.echo(json.dumps({"schema": schema, **value}, ensure_ascii=False, default=_plain))
+    """Print one JSON object. `schema` names its shape and version, e.g. `micro.routes/1`."""
+    typer.echo(json.dumps({"schema": schema, **value}, ensure_ascii=False, default=_to_json))
 
 
 def show_value(value: object) -> None:
-    """A service's answer as one line of JSON; bytes as text where they are text, else as hex."""
-    typer.echo(json.dumps(value, ensure_ascii=False, default=_plain))
+    """Print the response of a service as one line of JSON. Bytes are printed as text if they are UTF-8, else as hex."""
+    typer.echo(json.dumps(value, ensure_ascii=False, default=_to_json))
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> None:
-    """Aligned columns with upper-case titles; `empty` instead, on stderr, where there are no rows."""
+    """Print aligned columns with upper-case titles. Without rows, print `empty` to standard error instead."""
     if not rows:
         note(empty)
         return
     texts = [[_cell(value) for value in row] for row in rows]
-    widths = [max(len(title), *(len(row[place]) for row in texts)) for place, title in enumerate(columns)]
+    widths = [max(len(title), *(len(row[index]) for row in texts)) for index, title in enumerate(columns)]
     for line in ([title.upper() for title in columns], *texts):
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def note(text: str) -> None:
-    """A remark for people."""
+    """Print a message for the user to standard error."""
     typer.echo(text, err=True)
 
 
-def say_error(error: MicroError) -> None:
-    """What, where and what to try, on stderr."""
-    note(f"{paint('error:', '31')} {_quoted(error.detail)}")
+def show_error(error: MicroError) -> None:
+    """Print what failed, where, and what to try, to standard error."""
+    note(f"{paint('error:', '31')} {_sanitized(error.detail)}")
     if error.at:
-        note(f"   at: {_quoted(error.at)}")
+        note(f"   at: {_sanitized(error.at)}")
     if error.hint:
-        note(f"  try: {_quoted(error.hint)}")
+        note(f"  try: {_sanitized(error.hint)}")
 
 
 def fail(error: MicroError, *, as_json: bool = False) -> NoReturn:
-    """Say what, where and what to try, and exit with the error's code."""
+    """Print the error and exit with its exit code. Raises typer.Exit."""
     if as_json:
         show_json("micro.error/1", {"error": error.to_wire()})
-    say_error(error)
+    show_error(error)
     raise typer.Exit(exit_code(error))
 
 
-def guarded(run: Callable[[], None], *, as_json: bool = False) -> None:
-    """Run a command's body: errors become sentences and exit codes, an interrupt code 130.
+def run_guarded(run: Callable[[], None], *, as_json: bool = False) -> None:
+    """Run the body of a command and turn each exception into a message and an exit code.
 
-    Tracebacks are for those who ask for them (--debug, MICRO_DEBUG=1).
+    An interrupt exits with 130, a closed pipe with 0. Tracebacks are printed only with --debug or MICRO_DEBUG=1.
+
+    Raises typer.Exit with the exit code when the body fails.
     """
     try:
         with warnings.catch_warnings():
@@ -116,25 +118,26 @@ def guarded(run: Callable[[], None], *, as_json: bool = False) -> None:
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        # The reader has gone (`micro ... | head`): nothing is left to say, not even when Python flushes at the end.
+        # The reader has closed the pipe (`micro ... | head`). Standard output is redirected to /dev/null, because
+        # Python would report a second error when it flushes the output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(OK) from None
     except (typer.Exit, typer.Abort):
         raise
-    except Exception as error:  # noqa: BLE001 - it is told, and traced for those who ask
-        # The root of a command: whatever comes here is a fault of ours, or of a plugin.
+    except Exception as error:  # noqa: BLE001 - printed, with a traceback if requested
+        # An exception of any other type is a bug in micro or in a plugin.
         _trace()
-        fail(unexpected(error), as_json=as_json)
+        fail(unexpected_error(error), as_json=as_json)
 
 
-def unexpected(error: BaseException) -> MicroError:
-    """An error that nobody foresaw, as one that can be told."""
-    sentence = f"unexpected {type(error).__name__}: {error}"
-    return InternalError(sentence, hint="" if is_debugging() else "micro --debug ..., which shows where it happened")
+def unexpected_error(error: BaseException) -> MicroError:
+    """Return the MicroError that reports an exception of any other type."""
+    detail = f"unexpected {type(error).__name__}: {error}"
+    return InternalError(detail, hint="" if is_debugging() else "micro --debug ..., which shows the traceback")
 
 
 def is_debugging() -> bool:
-    """Whether tracebacks are wanted: --debug, MICRO_DEBUG=1."""
+    """Return whether tracebacks are requested, by --debug or MICRO_DEBUG=1."""
     return os.environ.get("MICRO_DEBUG", "").strip().lower() not in ("", "0", "false", "no", "off")
 
 
@@ -143,20 +146,20 @@ def _trace() -> None:
         traceback.print_exc()
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_place: object, **_more: object) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *_args: object, **_kwargs: object) -> None:
     del category
-    note(f"{paint('warning:', '33')} {_quoted(str(message))}")
+    note(f"{paint('warning:', '33')} {_sanitized(str(message))}")
 
 
 def paint(text: str, code: str) -> str:
-    """Colour, on a terminal that wants it (NO_COLOR)."""
+    """Return `text` in the ANSI colour `code`, if standard error is a terminal and NO_COLOR is not set."""
     if not sys.stderr.isatty() or os.environ.get("NO_COLOR"):
         return text
     return f"\x1b[{code}m{text}\x1b[0m"
 
 
 def microseconds(value: int | None) -> str:
-    """`1.25 ms`: a time for people."""
+    """Return a duration in a readable unit, e.g. `250 µs` or `1.25 ms`."""
     if value is None:
         return "-"
     return f"{value} µs" if value < 1000 else f"{value / 1000:.2f} ms"
@@ -167,20 +170,20 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, (list, tuple)):
         return ",".join(str(item) for item in value) or "-"
-    return _printable(str(value))
+    return printable(str(value))
 
 
-def _printable(text: str) -> str:
-    """What a peer said is shown, never obeyed: no control characters on a terminal."""
+def printable(text: str) -> str:
+    """Return `text` with each control character replaced by `?`, so that a peer cannot control the terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _quoted(text: str) -> str:
-    """Several lines stay several, and none can be taken for a line of ours."""
-    return "\n       ".join(_printable(line) for line in text.splitlines())
+def _sanitized(text: str) -> str:
+    """Return `text` with its further lines indented, so that none of them looks like a line printed by micro."""
+    return "\n       ".join(printable(line) for line in text.splitlines())
 
 
-def _plain(value: object) -> object:
+def _to_json(value: object) -> object:
     if isinstance(value, (bytes, bytearray)):
         try:
             return value.decode()

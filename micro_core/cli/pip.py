@@ -1,7 +1,7 @@
-"""`micro plugin install|uninstall`: pip, for the environment that this very `micro` runs in.
+"""The bodies of `micro plugin install` and `uninstall`: pip, in the environment in which this `micro` runs.
 
-Words are resolved to distributions first, so that `quic` never means whatever somebody has published under that name.
-What pip is given to find them with (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf …) is pip's own business and reaches it.
+A name is resolved to a known distribution first. Otherwise `quic` would install whatever another author has published
+under that name. pip reads its own settings (PIP_INDEX_URL, PIP_FIND_LINKS, pip.conf, ...) as usual.
 """
 
 from __future__ import annotations
@@ -19,155 +19,167 @@ from dataclasses import dataclass
 
 import typer
 
-from micro_core.cli.output import UsageError, guarded, note, show_json
+from micro_core.cli.output import UsageError, note, run_guarded, show_json
 from micro_core.contract.errors import ConfigError, PluginAmbiguous, PluginMissing
 from micro_core.plugins import CORE_DISTRIBUTION, KNOWN_PLUGINS, Catalog, Entry
 from micro_core.plugins.entries import canonical
 
-# A word or a distribution's name, and what may follow it in a requirement: `quic`, `tunnel:quic`, `micro-x[y]>=1,<2`.
-_WANTED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:-]*)((?:\[[A-Za-z0-9._,\s-]*\])?\s*(?:[<>=!~][^;@]*)?)")
-_MAX_WANTED_CHARS = 300
-_ALIKE = 0.85
-"""How alike a distribution's name must be to a known one to be a slip of the finger rather than a stranger's plugin."""
+# The name of a plugin or distribution, then optional extras and versions: `quic`, `tunnel:quic`, `micro-x[y]>=1,<2`.
+_REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._:-]*)((?:\[[A-Za-z0-9._,\s-]*\])?\s*(?:[<>=!~][^;@]*)?)")
+_MAX_REQUIREMENT_CHARS = 300
+_TYPO_SIMILARITY = 0.85
+"""A distribution whose name is at least this similar to a known name is taken for a typing error."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What to install: a distribution, and which versions of it."""
+class _Requirement:
+    """A distribution to install, and its extras and versions as pip reads them."""
 
     distribution: str
-    rest: str = ""
+    specifier: str = ""
 
 
 def install_plugins(names: Sequence[str], *, upgrade: bool, dry_run: bool, as_json: bool) -> None:
-    """Install plugins with pip; says which drivers came with them. Exits 3 when pip fails."""
+    """Install plugins with pip and print the installed drivers. Raises typer.Exit(3) if pip fails."""
 
     def body() -> None:
-        wanted = [_wanted(name) for name in names]
+        requirements = [_resolve(name) for name in names]
         options = ["--upgrade"] if upgrade else []
-        command = _pip("install", *options, *(one.distribution + one.rest for one in wanted))
+        command = _pip("install", *options, *(one.distribution + one.specifier for one in requirements))
         _run(command, dry_run=dry_run)
-        brought = [] if dry_run else _brought(wanted)
+        installed = [] if dry_run else _installed_entries(requirements)
         if as_json:
-            plugins = [entry.qualified for entry in brought]
+            plugins = [entry.qualified for entry in installed]
             show_json("micro.install/1", {"command": command, "dry_run": dry_run, "plugins": plugins})
             return
-        for entry in brought:
-            typer.echo(f"{entry.qualified}  {entry.distribution} {entry.version}; use it: --plugins {entry.name}")
+        for entry in installed:
+            typer.echo(
+                f"installed {entry.qualified} ({entry.distribution} {entry.version}); use it with "
+                f"--plugins {entry.name}"
+            )
 
-    guarded(body, as_json=as_json)
+    run_guarded(body, as_json=as_json)
 
 
 def uninstall_plugins(names: Sequence[str], *, yes: bool, dry_run: bool, as_json: bool) -> None:
-    """Uninstall the distributions of plugins with pip; asks first, unless `yes`. Exits 3 when pip fails."""
+    """Uninstall the distributions of plugins with pip, after asking for confirmation unless `yes` is set.
+
+    Raises typer.Exit(3) if pip fails.
+    """
 
     def body() -> None:
         catalog = Catalog.discover()
-        distributions = list(dict.fromkeys(_installed(catalog, name) for name in names))
-        going = [entry for entry in catalog.entries if entry.distribution in distributions]
+        distributions = list(dict.fromkeys(_installed_distribution(catalog, name) for name in names))
+        entries = [entry for entry in catalog.entries if entry.distribution in distributions]
         command = _pip("uninstall", "--yes", *distributions)
         if not dry_run and not yes:
-            for entry in going:
+            for entry in entries:
                 note(f"{entry.qualified}  {entry.distribution} {entry.version}")
-            _ask(f"uninstall {', '.join(distributions)}?")
+            _confirm(f"uninstall {', '.join(distributions)}?")
         _run(command, dry_run=dry_run)
         if as_json:
-            plugins = [entry.qualified for entry in going]
+            plugins = [entry.qualified for entry in entries]
             show_json("micro.uninstall/1", {"command": command, "dry_run": dry_run, "plugins": plugins})
         elif not dry_run:
-            typer.echo(f"gone: {', '.join(entry.qualified for entry in going)}")
+            typer.echo(f"uninstalled: {', '.join(entry.qualified for entry in entries)}")
 
-    guarded(body, as_json=as_json)
+    run_guarded(body, as_json=as_json)
 
 
-def _wanted(name: str) -> _Wanted:
-    """The distribution that `name` means. Raises UsageError, PluginMissing, PluginAmbiguous."""
-    match = _WANTED.fullmatch(name.strip()) if len(name) <= _MAX_WANTED_CHARS else None
+def _resolve(name: str) -> _Requirement:
+    """Return the distribution that `name` refers to. Raises UsageError, PluginMissing, PluginAmbiguous."""
+    match = _REQUIREMENT.fullmatch(name.strip()) if len(name) <= _MAX_REQUIREMENT_CHARS else None
     if match is None:
         raise UsageError(
-            f"{name!r:.80} is not the name of a plugin", hint="as in quic, tunnel:quic or micro-quic-tunnel"
+            f"{name!r:.80} is not the name of a plugin", hint="use e.g. quic, tunnel:quic or micro-quic-tunnel"
         )
-    word, rest = match[1], match[2]
-    known = [plugin for plugin in KNOWN_PLUGINS if plugin.answers_to(word)]
+    name, specifier = match[1], match[2]
+    known = [plugin for plugin in KNOWN_PLUGINS if plugin.answers_to(name)]
     if len(known) > 1:
         names = " or ".join(plugin.qualified for plugin in known)
-        raise PluginAmbiguous(f"{word!r} could mean several plugins", hint=f"say which: {names}")
+        raise PluginAmbiguous(f"{name!r} is the name of several plugins", hint=f"use {names}")
     if known:
-        return _Wanted(known[0].distribution, rest)
-    if canonical(word) == CORE_DISTRIBUTION:
-        raise UsageError(f"{CORE_DISTRIBUTION} is what runs here", hint=f"pip install --upgrade {CORE_DISTRIBUTION}")
-    installed = [entry.distribution for entry in Catalog.discover().entries if entry.answers_to(word)]
+        return _Requirement(known[0].distribution, specifier)
+    if canonical(name) == CORE_DISTRIBUTION:
+        raise UsageError(
+            f"{CORE_DISTRIBUTION} is micro itself, not a plugin", hint=f"pip install --upgrade {CORE_DISTRIBUTION}"
+        )
+    installed = [entry.distribution for entry in Catalog.discover().entries if entry.answers_to(name)]
     if CORE_DISTRIBUTION in installed:
-        raise UsageError(f"{word!r} is built in", hint=f"use it: --plugins {word}")
+        raise UsageError(f"{name!r} is built in", hint=f"use it with --plugins {name}")
     if installed:
-        return _Wanted(installed[0], rest)
-    return _Wanted(_strangers(word), rest)
+        return _Requirement(installed[0], specifier)
+    return _Requirement(_third_party_distribution(name), specifier)
 
 
-def _strangers(word: str) -> str:
-    """A distribution that is not ours, which must be given by its whole name. Raises PluginMissing."""
+def _third_party_distribution(name: str) -> str:
+    """Return `name` if it can be the full name of a third-party distribution. Raises PluginMissing otherwise."""
     spellings = {text for plugin in KNOWN_PLUGINS for text in (plugin.name, plugin.qualified, plugin.distribution)}
-    is_distribution = "-" in canonical(word) and ":" not in word
-    near = difflib.get_close_matches(canonical(word), sorted(spellings), n=1, cutoff=_ALIKE if is_distribution else 0.6)
-    if near:
-        raise PluginMissing(f"there is no plugin {word!r}", hint=f"did you mean {near[0]!r}?")
+    is_distribution = "-" in canonical(name) and ":" not in name
+    cutoff = _TYPO_SIMILARITY if is_distribution else 0.6
+    similar = difflib.get_close_matches(canonical(name), sorted(spellings), n=1, cutoff=cutoff)
+    if similar:
+        raise PluginMissing(f"unknown plugin {name!r}", hint=f"did you mean {similar[0]!r}?")
     if not is_distribution:
         raise PluginMissing(
-            f"there is no known plugin {word!r}",
-            hint="micro plugin list --all; a plugin of others by its distribution's name, as in acme-etcd-registry",
+            f"unknown plugin {name!r}",
+            hint="`micro plugin list --all` lists the known plugins; install a third-party plugin by the full name of "
+            "its distribution, e.g. acme-etcd-registry",
         )
-    return word
+    return name
 
 
-def _installed(catalog: Catalog, name: str) -> str:
-    """The installed distribution that `name` means. Raises PluginMissing, PluginAmbiguous, UsageError."""
+def _installed_distribution(catalog: Catalog, name: str) -> str:
+    """Return the installed distribution that `name` refers to. Raises PluginMissing, PluginAmbiguous, UsageError."""
     if canonical(name) == CORE_DISTRIBUTION:
-        raise UsageError(f"{CORE_DISTRIBUTION} is micro itself", hint=f"pip uninstall {CORE_DISTRIBUTION}")
+        raise UsageError(
+            f"{CORE_DISTRIBUTION} is micro itself, not a plugin", hint=f"pip uninstall {CORE_DISTRIBUTION}"
+        )
     found = {entry.distribution for entry in catalog.entries if canonical(entry.distribution) == canonical(name)}
-    # A distribution may hold several plugins: by its own name it is meant whole.
+    # A distribution may contain several plugins, so its name is looked up before the names of plugins.
     distribution = found.pop() if found else catalog.find(name).distribution
     if distribution == CORE_DISTRIBUTION:
-        raise UsageError(f"{name!r} is built in", hint=f"-p no:{name} (MICRO_BLOCK={name}) leaves it out")
+        raise UsageError(f"{name!r} is built in", hint=f"exclude it with -p no:{name} (MICRO_BLOCK={name})")
     return distribution
 
 
-def _pip(*words: str) -> list[str]:
-    """The pip command of this environment. Raises ConfigError where there is none."""
+def _pip(*arguments: str) -> list[str]:
+    """Return the command line of pip in this environment. Raises ConfigError if pip is not installed."""
     if importlib.util.find_spec("pip") is None:
-        with_other_tools = " ".join(word for word in words if not word.startswith("-"))
+        without_options = " ".join(argument for argument in arguments if not argument.startswith("-"))
         raise ConfigError(
             "this environment has no pip",
             at=sys.prefix,
-            hint=f"{sys.executable} -m ensurepip, or: uv pip {with_other_tools} --python {sys.executable}",
+            hint=f"{sys.executable} -m ensurepip, or: uv pip {without_options} --python {sys.executable}",
         )
-    return [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
+    return [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
 
 
 def _run(command: Sequence[str], *, dry_run: bool) -> None:
-    """Show the command and, unless it is to be shown alone, run it. Raises ConfigError when it fails."""
+    """Print the command and run it, unless `dry_run` is set. Raises ConfigError if it fails."""
     note(f"$ {shlex.join(command)}")
     if dry_run:
         return
-    # What pip says is for people: stdout is for our own answer.
+    # The output of pip goes to standard error: standard output is for the result of this command.
     done = subprocess.run([*command], stdin=subprocess.DEVNULL, stdout=2, check=False)  # noqa: S603 - checked above
     if done.returncode != 0:
-        raise ConfigError(f"pip ended with {done.returncode}", at=sys.prefix, hint="it says why above")
+        raise ConfigError(f"pip failed with exit code {done.returncode}", at=sys.prefix, hint="see its output above")
 
 
-def _brought(wanted: Sequence[_Wanted]) -> list[Entry]:
-    """The plugins of what was installed, as they are found now."""
+def _installed_entries(requirements: Sequence[_Requirement]) -> list[Entry]:
+    """Return the plugins of the distributions that have just been installed."""
     importlib.invalidate_caches()
     catalog = Catalog.discover()
-    names = {canonical(one.distribution) for one in wanted}
-    brought = [entry for entry in catalog.entries if canonical(entry.distribution) in names]
-    for one in wanted:
-        if not any(canonical(entry.distribution) == canonical(one.distribution) for entry in brought):
-            note(f"{one.distribution} is installed, and has no plugin for micro")
-    return brought
+    names = {canonical(one.distribution) for one in requirements}
+    installed = [entry for entry in catalog.entries if canonical(entry.distribution) in names]
+    for one in requirements:
+        if not any(canonical(entry.distribution) == canonical(one.distribution) for entry in installed):
+            note(f"{one.distribution} is installed, but it contains no plugin for micro")
+    return installed
 
 
-def _ask(question: str) -> None:
+def _confirm(question: str) -> None:
     if not sys.stdin.isatty():
-        raise UsageError("nobody is there to be asked", hint="--yes does it without a question")
+        raise UsageError("cannot ask for confirmation: standard input is not a terminal", hint="pass --yes")
     if not typer.confirm(question, err=True):
         raise typer.Abort

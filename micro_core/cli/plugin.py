@@ -1,4 +1,4 @@
-"""`micro plugin list|info`."""
+"""The bodies of `micro plugin list` and `micro plugin info`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any
 
 import typer
 
-from micro_core.cli.output import CONFIGURATION, guarded, note, show_json, show_table
+from micro_core.cli.output import CONFIGURATION, note, run_guarded, show_json, show_table
 from micro_core.config import shown, type_text
 from micro_core.contract.driver import Driver
 from micro_core.plugins import KNOWN_PLUGINS, Catalog, Entry
 
 
 def list_plugins(*, check: bool, all_plugins: bool, as_json: bool) -> None:
-    """What is installed, by role; imports none of it unless `check`. Exits 3 when something is broken."""
+    """Print the installed plugins by role. Plugins are imported only with `check`.
+
+    Raises typer.Exit(3) if `check` finds a broken plugin.
+    """
 
     def body() -> None:
         catalog = Catalog.discover()
@@ -52,16 +55,16 @@ def list_plugins(*, check: bool, all_plugins: bool, as_json: bool) -> None:
             show_table(columns, [[row[column] for column in columns] for row in rows], "no plugins")
             for found in broken.values():
                 note(f"{found.reason}\n   at: {found.entry.distribution} {found.entry.version}\n  try: {found.fix}")
-            for sentence in catalog.unreadable:
-                note(sentence)
+            for problem in catalog.unreadable:
+                note(problem)
         if broken:
             raise typer.Exit(CONFIGURATION)
 
-    guarded(body, as_json=as_json)
+    run_guarded(body, as_json=as_json)
 
 
 def plugin_details(name: str, *, as_json: bool) -> None:
-    """What one plugin is, and its options; imports it, and exits 3 when it is broken."""
+    """Print a plugin and its options. The plugin is imported. Raises typer.Exit(3) if it is broken or not installed."""
 
     def body() -> None:
         catalog = Catalog.discover()
@@ -76,10 +79,11 @@ def plugin_details(name: str, *, as_json: bool) -> None:
         if entry.role is None:
             details["hooks"] = _hooks(catalog, entry)
         if driver is not None:
-            least, below = (".".join(map(str, bound)) for bound in driver.contract)
-            details |= {"summary": driver.summary, "contract": [least, below]}
+            minimum, below = (".".join(map(str, bound)) for bound in driver.contract)
+            details |= {"summary": driver.summary, "contract": [minimum, below]}
             details |= {"capabilities": sorted(driver.capabilities)}
-            details["options"] = [_option(_variable_words(catalog, entry), field, driver) for field in _fields(driver)]
+            prefix = _variable_prefix(catalog, entry)
+            details["options"] = [_option(prefix, field, driver) for field in dataclasses.fields(driver.options)]
             if entry.role is not None:
                 details["verification"] = _verification(entry)
         if as_json:
@@ -87,11 +91,11 @@ def plugin_details(name: str, *, as_json: bool) -> None:
         else:
             _show_details(entry, details)
 
-    guarded(body, as_json=as_json)
+    run_guarded(body, as_json=as_json)
 
 
 def _not_installed(catalog: Catalog) -> list[dict[str, str]]:
-    here = {entry.distribution for entry in catalog.entries}
+    installed = {entry.distribution for entry in catalog.entries}
     return [
         {
             "role": known.role.value if known.role else "hooks",
@@ -101,7 +105,7 @@ def _not_installed(catalog: Catalog) -> list[dict[str, str]]:
             "state": "not installed",
         }
         for known in KNOWN_PLUGINS
-        if known.distribution not in here
+        if known.distribution not in installed
     ]
 
 
@@ -109,12 +113,11 @@ def _show_details(entry: Entry, details: dict[str, Any]) -> None:
     typer.echo(f"{entry.qualified}  {details.get('summary', '')}".rstrip())
     about = f"{entry.distribution} {entry.version}"
     if "contract" in details:
-        about += ", contract {} up to, not including, {}".format(*details["contract"])
+        about += ", contract >= {}, < {}".format(*details["contract"])
     typer.echo(about)
     if "hooks" in details:
-        typer.echo(
-            f"hooks: {', '.join(details['hooks']) or 'none'}; in use where it is named, as in --plugins {entry.name}"
-        )
+        names = ", ".join(details["hooks"]) or "none"
+        typer.echo(f"hooks: {names}; select the plugin to use them, e.g. --plugins {entry.name}")
     if details.get("capabilities"):
         typer.echo(f"capabilities: {', '.join(details['capabilities'])}")
     if "verification" in details:
@@ -127,25 +130,26 @@ def _show_details(entry: Entry, details: dict[str, Any]) -> None:
 
 
 def _verification(entry: Entry) -> dict[str, Any] | None:
-    """What `micro plugin verify` last said of this version; None when it has not run, or settings cannot be read."""
-    from micro_core.cli.verify import recorded
+    """Return the last result of `micro plugin verify` for this version. None without a result, or if the settings are invalid."""
+    from micro_core.cli.verify import last_report
     from micro_core.config import load_settings
     from micro_core.contract.errors import ConfigError
 
     try:
-        return recorded(load_settings(), entry)
+        return last_report(load_settings(), entry)
     except ConfigError:
         return None
 
 
 def _verification_text(entry: Entry, found: Mapping[str, Any] | None) -> str:
     if found is None:
-        return f"no result for this version; micro plugin verify {entry.qualified}"
-    from micro_core.cli.verify import counted
+        return f"no result for this version; run `micro plugin verify {entry.qualified}`"
+    from micro_core.cli.verify import format_counts
 
     options = " ".join(f"{key}={value}" for key, value in found["options"].items())
-    where = found["environment"] or (f"{options}, without faults" if options else "its defaults, without faults")
-    return f"{found['result']} at {found['at']} ({counted(found['totals'])}), run with {where}"
+    configuration = options or "default options"
+    environment = found["environment"] or f"{configuration}, without fault injection"
+    return f"{found['result']} at {found['at']} ({format_counts(found['totals'])}), run with {environment}"
 
 
 def _hooks(catalog: Catalog, entry: Entry) -> list[str]:
@@ -154,27 +158,23 @@ def _hooks(catalog: Catalog, entry: Entry) -> list[str]:
     return hooks_of(entry, catalog.load_hooks_of(entry).plugin)
 
 
-def _fields(driver: Driver[Any]) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(driver.options)
-
-
-def _variable_words(catalog: Catalog, entry: Entry) -> str:
-    """`QUIC`, or `REGISTRY__MEMORY` where several roles have a plugin of this name."""
+def _variable_prefix(catalog: Catalog, entry: Entry) -> str:
+    """Return `QUIC`, or `REGISTRY__MEMORY` if plugins of several roles have this name."""
     is_shared = any(other.name == entry.name and other.role is not entry.role for other in catalog.entries)
-    words = [entry.role.value, entry.name] if is_shared and entry.role else [entry.name]
-    return "__".join(words).upper().replace("-", "_").replace(".", "_")
+    names = [entry.role.value, entry.name] if is_shared and entry.role else [entry.name]
+    return "__".join(names).upper().replace("-", "_").replace(".", "_")
 
 
-def _option(words: str, field: dataclasses.Field[Any], driver: Driver[Any]) -> dict[str, Any]:
-    wanted = typing.get_type_hints(driver.options)[field.name]
+def _option(prefix: str, field: dataclasses.Field[Any], driver: Driver[Any]) -> dict[str, Any]:
+    option_type = typing.get_type_hints(driver.options)[field.name]
     default = field.default
     if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
     return {
         "name": field.name,
-        "type": type_text(wanted),
+        "type": type_text(option_type),
         "default": shown(driver.options, field.name, default),
         "secret": bool(field.metadata.get("secret")),
-        "variable": f"MICRO_{words}__{field.name.upper()}",
+        "variable": f"MICRO_{prefix}__{field.name.upper()}",
         "help": field.metadata.get("help", ""),
     }

@@ -1,4 +1,4 @@
-"""Commands that plugins add: found only when somebody types a word that is not one of ours."""
+"""Commands contributed by plugins. They are loaded only if the command line names a command that is not built in."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from micro_core.contract.errors import PluginAmbiguous, PluginBroken
 from micro_core.plugins import Catalog, Hooks
 
 
-def add_command(app: typer.Typer, word: str) -> None:
-    """Add to `app` the group of commands that `word` names, if a plugin has it; imports the cross-cutting plugins.
+def add_command(app: typer.Typer, name: str) -> None:
+    """Add the group of commands called `name` to `app`, if a plugin provides it. Imports all cross-cutting plugins.
 
-    Raises PluginAmbiguous, PluginBroken.
+    Raises PluginAmbiguous if several plugins provide the command, PluginBroken if the plugin does not return a typer
+    app, ConfigError if the settings are invalid.
     """
     hooks = Hooks(Catalog.discover().load_hooks(blocked=load_settings().node.block))
-    found = [make for name, make in hooks.commands() if name == word]
-    if len(found) > 1:
-        raise PluginAmbiguous(f"{len(found)} plugins add the command {word}", hint="leave one out: MICRO_BLOCK=NAME")
-    for make in found:
-        group = make()
+    factories = [factory for command, factory in hooks.commands() if command == name]
+    if len(factories) > 1:
+        raise PluginAmbiguous(
+            f"{len(factories)} plugins provide the command {name}", hint="exclude all but one with MICRO_BLOCK=NAME"
+        )
+    for factory in factories:
+        group = factory()
         if not isinstance(group, typer.Typer):
-            raise PluginBroken(f"the plugin of the command {word} gave a {type(group).__name__}, not a typer app")
-        app.add_typer(group, name=word)
+            raise PluginBroken(f"the plugin of the command {name} returned a {type(group).__name__}, not a typer app")
+        app.add_typer(group, name=name)

@@ -1,4 +1,4 @@
-"""Lines of standard input as they come, without holding up what else runs."""
+"""Reads the lines of standard input without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from micro_core.cli.output import UsageError
 from micro_core.contract.errors import TooLarge
 from micro_core.wire import limits
 
-MAX_WAITING_LINES = 16
+MAX_WAITING_CHUNKS = 16
 CHUNK_BYTES = 64 * 1024
 
 
 async def lines() -> AsyncIterator[bytes]:
-    """Each line that is not blank, the last one with or without its end. Raises UsageError, TooLarge for a long one.
+    """Yield each line that is not blank, including a last line without a newline.
 
-    Read in a thread of its own that nobody waits for: one that stands in a read of a terminal would keep the command
-    from ending. It reads the descriptor, not the file: Python cannot end while a thread holds the file's lock.
+    Raises UsageError if standard input cannot be read, TooLarge if a line exceeds the limit of a body.
+
+    A daemon thread reads the input and is never joined: a thread that is blocked in a read of a terminal would
+    otherwise keep the command from exiting. The thread reads the file descriptor instead of `sys.stdin`, because
+    Python cannot exit while a thread holds the lock of that object.
     """
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[bytes] = asyncio.Queue(MAX_WAITING_LINES)
+    queue: asyncio.Queue[bytes] = asyncio.Queue(MAX_WAITING_CHUNKS)
     try:
         descriptor = sys.stdin.fileno()
     except (AttributeError, OSError) as error:
-        raise UsageError("stdin cannot be read") from error
+        raise UsageError("cannot read standard input") from error
 
     def read() -> None:
         try:
@@ -36,7 +39,7 @@ async def lines() -> AsyncIterator[bytes]:
                 asyncio.run_coroutine_threadsafe(queue.put(chunk), loop).result()
             asyncio.run_coroutine_threadsafe(queue.put(b""), loop).result()
         except (RuntimeError, CancelledError):
-            pass  # the loop has ended, and with it the interest
+            pass  # The loop is closed: the command is exiting.
 
     threading.Thread(target=read, daemon=True, name="stdin").start()
     rest = b""
@@ -46,6 +49,6 @@ async def lines() -> AsyncIterator[bytes]:
             if line.strip():
                 yield line
         if len(rest) > limits.MAX_BODY_BYTES:
-            raise TooLarge(f"a line of stdin is over the bound of {limits.MAX_BODY_BYTES} bytes")
+            raise TooLarge(f"a line of standard input is larger than {limits.MAX_BODY_BYTES} bytes")
     if rest.strip():
         yield rest

@@ -1,6 +1,7 @@
-"""Files written from templates: those under `templates/`, in which `@word@` stands for a word.
+"""Renders the files under `templates/`, in which `@name@` is replaced by the value of a variable.
 
-A file's name ends in `.tmpl`, so that no tool takes it for what it becomes; `dot-` at its beginning stands for a dot.
+The name of a template ends in `.tmpl`, so that no tool treats it as Python or TOML. A leading `dot-` in the name of a
+file or directory becomes a dot.
 """
 
 from __future__ import annotations
@@ -11,32 +12,32 @@ from collections.abc import Iterator, Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
 
-_WORD = re.compile(r"@([A-Za-z_]+)@")
+_VARIABLE = re.compile(r"@([A-Za-z_]+)@")
 
 
-def templates(*place: str) -> dict[str, str]:
-    """The text of every template below `templates/place`, by the path of the file that it becomes."""
-    root = importlib.resources.files("micro_core.cli").joinpath("templates", *place)
+def load_templates(*directory: str) -> dict[str, str]:
+    """Return the text of every template below `templates/DIRECTORY`, by the path of the file to write."""
+    root = importlib.resources.files("micro_core.cli").joinpath("templates", *directory)
     return {path: file.read_text(encoding="utf-8") for path, file in _files(root, PurePosixPath())}
 
 
-def filled(text: str, words: Mapping[str, str]) -> str:
-    """`text` with its words put in. One that nobody knows is a mistake in a template, and a KeyError."""
-    return _WORD.sub(lambda match: words[match[1]], text)
+def render(text: str, variables: Mapping[str, str]) -> str:
+    """Return `text` with its variables replaced. Raises KeyError if the template uses an undefined variable."""
+    return _VARIABLE.sub(lambda match: variables[match[1]], text)
 
 
-def write_files(place: Path, files: Mapping[str, str]) -> None:
-    """Write the files of these paths below `place`. Raises OSError."""
+def write_files(directory: Path, files: Mapping[str, str]) -> None:
+    """Write files, given by path and text, below `directory`. Raises OSError."""
     for path, text in files.items():
-        target = place / path
+        target = directory / path
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
 
 
-def _files(directory: Traversable, below: PurePosixPath) -> Iterator[tuple[str, Traversable]]:
+def _files(directory: Traversable, parent: PurePosixPath) -> Iterator[tuple[str, Traversable]]:
     for entry in directory.iterdir():
         name = re.sub("^dot-", ".", entry.name)
         if entry.is_dir():
-            yield from _files(entry, below / name)
+            yield from _files(entry, parent / name)
         elif name.endswith(".tmpl"):
-            yield str(below / name.removesuffix(".tmpl")), entry
+            yield str(parent / name.removesuffix(".tmpl")), entry

@@ -1,4 +1,4 @@
-"""`micro up`: the nodes and services of one file, in the foreground."""
+"""The body of `micro up`: runs the nodes and services of one file in the foreground."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from pathlib import Path
 
 import typer
 
-from micro_core.cli.output import SERVICE_ERROR, UsageError, guarded, note, say_error, show_json, show_table
+from micro_core.cli.output import SERVICE_ERROR, UsageError, note, run_guarded, show_error, show_json, show_table
 from micro_core.cli.up_file import ProcessPlan, read_plan
-from micro_core.cli.up_processes import Processes, Say
+from micro_core.cli.up_processes import PrintLine, Processes
 from micro_core.contract.errors import ConfigError, MicroError
 
 COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
 
 
 def bring_up(file: str, *, check: bool, as_json: bool) -> None:
-    """Start what `file` asks for and keep it up; with `check`, only read it."""
+    """Run the processes of `file` until a signal. With `check`, only read the file and print the processes.
+
+    Raises typer.Exit when the file is invalid or a process failed.
+    """
 
     def body() -> None:
         if as_json and not check:
-            raise UsageError(
-                "--json goes with --check: what is up goes on saying what it does", hint="micro up --check --json"
-            )
+            raise UsageError("--json requires --check: `micro up` prints the output of its processes")
         path = Path(file).expanduser()
         if not path.exists():
-            raise ConfigError(f"there is no file {file}", hint="micro up -f FILE; its tables are in docs/up.md")
+            raise ConfigError(
+                f"file {file} does not exist", hint="select a file with -f FILE; docs/up.md describes its tables"
+            )
         plans = read_plan(path)
         if check:
             _show(plans, as_json=as_json)
@@ -39,7 +42,7 @@ def bring_up(file: str, *, check: bool, as_json: bool) -> None:
         if code:
             raise typer.Exit(code)
 
-    guarded(body, as_json=as_json)
+    run_guarded(body, as_json=as_json)
 
 
 def _show(plans: Sequence[ProcessPlan], *, as_json: bool) -> None:
@@ -57,60 +60,61 @@ def _show(plans: Sequence[ProcessPlan], *, as_json: bool) -> None:
     if as_json:
         show_json("micro.up/1", {"processes": rows})
         return
-    cells = [[plan.name, plan.site, _shown(plan.command)] for plan in plans]
+    cells = [[plan.name, plan.site, _short_command(plan.command)] for plan in plans]
     show_table(["process", "site", "command"], cells, "nothing to start")
 
 
-def _shown(command: Sequence[str]) -> str:
-    words = ["micro", *command[3:]] if tuple(command[1:3]) == ("-m", "micro_core") else command
-    return " ".join(words)
+def _short_command(command: Sequence[str]) -> str:
+    """Return a command line in which `python -m micro_core` is written as `micro`."""
+    is_micro = tuple(command[1:3]) == ("-m", "micro_core")
+    return " ".join(["micro", *command[3:]] if is_micro else command)
 
 
 async def _run(plans: Sequence[ProcessPlan]) -> int:
-    """Until a signal comes, or all have ended. Returns the exit code."""
+    """Run the processes until a signal arrives or all of them have exited. Returns the exit code."""
     stopped = asyncio.Event()
-    say = _Printer([plan.name for plan in plans], stopped).say
-    processes = Processes(plans, say)
+    print_line = _Printer([plan.name for plan in plans], stopped).print_line
+    processes = Processes(plans, print_line)
     loop = asyncio.get_running_loop()
 
-    def signalled() -> None:
+    def on_signal() -> None:
         if stopped.is_set():
             processes.hurry()
         stopped.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, signalled)
+        loop.add_signal_handler(number, on_signal)
     stopping = loop.create_task(stopped.wait())
-    up = loop.create_task(_up(processes, say))
+    up = loop.create_task(_up(processes, print_line))
     await asyncio.wait({stopping, up}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     failure: MicroError | None = None
     if up.done() and isinstance(error := up.exception(), MicroError):
         failure = error
-        say_error(error)
+        show_error(error)
     elif up.done():
         up.result()
-    # From here on a signal hurries.
+    # From now on, a signal makes the processes hurry, even if none has arrived so far.
     stopped.set()
     up.cancel()
-    say("", "draining; again to hurry")
+    print_line("", "draining; press Ctrl-C again to stop immediately")
     await processes.stop()
     await asyncio.gather(up, stopping, return_exceptions=True)
-    say("", "stopped")
-    died = processes.failures
-    if died:
-        note(f"ended by themselves, and not well: {', '.join(died)}")
-    return SERVICE_ERROR if died or failure is not None else 0
+    print_line("", "stopped")
+    failed = processes.failures
+    if failed:
+        note(f"exited unexpectedly with an error: {', '.join(failed)}")
+    return SERVICE_ERROR if failed or failure is not None else 0
 
 
-async def _up(processes: Processes, say: Say) -> None:
+async def _up(processes: Processes, print_line: PrintLine) -> None:
     await processes.start()
-    say("", "all ready; Ctrl-C drains")
+    print_line("", "all ready; press Ctrl-C to stop")
     await processes.wait()
 
 
 class _Printer:
-    """Lines behind the name of their process, each in one write; coloured on a terminal that wants it."""
+    """Prints each line after the name of its process, in one write. Names are coloured on a terminal."""
 
     def __init__(self, names: Sequence[str], stopped: asyncio.Event) -> None:
         self._width = max(map(len, ("up", *names)))
@@ -119,12 +123,12 @@ class _Printer:
         colours = dict(zip(names, cycle(COLOURS), strict=False)) if is_coloured else {}
         self._colours = {**colours, "up": "1"} if is_coloured else {}
 
-    def say(self, name: str, line: str) -> None:
+    def print_line(self, name: str, line: str) -> None:
         name = name or "up"
         prefix = f"{name.ljust(self._width)} |"
         colour = self._colours.get(name)
         try:
             typer.echo((f"\x1b[{colour}m{prefix}\x1b[0m" if colour else prefix) + f" {line}\n", nl=False)
         except BrokenPipeError:
-            # Nobody reads any more (`micro up | head`): end as for a signal.
+            # The reader has closed the pipe (`micro up | head`). Stop as for a signal.
             self._stopped.set()

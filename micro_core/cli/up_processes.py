@@ -1,6 +1,6 @@
-"""The processes of `micro up`: started stage by stage, read line by line, ended in the reverse order.
+"""The processes of `micro up`: started stage by stage, and stopped in reverse order.
 
-Each is a session of its own, so that Ctrl-C reaches `micro up` alone, which then ends them in order.
+Each process runs in a session of its own. Ctrl-C therefore reaches only `micro up`, which stops the others in order.
 """
 
 from __future__ import annotations
@@ -16,91 +16,96 @@ from micro_core.cli.up_file import ProcessPlan
 from micro_core.contract.errors import DeadlineExceeded, MicroError, Unreachable
 
 GRACE_S = 20.0
-"""How long a process may take to end: a node gives calls in flight ten seconds."""
+"""Time that a process has to exit. A node gives calls in progress ten seconds."""
 
 HURRY_S = 3.0
-"""The same once somebody is in a hurry."""
+"""The same after a second signal."""
 
-RESTART_FIRST_S = 0.5
-RESTART_LAST_S = 10.0
-LIVED_S = 30.0
-"""A process that ran so long is started again at once; the pause doubles for one that keeps ending."""
+INITIAL_RESTART_DELAY_S = 0.5
+MAX_RESTART_DELAY_S = 10.0
+STABLE_S = 30.0
+"""A process that ran for this long is restarted after the initial delay. Otherwise, the delay doubles."""
 
 MAX_LINE_BYTES = 16 * 1024
-"""Longer lines are shown in pieces."""
+"""Longer lines are printed in pieces."""
 
-Say = Callable[[str, str], None]
-"""`say(process, line)`."""
+PrintLine = Callable[[str, str], None]
+"""Prints a line of a process: `print_line(process, line)`. The empty name stands for `micro up` itself."""
 
 
-class Running:
-    """One process, and its restarts."""
+class RunningProcess:
+    """One process, including its restarts."""
 
-    def __init__(self, plan: ProcessPlan, say: Say) -> None:
+    def __init__(self, plan: ProcessPlan, print_line: PrintLine) -> None:
         self.plan = plan
         self.ready = asyncio.Event()
-        self.over: asyncio.Task[None] | None = None
-        """Done when it has ended for good."""
+        self.task: asyncio.Task[None] | None = None
+        """Done when the process has exited and is not restarted. None until `begin`."""
         self.failed = False
-        """It ended by itself, and not well."""
+        """Whether the process exited unexpectedly with an error."""
         self.is_stopping = False
-        self._say = say
+        self._print_line = print_line
         self._process: Process | None = None
 
     def begin(self) -> None:
-        self.over = asyncio.get_running_loop().create_task(self._run())
+        """Start the process in a task."""
+        self.task = asyncio.get_running_loop().create_task(self._run())
 
     async def wait_ready(self) -> None:
-        """Return when it serves. Raises Unreachable when it ends first, DeadlineExceeded."""
-        assert self.over is not None
+        """Return when the process has reported that it is ready.
+
+        Raises Unreachable if it exits first, DeadlineExceeded if the time limit of its plan expires.
+        """
+        assert self.task is not None
         ready = asyncio.get_running_loop().create_task(self.ready.wait())
         try:
-            await asyncio.wait({ready, self.over}, timeout=self.plan.ready_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ready, self.task}, timeout=self.plan.ready_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             ready.cancel()
         if self.ready.is_set():
             return
-        if self.over.done():
-            self.over.result()
-            raise Unreachable(f"{self.plan.name} ended before it was ready", hint="what it said is above")
+        if self.task.done():
+            self.task.result()
+            raise Unreachable(f"{self.plan.name} exited before it was ready", hint="see its output above")
         raise DeadlineExceeded(
-            f"{self.plan.name} did not say {self.plan.ready!r} within {self.plan.ready_s:g} s",
-            hint='ready = "" where it never says so',
+            f"{self.plan.name} did not print {self.plan.ready!r} within {self.plan.ready_s:g} s",
+            hint='set ready = "" if it never prints such a line',
         )
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process."""
+        """Send a signal to the process and do not restart it."""
         self.is_stopping = True
         if self._process is not None and self._process.returncode is None:
             self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it, and whatever it has started, at once."""
+        """Kill the process and all processes that it has started."""
         self.is_stopping = True
         if self._process is not None and self._process.returncode is None:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _run(self) -> None:
-        pause_s = RESTART_FIRST_S
+        delay_s = INITIAL_RESTART_DELAY_S
         loop = asyncio.get_running_loop()
         while True:
-            began = loop.time()
-            code = await self._live()
+            started = loop.time()
+            code = await self._run_once()
             if self.is_stopping:
                 return
-            what = _how_it_ended(code)
+            reason = _exit_reason(code)
             if not self.plan.restart:
                 self.failed = code != 0
-                self._say(self.plan.name, f"ended by itself: {what}")
+                self._print_line(self.plan.name, f"exited unexpectedly: {reason}")
                 return
-            pause_s = RESTART_FIRST_S if loop.time() - began > LIVED_S else min(pause_s * 2, RESTART_LAST_S)
-            self._say(self.plan.name, f"ended by itself: {what}; starting again in {pause_s:.3g} s")
-            await asyncio.sleep(pause_s)
+            is_stable = loop.time() - started > STABLE_S
+            delay_s = INITIAL_RESTART_DELAY_S if is_stable else min(delay_s * 2, MAX_RESTART_DELAY_S)
+            self._print_line(self.plan.name, f"exited unexpectedly: {reason}; restarting in {delay_s:.3g} s")
+            await asyncio.sleep(delay_s)
             if self.is_stopping:
                 return
 
-    async def _live(self) -> int:
-        """From start to end; returns the exit code. Raises Unreachable when it cannot be started."""
+    async def _run_once(self) -> int:
+        """Start the process, wait until it exits, and return its exit code. Raises Unreachable if it cannot start."""
         plan = self.plan
         try:
             process = self._process = await asyncio.create_subprocess_exec(
@@ -113,9 +118,7 @@ class Running:
                 start_new_session=True,
             )
         except OSError as error:
-            raise Unreachable(
-                f"{plan.name} cannot be started: {error.strerror or error}", hint=plan.command[0]
-            ) from error
+            raise Unreachable(f"cannot start {plan.name}: {error.strerror or error}", hint=plan.command[0]) from error
         if self.is_stopping:
             process.send_signal(signal.SIGTERM)
         if not plan.ready:
@@ -123,7 +126,7 @@ class Running:
         assert process.stdout is not None
         reading = asyncio.get_running_loop().create_task(self._read(process.stdout))
         code = await process.wait()
-        # What it has started may live on and keep the pipe open: its last words are waited for, and no more.
+        # Processes that it has started may keep the pipe open, so the wait for the rest of the output is limited.
         await asyncio.wait({reading}, timeout=1.0)
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
@@ -143,26 +146,29 @@ class Running:
 
     def _line(self, raw: bytes) -> None:
         text = raw.decode(errors="replace").rstrip("\r")
-        self._say(self.plan.name, text)
+        self._print_line(self.plan.name, text)
         if self.plan.ready and text.startswith(self.plan.ready):
             self.ready.set()
 
 
 class Processes:
-    """All of them. `start` returns when they serve; `stop` when they have ended."""
+    """All processes of a file."""
 
-    def __init__(self, plans: Sequence[ProcessPlan], say: Say) -> None:
-        running = [Running(plan, say) for plan in plans]
-        self._stages = [list(stage) for _, stage in groupby(running, key=lambda one: one.plan.stage)]
+    def __init__(self, plans: Sequence[ProcessPlan], print_line: PrintLine) -> None:
+        running = [RunningProcess(plan, print_line) for plan in plans]
+        self._stages = [list(stage) for _, stage in groupby(running, key=lambda process: process.plan.stage)]
         self._running = running
         self._is_hurried = asyncio.Event()
 
     async def start(self) -> None:
-        """Stage by stage, those of one stage together. Raises what the first that fails raises."""
+        """Start the processes stage by stage, and return when all are ready.
+
+        Raises the error of the first process that fails: Unreachable or DeadlineExceeded.
+        """
         for stage in self._stages:
-            for one in stage:
-                one.begin()
-            waiting = [asyncio.get_running_loop().create_task(one.wait_ready()) for one in stage]
+            for process in stage:
+                process.begin()
+            waiting = [asyncio.get_running_loop().create_task(process.wait_ready()) for process in stage]
             try:
                 await asyncio.gather(*waiting)
             finally:
@@ -171,43 +177,43 @@ class Processes:
                 await asyncio.gather(*waiting, return_exceptions=True)
 
     async def wait(self) -> None:
-        """Return when every one has ended by itself."""
-        # Not `gather`: whoever gives up waiting must not end the processes with it.
-        await asyncio.wait({one.over for one in self._running if one.over is not None})
+        """Return when all processes have exited. Cancelling this does not stop them."""
+        # `asyncio.gather` would cancel the tasks of the processes.
+        await asyncio.wait({process.task for process in self._running if process.task is not None})
 
     async def stop(self) -> None:
-        """SIGTERM, in the reverse order of the start; SIGKILL for those that do not end in time."""
-        for one in self._running:
-            # None is started again while the others end.
-            one.is_stopping = True
+        """Send SIGTERM in reverse order of the start, and SIGKILL to each process that does not exit in time."""
+        for process in self._running:
+            # Prevents a restart while the other processes stop.
+            process.is_stopping = True
         for stage in reversed(self._stages):
-            standing = [one for one in stage if one.over is not None]
-            for one in standing:
-                one.signal(signal.SIGTERM)
-            overs = {one.over for one in standing if one.over is not None}
-            if not overs:
+            started = [process for process in stage if process.task is not None]
+            for process in started:
+                process.signal(signal.SIGTERM)
+            tasks = {process.task for process in started if process.task is not None}
+            if not tasks:
                 continue
-            await self._ended(overs)
-            for one in standing:
-                one.kill()
-            await asyncio.wait(overs)
+            await self._wait_for_exit(tasks)
+            for process in started:
+                process.kill()
+            await asyncio.wait(tasks)
 
     def hurry(self) -> None:
-        """Wait for nobody's calls: everything is told once more, which hurries a node, and killed soon after."""
+        """Do not wait for calls in progress: send a second SIGTERM to all processes, and SIGKILL soon after."""
         self._is_hurried.set()
-        for one in self._running:
-            one.signal(signal.SIGTERM)
+        for process in self._running:
+            process.signal(signal.SIGTERM)
 
     @property
     def failures(self) -> list[str]:
-        """Those that ended by themselves, and not well."""
-        return [one.plan.name for one in self._running if one.failed or _raised(one) is not None]
+        """The names of the processes that exited unexpectedly with an error or could not be started."""
+        return [process.plan.name for process in self._running if process.failed or _start_error(process) is not None]
 
-    async def _ended(self, overs: set[asyncio.Task[None]]) -> None:
+    async def _wait_for_exit(self, tasks: set[asyncio.Task[None]]) -> None:
         loop = asyncio.get_running_loop()
         hurried = loop.create_task(self._is_hurried.wait())
         deadline = loop.time() + GRACE_S
-        pending: set[asyncio.Task[None]] = set(overs)
+        pending: set[asyncio.Task[None]] = set(tasks)
         while pending and loop.time() < deadline:
             watched: set[asyncio.Task[object]] = {*pending}
             if not hurried.done():
@@ -222,14 +228,14 @@ class Processes:
         await asyncio.gather(hurried, return_exceptions=True)
 
 
-def _raised(one: Running) -> MicroError | None:
-    if one.over is None or not one.over.done() or one.over.cancelled():
+def _start_error(process: RunningProcess) -> MicroError | None:
+    if process.task is None or not process.task.done() or process.task.cancelled():
         return None
-    error = one.over.exception()
+    error = process.task.exception()
     return error if isinstance(error, MicroError) else None
 
 
-def _how_it_ended(code: int) -> str:
+def _exit_reason(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
     try:

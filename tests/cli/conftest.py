@@ -1,4 +1,4 @@
-"""`micro` in this process and in one of its own, in an empty directory and environment."""
+"""Run `micro` in this process or in a child process, in an empty directory and environment."""
 
 from __future__ import annotations
 
@@ -22,42 +22,43 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("MICRO_"):
             monkeypatch.delenv(name)
-    # Whatever --debug sets is taken back.
+    # Undo what --debug sets.
     monkeypatch.setenv("MICRO_DEBUG", "")
     monkeypatch.setenv("MICRO_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(autouse=True)
-def absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For `micro` in this process, drivers of other systems' servers are not installed, whatever is."""
+def hidden_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide some installed plugins from `micro` in this process."""
     hidden = ("micro-nats-broker", "micro-redis-registry", "micro-sqlite-table")
-    every = importlib.metadata.distributions
+    all_distributions = importlib.metadata.distributions
 
-    def some(**words: Any) -> list[importlib.metadata.Distribution]:
-        return [one for one in every(**words) if one.metadata["Name"] not in hidden]
+    def visible(**filters: Any) -> list[importlib.metadata.Distribution]:
+        return [found for found in all_distributions(**filters) if found.metadata["Name"] not in hidden]
 
-    monkeypatch.setattr(importlib.metadata, "distributions", some)
+    monkeypatch.setattr(importlib.metadata, "distributions", visible)
 
 
 @pytest.fixture
 def micro() -> Micro:
     """Run a command line in this process."""
-    from micro_core.cli.main import app, with_peer
+    from micro_core.cli.commands.run import expand_peer
+    from micro_core.cli.main import app
 
-    return lambda *words: CliRunner().invoke(app, with_peer(list(words)), prog_name="micro")
+    return lambda *arguments: CliRunner().invoke(app, expand_peer(list(arguments)), prog_name="micro")
 
 
 @pytest.fixture
 def process(tmp_path: Path) -> Process:
-    """Run Python with these arguments, by default as `micro`; a site directory may be put on its path."""
+    """Run `micro` (or Python with other options) in a child process, optionally with a site directory on its path."""
 
     def run(
-        *words: str, python: tuple[str, ...] = ("-m", "micro_core"), site: Path | None = None, **environ: str
+        *arguments: str, python: tuple[str, ...] = ("-m", "micro_core"), site: Path | None = None, **environ: str
     ) -> subprocess.CompletedProcess[str]:
         paths = {"PYTHONPATH": str(site)} if site is not None else {}
         return subprocess.run(
-            [sys.executable, *python, *words],
+            [sys.executable, *python, *arguments],
             cwd=tmp_path,
             env={**os.environ, **paths, **environ},
             capture_output=True,
@@ -71,7 +72,7 @@ def process(tmp_path: Path) -> Process:
 
 @pytest.fixture
 def install(tmp_path: Path) -> Callable[..., Path]:
-    """Install a distribution with one entry point and its module; the directory it is in."""
+    """Install a distribution with one entry point and its module; return its site directory."""
 
     def install(distribution: str, group: str, name: str, source: str) -> Path:
         site = tmp_path / "site"

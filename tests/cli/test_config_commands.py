@@ -1,4 +1,4 @@
-"""`micro config show`, `micro config validate`, `micro version`."""
+"""Tests of `micro config show`, `micro config validate` and `micro version`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_value_is_shown_with_its_origin(micro: Any, file: Path, monkeypatc
     assert found["plugins.transport:unix.max_connections"] == (8, "env MICRO_UNIX__MAX_CONNECTIONS")
 
 
-def test_secrets_are_masked_and_references_shown_as_they_were_said(
+def test_secrets_are_masked_and_references_are_shown_unresolved(
     micro: Any, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOMEWHERE", "271828")
@@ -55,7 +55,7 @@ def test_secrets_are_masked_and_references_shown_as_they_were_said(
         assert "$env:SOMEWHERE" in shown
 
 
-def test_what_cannot_be_read_is_shown_as_far_as_it_can(micro: Any) -> None:
+def test_valid_settings_are_shown_beside_invalid_ones(micro: Any) -> None:
     done = micro("config", "show", "--set", "nats.password=s3cret", "--set", "tcp.prot=1", "--plugins", "redis")
     assert done.exit_code == 3
     assert "node.site" in done.stdout
@@ -66,13 +66,13 @@ def test_what_cannot_be_read_is_shown_as_far_as_it_can(micro: Any) -> None:
     assert "transport:tcp" in done.stdout
 
 
-def test_settings_of_a_plugin_that_is_not_in_use_are_shown(micro: Any) -> None:
+def test_options_of_an_unused_plugin_are_shown(micro: Any) -> None:
     found = rows(micro("config", "show", "--set", "static.ttl_s=9", "--json"))
     assert found["plugins.resolver:static.ttl_s"] == (9.0, "flag --set static.ttl_s")
     assert "plugins.resolver:static.nodes" not in found
 
 
-def test_valid_settings_name_the_drivers_they_mean(micro: Any, file: Path) -> None:
+def test_validate_lists_the_drivers_of_valid_settings(micro: Any, file: Path) -> None:
     done = micro("config", "validate")
     assert done.exit_code == 0
     assert done.stdout.startswith("valid: registry:local, transport:tcp, transport:unix, broker:node")
@@ -80,7 +80,7 @@ def test_valid_settings_name_the_drivers_they_mean(micro: Any, file: Path) -> No
     assert (answer["schema"], answer["valid"], answer["errors"]) == ("micro.validate/1", True, [])
 
 
-def test_everything_that_is_wrong_is_told_at_once(micro: Any, file: Path) -> None:
+def test_validate_reports_all_plugin_errors(micro: Any, file: Path) -> None:
     file.write_text(
         FILE.replace("max_connections = 7", "max_conections = 7") + "[plugins.unix]\nmax_connections = 'x'\n"
     )
@@ -98,22 +98,20 @@ def test_everything_that_is_wrong_is_told_at_once(micro: Any, file: Path) -> Non
     assert len(answer["errors"]) == 3
 
 
-def test_a_wrong_block_or_file_is_a_configuration_error(micro: Any) -> None:
+def test_invalid_block_or_missing_file_is_a_configuration_error(micro: Any) -> None:
     assert "-p quic is not understood" in micro("config", "show", "-p", "quic").stderr
     assert micro("config", "show", "-p", "quic").exit_code == 3
     done = micro("config", "validate", "-c", "no.toml")
     assert (done.exit_code, "does not exist" in done.stderr) == (3, True)
 
 
-def test_the_version_comes_with_those_of_contract_and_wire(micro: Any) -> None:
+def test_version_includes_contract_and_wire_protocol(micro: Any) -> None:
     assert micro("version").stdout.startswith("micro 0.1.0 (contract 1.0, wire 1")
     answer = json.loads(micro("version", "--json").stdout)
     assert (answer["schema"], answer["version"], answer["contract"]) == ("micro.version/1", "0.1.0", "1.0")
 
 
-def test_everything_that_is_wrong_of_the_node_is_told_with_it(
-    micro: Any, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_validate_reports_all_node_errors(micro: Any, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(
         "[nodee]\nx = 1\n[node]\nsiet = 'eu'\ntarget_links = 'many'\ntimeout = -1\nsite = 'two words'\n"
         "damping = 'perhaps'\npolicies = ['nonsense']\nlisten = 'host:port'\nnodes = ['quic://::1:8085']\n"
@@ -121,7 +119,7 @@ def test_everything_that_is_wrong_of_the_node_is_told_with_it(
     monkeypatch.setenv("MICRO_NETWROK", "x")
     monkeypatch.setenv("MICRO_LEASE", "soon")
     answer = json.loads(micro("config", "validate", "--json").stdout)
-    told = [(error["detail"], error["at"]) for error in answer["errors"]]
+    reported = [(error["detail"], error["at"]) for error in answer["errors"]]
     for detail, at in (
         ("unknown table or key 'nodee'", "micro.toml:1"),
         ("node: unknown option 'siet'", "micro.toml:4"),
@@ -134,7 +132,7 @@ def test_everything_that_is_wrong_of_the_node_is_told_with_it(
         ("MICRO_NETWROK is not a setting", "the environment"),
         ("node.lease: 'soon' is not a number", "env MICRO_LEASE"),
     ):
-        assert (detail, at) in told, told
-    assert any("nonsense" in detail for detail, _ in told)
-    # A command that needs the settings stops at the first.
+        assert (detail, at) in reported, reported
+    assert any("nonsense" in detail for detail, _ in reported)
+    # A command that uses the settings reports the first error only.
     assert micro("services").stderr.count("error:") == 1

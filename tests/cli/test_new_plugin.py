@@ -1,4 +1,4 @@
-"""`micro plugin new`: what it writes, and what it refuses. That the packages work: tests/live/test_new_plugins.py."""
+"""`micro plugin new`: the files it writes and the errors. tests/live/test_new_plugins.py checks that the packages work."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ RUFF = str(Path(sys.executable).parent / "ruff")
 
 @pytest.mark.parametrize("name", ["ab", "a1-b2", "abcdefghij-klmnopqrs"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_is_clean_whatever_the_name(micro: Any, tmp_path: Path, kind: str, name: str) -> None:
+def test_generated_package_passes_ruff_for_any_name(micro: Any, tmp_path: Path, kind: str, name: str) -> None:
     assert micro("plugin", "new", kind, name, "--dir", "it").exit_code == 0
-    for words in (["check"], ["format", "--check", "--diff"]):
+    for arguments in (["check"], ["format", "--check", "--diff"]):
         done = subprocess.run(
-            [RUFF, *words, "."], cwd=tmp_path / "it", capture_output=True, text=True, timeout=30, check=False
+            [RUFF, *arguments, "."], cwd=tmp_path / "it", capture_output=True, text=True, timeout=30, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
     for path in (tmp_path / "it").rglob("*"):
@@ -31,29 +31,31 @@ def test_what_is_written_is_clean_whatever_the_name(micro: Any, tmp_path: Path, 
             assert re.search("@[A-Za-z_]+@", path.read_text()) is None, path
 
 
-def test_the_package_is_whole(micro: Any, tmp_path: Path) -> None:
+def test_generated_package_is_complete(micro: Any, tmp_path: Path) -> None:
     done = micro(
         "plugin", "new", "registry", "acme-store", "--author", "A. Author", "--license", "Apache-2.0", "--json"
     )
-    answer = json.loads(done.stdout)
-    assert (answer["schema"], answer["distribution"]) == ("micro.plugin-new/1", "micro-acme-store-registry")
-    place = tmp_path / answer["directory"]
-    assert {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()} == set(answer["files"])
-    assert {".github/workflows/tests.yml", ".gitignore", "CHANGELOG.md", "LICENSE", "README.md"} <= set(answer["files"])
-    project = tomllib.loads((place / "pyproject.toml").read_text())["project"]
+    report = json.loads(done.stdout)
+    assert (report["schema"], report["distribution"]) == ("micro.plugin-new/1", "micro-acme-store-registry")
+    directory = tmp_path / report["directory"]
+    assert {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()} == set(report["files"])
+    assert {".github/workflows/tests.yml", ".gitignore", "CHANGELOG.md", "LICENSE", "README.md"} <= set(report["files"])
+    project = tomllib.loads((directory / "pyproject.toml").read_text())["project"]
     assert project["entry-points"] == {
         "micro.registry": {"acme-store": "micro_acme_store_registry"},
         "micro.testing": {"acme-store": "micro_acme_store_registry.conformance"},
     }
     assert (project["license"], project["authors"]) == ("Apache-2.0", [{"name": "A. Author"}])
-    assert "Apache-2.0" in (place / "LICENSE").read_text()
-    readme = (place / "README.md").read_text()
-    assert "`micro plugin info acme-store` shows each" in readme, "a table of options would be old soon"
+    assert "Apache-2.0" in (directory / "LICENSE").read_text()
+    readme = (directory / "README.md").read_text()
+    assert "`micro plugin info acme-store` shows each" in readme, (
+        "the README has no table of options, which would become outdated"
+    )
     assert "MICRO_ACME_STORE__OPTION" in readme
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_workflow_runs_what_the_author_runs(micro: Any, tmp_path: Path, kind: str) -> None:
+def test_workflow_runs_the_commands_of_the_author(micro: Any, tmp_path: Path, kind: str) -> None:
     assert micro("plugin", "new", kind, "acme", "--dir", "it").exit_code == 0
     workflow = yaml.safe_load((tmp_path / "it" / ".github/workflows/tests.yml").read_text())
     job = workflow["jobs"]["tests"]
@@ -75,39 +77,62 @@ def test_the_workflow_runs_what_the_author_runs(micro: Any, tmp_path: Path, kind
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "sentence"),
+    ("arguments", "code", "message"),
     [
         (("regestry", "acme"), 2, "one of registry, transport"),
-        (("registry", "../up"), 2, "cannot be a plugin's name"),
-        (("registry", "Acme"), 2, "cannot be a plugin's name"),
-        (("registry", "a" * 21), 2, "cannot be a plugin's name"),
-        (("registry", "acme", "--license", 'MIT"]'), 2, "no SPDX expression"),
-        (("registry", "acme", "--author", 'A" }]'), 2, "cannot be an author's name"),
+        (("registry", "../up"), 2, "is not a valid plugin name"),
+        (("registry", "Acme"), 2, "is not a valid plugin name"),
+        (("registry", "a" * 21), 2, "is not a valid plugin name"),
+        (("registry", "acme", "--license", 'MIT"]'), 2, "is not an SPDX expression"),
+        (("registry", "acme", "--author", 'A" }]'), 2, "is not a valid author"),
     ],
 )
-def test_what_cannot_be_written_is_said_and_nothing_is(
-    micro: Any, tmp_path: Path, words: tuple[str, ...], code: int, sentence: str
+def test_invalid_arguments_are_rejected_and_nothing_is_written(
+    micro: Any, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
-    done = micro("plugin", "new", *words)
-    assert (done.exit_code, sentence in done.stderr) == (code, True), done.stderr
+    done = micro("plugin", "new", *arguments)
+    assert (done.exit_code, message in done.stderr) == (code, True), done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name != "state"] == []
 
 
 @pytest.mark.parametrize(
     ("kind", "name", "owner"), [("registry", "local", "micro-network"), ("broker", "nats", "micro-nats-broker")]
 )
-def test_a_name_that_is_taken_is_said_and_the_package_written(
+def test_existing_name_causes_a_warning_and_the_package_is_written(
     micro: Any, tmp_path: Path, kind: str, name: str, owner: str
 ) -> None:
     done = micro("plugin", "new", kind, name, "--dir", "it")
     assert done.exit_code == 0
-    assert f"{owner} has a plugin of this name already" in done.stderr
+    assert f"{owner} already has a plugin with this name" in done.stderr
     assert (tmp_path / "it" / "pyproject.toml").exists()
 
 
-def test_what_stands_already_is_not_written_over(micro: Any, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(micro: Any, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "work.py").write_text("years of it")
+    (tmp_path / "mine" / "work.py").write_text("my work")
     done = micro("plugin", "new", "table", "acme", "--dir", "mine")
     assert (done.exit_code, "not an empty directory" in done.stderr) == (1, True)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["work.py"]
+
+
+THIRD_PARTY = Path(__file__).parents[2] / "examples" / "third_party" / "share_registry"
+EDITED = {
+    "LICENSE",
+    "README.md",
+    "src/micro_share_registry/__init__.py",
+    "src/micro_share_registry/conformance.py",
+    "src/micro_share_registry/options.py",
+    "src/micro_share_registry/store.py",
+}
+"""Files of the example that its author changed after `micro plugin new`."""
+
+
+def test_third_party_example_is_up_to_date_with_the_templates(micro: Any, tmp_path: Path) -> None:
+    arguments = ("--author", "A Third Party", "--dir", "package", "--json")
+    report = json.loads(micro("plugin", "new", "registry", "share", *arguments).stdout)
+    description = tomllib.loads((THIRD_PARTY / "pyproject.toml").read_text())["project"]["description"]
+    generated = tomllib.loads((tmp_path / "package" / "pyproject.toml").read_text())["project"]["description"]
+    # The example has no repository of its own, so it has neither a workflow nor a .gitignore.
+    for path in set(report["files"]) - EDITED - {".gitignore", ".github/workflows/tests.yml"}:
+        expected = (tmp_path / "package" / path).read_text().replace(generated, description)
+        assert (THIRD_PARTY / path).read_text() == expected, path

@@ -1,4 +1,4 @@
-"""What `micro up` reads of a file, and what it says of one that is wrong."""
+"""Tests of the files that `micro up` reads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def names(plans: list[ProcessPlan]) -> list[str]:
     return [plan.name for plan in plans]
 
 
-def test_nodes_come_before_services_and_are_named_after_their_tables(read: Read) -> None:
+def test_nodes_start_before_services_and_are_named_after_their_tables(read: Read) -> None:
     plans = read(GREETER + 'site = "us"\n' + EU + '[nodes.us]\nlisten = "none"\nsite = "us"\n')
     assert names(plans) == ["eu", "us", "greeter"]
     eu, us, greeter = plans
@@ -44,7 +44,7 @@ def test_nodes_come_before_services_and_are_named_after_their_tables(read: Read)
     assert greeter.command == ("python", "greeter.py")
 
 
-def test_a_service_of_the_only_site_need_not_name_it_and_has_what_its_node_has(read: Read) -> None:
+def test_service_inherits_the_only_site_and_the_settings_of_its_node(read: Read) -> None:
     (node, service) = read('[nodes.eu]\nnetwork = "my.net"\nplugins = ["registry:memory"]\n' + GREETER)
     for variable in ("MICRO_SITE", "MICRO_NETWORK", "MICRO_PLUGINS", "MICRO_CONFIG"):
         assert service.environment[variable] == node.environment[variable], variable
@@ -52,7 +52,7 @@ def test_a_service_of_the_only_site_need_not_name_it_and_has_what_its_node_has(r
     assert (settings.node.site, settings.node.network, settings.node.proxy) == ("eu", "my.net", "go.micro.network")
 
 
-def test_what_a_node_sets_of_plugins_reaches_the_services_of_its_site_and_no_others(read: Read) -> None:
+def test_plugin_options_of_a_node_reach_only_services_of_its_site(read: Read) -> None:
     sets = 'set = ["local.poll_s=0.5", "registry:local.check_owner=false", "node.lease=7"]\n'
     us = '[nodes.us]\nlisten = "none"\n[services.other]\ncommand = "python other.py"\nsite = "us"\n'
     own = 'site = "eu"\nenv = { MICRO_LOCAL__POLL_S = "2" }\n'
@@ -62,12 +62,12 @@ def test_what_a_node_sets_of_plugins_reaches_the_services_of_its_site_and_no_oth
     assert node.command[-6:-4] == ("--set", "local.poll_s=0.5")
     found = load_settings(environ=greeter.environment).plugin_values("local", "registry:local")
     assert {key: value.raw for key, value in found.items()} == {"poll_s": "0.5", "check_owner": "false"}
-    assert late.environment["MICRO_LOCAL__POLL_S"] == "2", "what a service says itself counts more"
+    assert late.environment["MICRO_LOCAL__POLL_S"] == "2", "the service's own environment takes precedence"
     assert "MICRO_LOCAL__POLL_S" not in other.environment
-    assert "MICRO_LEASE" not in greeter.environment, "how the node runs is its own"
+    assert "MICRO_LEASE" not in greeter.environment, "settings of the node itself are not passed on"
 
 
-def test_variables_of_the_shell_that_are_one_process_s_own_are_not_passed_on(read: Read) -> None:
+def test_per_process_variables_of_the_shell_are_not_inherited(read: Read) -> None:
     (node, service) = read(EU + GREETER, MICRO_SITE="us", MICRO_LISTEN=":1", MICRO_PROXY="x", MICRO_LOG="debug")
     assert node.environment["MICRO_SITE"] == service.environment["MICRO_SITE"] == "eu"
     assert node.environment["MICRO_LISTEN"] == "none"
@@ -75,11 +75,11 @@ def test_variables_of_the_shell_that_are_one_process_s_own_are_not_passed_on(rea
     assert node.environment["MICRO_LOG"] == service.environment["MICRO_LOG"] == "debug"
 
 
-def test_a_secret_stands_in_no_command_line(read: Read) -> None:
+def test_secret_is_not_on_a_command_line(read: Read) -> None:
     (node,) = read(EU + 'token = "hush"\n')
     assert node.environment["MICRO_TOKEN"] == "hush"
     assert "hush" not in repr(node)
-    assert not any("hush" in word for word in node.command)
+    assert not any("hush" in argument for argument in node.command)
 
 
 def test_instances_are_numbered_and_env_is_added(read: Read) -> None:
@@ -90,67 +90,65 @@ def test_instances_are_numbered_and_env_is_added(read: Read) -> None:
     assert "MICRO_PROXY" not in plans[1].environment
 
 
-def test_parts_are_started_in_their_order_whatever_the_order_of_the_file(read: Read) -> None:
+def test_components_start_in_a_fixed_order(read: Read) -> None:
     plans = read(
-        '[nodes.eu]\nlisten = "none"\nplugins = ["registry:service"]\nparts = ["proxy", "tunnel", "router", "registry"]'
+        '[nodes.eu]\nlisten = "none"\nplugins = ["registry:service"]\ncomponents = ["proxy", "tunnel", "router", "registry"]'
     )
     assert names(plans) == ["eu.registry", "eu.tunnel", "eu.router", "eu.proxy"]
     assert [plan.stage for plan in plans] == sorted(plan.stage for plan in plans)
 
 
-def test_services_without_any_node_are_run_as_they_are(read: Read) -> None:
+def test_services_without_a_node_have_no_proxy(read: Read) -> None:
     (plan,) = read(GREETER)
     assert "MICRO_PROXY" not in plan.environment
 
 
-def test_other_commands_read_the_same_file(read: Read, tmp_path: Path) -> None:
+def test_file_is_a_valid_settings_file(read: Read, tmp_path: Path) -> None:
     read("[node]\nsite = 'eu'\n" + EU + GREETER)
     assert load_settings(config=str(tmp_path / "micro.toml"), environ={}).node.site == "eu"
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "wanted"),
+    ("text", "error", "message"),
     [
-        ("", ConfigError, "names nothing to start"),
+        ("", ConfigError, "has nothing to start"),
         ("[nodes.eu\n", ConfigError, "not valid TOML"),
         ("[node.eu]\nlisten = ':1'\n", ConfigError, r"\[nodes\.eu\]"),
         ("[nods.eu]\n", OptionError, r"did you mean \[nodes\]"),
         ("[nodes.eu]\nlisen = 'none'\n", OptionError, "micro.toml:2.*did you mean 'listen'"),
         ("[nodes.eu]\nlisten = 5\n", OptionError, "micro.toml:2"),
         ("[nodes.eu]\nplugins = ['quick']\n", PluginMissing, "quick"),
-        ("[nodes.eu]\nparts = ['proxi']\n", OptionError, "did you mean 'proxy'"),
-        ("[nodes.eu]\nparts = ['registry']\n", OptionError, "registry:service"),
+        ("[nodes.eu]\ncomponents = ['proxi']\n", OptionError, "did you mean 'proxy'"),
+        ("[nodes.eu]\ncomponents = ['registry']\n", OptionError, "registry:service"),
         ("[nodes.eu]\nlog = 'loud'\n", OptionError, "log"),
-        ("[nodes.'a b']\n", OptionError, "not a name"),
+        ("[nodes.'a b']\n", OptionError, "not a valid name"),
         ("[nodes]\neu = 3\n", OptionError, "not a table"),
-        (EU + "[services.a]\n", OptionError, "no command"),
+        (EU + "[services.a]\n", OptionError, "command is missing"),
         (EU + "[services.a]\ncomand = 'x'\n", OptionError, "did you mean 'command'"),
-        (EU + "[services.a]\ncommand = 'no-such-program-anywhere'\n", OptionError, "no program"),
+        (EU + "[services.a]\ncommand = 'no-such-program-anywhere'\n", OptionError, "not found"),
         (EU + "[services.a]\ncommand = 'python x'\nsite = 'eux'\n", OptionError, "did you mean 'eu'"),
-        (EU + "[services.a]\ncommand = 'python x'\ncwd = 'nowhere'\n", OptionError, "no directory"),
+        (EU + "[services.a]\ncommand = 'python x'\ncwd = 'nowhere'\n", OptionError, "does not exist"),
         (EU + "[services.a]\ncommand = 'python x'\ninstances = 0\n", OptionError, "1 to 64"),
         (EU + "[services.a]\ncommand = 'python x'\nready_s = 0\n", OptionError, "ready_s"),
         (EU + "[services.a]\ncommand = 'python x'\nenv = 3\n", OptionError, "env is not a table"),
-        (EU + "[services.a]\ncommand = 'python x'\nenv = { A = [1] }\n", OptionError, "is not a text"),
-        (EU + "[nodes.us]\nlisten='none'\n" + GREETER, OptionError, "which site"),
+        (EU + "[services.a]\ncommand = 'python x'\nenv = { A = [1] }\n", OptionError, "is not a string"),
+        (EU + "[nodes.us]\nlisten='none'\n" + GREETER, OptionError, "site is missing"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place_and_what_is_meant(
-    read: Read, text: str, kind: type[MicroError], wanted: str
-) -> None:
-    with pytest.raises(kind, match=f"(?s){wanted}"):
+def test_invalid_file_is_rejected(read: Read, text: str, error: type[MicroError], message: str) -> None:
+    with pytest.raises(error, match=f"(?s){message}"):
         read(text)
 
 
-def test_two_nodes_cannot_listen_at_one_address(read: Read) -> None:
+def test_two_nodes_cannot_listen_on_the_same_address(read: Read) -> None:
     pytest.importorskip("micro_quic_tunnel")
     with pytest.raises(OptionError, match=r"nodes\.us and nodes\.eu both have listen = ':8085'"):
         read("[node]\nplugins = ['quic']\n[nodes.eu]\n[nodes.us]\n")
 
 
-def test_the_number_of_processes_is_bounded(read: Read) -> None:
+def test_number_of_processes_is_limited(read: Read) -> None:
     services = "".join(
         f"[services.s{n}]\ncommand = 'python x'\ninstances = 64\n" for n in range(MAX_PROCESSES // 64 + 1)
     )
-    with pytest.raises(ConfigError, match="is the most"):
+    with pytest.raises(ConfigError, match="at most"):
         read(services)

@@ -1,4 +1,4 @@
-"""`micro plugin verify`: built-in drivers, installed ones with and without a back end of their own, broken ones."""
+"""Tests of `micro plugin verify` with built-in, installed and broken drivers."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from micro_core.contract import Driver, hookimpl, option
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    url: str = option("", "Where it is.")
+    url: str = option("", "Address of the server.")
 
-class Forgetful(MemoryTable):
+class EmptyTable(MemoryTable):
     def lookup(self, service):
         return ()
 
 def create(options, context):
-    made = {made}
-    return made(logger=context.logger, counters=context.counters)
+    table_class = {table_class}
+    return table_class(logger=context.logger, counters=context.counters)
 
 @hookimpl
 def micro_table():
-    return Driver(name="acme", summary="Routes at Acme.", options=Options, create=create)
+    return Driver(name="acme", summary="Stores routes at Acme.", options=Options, create=create)
 """
-OFFERED = """
+CONFORMANCE = """
 import pytest
-from micro_core.testing import Subject, TableConformance
+from micro_core.testing import DriverUnderTest, TableConformance
 from test_acme_table import Options, micro_table
 
 @pytest.fixture
@@ -40,24 +40,24 @@ async def server():
     yield "tcp://acme"
 
 class TestAcme(TableConformance):
-    exceptions = {"test_list_filters_and_has_a_stable_order": "Acme lists as it likes"}
+    exceptions = {"test_list_filters_and_has_a_stable_order": "Acme has its own order"}
 
     @pytest.fixture
-    def subject(self, server):
-        return Subject(driver=micro_table(), options=Options(url=server))
+    def driver_under_test(self, server):
+        return DriverUnderTest(driver=micro_table(), options=Options(url=server))
 
 class TestOther(TableConformance):
     @pytest.fixture
-    def subject(self):
-        raise RuntimeError("nobody asked for this one")
+    def driver_under_test(self):
+        raise RuntimeError("this class must not run")
 """
 
 
-def installed(install: Any, made: str = 'Forgetful if options.url == "" else MemoryTable') -> Any:
-    return install("acme-table", "micro.table", "acme", DRIVER.replace("{made}", made))
+def install_table(install: Any, table_class: str = 'EmptyTable if options.url == "" else MemoryTable') -> Any:
+    return install("acme-table", "micro.table", "acme", DRIVER.replace("{table_class}", table_class))
 
 
-def test_a_built_in_driver_is_verified_and_the_result_is_shown_by_info(process: Any) -> None:
+def test_result_of_a_built_in_driver_is_shown_by_info(process: Any) -> None:
     done = process("plugin", "verify", "table:memory")
     assert (done.returncode, done.stderr) == (0, "")
     assert "  ok       a route that is deleted is gone" in done.stdout
@@ -67,51 +67,51 @@ def test_a_built_in_driver_is_verified_and_the_result_is_shown_by_info(process: 
     assert "\nfaults: 0 passed, 0 failed, 0 skipped\n" in done.stdout
     assert "\npersistent: 0 passed, 0 failed, 1 skipped\n" in done.stdout
     info = process("plugin", "info", "table:memory").stdout
-    assert re.search(r"kit: passed at 20\S+ \(\d+ passed, 0 failed, 1 skipped\), run with its defaults", info), info
+    assert re.search(r"kit: passed at 20\S+ \(\d+ passed, 0 failed, 1 skipped\), run with default options", info), info
     assert (
-        "kit: no result for this version; micro plugin verify tunnel:memory"
+        "kit: no result for this version; run `micro plugin verify tunnel:memory`"
         in process("plugin", "info", "tunnel:memory").stdout
     )
 
 
-def test_a_driver_that_breaks_a_promise_fails_by_its_part_and_clause(process: Any, install: Any) -> None:
-    site = installed(install)
+def test_broken_guarantee_is_reported_with_its_check(process: Any, install: Any) -> None:
+    site = install_table(install)
     done = process("plugin", "verify", "acme", "--json", site=site)
     report = json.loads(done.stdout)
     assert done.returncode == 9
     assert (report["schema"], report["name"], report["result"]) == ("micro.verification/1", "table:acme", "failed")
     assert (report["distribution"], report["version"]) == ("acme-table", "1.2.3")
-    (broken,) = [part for part in report["parts"] if part["part"] == "test_a_route_comes_back_whole"]
+    (broken,) = [check for check in report["checks"] if check["check"] == "test_a_route_comes_back_whole"]
     assert broken["outcome"] == "failed"
     assert "lookup returns the routes as they were put" in broken["reason"]
-    assert report["totals"]["failed"] == len([part for part in report["parts"] if part["outcome"] == "failed"])
-    kept = json.loads(process("plugin", "info", "acme", "--json", site=site).stdout)["verification"]
-    assert (kept["result"], kept["totals"]) == ("failed", report["totals"])
+    assert report["totals"]["failed"] == len([check for check in report["checks"] if check["outcome"] == "failed"])
+    stored = json.loads(process("plugin", "info", "acme", "--json", site=site).stdout)["verification"]
+    assert (stored["result"], stored["totals"]) == ("failed", report["totals"])
 
 
-def test_options_that_are_given_are_the_driver_s(process: Any, install: Any) -> None:
-    site = installed(install)
+def test_options_are_passed_to_the_driver(process: Any, install: Any) -> None:
+    site = install_table(install)
     done = process("plugin", "verify", "acme", "--set", "acme.url=tcp://me:word@x", site=site)
     assert done.returncode == 0, done.stdout
     info = process("plugin", "info", "acme", site=site).stdout
-    assert "0 failed, 1 skipped), run with url=tcp://me:***@x, without faults" in info
+    assert "0 failed, 1 skipped), run with url=tcp://me:***@x, without fault injection" in info
 
 
-def test_what_the_author_offers_is_run_with_its_fixtures_and_exceptions(process: Any, install: Any) -> None:
-    site = installed(install)
+def test_kit_class_of_the_plugin_is_used(process: Any, install: Any) -> None:
+    site = install_table(install)
     info = site / "acme_table-1.2.3.dist-info" / "entry_points.txt"
     info.write_text(info.read_text() + "\n[micro.testing]\ntable.acme = acme_conformance:TestAcme\n")
-    (site / "acme_conformance.py").write_text(OFFERED)
+    (site / "acme_conformance.py").write_text(CONFORMANCE)
     done = process("plugin", "verify", "acme", "--json", site=site)
     report = json.loads(done.stdout)
     assert (done.returncode, report["result"]) == (0, "passed")
-    assert {part["kit"] for part in report["parts"]} == {"TestAcme"}
-    (exception,) = [part for part in report["parts"] if part["reason"] == "Acme lists as it likes"]
+    assert {check["kit"] for check in report["checks"]} == {"TestAcme"}
+    (exception,) = [check for check in report["checks"] if check["reason"] == "Acme has its own order"]
     assert exception["outcome"] == "skipped"
     assert "run with acme_conformance:TestAcme" in process("plugin", "info", "acme", site=site).stdout
 
 
-def test_a_declared_capability_is_counted_also_where_its_parts_need_faults(process: Any) -> None:
+def test_capability_is_counted_even_if_its_checks_need_faults(process: Any) -> None:
     report = json.loads(
         process("plugin", "verify", "registry:local", "--capabilities", "persistent,x-own", "--json").stdout
     )
@@ -119,66 +119,66 @@ def test_a_declared_capability_is_counted_also_where_its_parts_need_faults(proce
     assert report["groups"]["x-own"] == {"passed": 0, "failed": 0, "skipped": 0}
 
 
-def test_capabilities_can_be_demanded(process: Any) -> None:
+def test_requested_capabilities_are_required(process: Any) -> None:
     done = process("plugin", "verify", "transport:tcp", "--capabilities", "wings", "--json")
-    (broken,) = [part for part in json.loads(done.stdout)["parts"] if part["outcome"] == "failed"]
+    (broken,) = [check for check in json.loads(done.stdout)["checks"] if check["outcome"] == "failed"]
     assert done.returncode == 9
     assert "transport has no capability 'wings'" in broken["reason"]
 
 
-def test_a_module_that_cannot_be_collected_is_told_with_its_reason(process: Any, install: Any) -> None:
-    site = installed(install)
+def test_error_in_the_kit_module_is_reported(process: Any, install: Any) -> None:
+    site = install_table(install)
     info = site / "acme_table-1.2.3.dist-info" / "entry_points.txt"
     info.write_text(info.read_text() + "\n[micro.testing]\nacme = acme_conformance\n")
     (site / "acme_conformance.py").write_text("1 / 0\n")
     done = process("plugin", "verify", "acme", site=site)
     assert done.returncode == 3
-    assert "the kit could not be run" in done.stderr
+    assert "the conformance kit could not be run" in done.stderr
     assert "ZeroDivisionError" in done.stderr
 
 
-def test_a_driver_that_cannot_be_made_says_what_it_needs_and_no_part_runs(process: Any) -> None:
+def test_missing_option_is_reported_and_no_check_runs(process: Any) -> None:
     done = process("plugin", "verify", "http")
     assert done.returncode == 3
     assert "http: url is not set" in done.stderr
     assert "ok" not in done.stdout.split()
 
 
-def test_a_kit_that_does_not_end_is_given_up(process: Any) -> None:
+def test_kit_is_stopped_after_the_timeout(process: Any) -> None:
     done = process("plugin", "verify", "table:memory", "--timeout", "0.01")
     assert done.returncode == 5
-    assert "the kit did not end within 0.01 s" in done.stderr
+    assert "the conformance kit did not end within 0.01 s" in done.stderr
 
 
-def test_without_pytest_the_line_to_type_is_said(micro: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
+def test_missing_pytest_is_reported_with_a_hint(micro: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if "pytest" in name else found(name, *more)
+        importlib.util, "find_spec", lambda name, *args: None if "pytest" in name else find_spec(name, *args)
     )
     done = micro("plugin", "verify", "table:memory")
     assert done.exit_code == 3
-    assert "the kits need pytest and pytest-asyncio" in done.stderr
+    assert "the conformance kits need pytest and pytest-asyncio" in done.stderr
     assert "pip install 'micro-network[testing]'" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "sentence"),
+    ("arguments", "code", "message"),
     [
         (("nats-no",), 3, "there is no plugin 'nats-no'"),
         (("table:memory", "--set", "table:memory.color=blue"), 3, "unknown option 'color'"),
     ],
 )
-def test_what_is_wrong_with_plugin_or_options_is_said_before_anything_runs(
-    micro: Any, words: tuple[str, ...], code: int, sentence: str
+def test_invalid_plugin_or_option_is_rejected_before_any_check_runs(
+    micro: Any, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
-    done = micro("plugin", "verify", *words)
+    done = micro("plugin", "verify", *arguments)
     assert done.exit_code == code
-    assert sentence in done.stderr
+    assert message in done.stderr
 
 
-def test_what_cuts_across_has_no_kit(micro: Any, install: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cross_cutting_plugin_has_no_kit(micro: Any, install: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     hooks = "from micro_core.contract import hookimpl\n@hookimpl\ndef micro_interceptors(side): return []\n"
     monkeypatch.syspath_prepend(str(install("acme-trace", "micro.hooks", "trace", hooks)))
     done = micro("plugin", "verify", "trace")
     assert done.exit_code == 2
-    assert "there is no kit for what cuts across" in done.stderr
+    assert "there is no conformance kit for cross-cutting plugins" in done.stderr

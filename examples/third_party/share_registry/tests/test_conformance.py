@@ -1,4 +1,4 @@
-"""Every promise of the contract, as tests: the kit of the registry role."""
+"""Runs the conformance kit of the registry role, which tests every guarantee of the contract."""
 
 from micro_share_registry.conformance import TestShareRegistry
 

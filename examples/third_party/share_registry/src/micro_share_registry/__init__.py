@@ -1,4 +1,4 @@
-"""Services of all hosts that mount one directory."""
+"""Lets all hosts that mount one directory find each other's services."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from micro_share_registry.options import ShareOptions
 
 
 def create(options: ShareOptions, context: DriverContext) -> Registry:
-    """Build the registry; nothing is touched before `start`."""
-    # Here and not above: what a registry needs is imported by those who use it, not by `micro plugin info`.
+    """Return the registry. It accesses nothing outside the process before `start`."""
+    # Imported here, so that `micro plugin info` does not import the dependencies of the registry.
     from micro_share_registry.registry import ShareRegistry
 
     return ShareRegistry(options, context)
@@ -19,7 +19,7 @@ def create(options: ShareOptions, context: DriverContext) -> Registry:
 def micro_registry() -> Driver[Registry]:
     return Driver(
         name="share",
-        summary="Services of all hosts that mount one directory.",
+        summary="Lets all hosts that mount one directory find each other's services.",
         options=ShareOptions,
         create=create,
         capabilities=frozenset({"watch", "persistent"}),

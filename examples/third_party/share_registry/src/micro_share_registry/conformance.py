@@ -1,4 +1,4 @@
-"""The kit of the registry role: what `pytest` runs here, and `micro plugin verify` wherever this is installed."""
+"""The conformance kit of the registry role, run by `pytest` and by `micro plugin verify`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from micro_core.contract import DriverContext, Registry
-from micro_core.testing import Faults, RegistryConformance, Subject
+from micro_core.testing import DriverUnderTest, Faults, RegistryConformance
 
 from micro_share_registry import micro_registry
 from micro_share_registry.options import ShareOptions
 
 
 class ShareFaults(Faults):
-    """What can go wrong with a share: it is not mounted for a while, and others write into it."""
+    """Faults of a share: it is not mounted for a while, or other programs write into it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,17 +31,17 @@ class ShareFaults(Faults):
         self.path.mkdir()
 
     async def garbage(self, context: DriverContext) -> None:
-        place = self.path / f"share-{context.network}" / context.site
+        directory = self.path / f"share-{context.network}" / context.site
         for number, content in enumerate((b"", b"\xff\x00", b"{", b"[]", b"null", b'{"instance": {}}', b"9" * 200_000)):
-            (place / f"odd-{number}.json").write_bytes(content)
+            (directory / f"invalid-{number}.json").write_bytes(content)
 
 
 class TestShareRegistry(RegistryConformance):
-    changes_in_a_storm = 300  # each is a file
+    changes_in_a_storm = 300  # each change is a file
 
     @pytest.fixture
-    def subject(self, tmp_path: Path) -> Subject[Registry]:
+    def driver_under_test(self, tmp_path: Path) -> DriverUnderTest[Registry]:
         path = tmp_path / "share"
         path.mkdir()
         options = ShareOptions(path=str(path), poll_s=0.05)
-        return Subject(driver=micro_registry(), options=options, faults=ShareFaults(path))
+        return DriverUnderTest(driver=micro_registry(), options=options, faults=ShareFaults(path))

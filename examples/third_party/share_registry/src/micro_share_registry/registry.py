@@ -1,4 +1,4 @@
-"""The registry: what the contract promises, over the four verbs of `store.py`."""
+"""The registry: the guarantees of the contract, implemented with the four operations of `store.py`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class ShareRegistry:
         self._context = context
         self._owner = secrets.token_hex(8)
         self._store: Store | None = None
-        self._standing: dict[str, Instance] = {}
+        self._current: dict[str, Instance] = {}
         self._watches = WatchSet(context.counters)
         self._refreshing = asyncio.Lock()
         self._poll_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         self._store = store_of(self._options, self._context)
-        self._standing = await self._store.read()
+        self._current = await self._store.read()
         self._poll_task = asyncio.create_task(self._poll())
 
     async def close(self) -> None:
@@ -51,15 +51,15 @@ class ShareRegistry:
         try:
             await store.remove_owned(self._owner)
         except Unreachable as error:
-            # Nothing waits for a back end that is away: the leases end what could not be withdrawn.
+            # The records expire with their leases, so `close` does not wait until the back end is available again.
             self._context.counters.add("share_registry_withdrawals_failed")
-            self._context.logger.warning("records stay until their leases end", extra={"reason": str(error)})
+            self._context.logger.warning("withdrawal failed; the leases will expire", extra={"reason": str(error)})
 
     async def register(self, instance: Instance, *, lease_s: float) -> None:
         store = self._open_store()
         if not 0 < lease_s <= MAX_LEASE_S:
-            raise BadRequest(f"{lease_s!r} is not a lease", hint=f"seconds above 0, at most {MAX_LEASE_S:g}")
-        # A copy, checked: what other nodes would refuse is refused here.
+            raise BadRequest(f"lease_s = {lease_s!r} is out of range (more than 0, at most {MAX_LEASE_S:g} seconds)")
+        # Stores a checked copy, and refuses a record that other nodes would refuse.
         await store.put(check_instance(instance), lease_s=lease_s, owner=self._owner)
 
     async def deregister(self, instance: Instance) -> None:
@@ -71,35 +71,35 @@ class ShareRegistry:
 
     async def watch(self, service: str | None = None) -> RegistryWatch:
         await self._refresh(self._open_store())
-        return self._watches.open(service, self._standing.values())
+        return self._watches.open(service, self._current.values())
 
     async def _poll(self) -> None:
-        is_away = False
+        is_unavailable = False
         while self._store is not None:
             await asyncio.sleep(self._options.poll_s)
-            was_away = is_away
+            was_unavailable = is_unavailable
             try:
                 await self._refresh(self._store)
-                is_away = False
+                is_unavailable = False
             except Unreachable as error:
-                # Watchers keep what they know: a back end that is away says nothing about the services.
-                is_away = True
+                # Watchers keep their records: the services may still be running.
+                is_unavailable = True
                 self._context.counters.add("share_registry_polls_failed")
-                if not was_away:
-                    # Once: an outage may last, and every look at it would be a line.
-                    self._context.logger.warning("the back end is away", extra={"reason": str(error)})
-            if was_away and not is_away:
-                self._context.logger.warning("the back end is back")
+                if not was_unavailable:
+                    # Logged once per outage, not once per read.
+                    self._context.logger.warning("registry back end is unavailable", extra={"reason": str(error)})
+            if was_unavailable and not is_unavailable:
+                self._context.logger.warning("registry back end is available again")
 
     async def _refresh(self, store: Store) -> None:
-        """Read everything, and tell watchers what is different. One at a time, so that events stay in order."""
+        """Read all records and send the differences to the watchers. The lock keeps the events in order."""
         async with self._refreshing:
             found = await store.read()
-            before, self._standing = self._standing, found
+            before, self._current = self._current, found
             for instance_id in dict.fromkeys([*before, *found]):
                 self._watches.publish(changes(before.get(instance_id), found.get(instance_id)))
 
     def _open_store(self) -> Store:
         if self._store is None:
-            raise Closed("the share registry is not started, or closed")
+            raise Closed("the share registry is not started or already closed")
         return self._store

@@ -1,24 +1,24 @@
-"""`micro services`, `micro describe`."""
+"""The bodies of `micro services` and `micro describe`."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import typer
 
-from micro_core.cli.client import Common, client_of, run_command, settings_of
-from micro_core.cli.output import checked, show_json, show_table
+from micro_core.cli.client import SettingOptions, load_client_settings, open_client, run_command
+from micro_core.cli.output import check_argument, show_json, show_table
 from micro_core.contract.names import NETWORK_SERVICE, check_service_name
 from micro_core.drivers.runtime import build_runtime
-from micro_core.rpc.client import Client
 
 
-def list_services(common: Common, as_json: bool) -> None:
+def list_services(options: SettingOptions, as_json: bool) -> None:
+    """Print the services of the site, or of the whole network if a proxy is set. Raises typer.Exit on failure."""
+
     async def work() -> None:
-        settings = settings_of(common)
+        settings = load_client_settings(options)
         if settings.node.proxy:
-            async with client_of(settings) as client:
+            async with open_client(settings) as client:
                 found = (await client.call(NETWORK_SERVICE, "Network.Services"))["services"]
             rows = [{"service": e["service"], "instances": e["routes"], "sites": e["sites"]} for e in found]
             asked, where, hint = [settings.node.proxy], "", ""
@@ -29,7 +29,10 @@ def list_services(common: Common, as_json: bool) -> None:
             finally:
                 await runtime.close()
             asked, where = [*runtime.registries], f" on site {settings.node.site}"
-            hint = "; MICRO_SITE names another site, --plugins other registries; see: micro new service NAME"
+            hint = (
+                "; MICRO_SITE selects another site, --plugins other registries; `micro new service NAME` creates a "
+                "service"
+            )
             names = sorted({instance.service for instance in instances})
             rows = [
                 {
@@ -43,34 +46,31 @@ def list_services(common: Common, as_json: bool) -> None:
             show_json("micro.services/1", {"services": rows, "asked": asked})
         else:
             cells = [[row["service"], row["instances"], row["sites"]] for row in rows]
-            nothing = f"no services{where} yet; asked: {', '.join(asked)}{hint}"
-            show_table(["service", "instances", "sites"], cells, nothing)
+            empty = f"no services{where} yet; asked: {', '.join(asked)}{hint}"
+            show_table(["service", "instances", "sites"], cells, empty)
 
     run_command(work, as_json=as_json)
 
 
-def describe_service(service: str, address: str | None, common: Common, as_json: bool) -> None:
+def describe_service(service: str, address: str | None, options: SettingOptions, as_json: bool) -> None:
+    """Print the endpoints of a service with their request and response types. Raises typer.Exit on failure."""
+
     async def work() -> None:
-        settings = settings_of(common)
-        checked(check_service_name, service)
-        async with client_of(settings) as client:
-            described = await _described(client, service, address)
+        settings = load_client_settings(options)
+        check_argument(check_service_name, service)
+        async with open_client(settings) as client:
+            description = await client.call(service, "Debug.Describe", address=address)
         if as_json:
-            show_json("micro.describe/1", described)
+            show_json("micro.describe/1", description)
             return
-        typer.echo(f"{described['service']}  version {described['version']}  instance {described['id']}")
-        for endpoint in described["endpoints"]:
+        typer.echo(f"{description['service']}  version {description['version']}  instance {description['id']}")
+        for endpoint in description["endpoints"]:
             queue = f" in queue {endpoint['queue']}" if endpoint["queue"] else ""
             typer.echo(f"\n{endpoint['name']}  ({endpoint['kind']}{queue})")
             if endpoint["description"]:
                 typer.echo(f"  {endpoint['description']}")
-            for what in ("request", "response"):
-                if endpoint[what]:
-                    typer.echo(f"  {what}: {json.dumps(endpoint[what], ensure_ascii=False)}")
+            for key in ("request", "response"):
+                if endpoint[key]:
+                    typer.echo(f"  {key}: {json.dumps(endpoint[key], ensure_ascii=False)}")
 
     run_command(work, as_json=as_json)
-
-
-async def _described(client: Client, service: str, address: str | None) -> dict[str, Any]:
-    answer: dict[str, Any] = await client.call(service, "Debug.Describe", address=address)
-    return answer

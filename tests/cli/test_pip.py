@@ -1,4 +1,4 @@
-"""`micro plugin install` and `uninstall`: real pip, in an environment of its own, from wheels in a directory."""
+"""Tests of `micro plugin install` and `uninstall` with the real pip, which finds wheels in a directory."""
 
 from __future__ import annotations
 
@@ -26,58 +26,70 @@ version = "0.3.1"
 [tool.setuptools]
 py-modules = ["{module}"]
 """
-ENTRY = '[project.entry-points."micro.{role}"]\n{word} = "{module}"\n'
+ENTRY = '[project.entry-points."micro.{role}"]\n{plugin} = "{module}"\n'
 MODULE = """
 from micro_core.contract import Driver, NoOptions, hookimpl
 
 @hookimpl
 def micro_{role}():
-    return Driver(name="{word}", summary="A test.", options=NoOptions, create=lambda options, context: None)
+    return Driver(name="{plugin}", summary="A test.", options=NoOptions, create=lambda options, context: None)
 """
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the index would have: a plugin of ours by its known name, one of somebody else, and no plugin at all."""
-    place = tmp_path_factory.mktemp("wheels")
+    """Build the wheels: a known plugin, a third-party plugin, and a distribution without a plugin."""
+    directory = tmp_path_factory.mktemp("wheels")
     packages = [("micro-nats-broker", "broker", "nats"), ("acme-fax-transport", "transport", "fax"), ("acme-x", "", "")]
     sources = []
-    for name, role, word in packages:
+    for name, role, plugin in packages:
         module = name.replace("-", "_")
         source = tmp_path_factory.mktemp(module)
-        entry = ENTRY.format(role=role, word=word, module=module) if role else ""
+        entry = ENTRY.format(role=role, plugin=plugin, module=module) if role else ""
         (source / "pyproject.toml").write_text(PROJECT.format(name=name, module=module) + entry)
-        (source / f"{module}.py").write_text(MODULE.format(role=role, word=word) if role else "")
+        (source / f"{module}.py").write_text(MODULE.format(role=role, plugin=plugin) if role else "")
         sources.append(str(source))
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(place)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(directory),
+    ]
     subprocess.run([*command, *sources], check=True, timeout=120)
-    return place
+    return directory
 
 
 @pytest.fixture
-def installing(tmp_path: Path, wheels: Path) -> Callable[..., Done]:
-    """`micro` in an environment of its own, which has this one's packages below it; pip finds the wheels alone."""
-    place = tmp_path / "environment"
-    venv.create(place, with_pip=True, symlinks=True)
-    python = place / "bin" / "python"
+def micro_in_venv(tmp_path: Path, wheels: Path) -> Callable[..., Done]:
+    """Return a function that runs `micro` in a new virtual environment, where pip finds only the wheels.
+
+    The packages of the current environment are importable there, except the driver that one of the wheels contains.
+    """
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=True, symlinks=True)
+    python = environment / "bin" / "python"
     found = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True,
         text=True,
         check=True,
     )
-    # All but the driver that the wheels have, which is installed here too.
-    below = tmp_path / "below"
-    below.mkdir()
+    inherited = tmp_path / "inherited"
+    inherited.mkdir()
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if "micro_nats_broker" not in path.name:
-            (below / path.name).symlink_to(path)
-    Path(found.stdout.strip(), "below.pth").write_text(f"import site; site.addsitedir({str(below)!r})\n")
+            (inherited / path.name).symlink_to(path)
+    Path(found.stdout.strip(), "inherited.pth").write_text(f"import site; site.addsitedir({str(inherited)!r})\n")
     settings = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_NO_DEPS": "1"}
 
-    def micro(*words: str, python_options: tuple[str, ...] = ("-m", "micro_core"), **environ: str) -> Done:
+    def micro(*arguments: str, python_options: tuple[str, ...] = ("-m", "micro_core"), **environ: str) -> Done:
         return subprocess.run(
-            [python, *python_options, *words],
+            [python, *python_options, *arguments],
             env={**os.environ, **settings, **environ},
             cwd=tmp_path,
             stdin=subprocess.DEVNULL,
@@ -91,47 +103,46 @@ def installing(tmp_path: Path, wheels: Path) -> Callable[..., Done]:
 
 
 @pytest.mark.timeout(180)
-def test_a_plugin_is_installed_where_micro_runs_used_and_uninstalled(installing: Callable[..., Done]) -> None:
-    micro = installing
+def test_plugin_is_installed_used_and_uninstalled(micro_in_venv: Callable[..., Done]) -> None:
+    micro = micro_in_venv
 
     def states() -> dict[str, tuple[str, str]]:
         rows = json.loads(micro("plugin", "list", "--json").stdout)["plugins"]
         return {row["distribution"]: (row["role"], row["version"]) for row in rows}
 
-    # Both by their words and by the name of a distribution; the test's own packages stay as they are.
     done = micro("plugin", "install", "broker:nats", "acme-fax-transport==0.3.1", "acme-x")
     assert done.returncode == 0, done.stderr
     assert "pip --disable-pip-version-check install micro-nats-broker" in done.stderr
-    assert "acme-x is installed, and has no plugin for micro" in done.stderr
+    assert "acme-x is installed, but it contains no plugin for micro" in done.stderr
     assert done.stdout.splitlines() == [
-        "broker:nats  micro-nats-broker 0.3.1; use it: --plugins nats",
-        "transport:fax  acme-fax-transport 0.3.1; use it: --plugins fax",
+        "installed broker:nats (micro-nats-broker 0.3.1); use it with --plugins nats",
+        "installed transport:fax (acme-fax-transport 0.3.1); use it with --plugins fax",
     ]
     assert states()["acme-fax-transport"] == ("transport", "0.3.1")
     assert micro("config", "validate", "--plugins", "fax").returncode == 0
 
-    unasked = micro("plugin", "uninstall", "fax")
-    assert unasked.returncode == 2
-    assert "--yes" in unasked.stderr
+    unconfirmed = micro("plugin", "uninstall", "fax")
+    assert unconfirmed.returncode == 2
+    assert "--yes" in unconfirmed.stderr
     done = micro("plugin", "uninstall", "fax", "--yes", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["plugins"] == ["transport:fax"]
     assert "acme-fax-transport" not in states()
-    gone = micro("plugin", "uninstall", "fax", "--yes")
-    assert gone.returncode == 3
-    assert "there is no plugin 'fax'" in gone.stderr
+    missing = micro("plugin", "uninstall", "fax", "--yes")
+    assert missing.returncode == 3
+    assert "there is no plugin 'fax'" in missing.stderr
 
-    nowhere = micro("plugin", "install", "acme-nowhere-registry")
-    assert nowhere.returncode == 3
-    assert "No matching distribution" in nowhere.stderr
-    assert "error: pip ended with 1" in nowhere.stderr
+    unknown = micro("plugin", "install", "acme-unknown-registry")
+    assert unknown.returncode == 3
+    assert "No matching distribution" in unknown.stderr
+    assert "error: pip failed with exit code 1" in unknown.stderr
 
 
-def test_an_environment_without_pip_says_so_and_what_to_do(tmp_path: Path, process: Any) -> None:
+def test_missing_pip_is_reported_with_a_hint(tmp_path: Path, process: Any) -> None:
     (tmp_path / "without_pip.py").write_text(
         "import importlib.util, sys\n"
         "real = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *more: None if name == 'pip' else real(name, *more)\n"
+        "importlib.util.find_spec = lambda name, *args: None if name == 'pip' else real(name, *args)\n"
         "sys.argv[0] = 'micro'\n"
         "from micro_core.cli.main import main\n"
         "main()\n"
@@ -143,14 +154,14 @@ def test_an_environment_without_pip_says_so_and_what_to_do(tmp_path: Path, proce
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "sentence"),
+    ("arguments", "code", "message"),
     [
         (("install", "tcp"), 2, "'tcp' is built in"),
-        (("install", "micro-network"), 2, "micro-network is what runs here"),
+        (("install", "micro-network"), 2, "micro-network is micro itself"),
         (("install", "micro-quick-tunnel"), 3, "did you mean 'micro-quic-tunnel'?"),
         (("install", "qiuc"), 3, "did you mean 'quic'?"),
-        (("install", "etcd"), 3, "by its distribution's name, as in acme-etcd-registry"),
-        (("install", "tunnel:wire-guard"), 3, "there is no known plugin 'tunnel:wire-guard'"),
+        (("install", "etcd"), 3, "the full name of its distribution, e.g. acme-etcd-registry"),
+        (("install", "tunnel:wire-guard"), 3, "unknown plugin 'tunnel:wire-guard'"),
         (("install", "--", "--index-url=http://x"), 2, "is not the name of a plugin"),
         (("install", "quic @ http://x/y.whl"), 2, "is not the name of a plugin"),
         (("uninstall", "tcp", "--yes"), 2, "'tcp' is built in"),
@@ -158,16 +169,16 @@ def test_an_environment_without_pip_says_so_and_what_to_do(tmp_path: Path, proce
         (("uninstall", "pluggy", "--yes"), 3, "there is no plugin 'pluggy'"),
     ],
 )
-def test_what_is_not_a_plugin_never_reaches_pip(
-    micro: Any, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int, sentence: str
+def test_invalid_plugin_name_is_rejected_without_running_pip(
+    micro: Any, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was run"))
-    done = micro("plugin", *words)
+    done = micro("plugin", *arguments)
     assert done.exit_code == code, done.output
-    assert sentence in done.stderr
+    assert message in done.stderr
 
 
-def test_a_dry_run_shows_the_command_and_does_nothing(micro: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_shows_the_command_without_running_it(micro: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was run"))
     done = micro("plugin", "install", "quic>=0.1", "--upgrade", "--dry-run", "--json")
     assert done.exit_code == 0

@@ -1,4 +1,4 @@
-"""The words of `micro registry`, `broker`, `tunnel`, `router` and `proxy`. Imports typer alone."""
+"""`micro registry`, `broker`, `tunnel`, `router` and `proxy`: one component of a node as a process of its own."""
 
 from __future__ import annotations
 
@@ -8,20 +8,29 @@ import typer
 
 from micro_core.cli.options import Blocks, Config, Plugins, Sets
 
-Name = Annotated[str | None, typer.Option(help="Name of the node that this is a part of (MICRO_NAME).")]
-Site = Annotated[str | None, typer.Option(help="Site of the node (MICRO_SITE).")]
-At = Annotated[str, typer.Option("--address", help="Where to take calls, tcp://host:port; default: any free port.")]
+Name = Annotated[str | None, typer.Option(help="Name of the node that the component belongs to (MICRO_NAME).")]
+Site = Annotated[str | None, typer.Option(help="Site of the node, e.g. eu (MICRO_SITE).")]
+ListenAddress = Annotated[
+    str,
+    typer.Option(
+        "--address", help="Address on which to accept calls, e.g. tcp://127.0.0.1:8001. Default: any free port."
+    ),
+]
 
 
-def add_components(app: typer.Typer) -> None:
-    """Add the five commands."""
+def register(app: typer.Typer) -> None:
+    """Add the five commands to `app`."""
     for command in (registry, broker, tunnel, router, proxy):
         app.command()(command)
 
 
 def registry(
     address: Annotated[
-        str, typer.Option(help="Where to take calls; default: where registry:service looks (tcp://127.0.0.1:8000).")
+        str,
+        typer.Option(
+            help="Address on which to accept calls. Default: the address that registry:service connects to "
+            "(tcp://127.0.0.1:8000)."
+        ),
     ] = "",
     plugins: Plugins = None,
     site: Site = None,
@@ -29,7 +38,7 @@ def registry(
     sets: Sets = None,
     block: Blocks = None,
 ) -> None:
-    """Run a registry as a service, for --plugins registry:service, until Ctrl-C."""
+    """Run a registry until Ctrl-C. Other processes use it with --plugins registry:service."""
     from micro_core.cli.component import run_component
 
     flags = {"node.plugins": plugins, "node.site": site}
@@ -37,14 +46,14 @@ def registry(
 
 
 def broker(
-    address: At = "",
+    address: ListenAddress = "",
     plugins: Plugins = None,
     site: Site = None,
     config: Config = None,
     sets: Sets = None,
     block: Blocks = None,
 ) -> None:
-    """Run the site's broker as a service, for --plugins broker:service, until Ctrl-C."""
+    """Run the broker of a site until Ctrl-C. Nodes use it with --plugins broker:service."""
     from micro_core.cli.component import run_component
 
     flags = {"node.plugins": plugins, "node.site": site}
@@ -52,15 +61,21 @@ def broker(
 
 
 def tunnel(
-    address: At = "",
-    door: Annotated[
-        str, typer.Option(help="Where the node's router and proxy open sessions; default: a Unix socket of this user.")
+    address: ListenAddress = "",
+    ipc: Annotated[
+        str,
+        typer.Option(
+            help="Address on which to accept the router and the proxy of the node, e.g. tcp://10.0.0.5:8002. "
+            "Default: a Unix socket of the current user."
+        ),
     ] = "",
     listen: Annotated[
-        str | None, typer.Option(help="host:port for links of other nodes; none only dials out (MICRO_LISTEN).")
+        str | None,
+        typer.Option(help="Address on which to accept links, e.g. :8085. Use none to accept no links (MICRO_LISTEN)."),
     ] = None,
     node: Annotated[
-        list[str] | None, typer.Option(help="Node to stay linked to; may be repeated (MICRO_NODES).")
+        list[str] | None,
+        typer.Option(help="Node to stay linked to, e.g. quic://192.0.2.7:8085. May be repeated (MICRO_NODES)."),
     ] = None,
     plugins: Plugins = None,
     name: Name = None,
@@ -69,7 +84,7 @@ def tunnel(
     sets: Sets = None,
     block: Blocks = None,
 ) -> None:
-    """Run a node's links as a service, until Ctrl-C."""
+    """Run the links of a node until Ctrl-C."""
     from micro_core.cli.component import run_component
 
     flags = {
@@ -79,11 +94,11 @@ def tunnel(
         "node.listen": listen,
         "node.nodes": tuple(node) if node else None,
     }
-    run_component("tunnel", flags, address=address, door=door, config=config, sets=sets or [], block=block or [])
+    run_component("tunnel", flags, address=address, ipc=ipc, config=config, sets=sets or [], block=block or [])
 
 
 def router(
-    address: At = "",
+    address: ListenAddress = "",
     plugins: Plugins = None,
     name: Name = None,
     site: Site = None,
@@ -91,7 +106,7 @@ def router(
     sets: Sets = None,
     block: Blocks = None,
 ) -> None:
-    """Run a node's routing as a service, beside its `micro tunnel`, until Ctrl-C."""
+    """Run the router of a node until Ctrl-C. It needs the `micro tunnel` of the same node."""
     from micro_core.cli.component import run_component
 
     flags = {"node.plugins": plugins, "node.name": name, "node.site": site}
@@ -100,7 +115,10 @@ def router(
 
 def proxy(
     address: Annotated[
-        str, typer.Option(help="Where to take calls, tcp://host:port; default: node.address, or any free port.")
+        str,
+        typer.Option(
+            help="Address on which to accept calls, e.g. tcp://127.0.0.1:8003. Default: node.address, or any free port."
+        ),
     ] = "",
     plugins: Plugins = None,
     name: Name = None,
@@ -109,7 +127,7 @@ def proxy(
     sets: Sets = None,
     block: Blocks = None,
 ) -> None:
-    """Run a node's proxy as a service, beside its `micro tunnel` and `micro router`, until Ctrl-C."""
+    """Run the proxy of a node until Ctrl-C. It needs the `micro tunnel` and `micro router` of the same node."""
     from micro_core.cli.component import run_component
 
     flags = {"node.plugins": plugins, "node.name": name, "node.site": site}

@@ -1,4 +1,4 @@
-"""What a shell is offered when somebody presses Tab."""
+"""Completions that a shell requests when the user presses Tab."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 
-def offered(process: Any, line: str) -> list[str]:
-    """As bash asks: the words so far, the last one unfinished."""
+def completions(process: Any, line: str) -> list[str]:
+    """Return the completions that bash receives for an incomplete command line."""
     words = line.split(" ")
     done = process(
         python=("-c", "from micro_core.cli.main import main; main()"),
@@ -21,7 +21,7 @@ def offered(process: Any, line: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("line", "some"),
+    ("line", "expected"),
     [
         ("micro ne", {"network", "new"}),
         ("micro network r", {"routes"}),
@@ -33,19 +33,19 @@ def offered(process: Any, line: str) -> list[str]:
         ("micro run --set tcp.ho", {"tcp.host="}),
     ],
 )
-def test_words_plugins_and_settings_are_offered(process: Any, line: str, some: set[str]) -> None:
-    found = offered(process, line)
-    assert some <= set(found)
+def test_commands_plugins_and_settings_are_completed(process: Any, line: str, expected: set[str]) -> None:
+    found = completions(process, line)
+    assert expected <= set(found)
     last = line.rpartition(" ")[2]
     assert all(word.startswith(last) for word in found)
 
 
-def test_what_is_not_there_is_not_offered_and_does_no_harm(process: Any) -> None:
-    assert offered(process, "micro run --set nothing.x") == []
-    assert offered(process, "micro plugin info nothing") == []
+def test_unknown_plugin_has_no_completions(process: Any) -> None:
+    assert completions(process, "micro run --set nothing.x") == []
+    assert completions(process, "micro plugin info nothing") == []
 
 
-def test_a_broken_plugin_is_offered_by_name_and_not_imported_for_it(process: Any, install: Any) -> None:
+def test_broken_plugin_is_completed_without_importing_it(process: Any, install: Any) -> None:
     site = install("acme-bad", "micro.tunnel", "bad", "raise RuntimeError('imported')")
     for line, wanted in (("micro plugin info ba", ["bad"]), ("micro run --set bad.x", [])):
         words = line.split(" ")
