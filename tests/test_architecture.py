@@ -57,7 +57,7 @@ def test_no_file_has_grown_beyond_reading(path: Path) -> None:
 
 
 def test_the_pure_files_of_the_contract_exist() -> None:
-    contracts = (ROOT / "pyproject.toml").read_text().partition("Pure files touch no I/O")[2]
+    contracts = (ROOT / "pyproject.toml").read_text().partition("Pure modules use no I/O")[2]
     named = re.findall(r'"micro_core\.([a-z_.]+)"', contracts.partition("forbidden_modules")[0])
     assert named
     for name in named:

@@ -120,8 +120,10 @@ def check(path: Path, source: str, rules: Rules, *, relative_to: Path = ROOT) ->
 def files(paths: Sequence[Path]) -> list[Path]:
     """Return the text files below `paths`; without paths, the tracked files of the repository."""
     if not paths:
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
-        return [ROOT / name for name in listed.stdout.split("\0") if name.endswith(SUFFIXES) and (ROOT / name).is_file()]
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S607
+        return [
+            ROOT / name for name in listed.stdout.split("\0") if name.endswith(SUFFIXES) and (ROOT / name).is_file()
+        ]
     found: list[Path] = []
     for path in paths:
         found += sorted(inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else [path]
@@ -132,12 +134,14 @@ def main(arguments: Sequence[str]) -> int:
     """Check the given paths; print all findings; return the exit code."""
     rules = load_rules()
     findings = [
-        finding for path in files([Path(argument) for argument in arguments]) for finding in check(path, path.read_text(), rules)
+        finding
+        for path in files([Path(argument) for argument in arguments])
+        for finding in check(path, path.read_text(), rules)
     ]
     for finding in findings:
-        print(finding)  # noqa: T201
+        print(finding)
     if findings:
-        print(f"{len(findings)} banned phrases found", file=sys.stderr)  # noqa: T201
+        print(f"{len(findings)} banned phrases found", file=sys.stderr)
     return 1 if findings else 0
 
 
