@@ -18,7 +18,7 @@ from micro_core.contract.table import RouteKey
 from micro_core.network.network import Network
 from micro_core.node.network_endpoints import NetworkEndpoints
 from micro_core.node.router_endpoints import RouterEndpoints
-from micro_core.proxy.topics import Topics, unmarked
+from micro_core.proxy.topics import Topics, without_node_headers
 from micro_core.routing.router import Router
 from micro_core.rpc.server import Server
 
@@ -88,5 +88,5 @@ class Publishing:
         if len(request.id) != 32 or not all(digit in "0123456789abcdef" for digit in request.id):
             raise BadRequest("id: a message id is 32 hex digits")
         message = Message(id=request.id, body=request.body, content_type=request.content_type, headers=request.headers)
-        await self._broker.publish(request.topic, unmarked(message))
+        await self._broker.publish(request.topic, without_node_headers(message))
         return {"id": request.id}

@@ -1,1 +1,1 @@
-"""Where does this frame go: calls, streams and messages forwarded by route, bodies untouched."""
+"""The proxy of a node: forwards calls, streams and messages along routes."""

@@ -1,33 +1,34 @@
-"""Which copies have been here: a bounded memory of (message id, target).
+"""Recognizes copies of messages that were received before, by message id and target.
 
-Two generations, turned over by age or by size, so that forgetting costs nothing per entry. Pure: callers pass `now`.
+The memory is bounded: two generations of entries, rotated by age or size, so that forgetting has no cost per entry. Pure:
+callers pass `now`.
 """
 
 from __future__ import annotations
 
 REMEMBER_S = 60.0
-"""Copies of one message travel for milliseconds; a minute leaves room for any retry on the way."""
+"""How long an entry is remembered at least. Copies of a message travel for milliseconds; a minute covers any retry."""
 
 MAX_REMEMBERED = 50_000
-"""Entries of one generation."""
+"""Maximum number of entries of one generation."""
 
 
-class SeenCopies:
-    """Remembers for at least `REMEMBER_S` seconds, unless more than `MAX_REMEMBERED` entries come in that time."""
+class DuplicateFilter:
+    """Remembers entries for at least `REMEMBER_S`, unless more than `MAX_REMEMBERED` are added within that time."""
 
-    __slots__ = ("_new", "_old", "_turned_at")
+    __slots__ = ("_current", "_previous", "_rotated_at")
 
     def __init__(self) -> None:
-        self._new: set[tuple[str, str]] = set()
-        self._old: set[tuple[str, str]] = set()
-        self._turned_at = 0.0
+        self._current: set[tuple[str, str]] = set()
+        self._previous: set[tuple[str, str]] = set()
+        self._rotated_at = 0.0
 
-    def first_time(self, message_id: str, target: str, now: float) -> bool:
-        """True once for each pair; remembers it."""
-        if now - self._turned_at > REMEMBER_S or len(self._new) >= MAX_REMEMBERED:
-            self._old, self._new, self._turned_at = self._new, set(), now
+    def is_first(self, message_id: str, target: str, now: float) -> bool:
+        """Return whether this message id and target are seen for the first time, and remember them."""
+        if now - self._rotated_at > REMEMBER_S or len(self._current) >= MAX_REMEMBERED:
+            self._previous, self._current, self._rotated_at = self._current, set(), now
         key = (message_id, target)
-        if key in self._new or key in self._old:
+        if key in self._current or key in self._previous:
             return False
-        self._new.add(key)
+        self._current.add(key)
         return True

@@ -1,7 +1,4 @@
-"""The decision of one hop: which routes may carry this call, and the header it leaves with.
-
-Pure. The proxy asks once a call; everything after follows the pair it made.
-"""
+"""The forwarding decision of one hop: which routes may carry a call, and the header that is sent to the next hop. Pure."""
 
 from __future__ import annotations
 
@@ -19,42 +16,44 @@ from micro_core.wire.header import (
 )
 
 ROUTER_KEY = "micro-router"
-"""Metadata that restricts a call to routes of this origin (a node id)."""
+"""Metadata key that restricts a call to routes of one origin (a node id)."""
 
 SITE_KEY = "micro-site"
-"""Metadata that restricts a call to routes of this site."""
+"""Metadata key that restricts a call to routes of one site."""
 
 GATEWAY_KEY = "micro-gateway"
-"""Metadata that restricts a call to routes through this next hop (a node id)."""
-
+"""Metadata key that restricts a call to routes through one next hop (a node id)."""
 
 CACHED_ELAPSED_MS = 16
-"""Time spent at this hop for which headers are remembered: a busy node takes a millisecond or two."""
+"""Headers are cached only for calls that spent at most this time at this hop; a busy node takes 1 or 2 ms."""
 
 
 def check_may_pass(header: CallHeader, node_id: str, *, at: str) -> MicroError | None:
-    """Why this node must not forward the call at all, or None.
+    """Return the error for a call that this node must not forward, or None.
 
-    Two independent guards against loops: the list of routers passed, and the count of hops left.
+    Two independent checks prevent loops: the list of the routers that the call has passed, and the hop limit. `at`
+    describes this node in the error.
     """
     if node_id in header.via:
         return LoopDetected(
-            f"the call to {header.service} has been at this node before", at=at, hint="micro network routes"
+            f"the call to {header.service} has passed this node before", at=at, hint="micro network routes"
         )
     if header.hops_left <= 0:
-        return LoopDetected(f"the call to {header.service} has used up its hops", at=at, hint="micro network graph")
+        return LoopDetected(
+            f"the call to {header.service} has reached its hop limit", at=at, hint="micro network graph"
+        )
     if header.timeout_ms <= 0:
-        return DeadlineExceeded(f"no time was left for the call to {header.service}", at=at)
+        return DeadlineExceeded(f"the deadline of the call to {header.service} has passed", at=at)
     return None
 
 
 def usable_routes(header: CallHeader, routes: Sequence[Route], *, came_from: str) -> list[Route]:
-    """The routes that may carry this call, in the given order.
+    """Return the routes that may carry this call, in the given order.
 
-    Left out: next hops that the call has passed or comes from, and what the caller's metadata excludes.
+    Excluded are routes whose next hop the call has passed or comes from, and those that the caller's metadata excludes.
     """
     via = header.via
-    if len(routes) == 1 and not header.metadata:  # nearly always
+    if len(routes) == 1 and not header.metadata:  # the common case, without a list comprehension
         only = routes[0]
         if only.link == LOCAL_LINK or (only.gateway not in via and only.gateway != came_from):
             return [only]
@@ -77,11 +76,11 @@ def usable_routes(header: CallHeader, routes: Sequence[Route], *, came_from: str
     ]
 
 
-def no_route(header: CallHeader, known: int, *, at: str) -> RouteNotFound:
-    """The refusal when no route is left; `known` is how many there were before the call's own restrictions."""
-    if known:
+def no_route(header: CallHeader, found: int, *, at: str) -> RouteNotFound:
+    """Return the error for a call without usable routes. `found` is the number of routes to its service."""
+    if found:
         return RouteNotFound(
-            f"none of the {known} routes to {header.service} may carry this call",
+            f"none of the {found} routes to {header.service} may carry this call",
             at=at,
             hint="micro network routes --service " + header.service,
         )
@@ -89,10 +88,12 @@ def no_route(header: CallHeader, known: int, *, at: str) -> RouteNotFound:
 
 
 def onward_header(request: bytes, node_id: str, elapsed_ms: int) -> bytes:
-    """The header for the next hop, made of the REQUEST's that came: one hop less, this router added to the path, the
-    time that remains."""
+    """Return the header for the next hop: one hop less, this router added to the path, and the remaining time.
+
+    `request` is the encoded header that was received, `elapsed_ms` the time that the call has spent at this hop.
+    """
     if len(request) <= CACHED_HEADER_BYTES and elapsed_ms <= CACHED_ELAPSED_MS:
-        return _known_onward(request, node_id, elapsed_ms)
+        return _cached_onward(request, node_id, elapsed_ms)
     return _onward(request, node_id, elapsed_ms)
 
 
@@ -107,4 +108,4 @@ def _onward(request: bytes, node_id: str, elapsed_ms: int) -> bytes:
     )
 
 
-_known_onward = functools.lru_cache(CACHED_HEADERS)(_onward)
+_cached_onward = functools.lru_cache(CACHED_HEADERS)(_onward)

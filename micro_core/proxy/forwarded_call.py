@@ -1,57 +1,75 @@
-"""A forwarded call: two streams of two connections, and what may still be done about it.
+"""A call that passes through this node: two streams on two connections, and what can still be done if it fails.
 
-    caller ── stream ──> CallerEnd ─ Pair ─ CalleeEnd <── stream ── next hop
+    caller ── stream ──> CallerEnd ─ ForwardedCall ─ CalleeEnd <── stream ── next hop
 
-Frames are passed on inside the callback that brought them: no task, no decoding. The pair keeps the request until
-the first answer, so that a hop that refused unstarted work can be passed over.
+Frames are passed on within the callback that delivers them: no task, no decoding. The call keeps its request until the
+first answer, so that it can be rerouted if a next hop refuses it before any work was started.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from micro_core.contract.errors import Malformed, MicroError, error_from_wire
 from micro_core.contract.table import Route
+from micro_core.proxy.route_usage import RouteUsage
 from micro_core.rpc.calls import BEGUN
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.credit import FRAME_COST_BYTES
-from micro_core.rpc.waiting import Waiting
 from micro_core.wire import limits
 from micro_core.wire.frames import MORE, Frame, Kind, encode, restream
 from micro_core.wire.header import CallHeader, decode_map
 
-if TYPE_CHECKING:
-    from micro_core.proxy.proxy import Proxy
-
 _REQUEST, _RESPONSE, _ERROR, _DATA = int(Kind.REQUEST), int(Kind.RESPONSE), int(Kind.ERROR), int(Kind.DATA)
 _END, _CANCEL = int(Kind.END), int(Kind.CANCEL)
-_BREAKS_RETRY = frozenset({_DATA, _END})
+_PREVENTS_REROUTING = frozenset({_DATA, _END})
 _ANSWERS = frozenset({_RESPONSE, _DATA})
 
 
-class RouteUsage:
-    """The calls along one route: how many now, and how long they have been waiting."""
+class CallForwarder(Protocol):
+    """What a call needs of the proxy that forwards it."""
 
-    __slots__ = ("outstanding", "waiting")
+    at: str
+    """Where errors of this node occur, e.g. `node n1 (abcd1234)`."""
 
-    def __init__(self) -> None:
-        self.outstanding = 0
-        self.waiting = Waiting()
+    def reroute(self, call: ForwardedCall, error: MicroError) -> bool:
+        """Try another route after the next hop refused the call with `error`. Return False when that is not possible."""
+        ...
+
+    def answered(self, call: ForwardedCall) -> None:
+        """Note the first frame of the answer."""
+        ...
+
+    def refuse_unread(self, call: ForwardedCall, receiver: str) -> None:
+        """End a call because `receiver` does not read, and its unread data exceeds the limit."""
+        ...
+
+    def callee_lost(self, call: ForwardedCall, error: MicroError) -> None:
+        """Handle the end of the connection to the next hop during the call."""
+        ...
+
+    def expired(self, call: ForwardedCall) -> None:
+        """Handle the deadline of the call."""
+        ...
+
+    def finished(self, call: ForwardedCall) -> None:
+        """Forget the call."""
+        ...
 
 
-class Pair:
-    """One call passing through this node."""
+class ForwardedCall:
+    """One call that passes through this node."""
 
     __slots__ = (
-        "_answer_goes_on",
+        "_is_answer_continued",
         "callee",
         "callee_stream",
         "caller",
         "caller_stream",
         "deadline",
+        "forwarder",
         "header",
-        "is_over",
-        "proxy",
+        "is_finished",
         "request",
         "route",
         "sent_at",
@@ -62,31 +80,33 @@ class Pair:
         "waiting_bytes",
     )
 
-    def __init__(self, proxy: Proxy, caller: Connection, frame: Frame, header: CallHeader, started_at: float) -> None:
-        self.proxy = proxy
+    def __init__(
+        self, forwarder: CallForwarder, caller: Connection, frame: Frame, header: CallHeader, started_at: float
+    ) -> None:
+        self.forwarder = forwarder
         self.caller = caller
         self.caller_stream = frame.stream
         self.callee: Connection | None = None
         self.callee_stream = 0
         self.header = header
         self.request: Frame | None = frame
-        """Kept while a refusal by the next hop could still be answered by trying another route."""
+        """Kept for as long as the call can be rerouted."""
         self.route: Route | None = None
         self.usage: RouteUsage | None = None
-        """That of `route`, while this call counts in it."""
+        """The usage of `route`, while this call is counted there."""
         self.tried: list[Route] = []
         self.waiting: list[Frame] = []
-        """What the caller sent while the next hop is being dialled: bounded by the stream's credit."""
+        """Frames of the caller that wait for the connection to the next hop. Bounded by the credit of the stream."""
         self.waiting_bytes = 0
         self.started_at = self.sent_at = started_at
         self.deadline = started_at + header.timeout_ms / 1000
-        self.is_over = False
-        self._answer_goes_on = False
+        self.is_finished = False
+        self._is_answer_continued = False
 
     # ------------------------------------------------------- from the caller
 
-    def pass_on(self, frame: Frame) -> None:
-        """A frame of the caller, for the callee."""
+    def forward_to_callee(self, frame: Frame) -> None:
+        """Pass a frame of the caller on to the next hop."""
         kind = frame.kind
         callee = self.callee
         if kind == _CANCEL:
@@ -95,38 +115,39 @@ class Pair:
             self.finish()
             return
         if callee is None:
-            self._keep(frame)
+            self._wait_for_callee(frame)
             return
         if callee.is_unread:
-            self.proxy.clogged(self, "the next hop")
+            self.forwarder.refuse_unread(self, "the next hop")
             return
-        if kind in _BREAKS_RETRY:
-            # More than the request has gone out: another route would see only half of it.
+        if kind in _PREVENTS_REROUTING:
+            # More than the request was sent: another route would receive only part of the call.
             self.request = None
         callee.send(restream(frame, self.callee_stream))
 
-    def _keep(self, frame: Frame) -> None:
+    def _wait_for_callee(self, frame: Frame) -> None:
         self.waiting_bytes += len(frame.body) + FRAME_COST_BYTES
         if self.waiting_bytes > limits.STREAM_WINDOW_BYTES:
-            self.refuse(Malformed("the caller sent more than its credit", at=self.proxy.at))
+            self.refuse(Malformed("the caller sent more than its credit allows", at=self.forwarder.at))
             return
         self.waiting.append(frame)
 
     def caller_lost(self) -> None:
+        """Cancel the call: the connection of the caller ended."""
         if self.callee is not None:
             self.callee.send(encode(Kind.CANCEL, self.callee_stream))
         self.finish()
 
     # ------------------------------------------------------- from the callee
 
-    def answer(self, frame: Frame) -> None:
-        """A frame of the callee, for the caller."""
+    def forward_to_caller(self, frame: Frame) -> None:
+        """Pass a frame of the next hop on to the caller."""
         kind = frame.kind
         if self.caller.is_unread:
-            self.proxy.clogged(self, "the caller")
+            self.forwarder.refuse_unread(self, "the caller")
             return
         if kind == _ERROR:
-            if self.request is not None and self._is_passed_over(frame):
+            if self.request is not None and self._is_rerouted(frame):
                 return
             self.caller.send(restream(frame, self.caller_stream))
             self.finish()
@@ -134,75 +155,81 @@ class Pair:
         self.caller.send(restream(frame, self.caller_stream))
         if kind in _ANSWERS:
             if self.request is not None:
-                self.proxy.answered(self)
+                self.forwarder.answered(self)
             self.request = None
             if kind == _RESPONSE:
-                self._answer_goes_on = True
-            if self._answer_goes_on and not frame.flags & MORE:
+                self._is_answer_continued = True
+            if self._is_answer_continued and not frame.flags & MORE:
                 self.finish()
         elif kind == _END:
-            # The serving side ends a stream when its handler has returned: nothing follows.
+            # The server ends a stream when its handler has returned, so no frame follows.
             self.finish()
 
-    def _is_passed_over(self, frame: Frame) -> bool:
+    def _is_rerouted(self, frame: Frame) -> bool:
         wire = decode_map(frame.header)
         if isinstance(wire, dict) and wire.get(BEGUN):
             return False
-        return self.proxy.passed_over(self, error_from_wire(wire))
+        return self.forwarder.reroute(self, error_from_wire(wire))
 
     def callee_lost(self, error: MicroError) -> None:
+        """Handle the end of the connection to the next hop."""
         self.callee = None
-        self.proxy.callee_lost(self, error)
+        self.forwarder.callee_lost(self, error)
 
-    # ---------------------------------------------------------------- ends
+    # --------------------------------------------------------------------- end
 
     def refuse(self, error: MicroError) -> None:
-        """End the call towards the caller with `error`, and cancel what runs beyond."""
+        """Answer the caller with `error` and cancel the call at the next hop."""
         self.caller.refuse(self.caller_stream, error)
         if self.callee is not None:
             self.callee.send(encode(Kind.CANCEL, self.callee_stream))
         self.finish()
 
     def expire(self) -> None:
-        self.proxy.expired(self)
+        """Handle the deadline of the call."""
+        self.forwarder.expired(self)
 
     def detach_callee(self) -> None:
+        """Stop using the stream to the next hop."""
         if self.callee is not None:
             self.callee.close_stream(self.callee_stream)
             self.callee = None
 
     def finish(self) -> None:
-        if self.is_over:
+        """Release both streams. Safe to call twice."""
+        if self.is_finished:
             return
-        self.is_over = True
+        self.is_finished = True
         self.caller.close_stream(self.caller_stream)
         self.detach_callee()
         self.waiting.clear()
         self.request = None
-        self.proxy.finished(self)
+        self.forwarder.finished(self)
 
 
 class CallerEnd:
-    """Owner of the stream on the caller's connection."""
+    """Owns the stream on the connection of the caller."""
 
-    __slots__ = ("frame_received", "pair")
+    __slots__ = ("call", "frame_received")
 
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
-        self.frame_received = pair.pass_on
+    def __init__(self, call: ForwardedCall) -> None:
+        self.call = call
+        self.frame_received = call.forward_to_callee
 
-    def connection_lost(self, error: MicroError) -> None:  # noqa: ARG002 - there is nobody left to tell
-        self.pair.caller_lost()
+    def connection_lost(self, error: MicroError) -> None:  # noqa: ARG002 - the caller can no longer be answered
+        """Cancel the call."""
+        self.call.caller_lost()
 
 
 class CalleeEnd:
-    """Owner of the stream on the next hop's connection."""
+    """Owns the stream on the connection to the next hop."""
 
-    __slots__ = ("frame_received", "pair")
+    __slots__ = ("call", "frame_received")
 
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
-        self.frame_received = pair.answer
+    def __init__(self, call: ForwardedCall) -> None:
+        self.call = call
+        self.frame_received = call.forward_to_caller
 
     def connection_lost(self, error: MicroError) -> None:
-        self.pair.callee_lost(error)
+        """Reroute the call, or end it with an error."""
+        self.call.callee_lost(error)

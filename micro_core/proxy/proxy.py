@@ -1,7 +1,7 @@
-"""The proxy: the handler of every socket of a node, local or tunnelled.
+"""The proxy of a node: handles the requests on all its sockets, whether they are local or tunnelled.
 
-A request for one of the node's own services goes to its server; any other gets a plan, a pair of streams, and from
-then on only callbacks. A connection to a next hop is dialled in a task, once, when there is none.
+A request for a service of the node itself goes to the node's server. Any other request is sent along a route; from then on
+its frames are passed on by callbacks. Only a missing connection to a local instance is dialled in a task.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from micro_core.contract.tunnel import Priority, Session
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.proxy.forward import check_may_pass, no_route, onward_header, usable_routes
-from micro_core.proxy.forwarded_call import CalleeEnd, CallerEnd, Pair, RouteUsage
+from micro_core.proxy.forwarded_call import CalleeEnd, CallerEnd, ForwardedCall
+from micro_core.proxy.route_usage import RouteUsageTable
 from micro_core.proxy.routes import RouteSource
 from micro_core.routing.lookup import rank
 from micro_core.rpc.connection import Connection
@@ -35,25 +36,23 @@ from micro_core.wire.frames import MORE, Frame, encode
 from micro_core.wire.header import CallHeader, CallMode, EventHeader, decode_call_header
 
 CHANNEL = "rpc"
-"""Tunnel channel on which nodes accept each other's calls."""
+"""Tunnel channel on which nodes accept calls of each other."""
 
 CONNECT_TIMEOUT_S = 3.0
 """How long one next hop may take to accept a connection before the next route is tried."""
 
-MAX_ROUTES_MEASURED = 10_000
-"""Routes whose use is remembered; of those that nobody uses the oldest are forgotten first."""
-
 SessionDialer = Callable[[str, Priority], Session]
-"""`dial(peer, priority)`: a session on `CHANNEL`; raises Unreachable when no link stands."""
+"""`dial(peer, priority)`: opens a session on `CHANNEL`; raises Unreachable when there is no link to the peer."""
 
 MessageHandler = Callable[[EventHeader, bytes], None]
 """Called with (header, body) for each message that a peer sends."""
 
 
 class Proxy:
-    """Forwards by route. One per node; a ConnectionHandler.
+    """Forwards calls by route. There is one per node. Implements `ConnectionHandler` and `CallForwarder`.
 
-    `own_services` are answered by `server` here. `pool` dials local instances, `dial_session` peers.
+    `own_services` are answered by `server`. `pool` dials local instances, `dial_session` opens sessions to peers. `at`
+    describes the node in errors.
     """
 
     def __init__(
@@ -77,8 +76,8 @@ class Proxy:
         self._now = environment.clock.now
         self._random = environment.random
         self._counters = environment.counters
-        self._pairs: dict[Pair, None] = {}
-        self._usage: dict[RouteKey, RouteUsage] = {}
+        self._calls: dict[ForwardedCall, None] = {}
+        self._usage = RouteUsageTable(environment.clock.now)
         self._peer_connections: dict[tuple[str, Priority], Connection] = {}
         self._tasks = BackgroundTasks(
             component="proxy",
@@ -94,38 +93,45 @@ class Proxy:
 
     @property
     def in_flight(self) -> int:
-        """Calls that pass through now."""
-        return len(self._pairs)
-
-    def outstanding(self, key: RouteKey) -> int:
-        """Calls that use a route now."""
-        usage = self._usage.get(key)
-        return usage.outstanding if usage is not None else 0
+        """Number of calls that pass through now."""
+        return len(self._calls)
 
     def waiting_us(self, key: RouteKey) -> int:
-        """What calls along a route have just been waiting beyond the usual, in microseconds."""
-        usage = self._usage.get(key)
-        return round(usage.waiting.waiting_s(self._now()) * 1e6) if usage is not None else 0
+        """Return how much longer than usual recent calls along a route have waited, in microseconds."""
+        return self._usage.waiting_us(key)
 
     def set_message_handler(self, handler: MessageHandler) -> None:
         """Pass the messages that peers send to `handler`. Without a handler, messages are dropped and counted."""
         self._message_handler = handler
 
+    # ------------------------------------------------------------ connections
+
     def accept_session(self, session: Session) -> None:
-        """A peer opened a session on `CHANNEL`."""
+        """Handle the requests on a session that a peer opened on `CHANNEL`."""
         self.accept_socket(
             Connection(session, dialed=False, handler=self, node_id=self.node_id, counters=self._counters)
         )
 
     def accept_socket(self, connection: Connection) -> None:
-        """Remember a local connection, so that closing the node closes it."""
+        """Keep a connection until it ends, so that closing the proxy closes it."""
         self._accepted[connection] = None
         if self._is_draining:
             connection.goaway()
 
+    def peer_connection(self, peer: str) -> Connection:
+        """Return the connection on which messages are sent to `peer`. Raises Unreachable when there is no link."""
+        return self._peer_connection(peer, Priority.EVENTS)
+
+    def peer_moved(self, peer: str) -> None:
+        """Send new calls over the link that replaced another one to `peer`. Calls in flight end on the old link."""
+        for key in [key for key in self._peer_connections if key[0] == peer]:
+            # Kept like an accepted connection: it ends with its link, or with this proxy.
+            self.accept_socket(self._peer_connections.pop(key))
+
     # ------------------------------------------------------ ConnectionHandler
 
     def request_received(self, connection: Connection, frame: Frame) -> None:
+        """Serve or forward a request."""
         try:
             header = decode_call_header(frame.header)
         except Malformed as error:
@@ -141,236 +147,220 @@ class Proxy:
             self._counters.add("proxy_calls_refused")
             connection.refuse(frame.stream, refusal)
             return
-        pair = Pair(self, connection, frame, header, self._now())
-        connection.attach(frame.stream, CallerEnd(pair))
-        self._pairs[pair] = None
-        self._deadlines.add(pair.deadline, pair)
-        self._forward(pair, None)
+        call = ForwardedCall(self, connection, frame, header, self._now())
+        connection.attach(frame.stream, CallerEnd(call))
+        self._calls[call] = None
+        self._deadlines.add(call.deadline, call)
+        self._forward(call, None)
 
     def event_received(self, connection: Connection, header: EventHeader, body: bytes) -> None:  # noqa: ARG002
+        """Pass a message of a peer to the message handler."""
         if self._message_handler is None:
             self._counters.add("proxy_messages_without_handler")
             return
         self._message_handler(header, body)
 
-    def connection_lost(self, connection: Connection, error: MicroError) -> None:  # noqa: ARG002 - pairs are told each
+    def connection_lost(self, connection: Connection, error: MicroError) -> None:  # noqa: ARG002 - calls get the error
+        """Forget a connection. Its calls have been notified before."""
         self._accepted.pop(connection, None)
-        for key, known in list(self._peer_connections.items()):
-            if known is connection:
+        for key, peer_connection in list(self._peer_connections.items()):
+            if peer_connection is connection:
                 del self._peer_connections[key]
 
     # ------------------------------------------------------------- forwarding
 
-    def _forward(self, pair: Pair, reason: MicroError | None) -> None:
-        """Send the request along the best route not tried yet, or give the caller `reason`."""
-        header = pair.header
-        known = self._router.lookup(header.service)
-        routes = usable_routes(header, known, came_from=pair.caller.peer_id)
-        if pair.tried:
-            routes = [route for route in routes if route not in pair.tried]
+    def _forward(self, call: ForwardedCall, reason: MicroError | None) -> None:
+        """Send the request along the best route that was not tried yet; without one, answer with `reason`."""
+        header = call.header
+        all_routes = self._router.lookup(header.service)
+        routes = usable_routes(header, all_routes, came_from=call.caller.peer_id)
+        if call.tried:
+            routes = [route for route in routes if route not in call.tried]
         while routes:
             route = routes[0] if len(routes) == 1 else self._ranked(routes)[0]
-            pair.route = route
-            pair.tried.append(route)
-            usage = pair.usage = self._usage.get(route.key) or self._begin_usage(route.key)
+            call.route = route
+            call.tried.append(route)
+            usage = call.usage = self._usage.get_or_create(route.key)
             usage.outstanding += 1
             if route.link == LOCAL_LINK:
                 connection = self._pool.find(route.address)
                 if connection is None:
-                    self._tasks.start(self._dial_local(pair, route))
+                    self._tasks.start(self._dial_local(call, route))
                     return
-                refusal = self._attach(pair, connection)
+                refusal = self._attach(call, connection)
             else:
-                refusal = self._attach_to_peer(pair, route.gateway)
+                refusal = self._attach_to_peer(call, route.gateway)
             if refusal is None:
                 return
-            self._release(pair)
+            self._release_route(call)
             reason = refusal
-            # All that the same next hop leads to is refused there as well.
+            # The other routes through the same next hop would be refused as well.
             hop = (route.address, route.gateway)
             routes = [other for other in routes if (other.address, other.gateway) != hop]
-        pair.refuse(reason or no_route(header, len(known), at=self.at))
+        call.refuse(reason or no_route(header, len(all_routes), at=self.at))
 
     def _ranked(self, routes: Sequence[Route]) -> Sequence[Route]:
         return rank(
             routes,
             now=self._now(),
-            outstanding=self.outstanding,
-            waiting_us=self.waiting_us,
+            outstanding=self._usage.outstanding,
+            waiting_us=self._usage.waiting_us,
             random=self._random,
         )
 
-    def _attach_to_peer(self, pair: Pair, peer: str) -> MicroError | None:
+    def _attach_to_peer(self, call: ForwardedCall, peer: str) -> MicroError | None:
         try:
-            connection = self._peer_connection(peer, _priority(pair))
+            connection = self._peer_connection(peer, _priority(call))
         except Unreachable as error:
             return error
-        return self._attach(pair, connection)
+        return self._attach(call, connection)
 
-    def _attach(self, pair: Pair, connection: Connection) -> MicroError | None:
-        """Send the request; a refusal where nothing was sent, so that the next route may serve."""
-        frame = pair.request
-        if frame is None or pair.is_over:
+    def _attach(self, call: ForwardedCall, connection: Connection) -> MicroError | None:
+        """Send the request. Return the error if nothing was sent, so that the next route can be tried."""
+        frame = call.request
+        if frame is None or call.is_finished:
             return None
         if connection.is_clogged:
             self._counters.add("proxy_calls_overloaded")
-            return Overloaded(f"too much is waiting for the next hop of {pair.header.service}", at=self.at)
+            return Overloaded(f"the send buffer to the next hop of {call.header.service} is full", at=self.at)
         now = self._now()
-        elapsed_ms = int((now - pair.started_at) * 1000)
+        elapsed_ms = int((now - call.started_at) * 1000)
         header = onward_header(frame.header, self.node_id, elapsed_ms)
         try:
-            stream = connection.open_stream(CalleeEnd(pair))
+            stream = connection.open_stream(CalleeEnd(call))
         except MicroError as error:
-            # Ended, draining or full.
+            # The connection has ended, is draining, or has too many streams.
             return error
-        pair.callee, pair.callee_stream, pair.sent_at = connection, stream, now
+        call.callee, call.callee_stream, call.sent_at = connection, stream, now
         connection.send(encode(frame.kind, stream, header, frame.body, frame.flags))
-        if pair.waiting:
-            waiting, pair.waiting = pair.waiting, []
-            for held in waiting:
-                pair.pass_on(held)
+        if call.waiting:
+            waiting, call.waiting = call.waiting, []
+            for waiting_frame in waiting:
+                call.forward_to_callee(waiting_frame)
         return None
 
-    async def _dial_local(self, pair: Pair, route: Route) -> None:
+    async def _dial_local(self, call: ForwardedCall, route: Route) -> None:
         try:
             connection = await self._pool.get(route.address, timeout_s=CONNECT_TIMEOUT_S)
         except MicroError as error:
-            if not pair.is_over:
+            if not call.is_finished:
                 error.at = error.at or self.at
-                self._release(pair)
-                self._forward(pair, error)
+                self._release_route(call)
+                self._forward(call, error)
             return
-        refusal = self._attach(pair, connection)
+        refusal = self._attach(call, connection)
         if refusal is not None:
-            self._release(pair)
-            self._forward(pair, refusal)
+            self._release_route(call)
+            self._forward(call, refusal)
 
     def _peer_connection(self, peer: str, priority: Priority) -> Connection:
         connection = self._peer_connections.get((peer, priority))
         if connection is None or connection.is_used_up:
             if connection is not None:
-                # Kept like one that was accepted, for the calls that stand.
+                # Kept like an accepted connection, for its calls in flight.
                 self.accept_socket(connection)
             session = self._dial_session(peer, priority)
             connection = Connection(session, dialed=True, handler=self, node_id=self.node_id, counters=self._counters)
             self._peer_connections[(peer, priority)] = connection
         return connection
 
-    def peer_moved(self, peer: str) -> None:
-        """Another link to `peer` has taken over: new calls go there, those under way end where they are."""
-        for key in [key for key in self._peer_connections if key[0] == peer]:
-            # Kept like one that was accepted: it ends with its link, or with this node.
-            self.accept_socket(self._peer_connections.pop(key))
+    # ---------------------------------------------------------- CallForwarder
 
-    def peer_connection(self, peer: str) -> Connection:
-        """The connection on which messages go to `peer`; raises Unreachable."""
-        return self._peer_connection(peer, Priority.EVENTS)
+    def reroute(self, call: ForwardedCall, error: MicroError) -> bool:
+        """Try another route after the next hop refused the call with `error`. Return False when that is not possible.
 
-    # -------------------------------------------------------- what pairs tell
-
-    def passed_over(self, pair: Pair, error: MicroError) -> bool:
-        """The next hop refused. True when the call goes on along another route.
-
-        Only what promises that nothing was started may be tried elsewhere, and not when the service itself
-        said so about an endpoint.
+        A call is rerouted only if the error states that no work was started, and only before its deadline.
         """
-        if not error.retry_is_safe or self._now() >= pair.deadline:
+        if not error.retry_is_safe or self._now() >= call.deadline:
             return False
-        routes = usable_routes(pair.header, self._router.lookup(pair.header.service), came_from=pair.caller.peer_id)
-        if all(route in pair.tried for route in routes):
+        routes = usable_routes(call.header, self._router.lookup(call.header.service), came_from=call.caller.peer_id)
+        if all(route in call.tried for route in routes):
             return False
         self._counters.add("proxy_calls_rerouted")
-        pair.detach_callee()
-        self._release(pair)
-        self._forward(pair, error)
+        call.detach_callee()
+        self._release_route(call)
+        self._forward(call, error)
         return True
 
-    def answered(self, pair: Pair) -> None:
-        """The first frame of an answer: what the call has taken tells of the load at the end of its route."""
-        usage, header = pair.usage, pair.header
+    def answered(self, call: ForwardedCall) -> None:
+        """Measure the time until the first frame of the answer, which shows the load at the end of the route."""
+        usage, header = call.usage, call.header
         if usage is not None and header.mode == CallMode.UNARY:
             now = self._now()
-            usage.waiting.ended(header.endpoint, now - pair.sent_at, now)
+            usage.waiting.ended(header.endpoint, now - call.sent_at, now)
 
-    def clogged(self, pair: Pair, where: str) -> None:
-        """`where` has stopped reading, and what waits for it is over its bound."""
+    def refuse_unread(self, call: ForwardedCall, receiver: str) -> None:
+        """End a call with Overloaded because `receiver` does not read, and its unread data exceeds the limit."""
         self._counters.add("proxy_calls_overloaded")
-        pair.refuse(Overloaded(f"too much waits to be read by {where} of {pair.header.service}", at=self.at))
+        call.refuse(Overloaded(f"{receiver} of {call.header.service} does not read: too much unsent data", at=self.at))
 
-    def callee_lost(self, pair: Pair, error: MicroError) -> None:
-        """The connection to the next hop is gone with the call in flight."""
-        where = "the service" if pair.route is None or pair.route.link == LOCAL_LINK else "the next node"
-        self._release(pair)
-        if pair.request is not None and error.retry_is_safe:
-            # It never was one: nobody took it at the other end.
-            self._forward(pair, error)
+    def callee_lost(self, call: ForwardedCall, error: MicroError) -> None:
+        """Reroute a call whose connection to the next hop ended if that is safe; otherwise end it with LinkLost."""
+        peer = "the service" if call.route is None or call.route.link == LOCAL_LINK else "the next node"
+        self._release_route(call)
+        if call.request is not None and error.retry_is_safe:
+            # The peer never accepted the connection, so it cannot have processed the request.
+            self._forward(call, error)
             return
         lost = LinkLost(
-            f"the connection to {where} broke during the call to {pair.header.service}: {error.detail}",
+            f"the connection to {peer} broke during the call to {call.header.service}: {error.detail}",
             at=self.at,
-            hint="whether it was handled is not known; call again if that is harmless",
+            hint="the call may or may not have been processed; call again if that is safe",
         )
-        if pair.request is not None and pair.header.idempotent:
-            self._forward(pair, lost)
+        if call.request is not None and call.header.idempotent:
+            self._forward(call, lost)
             return
-        pair.refuse(lost)
+        call.refuse(lost)
 
-    def finished(self, pair: Pair) -> None:
-        self._pairs.pop(pair, None)
-        self._deadlines.discard(pair.deadline, pair)
-        if not self._pairs:
+    def expired(self, call: ForwardedCall) -> None:
+        """End a call whose deadline has passed."""
+        self._counters.add("proxy_deadlines_exceeded")
+        timeout_s = call.header.timeout_ms / 1000
+        call.refuse(DeadlineExceeded(f"{call.header.service} did not answer within {timeout_s:.3g} s", at=self.at))
+
+    def finished(self, call: ForwardedCall) -> None:
+        """Forget a call that has ended."""
+        self._calls.pop(call, None)
+        self._deadlines.discard(call.deadline, call)
+        if not self._calls:
             self._idle.set()
-        self._release(pair)
+        self._release_route(call)
 
-    def _release(self, pair: Pair) -> None:
-        usage = pair.usage
+    def _release_route(self, call: ForwardedCall) -> None:
+        usage = call.usage
         if usage is not None:
             usage.outstanding -= 1
-            pair.route = pair.usage = None
-
-    def _begin_usage(self, key: RouteKey) -> RouteUsage:
-        if len(self._usage) >= MAX_ROUTES_MEASURED:
-            idle = next((known for known, usage in self._usage.items() if not usage.outstanding), None)
-            if idle is not None:
-                del self._usage[idle]
-        usage = self._usage[key] = RouteUsage()
-        return usage
-
-    def expired(self, pair: Pair) -> None:
-        """The caller waits no more."""
-        self._counters.add("proxy_deadlines_exceeded")
-        timeout_s = pair.header.timeout_ms / 1000
-        pair.refuse(DeadlineExceeded(f"{pair.header.service} did not answer within {timeout_s:.3g} s", at=self.at))
+            call.route = call.usage = None
 
     # --------------------------------------------------------------------- end
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuse new calls on the connections that stand (GOAWAY), wait for those in flight."""
+        """Refuse new calls on all connections (GOAWAY) and wait at most `timeout_s` for the calls in flight."""
         self._is_draining = True
         await say_goodbye(self._accepted)
-        if self._pairs:
+        if self._calls:
             self._idle.clear()
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._idle.wait()
             except TimeoutError:
-                self._counters.add("proxy_calls_cut_by_drain", len(self._pairs))
+                self._counters.add("proxy_calls_cut_by_drain", len(self._calls))
         await wait_until_read(list(self._accepted))
 
     async def close(self) -> None:
-        """End the calls that pass and every connection."""
-        for pair in list(self._pairs):
-            pair.refuse(Cancelled("the node stopped", at=self.at))
+        """End all calls in flight with Cancelled, then close all connections."""
+        for call in list(self._calls):
+            call.refuse(Cancelled("the node stopped", at=self.at))
         await self._tasks.cancel()
         connections = [*self._accepted, *self._peer_connections.values()]
         await asyncio.gather(*(connection.close() for connection in connections), return_exceptions=True)
         await self._pool.close()
 
 
-def _priority(pair: Pair) -> Priority:
-    """Streams and requests in several pieces travel where nobody small waits behind them."""
-    header: CallHeader = pair.header
-    request = pair.request
+def _priority(call: ForwardedCall) -> Priority:
+    """Return the priority of a call: BULK for streams and large requests, so that small calls do not wait for them."""
+    header: CallHeader = call.header
+    request = call.request
     if header.bulk or header.mode != CallMode.UNARY or (request is not None and request.flags & MORE):
         return Priority.BULK
     return Priority.CALLS

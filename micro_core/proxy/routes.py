@@ -1,4 +1,4 @@
-"""What the proxy asks of a router: its own process's, or a copy of another's table."""
+"""What the proxy needs of a router: the router of the same process, or a copy of the table of another process."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from micro_core.contract.table import Route, RouteEvent, RouteQuery
 
 
 class RouteSource(Protocol):
-    """Synchronous and in memory: it is asked once a call."""
+    """A routing table in memory. The methods do not wait, because a lookup is part of every call."""
 
     def lookup(self, service: str) -> Sequence[Route]:
-        """The routes of a service, best metric first; those of the default route where there is none."""
+        """Return the routes of a service, best metric first; without any, those of the default route."""
         ...
 
-    def routes(self, query: RouteQuery | None = None) -> list[Route]: ...
+    def routes(self, query: RouteQuery | None = None) -> list[Route]:
+        """Return the routes that match `query`, or all routes."""
+        ...
 
     def watch(self, callback: Callable[[RouteEvent], None]) -> Callable[[], None]:
-        """Call `callback` after each change; returns what ends it."""
+        """Call `callback` after each change. The returned function ends the watch."""
         ...

@@ -1,9 +1,9 @@
-"""Messages between sites: each site with a subscriber gets one copy, and a site without gets none.
+"""Carries messages between sites: each site with a subscriber gets one copy, a site without subscribers gets no copy.
 
-Interest in a topic is a route (`~topic`). The node subscribes on its own broker to topics that somebody elsewhere
-wants, and sends each message towards the origins of that interest: the copy lists its targets, and every hop splits
-the list by next hop (as RFC 5058's explicit multicast does). Whoever is a target hands the message to its broker, marked, so
-that no node of that site sends it out again.
+Interest in a topic is a route (`~topic`). The node subscribes on its own broker to the topics in which another site is
+interested, and sends each message towards the origins of that interest. The copy lists its targets, and every hop splits
+the list by next hop (explicit multicast, RFC 5058). A target publishes the message on the broker of its site, marked with
+a header so that no node of the site sends it to other sites again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from micro_core.contract.names import INTEREST_PREFIX, interest_name
 from micro_core.contract.table import NETWORK_LINK, RouteEvent
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
-from micro_core.proxy.duplicate_filter import SeenCopies
+from micro_core.proxy.duplicate_filter import DuplicateFilter
 from micro_core.proxy.proxy import Proxy
 from micro_core.proxy.routes import RouteSource
 from micro_core.wire import limits
@@ -27,17 +27,17 @@ from micro_core.wire.frames import Kind, encode_message
 from micro_core.wire.header import EventHeader, encode_header
 
 DELIVERED_BY = "micro-delivered-by"
-"""Header of a message that a node handed to its site's broker: it came from another site and stays here."""
+"""Header of a message that a node published on the broker of its site: it came from another site and stays here."""
 
 ORIGIN = "micro-origin"
-"""Header with the node id of the site where the message was published."""
+"""Header with the id of the node that received the message from its publisher."""
 
 MAX_WAITING = 10_000
-"""Messages that wait for the site's broker; newer ones are dropped and counted."""
+"""Maximum number of messages that wait for the broker of the site; further ones are dropped and counted."""
 
 
 class Topics:
-    """Carries messages between the site's broker and the other sites."""
+    """Carries messages between the broker of the site and the other sites."""
 
     def __init__(
         self,
@@ -52,11 +52,11 @@ class Topics:
         self._proxy = proxy
         self._broker = broker
         self._clock = environment.clock
-        self._log = environment.logger
+        self._logger = environment.logger
         self._counters = environment.counters
-        self._seen = SeenCopies()
+        self._duplicates = DuplicateFilter()
         self._subscriptions: dict[str, Subscription] = {}
-        self._wanted: set[str] = set()
+        self._interest: set[str] = set()
         self._waiting: deque[tuple[str, Message]] = deque()
         self._changed = asyncio.Event()
         self._has_waiting = asyncio.Event()
@@ -68,24 +68,28 @@ class Topics:
         )
 
     async def start(self) -> None:
-        """Follow interest; returns when what is wanted now is subscribed."""
+        """Follow the interest of other sites. Returns once the topics of current interest are subscribed.
+
+        Raises what `subscribe` of the broker raises.
+        """
         self._router.watch(self._route_changed)
-        self._wanted = set(self._wanted_topics())
+        self._interest = set(self._topics_of_interest())
         await self._reconcile()
         self._tasks.start(self._keep_reconciled())
         self._tasks.start(self._deliver())
 
     async def close(self) -> None:
+        """End all subscriptions."""
         await self._tasks.cancel()
         for subscription in self._subscriptions.values():
             try:
                 await subscription.close()
             except MicroError as error:
-                self._log.info("subscription not closed", extra={"reason": str(error)})
+                self._logger.info("subscription not closed", extra={"reason": str(error)})
         self._subscriptions.clear()
 
     def topics(self) -> list[str]:
-        """The topics that leave this site now."""
+        """Return the topics that are sent to other sites now."""
         return sorted(self._subscriptions)
 
     # --------------------------------------------------------------- interest
@@ -94,7 +98,7 @@ class Topics:
         if event.route.service.startswith(INTEREST_PREFIX):
             self._changed.set()
 
-    def _wanted_topics(self) -> Iterable[str]:
+    def _topics_of_interest(self) -> Iterable[str]:
         for route in self._router.routes():
             if route.link == NETWORK_LINK and route.service.startswith(INTEREST_PREFIX):
                 yield route.service[len(INTEREST_PREFIX) :]
@@ -103,24 +107,24 @@ class Topics:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            self._wanted = set(self._wanted_topics())
+            self._interest = set(self._topics_of_interest())
             try:
                 await self._reconcile()
             except MicroError as error:
                 self._counters.add("topics_subscribe_failures")
-                self._log.warning("cannot subscribe on the site's broker", extra={"reason": str(error)})
+                self._logger.warning("cannot subscribe on the broker of the site", extra={"reason": str(error)})
                 await asyncio.sleep(1.0)
                 self._changed.set()
 
     async def _reconcile(self) -> None:
-        for topic in sorted(self._wanted.difference(self._subscriptions)):
-            self._subscriptions[topic] = await self._broker.subscribe(topic, self._published_here)
-        for topic in sorted(set(self._subscriptions).difference(self._wanted)):
+        for topic in sorted(self._interest.difference(self._subscriptions)):
+            self._subscriptions[topic] = await self._broker.subscribe(topic, self._published_locally)
+        for topic in sorted(set(self._subscriptions).difference(self._interest)):
             await self._subscriptions.pop(topic).close()
 
-    # ------------------------------------------------------------------- out
+    # --------------------------------------------------------------- outgoing
 
-    async def _published_here(self, topic: str, message: Message) -> None:
+    async def _published_locally(self, topic: str, message: Message) -> None:
         if DELIVERED_BY in message.headers:
             return
         targets = {route.router for route in self._router.lookup(interest_name(topic)) if route.link == NETWORK_LINK}
@@ -151,28 +155,28 @@ class Topics:
             self._counters.add("topics_messages_unreachable")
             return
         if connection.is_clogged:
-            # At most once: a link that cannot keep up loses messages, and says how many.
+            # Messages are delivered at most once: a slow link drops them, and they are counted.
             self._counters.add("topics_messages_dropped_slow_link")
             return
         for frame in encode_message(Kind.EVENT, 0, encode_header(header), body):
             connection.send(frame)
         self._counters.add("topics_messages_sent")
 
-    # -------------------------------------------------------------------- in
+    # --------------------------------------------------------------- incoming
 
     def message_received(self, header: EventHeader, body: bytes) -> None:
         """Receive a message of another site. Set as the message handler of the proxy where both are assembled."""
         now = self._clock.now()
-        fresh = [target for target in header.targets if self._seen.first_time(header.id, target, now)]
-        if len(fresh) < len(header.targets):
-            self._counters.add("topics_copies_dropped", len(header.targets) - len(fresh))
-        onward = [target for target in fresh if target != self._node_id]
+        new_targets = [target for target in header.targets if self._duplicates.is_first(header.id, target, now)]
+        if len(new_targets) < len(header.targets):
+            self._counters.add("topics_copies_dropped", len(header.targets) - len(new_targets))
+        onward = [target for target in new_targets if target != self._node_id]
         if onward:
             if header.hops_left <= 0:
                 self._counters.add("topics_messages_out_of_hops")
             else:
                 self._send(header._replace(hops_left=header.hops_left - 1), onward, body)
-        if len(onward) < len(fresh):
+        if len(onward) < len(new_targets):
             self._enqueue(header, body)
 
     def _enqueue(self, header: EventHeader, body: bytes) -> None:
@@ -185,7 +189,7 @@ class Topics:
         self._has_waiting.set()
 
     async def _deliver(self) -> None:
-        """One task, one after the other: the order of a publisher is kept."""
+        """Publish waiting messages one after the other, which preserves the order of each publisher."""
         while True:
             await self._has_waiting.wait()
             self._has_waiting.clear()
@@ -195,12 +199,12 @@ class Topics:
                     await self._broker.publish(topic, message)
                 except MicroError as error:
                     self._counters.add("topics_messages_undelivered")
-                    self._log.warning("message not delivered", extra={"topic": topic, "reason": str(error)})
+                    self._logger.warning("message not delivered", extra={"topic": topic, "reason": str(error)})
                 else:
                     self._counters.add("topics_messages_delivered")
 
 
-def unmarked(message: Message) -> Message:
-    """`message` without the house's own headers: what a publisher may send."""
-    kept = {name: value for name, value in message.headers.items() if not name.startswith("micro-")}
-    return replace(message, headers=kept)
+def without_node_headers(message: Message) -> Message:
+    """Return `message` without the headers that only nodes may set (`micro-...`)."""
+    headers = {name: value for name, value in message.headers.items() if not name.startswith("micro-")}
+    return replace(message, headers=headers)
