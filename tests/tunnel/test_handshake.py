@@ -1,4 +1,4 @@
-"""Two handshakes wired to each other: who gets in, and who must not."""
+"""Two connected handshakes: which peers are accepted and which are refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MALLORY = NodeIdentity.from_private_bytes(b"m" * 32)
 
 
 class Side:
-    """One handshake, what it sent and how it ended."""
+    """One end of a handshake: what it sent and how it ended."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Side:
         token: str = "secret",
         binding: bytes = BINDING,
         nonce: bytes = b"",
-        **greeting: Any,
+        **hello: Any,
     ) -> None:
         self.identity = identity
         own = Hello(
@@ -59,7 +59,7 @@ class Side:
             generation=3,
             capabilities=("bulk",),
         )
-        self.own = replace(own, **greeting)
+        self.own = replace(own, **hello)
         keys = HandshakeKeys(
             sign=identity.sign,
             is_signed_by=is_signed_by,
@@ -77,9 +77,9 @@ class Side:
         self.done: HandshakeDone | None = None
         self.error: MicroError | None = None
         self.out = bytearray()
-        self.take(self.handshake.start())
+        self.carry_out(self.handshake.start())
 
-    def take(self, effects: list[HandshakeEffect]) -> None:
+    def carry_out(self, effects: list[HandshakeEffect]) -> None:
         for effect in effects:
             match effect:
                 case Send(data):
@@ -89,14 +89,14 @@ class Side:
                 case HandshakeFailed(error):
                     self.error = error
 
-    def sent(self) -> bytes:
+    def take_output(self) -> bytes:
         data = bytes(self.out)
         self.out.clear()
         return data
 
-    def hear(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> None:
         if self.done is None and self.error is None:
-            self.take(self.handshake.receive_data(data))
+            self.carry_out(self.handshake.receive_data(data))
 
 
 def dialler(**changes: Any) -> Side:
@@ -113,14 +113,14 @@ def unchanged(data: bytes) -> bytes:
 
 def run(one: Side, other: Side, tamper: Callable[[bytes], bytes] = unchanged) -> None:
     for _ in range(6):
-        to_other, to_one = one.sent(), other.sent()
+        to_other, to_one = one.take_output(), other.take_output()
         if not to_other and not to_one:
             return
         if to_other:
-            other.hear(tamper(to_other))
+            other.receive(tamper(to_other))
         if to_one:
-            one.hear(to_one)
-    raise AssertionError("they never stop talking")
+            one.receive(to_one)
+    raise AssertionError("the handshake does not end")
 
 
 def framed(*fields: Any) -> bytes:
@@ -137,10 +137,10 @@ def unframed(data: bytes) -> list[list[Any]]:
     return messages
 
 
-# ---------------------------------------------------------------------------- getting in
+# -------------------------------------------------------------------------- success
 
 
-def test_both_sides_know_each_other_at_the_end() -> None:
+def test_both_ends_are_authenticated_at_the_end() -> None:
     one, other = dialler(), acceptor()
     run(one, other)
     assert one.done is not None
@@ -151,34 +151,32 @@ def test_both_sides_know_each_other_at_the_end() -> None:
     assert one.handshake.state is other.handshake.state is HandshakeState.DONE
 
 
-def test_bytes_may_come_one_by_one_and_what_follows_is_handed_on() -> None:
+def test_single_bytes_are_processed_and_following_data_is_returned() -> None:
     one, other = dialler(), acceptor()
-    for byte in one.sent():
-        other.hear(bytes([byte]))
-    one.hear(other.sent())
+    for byte in one.take_output():
+        other.receive(bytes([byte]))
+    one.receive(other.take_output())
     assert one.done is not None
-    data = one.sent()
+    data = one.take_output()
     for byte in data[:-1]:
-        other.hear(bytes([byte]))
+        other.receive(bytes([byte]))
     assert other.done is None
-    other.hear(data[-1:] + b"first frames")
+    other.receive(data[-1:] + b"first frames")
     assert other.done is not None
     assert other.done.rest == b"first frames"
 
 
-def test_hello_and_proof_and_data_may_come_as_one_piece() -> None:
+def test_hello_proof_and_data_may_arrive_in_one_chunk() -> None:
     one, other = dialler(), acceptor()
-    hello = one.sent()
-    one.hear(other.sent())
-    other.hear(hello + one.sent() + b"x")
+    hello = one.take_output()
+    one.receive(other.take_output())
+    other.receive(hello + one.take_output() + b"x")
     assert other.done is not None
     assert other.done.rest == b"x"
 
 
 @pytest.mark.parametrize(("here", "there"), [((2, 1), (1,)), ((1,), (2, 1)), ((2, 1), (3, 2)), ((2, 1), (9, 1))])
-def test_neighbouring_versions_agree_on_the_newest_that_both_speak(
-    here: tuple[int, ...], there: tuple[int, ...]
-) -> None:
+def test_newest_common_version_is_used(here: tuple[int, ...], there: tuple[int, ...]) -> None:
     one, other = dialler(versions=here), acceptor(versions=there)
     run(one, other)
     assert one.done is not None
@@ -186,7 +184,7 @@ def test_neighbouring_versions_agree_on_the_newest_that_both_speak(
     assert one.done.version == other.done.version == max(set(here) & set(there))
 
 
-def test_without_a_common_version_both_sides_say_so() -> None:
+def test_missing_common_version_is_reported_at_both_ends() -> None:
     one, other = dialler(versions=(2, 1)), acceptor(versions=(4, 3))
     run(one, other)
     assert isinstance(one.error, Unauthorized)
@@ -194,27 +192,27 @@ def test_without_a_common_version_both_sides_say_so() -> None:
     assert "version" in str(one.error)
 
 
-def test_a_hello_of_version_one_ends_before_the_capabilities() -> None:
+def test_hello_of_version_one_without_capabilities_is_accepted() -> None:
     other = acceptor()
-    (hello,) = unframed(dialler(versions=(1,)).sent())
-    other.hear(framed(*hello[:-1]))
+    (hello,) = unframed(dialler(versions=(1,)).take_output())
+    other.receive(framed(*hello[:-1]))
     assert other.error is None
     assert other.handshake.state is HandshakeState.WAIT_PROOF
 
 
-def test_fields_that_a_later_version_appends_are_ignored_but_signed() -> None:
-    """Both transcripts cover the bytes as sent, so unknown fields cannot be changed on the way either."""
+def test_fields_of_a_later_version_are_ignored_but_signed() -> None:
+    """The transcript covers the bytes as they were sent, so unknown fields cannot be changed in transit either."""
     other = acceptor()
-    (hello,) = unframed(dialler().sent())
-    other.hear(framed(*hello, "from the future", {}, 7))
+    (hello,) = unframed(dialler().take_output())
+    other.receive(framed(*hello, "from the future", {}, 7))
     assert other.error is None
     assert other.handshake.state is HandshakeState.WAIT_PROOF
 
 
-# ------------------------------------------------------------------------------ intruders
+# -------------------------------------------------------------------------- attacks
 
 
-def test_a_machine_in_the_middle_has_another_certificate_and_is_found_out() -> None:
+def test_man_in_the_middle_with_another_certificate_is_detected() -> None:
     one, other = dialler(binding=b"certificate of mallory"), acceptor()
     run(one, other)
     assert one.done is None
@@ -223,7 +221,7 @@ def test_a_machine_in_the_middle_has_another_certificate_and_is_found_out() -> N
     assert isinstance(other.error, Unauthorized)
 
 
-def test_the_wrong_token_is_refused_and_says_what_to_do() -> None:
+def test_wrong_token_is_refused_and_named_in_the_error() -> None:
     one, other = dialler(token="guess"), acceptor()
     run(one, other)
     assert one.done is None
@@ -232,7 +230,7 @@ def test_the_wrong_token_is_refused_and_says_what_to_do() -> None:
     assert "token" in str(other.error)
 
 
-def test_two_networks_never_mix_even_with_one_token() -> None:
+def test_node_of_another_network_is_refused_even_with_the_same_token() -> None:
     one, other = dialler(network="go.other"), acceptor()
     run(one, other)
     assert one.done is None
@@ -240,7 +238,7 @@ def test_two_networks_never_mix_even_with_one_token() -> None:
     assert isinstance(other.error, Unauthorized)
 
 
-def test_nobody_claims_the_key_of_another() -> None:
+def test_public_key_of_another_node_cannot_be_claimed() -> None:
     other = acceptor()
     thief = Side(MALLORY, dialed=True, public_key=DIALLER.public_bytes)
     run(thief, other)
@@ -248,50 +246,50 @@ def test_nobody_claims_the_key_of_another() -> None:
     assert isinstance(other.error, Unauthorized)
 
 
-def test_a_proof_of_an_earlier_handshake_is_worth_nothing() -> None:
+def test_replayed_proof_of_an_earlier_handshake_is_refused() -> None:
     one, other = dialler(), acceptor()
-    hello = one.sent()
-    other.hear(hello)
-    one.hear(other.sent())
-    proof = one.sent()
-    other.hear(proof)
+    hello = one.take_output()
+    other.receive(hello)
+    one.receive(other.take_output())
+    proof = one.take_output()
+    other.receive(proof)
     assert other.done is not None
     replayed = acceptor(nonce=b"3" * NONCE_BYTES)
-    replayed.hear(hello + proof)
+    replayed.receive(hello + proof)
     assert replayed.done is None
     assert isinstance(replayed.error, Unauthorized)
 
 
-def test_own_messages_sent_back_prove_nothing() -> None:
+def test_reflected_messages_are_refused() -> None:
     one = dialler()
-    one.hear(one.sent())
+    one.receive(one.take_output())
     assert one.done is None
     assert isinstance(one.error, Unauthorized)
 
 
-def test_the_proof_of_one_role_is_not_that_of_the_other() -> None:
-    """Mallory dials back to the dialler with the acceptor's HELLO, and returns the dialler's own proof."""
+def test_proof_of_one_role_is_not_valid_for_the_other() -> None:
+    """Mallory answers the dialler with the HELLO of the acceptor and reflects the proof of the dialler."""
     one = dialler()
-    one.sent()
-    one.hear(acceptor().sent())
-    one.hear(one.sent())
+    one.take_output()
+    one.receive(acceptor().take_output())
+    one.receive(one.take_output())
     assert one.done is None
     assert isinstance(one.error, Unauthorized)
 
 
-def test_the_proof_of_membership_cannot_be_returned_to_its_maker() -> None:
-    """Mallory has a key of its own and no token: it signs itself, and hands back the membership it was shown."""
+def test_proof_of_membership_cannot_be_reflected() -> None:
+    """Mallory has its own key but no token: it signs correctly and reflects the membership proof it received."""
     one, thief = dialler(), Side(MALLORY, dialed=False, token="guess")
-    thief.hear(one.sent())
-    hello, proof = unframed(thief.sent())
-    one.hear(framed(*hello))
-    (shown,) = unframed(one.sent())
-    one.hear(framed(2, proof[1], shown[2]))
+    thief.receive(one.take_output())
+    hello, proof = unframed(thief.take_output())
+    one.receive(framed(*hello))
+    (received,) = unframed(one.take_output())
+    one.receive(framed(2, proof[1], received[2]))
     assert one.done is None
     assert isinstance(one.error, Unauthorized)
 
 
-def test_a_changed_hello_breaks_the_signature() -> None:
+def test_modified_hello_invalidates_the_signature() -> None:
     def other_name(data: bytes) -> bytes:
         messages = unframed(data)
         for message in messages:
@@ -305,7 +303,7 @@ def test_a_changed_hello_breaks_the_signature() -> None:
     assert other.done is None
 
 
-def test_versions_cannot_be_talked_down_by_a_third() -> None:
+def test_version_downgrade_by_a_third_party_is_detected() -> None:
     def only_version_one(data: bytes) -> bytes:
         messages = unframed(data)
         for message in messages:
@@ -320,18 +318,18 @@ def test_versions_cannot_be_talked_down_by_a_third() -> None:
 
 
 @given(st.data())
-def test_no_single_changed_byte_lets_both_sides_in(data: st.DataObject) -> None:
+def test_any_modified_byte_fails_the_handshake(data: st.DataObject) -> None:
     one, other = dialler(), acceptor()
-    place = data.draw(st.integers(0, 500))
+    position = data.draw(st.integers(0, 500))
     flip = data.draw(st.integers(1, 255))
     passed = 0
     was_changed = False
 
     def tamper(chunk: bytes) -> bytes:
         nonlocal passed, was_changed
-        if passed <= place < passed + len(chunk):
+        if passed <= position < passed + len(chunk):
             chunk = bytearray(chunk)  # type: ignore[assignment]
-            chunk[place - passed] ^= flip  # type: ignore[index]
+            chunk[position - passed] ^= flip  # type: ignore[index]
             chunk = bytes(chunk)
             was_changed = True
         passed += len(chunk)
@@ -341,16 +339,16 @@ def test_no_single_changed_byte_lets_both_sides_in(data: st.DataObject) -> None:
     assert (other.done is None) is was_changed
 
 
-# -------------------------------------------------------------------------------- garbage
+# ------------------------------------------------------------------- invalid messages
 
 
 @given(st.lists(st.binary(max_size=200), max_size=6), st.booleans())
-def test_garbage_ends_in_nothing_or_a_refusal(chunks: list[bytes], is_greeted: bool) -> None:
+def test_random_bytes_never_complete_the_handshake(chunks: list[bytes], has_hello: bool) -> None:
     one = dialler()
-    if is_greeted:
-        one.hear(acceptor().sent())
+    if has_hello:
+        one.receive(acceptor().take_output())
     for chunk in chunks:
-        one.hear(chunk)
+        one.receive(chunk)
     assert one.done is None
 
 
@@ -367,85 +365,85 @@ anything = st.recursive(
 
 
 @given(st.integers(0, 5), st.lists(anything, max_size=12), st.booleans())
-def test_well_formed_nonsense_ends_in_a_refusal(kind: int, fields: list[Any], is_greeted: bool) -> None:
+def test_well_formed_but_invalid_messages_are_refused(kind: int, fields: list[Any], has_hello: bool) -> None:
     one = dialler()
-    if is_greeted:
-        one.hear(acceptor().sent())
+    if has_hello:
+        one.receive(acceptor().take_output())
     try:
         data = framed(kind, *fields)
     except (struct.error, ValueError, UnicodeEncodeError):
         return
-    one.hear(data)
+    one.receive(data)
     assert one.done is None
     assert one.error is not None
 
 
 @given(st.integers(0, 11), anything)
-def test_a_hello_with_one_wrong_field_never_raises(place: int, value: object) -> None:
+def test_hello_with_one_wrong_field_never_raises(index: int, value: object) -> None:
     other = acceptor()
-    (hello,) = unframed(dialler().sent())
-    hello[place : place + 1] = [value]
+    (hello,) = unframed(dialler().take_output())
+    hello[index : index + 1] = [value]
     try:
         data = framed(*hello)
     except UnicodeEncodeError:
         return
-    other.hear(data)
+    other.receive(data)
     assert other.done is None
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("index", "value"),
     [(2, b"short"), (3, b"short"), (4, "no network!"), (5, "x" * 254), (5, "new\nline"), (7, ["a"] * 17), (8, -1)],
 )
-def test_a_hello_beyond_its_bounds_is_malformed(place: int, value: object) -> None:
+def test_hello_beyond_its_limits_is_malformed(index: int, value: object) -> None:
     other = acceptor()
-    (hello,) = unframed(dialler().sent())
-    hello[place] = value
-    other.hear(framed(*hello))
+    (hello,) = unframed(dialler().take_output())
+    hello[index] = value
+    other.receive(framed(*hello))
     assert isinstance(other.error, Malformed)
 
 
-def test_a_handshake_that_is_too_long_is_refused_before_it_is_there() -> None:
+def test_oversized_message_is_refused_before_it_is_buffered() -> None:
     one = dialler()
-    one.hear(struct.pack(">H", limits.MAX_HANDSHAKE_BYTES + 1))
+    one.receive(struct.pack(">H", limits.MAX_HANDSHAKE_BYTES + 1))
     assert isinstance(one.error, TooLarge)
 
 
-def test_several_messages_together_have_one_bound() -> None:
+def test_size_limit_covers_all_messages_together() -> None:
     other = acceptor()
-    (hello,) = unframed(dialler().sent())
-    other.hear(framed(*hello, "x" * 3_000))
+    (hello,) = unframed(dialler().take_output())
+    other.receive(framed(*hello, "x" * 3_000))
     assert other.error is None
-    other.hear(struct.pack(">H", 2_000))
+    other.receive(struct.pack(">H", 2_000))
     assert isinstance(other.error, TooLarge)
 
 
-def test_a_second_hello_is_a_violation() -> None:
+def test_second_hello_is_a_protocol_violation() -> None:
     one, other = dialler(), acceptor()
-    hello = one.sent()
-    other.hear(hello)
-    other.hear(hello)
+    hello = one.take_output()
+    other.receive(hello)
+    other.receive(hello)
     assert isinstance(other.error, Malformed)
 
 
-def test_a_proof_before_a_hello_is_a_violation() -> None:
+def test_proof_before_hello_is_a_protocol_violation() -> None:
     other = acceptor()
-    other.hear(framed(2, b"s" * 64, b"m" * 32))
+    other.receive(framed(2, b"s" * 64, b"m" * 32))
     assert isinstance(other.error, Malformed)
 
 
-def test_the_one_refused_learns_why() -> None:
+def test_refused_peer_receives_the_reason() -> None:
     one = dialler()
-    one.hear(framed(3, "the wrong token"))
+    one.receive(framed(3, "the wrong token"))
     assert isinstance(one.error, Unauthorized)
     assert "the wrong token" in str(one.error)
-    assert one.sent() == dialler().sent(), "a refusal is not answered"
+    assert one.take_output() == dialler().take_output(), "a refusal is not answered"
 
 
-def test_a_refusal_leaves_no_way_on() -> None:
+def test_final_states_have_no_transitions() -> None:
     assert TRANSITIONS[HandshakeState.FAILED] == {}
     assert TRANSITIONS[HandshakeState.DONE] == {}
     one = dialler()
-    one.hear(framed(9))
+    one.receive(framed(9))
     assert one.handshake.state is HandshakeState.FAILED
-    assert one.handshake.receive_data(acceptor().sent()) == []
+    assert one.handshake.receive_data(acceptor().take_output()) == []

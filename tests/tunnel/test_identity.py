@@ -1,4 +1,4 @@
-"""A node's key and a network's token: in files that only their owner reads."""
+"""The key of a node and the token of a network, in files that only their owner can read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def secret_file(path: Path, content: bytes, mode: int = 0o600) -> Path:
     return path
 
 
-def test_the_id_is_the_hash_of_the_key_and_stays(tmp_path: Path) -> None:
+def test_node_id_is_derived_from_the_key_and_is_stable(tmp_path: Path) -> None:
     first = NodeIdentity.load_or_create(tmp_path / "node.key")
     second = NodeIdentity.load_or_create(tmp_path / "node.key")
     assert first.node_id == second.node_id == node_id_of(first.public_bytes)
@@ -52,11 +52,11 @@ def test_secrets_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     load_or_create_token(directory / "token")
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in directory.iterdir()} == {0o600}
-    assert {path.name for path in directory.iterdir()} == {"node.key", "token"}, "nothing is left behind"
+    assert {path.name for path in directory.iterdir()} == {"node.key", "token"}, "temporary files are removed"
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660])
-def test_a_secret_that_others_may_read_is_refused_with_the_remedy(tmp_path: Path, mode: int) -> None:
+def test_secret_readable_by_other_users_is_refused_with_a_hint(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "node.key"
     NodeIdentity.load_or_create(path)
     path.chmod(mode)
@@ -66,41 +66,41 @@ def test_a_secret_that_others_may_read_is_refused_with_the_remedy(tmp_path: Path
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"ab" * 31, b"\xff\xfe\x00", b"zz" * 32, b"ab" * 4_000])
-def test_a_file_without_a_key_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_without_a_key_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(ConfigError):
         NodeIdentity.load_or_create(secret_file(tmp_path / "node.key", content))
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"\xff\xfe\x00"])
-def test_a_file_without_a_token_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_without_a_token_is_refused(tmp_path: Path, content: bytes) -> None:
     path = secret_file(tmp_path / "token", content)
     for load in (load_or_create_token, load_token):
         with pytest.raises(ConfigError):
             load(path)
 
 
-def test_a_missing_token_file_says_where_to_get_one(tmp_path: Path) -> None:
+def test_missing_token_file_has_a_hint(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="micro network token"):
         load_token(tmp_path / "token")
 
 
-def test_spaces_around_a_token_do_not_count(tmp_path: Path) -> None:
+def test_whitespace_around_a_token_is_ignored(tmp_path: Path) -> None:
     assert load_token(secret_file(tmp_path / "token", b"  secret\n")) == "secret"
 
 
-def test_processes_that_start_together_get_one_key(tmp_path: Path) -> None:
+def test_processes_that_start_at_once_use_the_same_key(tmp_path: Path) -> None:
     path = str(tmp_path / "new" / "node.key")
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert len(set(pool.map(make_key, [path] * 8))) == 1
 
 
-def test_threads_that_start_together_get_one_token(tmp_path: Path) -> None:
+def test_threads_that_start_at_once_use_the_same_token(tmp_path: Path) -> None:
     for attempt in range(10):
         with ThreadPoolExecutor(8) as pool:
             assert len(set(pool.map(make_token, [tmp_path / f"token{attempt}"] * 8))) == 1
 
 
-def test_a_signature_fits_its_key_and_its_data_alone() -> None:
+def test_signature_is_valid_for_its_key_and_data_only() -> None:
     one, other = NodeIdentity.generate(), NodeIdentity.generate()
     signature = one.sign(b"data")
     assert is_signed_by(one.public_bytes, signature, b"data")
@@ -112,7 +112,7 @@ def test_a_signature_fits_its_key_and_its_data_alone() -> None:
     assert not is_signed_by(one.public_bytes, b"", b"data")
 
 
-def test_membership_is_of_one_network_one_token_and_one_handshake() -> None:
+def test_membership_proof_is_valid_for_one_network_token_and_transcript() -> None:
     proof = membership_proof("go.micro", "secret", b"transcript")
     assert is_member("go.micro", "secret", b"transcript", proof)
     assert not is_member("go.other", "secret", b"transcript", proof)
@@ -122,16 +122,16 @@ def test_membership_is_of_one_network_one_token_and_one_handshake() -> None:
     assert not is_member("go.micro", "secret", b"transcript", b"")
 
 
-def test_a_life_has_a_higher_number_than_those_before_it_whatever_the_clock_says(tmp_path: Path) -> None:
+def test_incarnation_grows_even_if_the_clock_is_set_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "node.incarnation"
     assert next_incarnation(path, 5_000) == 5_000
     assert next_incarnation(path, 3_000) == 5_001, "the clock was set back"
     assert next_incarnation(path, 9_000) == 9_000
-    assert [entry.name for entry in path.parent.iterdir()] == [path.name], "nothing is left behind"
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name], "temporary files are removed"
 
 
 @pytest.mark.parametrize("content", [b"", b"-3", b"later", b"\xff\xff", b"1" * 400])
-def test_a_number_that_cannot_be_read_counts_for_none(tmp_path: Path, content: bytes) -> None:
+def test_unreadable_incarnation_is_ignored(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "node.incarnation"
     path.write_bytes(content)
     assert next_incarnation(path, 7_000) in (7_000, int("1" * 32) + 1)
@@ -140,9 +140,7 @@ def test_a_number_that_cannot_be_read_counts_for_none(tmp_path: Path, content: b
 @pytest.mark.parametrize(
     "make", [NodeIdentity.load_or_create, load_or_create_token, lambda path: next_incarnation(path, 1)]
 )
-def test_a_place_that_cannot_be_written_is_a_configuration_error(
-    tmp_path: Path, make: Callable[[Path], object]
-) -> None:
-    (tmp_path / "taken").write_text("a file where a directory is wanted")
+def test_unwritable_path_is_a_configuration_error(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    (tmp_path / "file").write_text("a file where a directory is expected")
     with pytest.raises(ConfigError, match=r"cannot (read|write)"):
-        make(tmp_path / "taken" / "node.key")
+        make(tmp_path / "file" / "node.key")

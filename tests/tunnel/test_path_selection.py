@@ -1,4 +1,4 @@
-"""The ways to a node, on time of our own."""
+"""Path selection on simulated time: addresses, racing, probing, pauses."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ from micro_core.tunnel.path_selection import (
 QUIC, TLS = "quic://h:1", "tls://h:1"
 OPTIONS = PathOptions()
 SILENT = Unreachable("no answer from quic://h:1 in 5 s")
-REFUSED = Unreachable("nobody listens on that UDP port")
+REFUSED = Unreachable("no listener on that UDP port")
 
 
 class Run:
-    """A finder, and what it wanted when."""
+    """A path selector, and its effects with their times."""
 
-    def __init__(self, *ways: str, options: PathOptions = OPTIONS) -> None:
-        self.selector = PathSelector(ways or (QUIC, TLS), options, random.Random(1))
+    def __init__(self, *paths: str, options: PathOptions = OPTIONS) -> None:
+        self.selector = PathSelector(paths or (QUIC, TLS), options, random.Random(1))
         self.now = 100.0
-        self.did: list[tuple[float, PathEffect]] = []
+        self.effects: list[tuple[float, PathEffect]] = []
 
     def at(self, now: float, event: object = None) -> list[PathEffect]:
-        """Let time pass to `now`, then an event; what came of both is returned, and remembered."""
-        before = len(self.did)
+        """Advance the time to `now`, then handle `event`. Return the effects of both, and record them."""
+        before = len(self.effects)
         while (wake_at := self.selector.wake_at) is not None and wake_at <= now:
-            self.did += [(wake_at, effect) for effect in self.selector.wake(wake_at)]
+            self.effects += [(wake_at, effect) for effect in self.selector.wake(wake_at)]
         if event is not None:
-            self.did += [(now, effect) for effect in self.selector.handle(event, now)]  # type: ignore[arg-type]
+            self.effects += [(now, effect) for effect in self.selector.handle(event, now)]  # type: ignore[arg-type]
         self.now = now
-        return [effect for _, effect in self.did[before:]]
+        return [effect for _, effect in self.effects[before:]]
 
-    def dials(self, way: int) -> list[float]:
-        return [when for when, effect in self.did if isinstance(effect, StartAttempt) and effect.path == way]
+    def dials(self, path: int) -> list[float]:
+        return [when for when, effect in self.effects if isinstance(effect, StartAttempt) and effect.path == path]
 
 
 # --------------------------------------------------------------------------------- addresses
@@ -73,31 +73,31 @@ class Run:
         ("name", ["quic://name", "tls://name"]),
     ],
 )
-def test_an_address_stands_for_the_ways_of_the_drivers_in_use_best_first(address: str, expected: list[str]) -> None:
+def test_address_expands_to_the_paths_of_the_drivers_in_use_preferred_first(address: str, expected: list[str]) -> None:
     assert paths_to(address, ["quic", "tls"]) == tuple(expected)
 
 
-def test_the_order_of_the_drivers_is_the_order_of_the_ways() -> None:
+def test_order_of_the_drivers_is_the_order_of_the_paths() -> None:
     assert paths_to("h:1", ["tls", "quic"]) == (TLS, QUIC)
     assert paths_to("quic://h:1", ["tls", "quic"]) == (QUIC,)
 
 
 @pytest.mark.parametrize("address", ["ws://h:1", "ws://h:1|wss://h:2", "|"])
-def test_an_address_for_no_driver_in_use_says_what_to_type(address: str) -> None:
+def test_address_without_a_driver_is_rejected_with_a_hint(address: str) -> None:
     with pytest.raises(Unreachable, match="no tunnel driver") as caught:
         paths_to(address, ["quic"])
     assert caught.value.id == NO_DRIVER_ERROR_ID
     assert "--plugins" in caught.value.hint
 
 
-def test_a_list_that_never_ends_is_cut() -> None:
+def test_number_of_paths_is_bounded() -> None:
     assert len(paths_to("|".join(f"quic://h:{port}" for port in range(1, 1000)), ["quic"])) == MAX_PATHS
 
 
 # ------------------------------------------------------------------------------------ racing
 
 
-def test_the_first_way_that_answers_in_its_head_start_is_the_only_one_dialled() -> None:
+def test_only_the_preferred_path_is_dialled_if_it_answers_within_the_attempt_delay() -> None:
     run = Run()
     assert run.at(100.0, Start()) == [StartAttempt(0, "first choice")]
     assert run.at(100.3, AttemptSucceeded(0)) == []
@@ -106,7 +106,7 @@ def test_the_first_way_that_answers_in_its_head_start_is_the_only_one_dialled() 
     assert run.selector.phase is Phase.LINKED
 
 
-def test_silence_of_the_first_way_gets_the_second_dialled_beside_it_and_the_winner_is_said_once() -> None:
+def test_second_path_is_dialled_after_the_attempt_delay_and_the_winner_is_reported_once() -> None:
     run = Run()
     run.at(100.0, Start())
     assert run.at(100.5) == [StartAttempt(1, "quic gave no answer in 0.4 s")]
@@ -114,21 +114,21 @@ def test_silence_of_the_first_way_gets_the_second_dialled_beside_it_and_the_winn
     assert run.at(100.6, AttemptSucceeded(1)) == [CancelAttempt(0), PathChanged(1, "quic gave no answer in 0.4 s")]
 
 
-def test_a_way_that_says_no_gets_the_next_dialled_at_once() -> None:
+def test_failed_attempt_starts_the_next_one_at_once() -> None:
     run = Run()
     run.at(100.0, Start())
     (dial,) = run.at(100.01, AttemptFailed(0, REFUSED))
-    assert dial == StartAttempt(1, "quic failed: nobody listens on that UDP port")
+    assert dial == StartAttempt(1, "quic failed: no listener on that UDP port")
 
 
-def test_the_first_way_may_still_win_late() -> None:
+def test_preferred_path_may_win_after_the_attempt_delay() -> None:
     run = Run()
     run.at(100.0, Start())
     assert run.at(100.6, AttemptSucceeded(0)) == [StartAttempt(1, "quic gave no answer in 0.4 s"), CancelAttempt(1)]
     assert run.selector.wake_at is None
 
 
-def test_what_was_abandoned_and_fails_after_all_changes_nothing() -> None:
+def test_failure_of_a_cancelled_attempt_is_ignored() -> None:
     run = Run()
     run.at(100.0, Start())
     run.at(100.5)
@@ -137,7 +137,7 @@ def test_what_was_abandoned_and_fails_after_all_changes_nothing() -> None:
     assert run.selector.phase is Phase.LINKED
 
 
-def test_when_all_ways_fail_it_is_told_why_of_each_and_the_race_begins_again() -> None:
+def test_failure_of_all_paths_reports_every_reason_and_starts_another_race() -> None:
     run = Run()
     run.at(100.0, Start())
     run.at(100.5, AttemptFailed(0, SILENT))
@@ -150,7 +150,7 @@ def test_when_all_ways_fail_it_is_told_why_of_each_and_the_race_begins_again() -
     assert 100.7 <= run.dials(0)[1] <= 100.8
 
 
-def test_the_pause_between_races_grows_to_its_bound_and_a_refusal_has_its_own() -> None:
+def test_pause_between_races_grows_up_to_its_bound_and_refusals_have_their_own_pause() -> None:
     run = Run(QUIC)
     run.at(100.0, Start())
     for _ in range(30):
@@ -164,8 +164,8 @@ def test_the_pause_between_races_grows_to_its_bound_and_a_refusal_has_its_own() 
     assert run.selector.wake_at == run.now + OPTIONS.redial_refused_s
 
 
-def long_away() -> Run:
-    """A single way that has failed so often that the pauses are long."""
+def with_long_pauses() -> Run:
+    """Return a run whose only path has failed so often that the pauses are long."""
     run = Run(QUIC)
     run.at(100.0, Start())
     for _ in range(30):
@@ -174,28 +174,28 @@ def long_away() -> Run:
     return run
 
 
-def test_news_that_the_node_is_up_ends_the_pause_but_no_more_than_once_in_a_while() -> None:
-    run = long_away()
+def test_report_that_the_node_is_up_ends_the_pause_at_a_limited_rate() -> None:
+    run = with_long_pauses()
     assert (run.selector.wake_at or 0.0) - run.now > 6.0
     assert run.at(run.now, ReportedUp()) == [StartAttempt(0, "")]
-    began = run.now
-    run.at(began + 0.1, AttemptFailed(0, SILENT))
-    assert run.at(began + 0.1, ReportedUp()) == []
-    assert run.selector.wake_at == began + OPTIONS.redial_reported_min_s
-    run.at(began + 2.0, AttemptFailed(0, SILENT))
-    assert (run.selector.wake_at or 0.0) - run.now > 6.0, "the pauses go on from where they were"
+    started = run.now
+    run.at(started + 0.1, AttemptFailed(0, SILENT))
+    assert run.at(started + 0.1, ReportedUp()) == []
+    assert run.selector.wake_at == started + OPTIONS.redial_reported_min_s
+    run.at(started + 2.0, AttemptFailed(0, SILENT))
+    assert (run.selector.wake_at or 0.0) - run.now > 6.0, "the backoff is not reset"
 
 
-def test_news_that_comes_while_a_dial_hangs_shortens_the_pause_after_it() -> None:
-    run = long_away()
+def test_report_during_an_attempt_shortens_the_pause_after_it() -> None:
+    run = with_long_pauses()
     run.at(run.selector.wake_at or run.now)
-    began = run.now
-    assert run.at(began + 4.0, ReportedUp()) == []
-    assert run.at(began + 5.0, AttemptFailed(0, SILENT))[-1:] == [AllPathsFailed(SILENT)]
-    assert run.selector.wake_at == began + 5.0
+    started = run.now
+    assert run.at(started + 4.0, ReportedUp()) == []
+    assert run.at(started + 5.0, AttemptFailed(0, SILENT))[-1:] == [AllPathsFailed(SILENT)]
+    assert run.selector.wake_at == started + 5.0
 
 
-def test_news_of_a_node_that_has_refused_us_changes_nothing() -> None:
+def test_report_about_a_node_that_refused_the_link_is_ignored() -> None:
     run = Run(QUIC)
     run.at(100.0, Start())
     run.at(100.1, AttemptFailed(0, Unauthorized("wrong token")))
@@ -203,7 +203,7 @@ def test_news_of_a_node_that_has_refused_us_changes_nothing() -> None:
     assert run.selector.wake_at == 100.1 + OPTIONS.redial_refused_s
 
 
-def test_news_that_the_node_is_up_changes_nothing_where_it_is_linked_or_being_dialled() -> None:
+def test_report_about_a_linked_or_dialled_node_is_ignored() -> None:
     run = Run()
     run.at(100.0, Start())
     assert run.at(100.0, ReportedUp()) == []
@@ -212,7 +212,7 @@ def test_news_that_the_node_is_up_changes_nothing_where_it_is_linked_or_being_di
     assert run.selector.phase is Phase.LINKED
 
 
-def test_a_refusal_is_what_is_told_though_other_ways_led_nowhere() -> None:
+def test_refusal_takes_precedence_over_paths_that_did_not_reach_the_node() -> None:
     run = Run()
     run.at(100.0, Start())
     run.at(100.1, AttemptFailed(0, Unauthorized("wrong token")))
@@ -221,25 +221,25 @@ def test_a_refusal_is_what_is_told_though_other_ways_led_nowhere() -> None:
     assert isinstance(effect.error, Unauthorized)
 
 
-def test_a_single_way_needs_no_reason() -> None:
+def test_single_path_has_no_reason() -> None:
     run = Run(TLS)
     assert run.at(100.0, Start()) == [StartAttempt(0, "")]
-    error: MicroError = LinkLost("gone")
+    error: MicroError = LinkLost("the link broke")
     assert run.at(101.0, AttemptFailed(0, error)) == [AllPathsFailed(error)]
 
 
 # ----------------------------------------------------------------------------------- probing
 
 
-def fallen_back(*ways: str) -> Run:
-    run = Run(*ways)
+def fallen_back(*paths: str) -> Run:
+    run = Run(*paths)
     run.at(100.0, Start())
     run.at(100.0 + 0.4 * (len(run.selector.paths) - 1))
     run.at(101.0, AttemptSucceeded(len(run.selector.paths) - 1))
     return run
 
 
-def test_the_better_way_is_tried_again_ever_more_seldom_while_the_worse_one_serves() -> None:
+def test_preferred_path_is_probed_at_growing_intervals() -> None:
     run = fallen_back()
     for _ in range(20):
         assert run.selector.wake_at is not None
@@ -254,7 +254,7 @@ def test_the_better_way_is_tried_again_ever_more_seldom_while_the_worse_one_serv
     assert run.dials(1) == [100.4]
 
 
-def test_when_it_answers_again_the_link_moves_there_and_it_is_said_once() -> None:
+def test_link_moves_to_a_preferred_path_that_answers_and_is_reported_once() -> None:
     run = fallen_back()
     assert run.at(105.0) == [StartAttempt(0, "quic answers again")]
     assert run.at(105.1, AttemptSucceeded(0)) == [PathChanged(0, "quic answers again")]
@@ -264,36 +264,36 @@ def test_when_it_answers_again_the_link_moves_there_and_it_is_said_once() -> Non
     assert run.at(1001.0, AttemptSucceeded(0))[-1:] != [PathChanged(0, "first choice")]
 
 
-def test_of_three_ways_the_two_better_ones_are_probed_in_turn() -> None:
+def test_two_preferred_paths_are_probed_one_after_the_other() -> None:
     run = fallen_back(QUIC, TLS, "ws://h:1")
-    run.did.clear()
+    run.effects.clear()
     run.at(104.0)
     probed_at = run.dials(0)[0]
     run.at(105.0)
     assert run.dials(1) == [probed_at + OPTIONS.attempt_delay_s]
     assert run.at(105.1, AttemptSucceeded(1))[0] == CancelAttempt(0)
     assert run.selector.current == 1
-    # The best is still to be had.
+    # The most preferred path is still probed.
     run.at(200.0)
     assert len(run.dials(0)) == 2
     assert len(run.dials(1)) == 1
 
 
-def test_a_better_way_that_does_not_last_is_probed_more_and_more_seldom() -> None:
-    """Else a path that works now and then would move the link all the time."""
+def test_unstable_preferred_path_is_probed_at_growing_intervals() -> None:
+    """Otherwise a path that works only occasionally would move the link again and again."""
     run = fallen_back()
     waits = []
     for _ in range(8):
-        began = run.now
+        started = run.now
         assert run.selector.wake_at is not None
         run.at(run.selector.wake_at)
-        waits.append(run.now - began)
+        waits.append(run.now - started)
         run.at(run.now, AttemptSucceeded(0))
         run.at(run.now + 4.0, LinkEnded())
         run.at(run.now + 20.0)
         run.at(run.now, AttemptSucceeded(1))
     assert waits[-1] > 5 * waits[0]
-    # And one that did last counts as working again.
+    # A path that was stable is probed at the initial interval again.
     assert run.selector.wake_at is not None
     run.at(run.selector.wake_at)
     run.at(run.now, AttemptSucceeded(0))
@@ -304,7 +304,7 @@ def test_a_better_way_that_does_not_last_is_probed_more_and_more_seldom() -> Non
     assert run.selector.wake_at - run.now <= OPTIONS.probe_initial_s
 
 
-def test_a_lost_link_starts_a_race_and_ends_a_probe() -> None:
+def test_lost_link_ends_a_probe_and_starts_a_race() -> None:
     run = fallen_back()
     run.at(105.0)
     assert run.selector.phase is Phase.PROBING
@@ -312,7 +312,7 @@ def test_a_lost_link_starts_a_race_and_ends_a_probe() -> None:
     assert run.at(106.0)[0] == StartAttempt(0, "first choice")
 
 
-def test_a_link_of_the_other_side_s_making_is_left_to_it() -> None:
+def test_link_dialled_by_the_peer_cancels_all_attempts() -> None:
     run = Run()
     run.at(100.0, Start())
     assert run.at(100.1, LinkedElsewhere()) == [CancelAttempt(0)]

@@ -1,4 +1,4 @@
-"""Tunnels of several nodes in one process, over links of four lanes and of one."""
+"""Tunnels of several nodes in one process, over links with four lanes and with one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PATIENCE_S = 5.0
 
 
 class Reader:
-    """A receiver that remembers."""
+    """A receiver that records what it receives."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -60,7 +60,7 @@ class Reader:
         self.is_paused = False
 
     def socket_lost(self, error: MicroError) -> None:
-        assert self.error is None, "told twice"
+        assert self.error is None, "socket_lost was called twice"
         self.error = error
 
 
@@ -72,7 +72,7 @@ async def until(condition: Callable[[], bool], what: str = "it") -> None:
 
 
 class Nodes:
-    """Makes tunnels that listen at their own name."""
+    """Creates tunnels that listen at the name of their node."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
@@ -143,7 +143,7 @@ def connect(
     return Reader(dialler.dial("test", peer=listener.node_id, priority=priority)), accepted
 
 
-async def test_both_ends_know_the_same_of_their_link(pair: Pair) -> None:
+async def test_both_ends_report_the_same_link(pair: Pair) -> None:
     a, b = await pair()
     (at_a,), (at_b,) = a.links(), b.links()
     assert (at_a.peer, at_a.peer_name, at_a.dialed) == (b.node_id, "b", True)
@@ -152,7 +152,7 @@ async def test_both_ends_know_the_same_of_their_link(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("direction", ["dialler opens", "acceptor opens"])
-async def test_either_side_of_a_link_opens_sessions_and_serves(pair: Pair, direction: str) -> None:
+async def test_either_end_of_a_link_opens_and_accepts_sessions(pair: Pair, direction: str) -> None:
     a, b = await pair()
     opener, server = (a, b) if direction == "dialler opens" else (b, a)
     near, accepted = connect(opener, server)
@@ -164,7 +164,7 @@ async def test_either_side_of_a_link_opens_sessions_and_serves(pair: Pair, direc
 
 
 @pytest.mark.parametrize("priority", list(Priority))
-async def test_a_large_transfer_arrives_whole_and_in_order(pair: Pair, priority: Priority) -> None:
+async def test_large_transfer_arrives_complete_and_in_order(pair: Pair, priority: Priority) -> None:
     a, b = await pair()
     near, accepted = connect(a, b, priority)
     sent = random.Random(7).randbytes(5 * limits.SESSION_WINDOW_BYTES)
@@ -173,7 +173,7 @@ async def test_a_large_transfer_arrives_whole_and_in_order(pair: Pair, priority:
     assert accepted[0].data == sent
 
 
-async def test_a_reader_that_stops_holds_one_window_and_no_more(pair: Pair) -> None:
+async def test_receiver_that_stops_reading_buffers_at_most_one_window(pair: Pair) -> None:
     a, b = await pair()
     near, accepted = connect(a, b)
     near.session.write(b"x")
@@ -184,13 +184,13 @@ async def test_a_reader_that_stops_holds_one_window_and_no_more(pair: Pair) -> N
     (far,) = [session for link in b._links.values() for session in link.sessions.values()]
     for _ in range(2_000):
         await asyncio.sleep(0)
-    assert sum(len(held) for held in far._buffered) <= limits.SESSION_WINDOW_BYTES
+    assert sum(len(chunk) for chunk in far._buffered) <= limits.SESSION_WINDOW_BYTES
     accepted[0].session.resume_reading()
     await until(lambda: len(accepted[0].data) == 1 + 4 * limits.SESSION_WINDOW_BYTES)
     assert not near.is_paused
 
 
-async def test_a_session_that_is_not_read_keeps_no_other_waiting(pair: Pair) -> None:
+async def test_unread_session_does_not_delay_other_sessions(pair: Pair) -> None:
     a, b = await pair()
     near, accepted = connect(a, b)
     near.session.write(b"x")
@@ -202,14 +202,12 @@ async def test_a_session_that_is_not_read_keeps_no_other_waiting(pair: Pair) -> 
     await until(lambda: len(accepted) == 2 and accepted[1].data == b"hello")
 
 
-async def test_on_a_link_that_takes_nothing_bulk_leaves_room_for_calls_and_calls_for_control(
-    nodes: Nodes, pair: Pair
-) -> None:
+async def test_lower_priorities_leave_buffer_space_to_higher_ones_on_a_blocked_link(nodes: Nodes, pair: Pair) -> None:
     a, b = await pair()
     connect(a, b)
     (link,) = [link for link in nodes.drivers["a"].links if link._error is None]
     link.hold()
-    held: list[int] = []
+    buffered: list[int] = []
     sessions = []
     for priority in (Priority.BULK, Priority.EVENTS, Priority.CALLS, Priority.CONTROL):
         session = Reader(a.dial("test", peer=b.node_id, priority=priority))
@@ -217,13 +215,13 @@ async def test_on_a_link_that_takes_nothing_bulk_leaves_room_for_calls_and_calls
         session.session.write(bytes(limits.SESSION_WINDOW_BYTES))
         for _ in range(20):
             await asyncio.sleep(0)
-        held.append(sum(link.buffered_bytes(lane) for lane in range(link.lane_count)))
-    assert held == sorted(held)
-    assert len(set(held)) == 4, "each priority found room that the one below it had left"
+        buffered.append(sum(link.buffered_bytes(lane) for lane in range(link.lane_count)))
+    assert buffered == sorted(buffered)
+    assert len(set(buffered)) == 4, "each priority found space that the lower ones had left"
     link.release()
 
 
-async def test_a_channel_nobody_listens_on_refuses_with_a_reason(pair: Pair) -> None:
+async def test_session_on_a_channel_without_listener_is_refused_with_a_reason(pair: Pair) -> None:
     a, b = await pair()
     reader = Reader(a.dial("nowhere", peer=b.node_id))
     await until(lambda: reader.error is not None)
@@ -231,7 +229,7 @@ async def test_a_channel_nobody_listens_on_refuses_with_a_reason(pair: Pair) -> 
     assert "nowhere" in str(reader.error)
 
 
-async def test_what_was_written_before_a_close_arrives_before_the_end(pair: Pair) -> None:
+async def test_data_written_before_close_arrives_before_the_end(pair: Pair) -> None:
     a, b = await pair()
     near, accepted = connect(a, b)
     near.session.write(bytes(2 * limits.SESSION_WINDOW_BYTES))
@@ -257,27 +255,27 @@ async def test_sessions_end_with_their_link_at_once(nodes: Nodes, pair: Pair) ->
         a.dial("test", peer=b.node_id)
 
 
-async def test_a_multicast_reaches_every_listening_peer_exactly_once(nodes: Nodes) -> None:
+async def test_multicast_reaches_every_listening_peer_exactly_once(nodes: Nodes) -> None:
     hub = await nodes.node("hub")
-    heard: dict[str, list[tuple[str, bytes]]] = {}
-    for name in ("one", "two", "deaf"):
+    received: dict[str, list[tuple[str, bytes]]] = {}
+    for name in ("one", "two", "silent"):
         spoke = await nodes.node(name)
-        heard[name] = []
-        if name != "deaf":
-            spoke.subscribe("news", lambda peer, payload, name=name: heard[name].append((peer, payload)))  # type: ignore[misc]
+        received[name] = []
+        if name != "silent":
+            spoke.subscribe("topic", lambda peer, payload, name=name: received[name].append((peer, payload)))  # type: ignore[misc]
         await spoke.link_to("memory://hub")
-    await until(lambda: hub.send("news", b"probe", mode=DialMode.MULTICAST) == 2)
-    await until(lambda: all((hub.node_id, b"probe") in heard[name] for name in ("one", "two")))
-    for entries in heard.values():
+    await until(lambda: hub.send("topic", b"probe", mode=DialMode.MULTICAST) == 2)
+    await until(lambda: all((hub.node_id, b"probe") in received[name] for name in ("one", "two")))
+    for entries in received.values():
         entries.clear()
     for number in range(50):
-        assert hub.send("news", b"%d" % number, mode=DialMode.MULTICAST) == 2
-    await until(lambda: all(len(heard[name]) >= 50 for name in ("one", "two")))
+        assert hub.send("topic", b"%d" % number, mode=DialMode.MULTICAST) == 2
+    await until(lambda: all(len(received[name]) >= 50 for name in ("one", "two")))
     expected = [(hub.node_id, b"%d" % number) for number in range(50)]
-    assert heard == {"one": expected, "two": expected, "deaf": []}
+    assert received == {"one": expected, "two": expected, "silent": []}
 
 
-async def test_a_broadcast_goes_to_every_link_and_who_does_not_listen_counts_it(pair: Pair) -> None:
+async def test_broadcast_reaches_every_link_and_is_counted_without_receiver(pair: Pair) -> None:
     a, b = await pair()
     assert a.send("anything", b"x", mode=DialMode.BROADCAST) == 1
     await until(lambda: b._counters.values.get("tunnel_messages_unwanted") == 1)  # type: ignore[attr-defined]
@@ -288,7 +286,9 @@ async def test_a_broadcast_goes_to_every_link_and_who_does_not_listen_counts_it(
     [({"network": "another"}, "network"), ({"token": "wrong"}, "token")],
     ids=["another-network", "wrong-token"],
 )
-async def test_a_stranger_is_not_linked_and_told_why(nodes: Nodes, other: dict[str, str], reason: str) -> None:
+async def test_node_with_another_network_or_token_is_refused_with_a_reason(
+    nodes: Nodes, other: dict[str, str], reason: str
+) -> None:
     a, b = await nodes.node("a"), await nodes.node("b", **other)  # type: ignore[arg-type]
     with pytest.raises(Unauthorized, match=reason):
         await a.link_to("memory://b")
@@ -296,13 +296,13 @@ async def test_a_stranger_is_not_linked_and_told_why(nodes: Nodes, other: dict[s
     assert a.links() == b.links() == []
 
 
-async def test_a_node_does_not_link_to_itself(nodes: Nodes) -> None:
+async def test_node_does_not_link_to_itself(nodes: Nodes) -> None:
     a = await nodes.node("a")
     with pytest.raises(Unauthorized, match="itself"):
         await a.link_to("memory://a")
 
 
-async def test_a_second_dial_replaces_the_link_at_both_ends(pair: Pair) -> None:
+async def test_second_dial_replaces_the_link_at_both_ends(pair: Pair) -> None:
     a, b = await pair()
     near, _ = connect(a, b)
     await a.link_to("memory://b")
@@ -311,7 +311,7 @@ async def test_a_second_dial_replaces_the_link_at_both_ends(pair: Pair) -> None:
     assert isinstance(near.error, LinkLost)
 
 
-async def test_two_nodes_that_dial_each_other_at_once_keep_the_same_link(nodes: Nodes) -> None:
+async def test_nodes_that_dial_each_other_at_once_keep_the_same_link(nodes: Nodes) -> None:
     a, b = await nodes.node("a"), await nodes.node("b")
     await asyncio.gather(a.link_to("memory://b"), b.link_to("memory://a"), return_exceptions=True)
     await until(lambda: len(a.links()) == 1 and len(b.links()) == 1)
@@ -321,7 +321,7 @@ async def test_two_nodes_that_dial_each_other_at_once_keep_the_same_link(nodes: 
     await until(lambda: bool(accepted) and accepted[0].data == b"x")
 
 
-async def test_a_later_life_of_a_peer_replaces_the_earlier(nodes: Nodes) -> None:
+async def test_later_incarnation_of_a_peer_replaces_the_earlier(nodes: Nodes) -> None:
     a = await nodes.node("a")
     await nodes.node("b", incarnation=1)
     await a.link_to("memory://b")
@@ -335,7 +335,7 @@ async def test_a_later_life_of_a_peer_replaces_the_earlier(nodes: Nodes) -> None
     await until(lambda: bool(accepted) and accepted[0].data == b"x")
 
 
-async def test_a_kept_link_comes_back_after_it_was_cut(nodes: Nodes, pair: Pair) -> None:
+async def test_broken_link_is_dialled_again(nodes: Nodes, pair: Pair) -> None:
     a, b = await nodes.node("a"), await nodes.node("b")
     failures: list[str] = []
     a.set_event_handler(lambda event: failures.append(event.address) if isinstance(event, DialFailed) else None)
@@ -349,7 +349,7 @@ async def test_a_kept_link_comes_back_after_it_was_cut(nodes: Nodes, pair: Pair)
     assert b.node_id == a.links()[0].peer
 
 
-async def test_a_dead_peer_is_noticed_though_nothing_is_said(nodes: Nodes) -> None:
+async def test_silent_peer_is_detected_as_dead(nodes: Nodes) -> None:
     a = await nodes.node("a", keepalive_s=0.02)
     await nodes.node("b", keepalive_s=60.0)
     await a.link_to("memory://b")
@@ -363,7 +363,7 @@ async def test_a_dead_peer_is_noticed_though_nothing_is_said(nodes: Nodes) -> No
     assert "nothing received" in str(lost[0])
 
 
-async def test_a_channel_has_one_listener(pair: Pair) -> None:
+async def test_channel_has_at_most_one_listener(pair: Pair) -> None:
     _, b = await pair()
     listener = b.listen("test", lambda session: None)
     with pytest.raises(Conflict):
@@ -372,7 +372,7 @@ async def test_a_channel_has_one_listener(pair: Pair) -> None:
     b.listen("test", lambda session: None)
 
 
-async def test_closing_leaves_no_task_behind(nodes: Nodes) -> None:
+async def test_close_leaves_no_task_running(nodes: Nodes) -> None:
     before = asyncio.all_tasks()
     a, b = await nodes.node("a"), await nodes.node("b")
     a.keep_linked("memory://b")
@@ -385,24 +385,24 @@ async def test_closing_leaves_no_task_behind(nodes: Nodes) -> None:
     assert asyncio.all_tasks() <= before
 
 
-class Joined:
-    """In place of a link's receiver: what follows the greeting is handed over later, in one piece a lane."""
+class DelayedReceiver:
+    """Wraps the receiver of a link: what follows the first chunk is delivered later, joined to one chunk per lane."""
 
     def __init__(self, receiver: Any) -> None:
         self.receiver = receiver
-        self.has_greeted = False
+        self.has_hello = False
         self.waiting: dict[int, bytes] = {}
 
     def data_received(self, lane: int, data: bytes) -> None:
-        if not self.has_greeted:
-            self.has_greeted = True
+        if not self.has_hello:
+            self.has_hello = True
             self.receiver.data_received(lane, data)
             return
         if not self.waiting:
-            asyncio.get_running_loop().call_later(0.01, self.hand_over)
+            asyncio.get_running_loop().call_later(0.01, self.deliver)
         self.waiting[lane] = self.waiting.get(lane, b"") + data
 
-    def hand_over(self) -> None:
+    def deliver(self) -> None:
         waiting, self.waiting = self.waiting, {}
         for lane, data in waiting.items():
             self.receiver.data_received(lane, data)
@@ -414,32 +414,32 @@ class Joined:
         self.receiver.link_lost(error)
 
 
-async def test_a_link_is_told_before_anything_that_comes_right_behind_the_proof(
+async def test_link_event_precedes_a_session_that_follows_the_proof_immediately(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = MemoryTunnel.listen
+    original = MemoryTunnel.listen
 
     async def listen(driver: MemoryTunnel, address: str, accept: Callable[[Any], None]) -> Any:
-        def joining(link: Any) -> None:
+        def accept_joined(link: Any) -> None:
             start = link.start
-            monkeypatch.setattr(link, "start", lambda receiver: start(Joined(receiver)))
+            monkeypatch.setattr(link, "start", lambda receiver: start(DelayedReceiver(receiver)))
             accept(link)
 
-        return await plain(driver, address, joining)
+        return await original(driver, address, accept_joined)
 
     monkeypatch.setattr(MemoryTunnel, "listen", listen)
     a, b = await nodes.node("a"), await nodes.node("b")
-    heard: list[str] = []
+    received: list[str] = []
     sessions: list[Reader] = []
 
-    # Who dials is done first, and may go on at once.
+    # The dialling end completes its handshake first and may open a session at once.
     def open_session(event: LinkEvent) -> None:
         if isinstance(event, LinkUp):
-            sessions.append(Reader(a.dial("first", peer=event.link.peer)))
+            sessions.append(Reader(a.dial("early", peer=event.link.peer)))
 
     a.set_event_handler(open_session)
-    b.set_event_handler(lambda event: heard.append("link") if isinstance(event, LinkUp) else None)
-    b.listen("first", lambda session: heard.append("session"))
+    b.set_event_handler(lambda event: received.append("link") if isinstance(event, LinkUp) else None)
+    b.listen("early", lambda session: received.append("session"))
     await a.link_to("memory://b")
-    await until(lambda: len(heard) == 2)
-    assert heard == ["link", "session"]
+    await until(lambda: len(received) == 2)
+    assert received == ["link", "session"]
