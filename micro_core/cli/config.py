@@ -70,7 +70,7 @@ _WITHOUT_OPTIONS: Driver[Any] = Driver(name="", summary="", options=NoOptions, c
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _PluginSection:
-    """The settings of one plugin. `driver` is empty (None) if the plugin could not be identified or imported."""
+    """The settings of one plugin. `driver` is missing (None) if the plugin could not be identified or imported."""
 
     key: str
     values: dict[str, Value]

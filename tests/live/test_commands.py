@@ -1,4 +1,4 @@
-"""The commands that call, as people and programs use them: two sites, a service of every kind of endpoint."""
+"""Tests of the commands that make calls, with two sites and a service that has every kind of endpoint."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ class Do:
 
     async def chat(self, items: AsyncIterator[dict]) -> AsyncIterator[dict]:
         async for item in items:
-            yield {"heard": item["say"]}
-        yield {"heard": "the end"}
+            yield {"echo": item["text"]}
+        yield {"echo": "the end"}
 
     async def wait(self) -> None:
-        print("wait has begun", flush=True)
+        print("wait started", flush=True)
         try:
             await asyncio.sleep(3600)
         except asyncio.CancelledError:
@@ -96,35 +96,36 @@ service.run()
 
 
 @dataclass
-class Place:
-    """Commands run on the site `us`; the service is on `eu`, behind both nodes."""
+class TwoSites:
+    """Commands run on the site `us`. The service is on the site `eu`, so calls pass both nodes."""
 
     lab: Any
     us: Any
     service: Any
 
-    def micro(self, *words: str, stdin: str | None = None, proxy: str = "go.micro.network") -> Result:
-        """In this process: the command is the same, and starts sooner."""
+    def micro(self, *arguments: str, stdin: str | None = None, proxy: str = "go.micro.network") -> Result:
+        """Run a command in this process, which starts faster."""
         from micro_core.cli.main import app
 
         settings = {"MICRO_CONFIG": str(self.us.config), "MICRO_PROXY": proxy}
         with contextlib.chdir(self.lab.directory):
-            return CliRunner().invoke(app, list(words), input=stdin, env=settings, prog_name="micro")
+            return CliRunner().invoke(app, list(arguments), input=stdin, env=settings, prog_name="micro")
 
-    def with_stdin(self, stdin: str, *words: str) -> tuple[int, str, str]:
-        """In a process of its own, with a real standard input: exit code, stdout, stderr."""
-        process = self.start(*words)
-        said, complained = process.communicate(stdin, timeout=60)
-        return process.returncode, said, complained
+    def micro_with_stdin(self, stdin: str, *arguments: str) -> tuple[int, str, str]:
+        """Run a command in a child process with a real standard input. Returns exit code, stdout and stderr."""
+        process = self.start(*arguments)
+        stdout, stderr = process.communicate(stdin, timeout=60)
+        return process.returncode, stdout, stderr
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        # As from a shell: pytest may have been started with interrupts ignored, and children would inherit that.
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a command in a child process."""
+        # Restores the handler of SIGINT: pytest may run with SIGINT ignored, which children inherit.
         program = (
             "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
             "sys.argv[0] = 'micro'; from micro_core.cli.main import main; main()"
         )
         return subprocess.Popen(
-            [sys.executable, "-c", program, *words],
+            [sys.executable, "-c", program, *arguments],
             env=self.lab.environment(self.us, MICRO_PROXY="go.micro.network"),
             cwd=self.lab.directory,
             stdin=subprocess.PIPE,
@@ -133,21 +134,22 @@ class Place:
             text=True,
         )
 
-    def said(self, line: str) -> int:
+    def printed(self, line: str) -> int:
+        """Return how often the service has printed a line."""
         return int(self.service.lines.count(line))
 
 
 @pytest.fixture(scope="module")
-def place(shared_lab: Any) -> Place:
+def sites(shared_lab: Any) -> TwoSites:
     lab = shared_lab
     eu = lab.site("eu")
     us = lab.site("us", joins=[eu])
     lab.node(eu)
     lab.node(us)
     service = lab.python("kinds", eu, SERVICE)
-    known = lambda: "kinds" in {e["service"] for e in lab.json(us, "network", "services")["services"]}  # noqa: E731
-    lab.until(known, "us knows the service")
-    return Place(lab, us, service)
+    has_route = lambda: "kinds" in {e["service"] for e in lab.json(us, "network", "services")["services"]}  # noqa: E731
+    lab.until(has_route, "us has a route to the service")
+    return TwoSites(lab, us, service)
 
 
 def first_line(pipe: IO[str] | None) -> str:
@@ -156,7 +158,7 @@ def first_line(pipe: IO[str] | None) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "answer"),
+    ("arguments", "response"),
     [
         (["Do.Swap", '{"left": 1, "right": "ab"}'], {"left": 2, "right": "ba"}),
         (["Do.Swap", "left=1", "right=ab"], {"left": 2, "right": "ba"}),
@@ -166,26 +168,26 @@ def first_line(pipe: IO[str] | None) -> str:
         (["Debug.Health"], {"status": "ok"}),
     ],
 )
-def test_a_request_is_written_as_json_or_as_pairs_and_typed_by_its_handler(
-    place: Place, words: list[str], answer: object
+def test_request_is_json_or_pairs_and_is_converted_to_the_type_of_the_handler(
+    sites: TwoSites, arguments: list[str], response: object
 ) -> None:
-    done = place.micro("call", "kinds", *words)
+    done = sites.micro("call", "kinds", *arguments)
     assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout) == answer
+    assert json.loads(done.stdout) == response
 
 
-def test_a_request_comes_from_stdin_or_from_a_file(place: Place) -> None:
+def test_request_is_read_from_stdin_or_from_a_file(sites: TwoSites) -> None:
     request = '{"left": 1, "right": "ab"}'
-    (place.lab.directory / "request.json").write_text(request)
+    (sites.lab.directory / "request.json").write_text(request)
     for done in (
-        place.micro("call", "kinds", "Do.Swap", "-", stdin=request),
-        place.micro("call", "kinds", "Do.Swap", "@request.json"),
+        sites.micro("call", "kinds", "Do.Swap", "-", stdin=request),
+        sites.micro("call", "kinds", "Do.Swap", "@request.json"),
     ):
         assert json.loads(done.stdout) == {"left": 2, "right": "ba"}, done.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "sentence"),
+    ("arguments", "code", "message"),
     [
         (["call", "kinds", "Do.Swap", '{"left": "1", "right": ""}'], 1, "left: expected int, got str"),
         (["call", "kinds", "Do.Move", "{}"], 1, "x: missing field"),
@@ -193,12 +195,12 @@ def test_a_request_comes_from_stdin_or_from_a_file(place: Place) -> None:
         (["call", "kinds", "Do.Fail", "how=bad"], 1, "no"),
         (["call", "kinds", "Do.Fail", "how=busy"], 8, "no"),
         (["call", "kinds", "Do.Nothing"], 4, "kinds has no endpoint Do.Nothing"),
-        (["call", "nobody", "Do.Nothing"], 4, "no route to nobody"),
+        (["call", "unknown", "Do.Nothing"], 4, "no route to unknown"),
         (["call", "kinds", "Do.Wait", "--timeout", "0.3"], 5, ""),
         (["call", "kinds", "Do.Move", "--address", "tcp://127.0.0.1:1"], 6, "cannot connect to"),
         (["call", "a b", "Do.Move"], 2, "'a b' is not a service name"),
         (["call", "kinds", "Do Move"], 2, "'Do Move' is not an endpoint name"),
-        (["call", "kinds", "Do.Move", "{x}"], 2, "the request is not JSON"),
+        (["call", "kinds", "Do.Move", "{x}"], 2, "the request is not valid JSON"),
         (["call", "kinds", "Do.Move", "@nothing.json"], 2, "cannot read nothing.json"),
         (["call", "kinds", "Do.Move", "--timeout", "-1"], 2, "more than 0"),
         (["call", "kinds", "Do.Move", "--timeout", "nan"], 2, "more than 0"),
@@ -209,49 +211,49 @@ def test_a_request_comes_from_stdin_or_from_a_file(place: Place) -> None:
         (["subscribe", "a b"], 2, "'a b' is not a topic"),
         (["describe", "a b"], 2, "'a b' is not a service name"),
         (["call", "kinds", "Do.Count", "to=1"], 1, "micro stream"),
-        (["network", "routes", "--at", "5m", "--diff", "5m"], 2, "--at and --diff exclude each other"),
-        (["network", "routes", "--link", "nonsense"], 2, "there are local and network"),
-        (["up", "--json"], 2, "--json goes with --check"),
+        (["network", "routes", "--at", "5m", "--diff", "5m"], 2, "--at and --diff cannot be combined"),
+        (["network", "routes", "--link", "nonsense"], 2, "use local or network"),
+        (["up", "--json"], 2, "--json requires --check"),
     ],
 )
-def test_each_way_to_fail_has_its_sentence_and_its_exit_code(
-    place: Place, words: list[str], code: int, sentence: str
-) -> None:
-    done = place.micro(*words)
+def test_error_has_a_message_and_an_exit_code(sites: TwoSites, arguments: list[str], code: int, message: str) -> None:
+    done = sites.micro(*arguments)
     assert done.exit_code == code, done.stderr
     assert done.stderr.startswith("error: ")
-    assert sentence in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_an_error_names_the_hop_that_made_it_for_people_and_for_programs(place: Place) -> None:
-    at_the_service = json.loads(place.micro("call", "kinds", "Do.Fail", "how=bad", "--json").stdout)["error"]
-    assert at_the_service == {
+def test_error_names_the_hop_that_raised_it(sites: TwoSites) -> None:
+    service_error = json.loads(sites.micro("call", "kinds", "Do.Fail", "how=bad", "--json").stdout)["error"]
+    assert service_error == {
         "id": "bad-request",
         "code": 400,
         "status": "Bad Request",
         "detail": "no",
         "hint": "never",
-        "at": at_the_service["at"],
+        "at": service_error["at"],
     }
-    assert at_the_service["at"].startswith("kinds-")
-    at_the_node = json.loads(place.micro("call", "nobody", "Do.It", "--json").stdout)["error"]
-    assert at_the_node["at"].startswith("node us-1")
+    assert service_error["at"].startswith("kinds-")
+    node_error = json.loads(sites.micro("call", "unknown", "Do.It", "--json").stdout)["error"]
+    assert node_error["at"].startswith("node us-1")
 
 
-def test_the_deadline_and_metadata_arrive_and_the_deadline_shrinks(place: Place) -> None:
-    done = place.micro("call", "kinds", "Do.Remaining", "--timeout", "30", "--metadata", "colour=blue")
+def test_handler_receives_metadata_and_the_remaining_deadline(sites: TwoSites) -> None:
+    done = sites.micro("call", "kinds", "Do.Remaining", "--timeout", "30", "--metadata", "colour=blue")
     answer = json.loads(done.stdout)
     assert 20.0 < answer["remaining_s"] < 30.0
     assert answer["metadata"] == {"colour": "blue"}
 
 
 @pytest.mark.parametrize(
-    ("words", "items"),
+    ("arguments", "items"),
     [(["Do.Count", "to=3"], [0, 1, 2]), (["Do.Total", "5"], [5]), (["Do.Move", "x=1"], [{"x": 2, "y": 0}])],
 )
-def test_a_stream_of_one_request_crosses_two_nodes(place: Place, words: list[str], items: list[object]) -> None:
-    done = place.micro("stream", "kinds", *words)
+def test_stream_with_one_request_item_passes_two_nodes(
+    sites: TwoSites, arguments: list[str], items: list[object]
+) -> None:
+    done = sites.micro("stream", "kinds", *arguments)
     assert done.exit_code == 0, done.stderr
     assert [json.loads(line) for line in done.stdout.splitlines()] == items
 
@@ -261,57 +263,57 @@ def test_a_stream_of_one_request_crosses_two_nodes(place: Place, words: list[str
     [
         ("Do.Total", "1\n2\n\n3", [6]),
         ("Do.Total", "", [0]),
-        ("Do.Chat", '{"say": "one"}\n{"say": "two"}\n', [{"heard": word} for word in ("one", "two", "the end")]),
+        ("Do.Chat", '{"text": "one"}\n{"text": "two"}\n', [{"echo": text} for text in ("one", "two", "the end")]),
     ],
 )
-def test_lines_of_stdin_are_items_and_its_end_is_theirs(
-    place: Place, endpoint: str, stdin: str, items: list[object]
-) -> None:
-    code, said, complained = place.with_stdin(stdin, "stream", "kinds", endpoint, "-")
-    assert code == 0, complained
-    assert [json.loads(line) for line in said.splitlines()] == items
+def test_lines_of_stdin_are_sent_as_items(sites: TwoSites, endpoint: str, stdin: str, items: list[object]) -> None:
+    code, stdout, stderr = sites.micro_with_stdin(stdin, "stream", "kinds", endpoint, "-")
+    assert code == 0, stderr
+    assert [json.loads(line) for line in stdout.splitlines()] == items
 
 
-def test_both_sides_of_a_stream_talk_in_turn_and_an_interrupt_ends_it(place: Place) -> None:
-    chat = place.start("stream", "kinds", "Do.Chat", "-")
+def test_stream_is_bidirectional_and_is_ended_by_an_interrupt(sites: TwoSites) -> None:
+    chat = sites.start("stream", "kinds", "Do.Chat", "-")
     assert chat.stdin is not None
-    for word in ("one", "two"):
-        chat.stdin.write(json.dumps({"say": word}) + "\n")
+    for text in ("one", "two"):
+        chat.stdin.write(json.dumps({"text": text}) + "\n")
         chat.stdin.flush()
-        assert first_line(chat.stdout) == json.dumps({"heard": word})
+        assert first_line(chat.stdout) == json.dumps({"echo": text})
     chat.send_signal(signal.SIGINT)
-    assert chat.wait(timeout=10) == 130, "although its stdin is open still"
+    assert chat.wait(timeout=10) == 130, "although its standard input is still open"
     chat.communicate()
 
 
-def test_a_line_that_is_no_json_ends_the_stream(place: Place) -> None:
-    code, _, complained = place.with_stdin("1\nbad\n3\n", "stream", "kinds", "Do.Total", "-")
+def test_invalid_line_of_stdin_ends_the_stream(sites: TwoSites) -> None:
+    code, _, stderr = sites.micro_with_stdin("1\nbad\n3\n", "stream", "kinds", "Do.Total", "-")
     assert code == 2
-    assert "not JSON" in complained
+    assert "not valid JSON" in stderr
 
 
-def test_stdin_that_cannot_be_read_ends_the_stream(place: Place) -> None:
-    done = place.micro("stream", "kinds", "Do.Total", "-", stdin="1")  # a file of the test's, without a descriptor
+def test_unreadable_stdin_ends_the_stream(sites: TwoSites) -> None:
+    done = sites.micro(
+        "stream", "kinds", "Do.Total", "-", stdin="1"
+    )  # CliRunner provides a stdin without a file descriptor.
     assert done.exit_code == 2
-    assert "stdin cannot be read" in done.stderr
+    assert "cannot read standard input" in done.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_a_command_that_is_ended_cancels_the_handler_behind_two_nodes(
-    place: Place, number: signal.Signals, code: int
+def test_terminated_command_cancels_the_handler_behind_two_nodes(
+    sites: TwoSites, number: signal.Signals, code: int
 ) -> None:
-    begun, cancelled = place.said("wait has begun"), place.said("wait was cancelled")
-    call = place.start("call", "kinds", "Do.Wait", "--timeout", "60")
-    place.service.wait_for(lambda lines: lines.count("wait has begun") > begun)
+    started, cancelled = sites.printed("wait started"), sites.printed("wait was cancelled")
+    call = sites.start("call", "kinds", "Do.Wait", "--timeout", "60")
+    sites.service.wait_for(lambda lines: lines.count("wait started") > started)
     call.send_signal(number)
     assert call.wait(timeout=10) == code
     call.communicate()
-    place.service.wait_for(lambda lines: lines.count("wait was cancelled") > cancelled)
+    sites.service.wait_for(lambda lines: lines.count("wait was cancelled") > cancelled)
 
 
-def test_a_reader_that_goes_away_cancels_the_stream(place: Place) -> None:
-    cancelled = place.said("count was cancelled")
-    stream = place.start("stream", "kinds", "Do.Count", "to=1000000")
+def test_closed_pipe_cancels_the_stream(sites: TwoSites) -> None:
+    cancelled = sites.printed("count was cancelled")
+    stream = sites.start("stream", "kinds", "Do.Count", "to=1000000")
     assert first_line(stream.stdout) == "0"
     assert stream.stdout is not None
     stream.stdout.close()
@@ -319,31 +321,31 @@ def test_a_reader_that_goes_away_cancels_the_stream(place: Place) -> None:
     assert stream.stderr is not None
     with stream.stdin, stream.stderr:
         assert (stream.wait(timeout=30), stream.stderr.read()) == (0, "")
-    place.service.wait_for(lambda lines: lines.count("count was cancelled") > cancelled)
+    sites.service.wait_for(lambda lines: lines.count("count was cancelled") > cancelled)
 
 
-def test_a_subscriber_that_is_terminated_withdraws(place: Place) -> None:
-    subscriber = place.start("subscribe", "orders.created", "--json")
+def test_terminated_subscriber_withdraws_its_registration(sites: TwoSites) -> None:
+    subscriber = sites.start("subscribe", "orders.created", "--json")
     assert first_line(subscriber.stderr).startswith("subscribed to")
-    published = place.micro("publish", "orders.created", "number=7", "--json")
+    published = sites.micro("publish", "orders.created", "number=7", "--json")
     assert json.loads(published.stdout)["topic"] == "orders.created"
     assert json.loads(first_line(subscriber.stdout))["message"] == {"number": 7}
 
     def subscribers() -> list[str]:
-        found = place.lab.json(place.us, "network", "services")["services"]
+        found = sites.lab.json(sites.us, "network", "services")["services"]
         return [entry["service"] for entry in found if entry["service"].startswith("micro.cli.subscriber.")]
 
-    place.lab.until(lambda: len(subscribers()) == 1, "it is registered")
+    sites.lab.until(lambda: len(subscribers()) == 1, "the subscriber is registered")
     subscriber.send_signal(signal.SIGTERM)
     assert subscriber.wait(timeout=10) == 143
     subscriber.communicate()
-    began = time.monotonic()
-    place.lab.until(lambda: not subscribers(), "it is withdrawn")
-    assert time.monotonic() - began < 10.0, "withdrawn, where its lease would stand for 30 s"
+    started = time.monotonic()
+    sites.lab.until(lambda: not subscribers(), "the subscriber is withdrawn")
+    assert time.monotonic() - started < 10.0, "withdrawn before its lease of 30 s expires"
 
 
 @pytest.mark.parametrize(
-    ("words", "schema", "keys"),
+    ("arguments", "schema", "keys"),
     [
         (["call", "kinds", "Do.Move", "x=1"], "micro.call/1", {"service", "endpoint", "response"}),
         (["stream", "kinds", "Do.Count", "to=1"], "micro.stream/1", {"item"}),
@@ -364,27 +366,27 @@ def test_a_subscriber_that_is_terminated_withdraws(place: Place) -> None:
         (["version"], "micro.version/1", {"version", "contract", "wire"}),
     ],
 )
-def test_every_command_says_the_same_to_programs_in_one_object(
-    place: Place, words: list[str], schema: str, keys: set[str]
+def test_json_output_is_one_object_with_a_schema(
+    sites: TwoSites, arguments: list[str], schema: str, keys: set[str]
 ) -> None:
-    done = place.micro(*words, "--json")
+    done = sites.micro(*arguments, "--json")
     assert done.exit_code == 0, done.stderr
     (line,) = done.stdout.splitlines()
-    told = json.loads(line)
-    assert told["schema"] == schema
-    assert keys <= set(told)
-    assert "\x1b" not in place.micro(*words).stdout, "no colours where nobody looks"
+    printed = json.loads(line)
+    assert printed["schema"] == schema
+    assert keys <= set(printed)
+    assert "\x1b" not in sites.micro(*arguments).stdout, "no colours without a terminal"
 
 
 @pytest.mark.parametrize("proxy", ["go.micro.network", "{address}", "{host_and_port}"])
-def test_the_proxy_is_named_as_a_service_or_as_an_address(place: Place, proxy: str) -> None:
-    written = proxy.format(address=place.us.address, host_and_port=place.us.address.removeprefix("tcp://"))
-    done = place.micro("call", "kinds", "Do.Move", "x=1", proxy=written)
+def test_proxy_is_given_by_service_name_or_by_address(sites: TwoSites, proxy: str) -> None:
+    value = proxy.format(address=sites.us.address, host_and_port=sites.us.address.removeprefix("tcp://"))
+    done = sites.micro("call", "kinds", "Do.Move", "x=1", proxy=value)
     assert json.loads(done.stdout) == {"x": 2, "y": 0}, done.stderr
 
 
-def test_without_a_proxy_only_the_site_is_called_and_the_way_out_is_told(place: Place) -> None:
-    done = place.micro("call", "kinds", "Do.Move", "x=1", proxy="")
+def test_without_a_proxy_only_the_site_is_called_and_a_hint_is_shown(sites: TwoSites) -> None:
+    done = sites.micro("call", "kinds", "Do.Move", "x=1", proxy="")
     assert done.exit_code == 4
     assert "MICRO_PROXY=go.micro.network" in done.stderr
     assert "(asked: registry:local)" in done.stderr

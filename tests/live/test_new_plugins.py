@@ -1,4 +1,4 @@
-"""What `micro plugin new` writes, as its author meets it: installed beside core's wheel, checked, tested and used."""
+"""Installs, checks, tests and uses the packages that `micro plugin new` writes, with core installed from its wheel."""
 
 from __future__ import annotations
 
@@ -22,57 +22,57 @@ Done = subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with core from its wheel, templates and all, and what core needs from this test's own."""
-    place = tmp_path_factory.mktemp("author")
-    venv.create(place / "environment", symlinks=True)
-    python = place / "environment" / "bin" / "python"
-    wheels = place / "wheels"
+    """Create an environment with core installed from its wheel. Other packages come from the current environment."""
+    directory = tmp_path_factory.mktemp("author")
+    venv.create(directory / "environment", symlinks=True)
+    python = directory / "environment" / "bin" / "python"
+    wheels = directory / "wheels"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     options = ["--no-deps", "--no-build-isolation"]
     subprocess.run([*pip, "wheel", *options, "-w", str(wheels), str(ROOT)], check=True, timeout=120)
     (wheel,) = wheels.glob("micro_network-*.whl")
     subprocess.run([*pip, "--python", str(python), "install", "--no-deps", str(wheel)], check=True, timeout=120)
-    (site,) = (place / "environment" / "lib").glob("python*/site-packages")
-    # A plain path: packages are found there, and what the editable installs of this house do at start-up is not.
-    (site / "below.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (site,) = (directory / "environment" / "lib").glob("python*/site-packages")
+    # A plain path makes the packages importable, but does not run the import hooks of editable installs.
+    (site / "inherited.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
 
 
 @pytest.fixture
 def author(python: Path, tmp_path: Path) -> Callable[..., Done]:
-    """Run Python in that environment, in an empty directory; what fails is shown."""
+    """Return a function that runs Python in that environment, in an empty directory, and checks the exit code."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("MICRO_", "PYTHON"))}
     environ |= {"MICRO_STATE_DIR": str(tmp_path / "state"), "PIP_NO_INDEX": "1"}
 
-    def run(*words: str, directory: Path = tmp_path, code: int = 0) -> Done:
+    def run(*arguments: str, directory: Path = tmp_path, code: int = 0) -> Done:
         done = subprocess.run(
-            [python, *words], cwd=directory, env=environ, capture_output=True, text=True, timeout=400, check=False
+            [python, *arguments], cwd=directory, env=environ, capture_output=True, text=True, timeout=400, check=False
         )
-        assert done.returncode == code, f"{' '.join(words)}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code, f"{' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
         return done
 
     return run
 
 
 def check(
-    author: Callable[..., Done], python: Path, place: Path, plugin: str, site: Path, *, is_verified: bool = False
+    author: Callable[..., Done], python: Path, package: Path, plugin: str, site: Path, *, is_verified: bool = False
 ) -> None:
-    """Install the package into a directory of its own, so that several do not meet; check, test and look at it.
+    """Install the package into a directory of its own, then type-check, test and inspect it.
 
-    `is_verified`: run the kit a second time, as `micro plugin verify` does.
+    With `is_verified`, the kit is run a second time, by `micro plugin verify`.
     """
     pip = ("-m", "pip", "--disable-pip-version-check", "-q")
-    author(*pip, "install", "--no-deps", "--no-build-isolation", "--target", str(site), str(place))
-    shutil.rmtree(place / "build", ignore_errors=True)
+    author(*pip, "install", "--no-deps", "--no-build-isolation", "--target", str(site), str(package))
+    shutil.rmtree(package / "build", ignore_errors=True)
 
-    # One cache for all: most of what is checked is core.
+    # All packages share one cache, because most of the checked code is core.
     mypy = [sys.executable, "-m", "mypy", "--python-executable", str(python), "--cache-dir", str(python.parents[2])]
-    typed = subprocess.run(mypy, cwd=place, capture_output=True, text=True, timeout=400, check=False)
+    typed = subprocess.run(mypy, cwd=package, capture_output=True, text=True, timeout=400, check=False)
     assert typed.returncode == 0, typed.stdout
 
     use = f"import site; site.addsitedir({str(site)!r}); import runpy, sys; sys.argv[:] = sys.argv[1:]; "
     module = use + "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
-    tested = author("-c", module, "pytest", "-p", "no:cacheprovider", directory=place)
+    tested = author("-c", module, "pytest", "-p", "no:cacheprovider", directory=package)
     assert "passed" in tested.stdout
     assert "failed" not in tested.stdout
 
@@ -90,7 +90,7 @@ def check(
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_new_plugin_installs_is_typed_and_passes_its_kit_at_once(
+def test_generated_plugin_passes_type_checks_and_its_kit(
     author: Callable[..., Done], python: Path, tmp_path: Path, kind: str
 ) -> None:
     author("-m", "micro_core", "plugin", "new", kind, "acme", "--dir", "acme")
@@ -98,13 +98,13 @@ def test_a_new_plugin_installs_is_typed_and_passes_its_kit_at_once(
 
 
 @pytest.mark.timeout(600)
-def test_the_plugin_by_somebody_else_is_typed_and_passes_its_kit(
+def test_third_party_plugin_passes_type_checks_and_its_kit(
     author: Callable[..., Done], python: Path, tmp_path: Path
 ) -> None:
-    place = tmp_path / "share"
+    package = tmp_path / "share"
     shutil.copytree(
-        ROOT / "examples/third_party/share_registry", place, ignore=shutil.ignore_patterns("build", "*.egg-info")
+        ROOT / "examples/third_party/share_registry", package, ignore=shutil.ignore_patterns("build", "*.egg-info")
     )
-    written = [line for line in (place / "src/micro_share_registry/store.py").read_text().splitlines() if line.strip()]
-    assert len(written) < 100, "the page says so"
-    check(author, python, place, "registry:share", tmp_path / "site", is_verified=True)
+    code = [line for line in (package / "src/micro_share_registry/store.py").read_text().splitlines() if line.strip()]
+    assert len(code) < 100, "the README states this limit"
+    check(author, python, package, "registry:share", tmp_path / "site", is_verified=True)

@@ -49,7 +49,7 @@ address = "tcp://127.0.0.1:{eu}"
 
 [nodes.eu]
 listen = "none"
-parts = ["registry", "broker", "tunnel", "router", "proxy"]
+components = ["registry", "broker", "tunnel", "router", "proxy"]
 
 [services.greeter]
 command = ["python", "greeter.py"]
@@ -164,12 +164,12 @@ def test_a_process_that_dies_is_named_the_others_go_on_and_the_exit_code_says_so
         TWO_SITES + '\n[services.brief]\nsite = "us"\nready = ""\ncommand = ["python", "-c", "raise SystemExit(7)"]'
     )
     up = upper.start()
-    up.wait_for(said("brief   | ended by itself: exit code 7"), timeout_s=60)
+    up.wait_for(said("brief   | exited unexpectedly: exit code 7"), timeout_s=60)
     up.wait_for(said("all ready"), timeout_s=60)
     upper.lab.until(lambda: upper.hello("us", "John") == "Hello John", "the others go on")
     up.child.send_signal(signal.SIGINT)
     assert up.child.wait(timeout=40) == 1
-    up.wait_for(said("and not well: brief"))
+    up.wait_for(said("exited unexpectedly with an error: brief"))
 
 
 def test_a_process_is_started_again_where_the_file_says_so(upper: Upper) -> None:
@@ -185,7 +185,7 @@ def test_a_process_is_started_again_where_the_file_says_so(upper: Upper) -> None
     ]
     (greeter,) = children
     os.kill(greeter, signal.SIGKILL)
-    up.wait_for(said("ended by itself: killed by SIGKILL; starting again"))
+    up.wait_for(said("exited unexpectedly: killed by SIGKILL; restarting"))
     up.wait_for(lambda lines: sum("greeter | ready" in line for line in lines) == 2)
     up.child.send_signal(signal.SIGINT)
     assert up.child.wait(timeout=40) == 0, "\n".join(up.lines)
@@ -195,7 +195,7 @@ def test_what_ends_before_it_is_ready_ends_all(upper: Upper) -> None:
     upper.write(TWO_SITES + '\n[services.broken]\nsite = "eu"\ncommand = ["python", "-c", "print(42)"]')
     up = upper.start()
     assert up.child.wait(timeout=90) == 1
-    up.wait_for(said("broken ended before it was ready"))
+    up.wait_for(said("broken exited before it was ready"))
     assert processes_of(f"MICRO_CONFIG={upper.directory}") == []
 
 
