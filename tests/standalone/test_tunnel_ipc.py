@@ -1,4 +1,4 @@
-"""A tunnel used from beside: sessions, links and backpressure through its door, over a Unix socket."""
+"""The tunnel of another process: sessions, links and backpressure through its IPC server, over a Unix socket."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from micro_core.contract import (
 from micro_core.contract.tunnel import LinkDown, LinkEvent, LinkUp
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
-from micro_core.standalone.tunnel import protocol as door_wire
+from micro_core.standalone.tunnel import protocol as ipc
 from micro_core.standalone.tunnel.client import RemoteTunnel
 from micro_core.standalone.tunnel.ipc_server import TunnelDoor
 from micro_core.tunnel.identity import NodeIdentity
@@ -48,7 +48,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @dataclass
 class Reader:
-    """A receiver that remembers."""
+    """A receiver that records what it receives."""
 
     session: Session
     data: bytearray = field(default_factory=bytearray)
@@ -68,23 +68,23 @@ class Reader:
         self.is_paused = False
 
     def socket_lost(self, error: MicroError) -> None:
-        assert self.error is None, "told twice"
+        assert self.error is None, "socket_lost was called twice"
         self.error = error
 
 
 @dataclass
 class Site:
-    """Two linked nodes, `near` with a door; `visitor()` is another process of `near`."""
+    """Two linked nodes. `near` has an IPC server; `client()` returns a client of it, as in another process."""
 
     directory: Path
     near: TunnelHost
     far: TunnelHost
     transport: UnixTransport
     counters: CountersInMemory
-    door: TunnelDoor
-    visitors: list[RemoteTunnel] = field(default_factory=list)
+    server: TunnelDoor
+    clients: list[RemoteTunnel] = field(default_factory=list)
 
-    def make_door(self) -> TunnelDoor:
+    def make_server(self) -> TunnelDoor:
         return TunnelDoor(
             tunnel=self.near,
             network=NETWORK,
@@ -96,14 +96,14 @@ class Site:
             counters=self.counters,
         )
 
-    async def open_door(self) -> None:
-        await self.door.start(self.transport, f"unix://{self.directory}/door")
+    async def start_server(self) -> None:
+        await self.server.start(self.transport, f"unix://{self.directory}/ipc")
 
-    async def visitor(self, *, token: str = TOKEN, connect: bool = True) -> RemoteTunnel:
+    async def client(self, *, token: str = TOKEN, connect: bool = True) -> RemoteTunnel:
         async def find() -> str:
-            return f"unix://{self.directory}/door"
+            return f"unix://{self.directory}/ipc"
 
-        visitor = RemoteTunnel(
+        client = RemoteTunnel(
             find=find,
             transport=self.transport,
             network=NETWORK,
@@ -113,11 +113,11 @@ class Site:
             logger=LOG,
             counters=CountersInMemory(),
         )
-        self.visitors.append(visitor)
+        self.clients.append(client)
         if connect:
             async with asyncio.timeout(PATIENCE_S):
-                await visitor.connect()
-        return visitor
+                await client.connect()
+        return client
 
 
 def context(name: str, directory: Path) -> DriverContext:
@@ -155,52 +155,52 @@ async def site() -> AsyncIterator[Site]:
         near, far = await host("near", directory), await host("far", directory)
         transport = UnixTransport(UnixOptions(), context("near", directory))
         site = Site(directory, near, far, transport, CountersInMemory(), None)  # type: ignore[arg-type]
-        near.set_event_handler(lambda event: site.door.handle_link_event(event))
-        site.door = site.make_door()
-        await site.open_door()
+        near.set_event_handler(lambda event: site.server.handle_link_event(event))
+        site.server = site.make_server()
+        await site.start_server()
         await near.link_to("memory://far")
         yield site
-        for visitor in site.visitors:
-            await visitor.close()
-        await site.door.close()
+        for client in site.clients:
+            await client.close()
+        await site.server.close()
         for made in (near, far):
             await made.close()
         await transport.close()
 
 
-async def test_a_visitor_knows_the_node_and_its_links(site: Site) -> None:
-    visitor = await site.visitor()
-    assert visitor.node_id == site.near.node_id
-    assert visitor.facts["name"] == "near"
-    (link,) = visitor.links()
+async def test_client_receives_the_node_and_its_links(site: Site) -> None:
+    client = await site.client()
+    assert client.node_id == site.near.node_id
+    assert client.facts["name"] == "near"
+    (link,) = client.links()
     (own,) = site.near.links()
     assert (link.peer, link.peer_name, link.driver, link.dialed) == (own.peer, "far", "memory", True)
     assert link.up_since == pytest.approx(own.up_since, abs=5.0)
 
 
-async def test_a_session_through_the_door_carries_bytes_both_ways_and_ends_with_its_reason(site: Site) -> None:
+async def test_relayed_session_carries_data_in_both_directions_and_the_reason_of_its_end(site: Site) -> None:
     accepted: list[Reader] = []
     site.far.listen("rpc", lambda session: accepted.append(Reader(session)))
-    visitor = await site.visitor()
-    here = Reader(visitor.dial("rpc", peer=site.far.node_id))
+    client = await site.client()
+    near_end = Reader(client.dial("rpc", peer=site.far.node_id))
     body = bytes(range(256)) * 1_000
-    here.session.write(body)
+    near_end.session.write(body)
     await until(lambda: bool(accepted) and bytes(accepted[0].data) == body)
     assert accepted[0].session.peer == site.near.node_id
     accepted[0].session.write(body[::-1])
-    await until(lambda: bytes(here.data) == body[::-1])
+    await until(lambda: bytes(near_end.data) == body[::-1])
     await accepted[0].session.close()
-    await until(lambda: here.error is not None)
-    assert isinstance(here.error, Ended)
+    await until(lambda: near_end.error is not None)
+    assert isinstance(near_end.error, Ended)
 
 
-async def test_a_visitor_accepts_the_sessions_that_peers_open(site: Site) -> None:
+async def test_client_accepts_sessions_of_peers(site: Site) -> None:
     accepted: list[Reader] = []
-    visitor = await site.visitor()
-    visitor.listen("rpc", lambda session: accepted.append(Reader(session)))
+    client = await site.client()
+    client.listen("rpc", lambda session: accepted.append(Reader(session)))
 
     async def opened() -> Reader:
-        # The door opens in its own time; until then peers are refused, as by any node that does not listen.
+        # The client starts to listen in the background. Until then peers are refused.
         while True:
             there = Reader(site.far.dial("rpc", peer=site.near.node_id))
             there.session.write(b"hello")
@@ -217,7 +217,7 @@ async def test_a_visitor_accepts_the_sessions_that_peers_open(site: Site) -> Non
     await until(lambda: there.error is not None)
 
 
-async def test_a_peer_that_does_not_read_holds_back_the_visitor_and_nobody_s_memory(site: Site) -> None:
+async def test_peer_that_does_not_read_pauses_the_client_within_a_memory_bound(site: Site) -> None:
     accepted: list[Reader] = []
 
     def accept(session: Session) -> None:
@@ -225,138 +225,140 @@ async def test_a_peer_that_does_not_read_holds_back_the_visitor_and_nobody_s_mem
         accepted.append(Reader(session))
 
     site.far.listen("rpc", accept)
-    visitor = await site.visitor()
-    here = Reader(visitor.dial("rpc", peer=site.far.node_id))
+    client = await site.client()
+    near_end = Reader(client.dial("rpc", peer=site.far.node_id))
     piece, written = b"x" * 65_536, 0
     async with asyncio.timeout(PATIENCE_S):
-        while not here.is_paused or written < 10 * len(piece):
-            if not here.is_paused:
-                here.session.write(piece)
+        while not near_end.is_paused or written < 10 * len(piece):
+            if not near_end.is_paused:
+                near_end.session.write(piece)
                 written += len(piece)
             await asyncio.sleep(0)
-            assert written < 64 * 1024 * 1024, "nothing holds the writer back"
-    # It stays so while nobody reads.
+            assert written < 64 * 1024 * 1024, "the writer is not paused"
+    # The writer stays paused while the peer does not read.
     await asyncio.sleep(0.05)
-    assert here.is_paused
+    assert near_end.is_paused
     accepted[0].session.resume_reading()
     await until(lambda: len(accepted[0].data) == written)
-    await until(lambda: not here.is_paused)
+    await until(lambda: not near_end.is_paused)
 
 
-async def test_a_refused_session_is_told_and_one_without_a_link_is_refused_at_once(site: Site) -> None:
-    visitor = await site.visitor()
-    here = Reader(visitor.dial("nobody.listens", peer=site.far.node_id))
-    await until(lambda: here.error is not None)
+async def test_refused_session_ends_with_an_error_and_one_without_link_is_refused_at_once(site: Site) -> None:
+    client = await site.client()
+    near_end = Reader(client.dial("no.listener", peer=site.far.node_id))
+    await until(lambda: near_end.error is not None)
     with pytest.raises(Unreachable, match="no link"):
-        visitor.dial("rpc", peer="a" * 32)
+        client.dial("rpc", peer="a" * 32)
 
 
-async def test_links_that_end_and_come_are_told(site: Site) -> None:
-    told: list[str] = []
+async def test_links_that_end_and_return_are_reported(site: Site) -> None:
+    events: list[str] = []
 
     def note(event: LinkEvent) -> None:
         match event:
             case LinkUp(link):
-                told.append(f"up {link.peer_name}")
+                events.append(f"up {link.peer_name}")
             case LinkDown(link):
-                told.append(f"down {link.peer_name}")
+                events.append(f"down {link.peer_name}")
 
-    visitor = await site.visitor(connect=False)
-    visitor.set_event_handler(note)
-    await visitor.connect()
-    assert told == ["up far"]
-    await visitor.unlink(site.far.node_id)
-    await until(lambda: told == ["up far", "down far"])
-    assert visitor.links() == []
+    client = await site.client(connect=False)
+    client.set_event_handler(note)
+    await client.connect()
+    assert events == ["up far"]
+    await client.unlink(site.far.node_id)
+    await until(lambda: events == ["up far", "down far"])
+    assert client.links() == []
     await site.near.link_to("memory://far")
-    await until(lambda: told == ["up far", "down far", "up far"])
+    await until(lambda: events == ["up far", "down far", "up far"])
 
 
-async def test_a_door_that_goes_takes_links_and_sessions_along_and_is_found_again(site: Site) -> None:
-    told: list[str] = []
+async def test_stopped_server_ends_links_and_sessions_and_is_found_again(site: Site) -> None:
+    events: list[str] = []
     accepted: list[Session] = []
-    visitor = await site.visitor(connect=False)
-    visitor.set_event_handler(lambda event: told.append("up" if isinstance(event, LinkUp) else "down"))
-    visitor.on_away(lambda error: told.append("here" if error is None else "away"))
-    visitor.listen("rpc", accepted.append)
-    await visitor.connect()
+    client = await site.client(connect=False)
+    client.set_event_handler(lambda event: events.append("up" if isinstance(event, LinkUp) else "down"))
+    client.on_away(lambda error: events.append("here" if error is None else "away"))
+    client.listen("rpc", accepted.append)
+    await client.connect()
     there: list[Reader] = []
     site.far.listen("x", lambda session: there.append(Reader(session)))
-    here = Reader(visitor.dial("x", peer=site.far.node_id))
+    near_end = Reader(client.dial("x", peer=site.far.node_id))
     await until(lambda: bool(there))
-    await site.door.close()
-    await until(lambda: here.error is not None)
-    assert isinstance(here.error, LinkLost)
-    await until(lambda: told[-1] == "down")
+    await site.server.close()
+    await until(lambda: near_end.error is not None)
+    assert isinstance(near_end.error, LinkLost)
+    await until(lambda: events[-1] == "down")
     with pytest.raises(Unreachable):
-        visitor.dial("x", peer=site.far.node_id)
-    site.door = site.make_door()
-    await site.open_door()
-    await until(lambda: told[-1] == "up")
-    assert told.count("here") == 2
+        client.dial("x", peer=site.far.node_id)
+    site.server = site.make_server()
+    await site.start_server()
+    await until(lambda: events[-1] == "up")
+    assert events.count("here") == 2
 
-    def asked() -> bool:
+    def opened() -> bool:
         Reader(site.far.dial("rpc", peer=site.near.node_id))
         return bool(accepted)
 
-    await until(asked)
+    await until(opened)
 
 
-async def test_a_visitor_with_another_token_is_refused_and_nothing_is_done_for_it(site: Site) -> None:
+async def test_client_with_another_token_is_refused(site: Site) -> None:
     reasons: list[MicroError | None] = []
-    stranger = await site.visitor(token="another", connect=False)
-    stranger.on_away(reasons.append)
-    connecting = asyncio.get_running_loop().create_task(stranger.connect())
+    intruder = await site.client(token="another", connect=False)
+    intruder.on_away(reasons.append)
+    connecting = asyncio.get_running_loop().create_task(intruder.connect())
     await until(lambda: bool(reasons))
     assert "token" in str(reasons[0])
-    assert stranger.links() == []
+    assert intruder.links() == []
     assert site.counters.values["tunnel_door_requests_refused"] >= 1
     connecting.cancel()
     await asyncio.gather(connecting, return_exceptions=True)
 
 
 @pytest.mark.parametrize(
-    "said",
+    "data",
     [
         b"GET / HTTP/1.1\r\n\r\n",
-        door_wire.encode(door_wire.Kind.DATA, b"early"),
+        ipc.encode(ipc.Kind.DATA, b"early"),
         b"\x01\xff\xff\xff\xff",
-        door_wire.encode(door_wire.Kind.REQUEST, b"\xc1"),
-        door_wire.encode_map(door_wire.Kind.REQUEST, {"verb": "watch"}),
+        ipc.encode(ipc.Kind.REQUEST, b"\xc1"),
+        ipc.encode_map(ipc.Kind.REQUEST, {"verb": "watch"}),
     ],
 )
-async def test_what_is_no_request_ends_the_visit(site: Site, said: bytes) -> None:
-    socket: Any = await site.transport.dial(site.door.address, timeout_s=3)
+async def test_invalid_request_ends_the_connection(site: Site, data: bytes) -> None:
+    socket: Any = await site.transport.dial(site.server.address, timeout_s=3)
     reader = Reader(socket)
     await until(lambda: bool(reader.data))
-    socket.write(said)
+    socket.write(data)
     await until(lambda: reader.error is not None)
     assert site.counters.values["tunnel_door_requests_refused"] == 1
 
 
-def test_pieces_are_put_together_wherever_they_are_cut() -> None:
-    said = door_wire.encode_data(b"y" * 150_000) + door_wire.encode(door_wire.Kind.END)
+def test_messages_are_decoded_wherever_they_are_split() -> None:
+    encoded = ipc.encode_data(b"y" * 150_000) + ipc.encode(ipc.Kind.END)
     for step in (1, 7, 70_000):
-        reader = door_wire.Reader()
+        reader = ipc.Reader()
         found = [
-            message for start in range(0, len(said), step) for message in reader.receive(said[start : start + step])
+            message
+            for start in range(0, len(encoded), step)
+            for message in reader.receive(encoded[start : start + step])
         ]
-        assert b"".join(payload for kind, payload in found if kind is door_wire.Kind.DATA) == b"y" * 150_000
-        assert found[-1] == (door_wire.Kind.END, b"")
+        assert b"".join(payload for kind, payload in found if kind is ipc.Kind.DATA) == b"y" * 150_000
+        assert found[-1] == (ipc.Kind.END, b"")
 
 
-def test_a_length_beyond_the_bound_is_refused_before_it_is_buffered() -> None:
+def test_oversized_message_is_refused_before_it_is_buffered() -> None:
     with pytest.raises(Malformed):
-        door_wire.Reader().receive(b"\x03\x00\x02\x00\x00")
+        ipc.Reader().receive(b"\x03\x00\x02\x00\x00")
 
 
-async def test_closing_a_session_here_ends_it_there(site: Site) -> None:
+async def test_local_close_ends_the_session_at_the_peer(site: Site) -> None:
     accepted: list[Reader] = []
     site.far.listen("rpc", lambda session: accepted.append(Reader(session)))
-    visitor = await site.visitor()
-    here = Reader(visitor.dial("rpc", peer=site.far.node_id))
-    here.session.write(b"last words")
-    await here.session.close()
-    assert isinstance(here.error, Closed)
+    client = await site.client()
+    near_end = Reader(client.dial("rpc", peer=site.far.node_id))
+    near_end.session.write(b"final data")
+    await near_end.session.close()
+    assert isinstance(near_end.error, Closed)
     await until(lambda: bool(accepted) and accepted[0].error is not None)
-    assert bytes(accepted[0].data) == b"last words"
+    assert bytes(accepted[0].data) == b"final data"
