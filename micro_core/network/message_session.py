@@ -43,7 +43,7 @@ class MessageReader:
         self._has_ended = False
 
     def data_received(self, data: bytes) -> None:
-        """Decode messages and hand them to the receiver."""
+        """Decode messages and hand them to the receiver. A Malformed message is reported to `refused`, not raised."""
         if self._has_ended:
             return
         self._incomplete += data

@@ -92,7 +92,6 @@ class Network:
         self._graph = Graph(record)
         self._peers = Peers(tuple(seeds), options or PeerOptions(), environment.random)
         self._writers: dict[str, MessageWriter] = {}
-        self._dialed: dict[str, str] = {}
         self._failures: dict[str, str] = {}
         self._tasks = BackgroundTasks(
             component="network",
@@ -105,7 +104,7 @@ class Network:
         self._renew_at = 0.0
         self._report_handler: Callable[[str], None] | None = None
 
-    # ------------------------------------------------------------------ life
+    # -------------------------------------------------------------- lifecycle
 
     async def connect(self) -> None:
         """Open the channels, start the tunnel, keep the seeds linked, query the resolvers.
@@ -193,15 +192,15 @@ class Network:
 
     def _link_moved(self, link: LinkInfo) -> None:
         """Continue over a link of another driver. The neighbour is the same, so its records are kept."""
-        before = self._writers.get(link.peer)
+        previous = self._writers.get(link.peer)
         self._report(f"moved to {link.driver}: {link.peer_name} ({link.site}) at {link.remote}{_reason_suffix(link)}")
         try:
             self._writers[link.peer] = self._open_writer(link.peer)
         except Unreachable:
             self._counters.add("network_links_lost_at_start")
             return
-        if before is not None:
-            self._tasks.start(before.close())
+        if previous is not None:
+            self._tasks.start(previous.close())
         address = link.dialed_address or None
         self._carry_out(self._peers.handle(PeerLinked(link.peer, address, link.rtt_s), self._clock.now()))
         # The neighbour may have lost the old link earlier and dropped its records.

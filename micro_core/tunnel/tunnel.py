@@ -197,7 +197,10 @@ class TunnelHost:
         is_forced: bool,
         timeout_s: float | None = None,
     ) -> NodeLink:
-        """Make one connection attempt: implements `reconnector.DialPath`, and raises the same errors."""
+        """Make one connection attempt: implements `reconnector.DialPath`.
+
+        Raises Unreachable, Unauthorized. A Conflict with an existing link is not raised: that link is returned.
+        """
         existing: list[NodeLink] = []
 
         def admit(peer_id: str, hello: Hello) -> None:
