@@ -13,8 +13,9 @@ from pathlib import Path
 import typer
 
 from micro_core.cli.output import SERVICE_ERROR, UsageError, note, run_guarded, show_error, show_json, show_table
-from micro_core.cli.up_file import ProcessPlan, read_plan
+from micro_core.cli.up_file import read_plan
 from micro_core.cli.up_processes import PrintLine, Processes
+from micro_core.cli.up_tables import ProcessPlan
 from micro_core.contract.errors import ConfigError, MicroError
 
 COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")

@@ -13,22 +13,19 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from micro_core.cli.up_tables import COMPONENTS, NodeTable, ProcessPlan, ServiceTable
 from micro_core.config import Settings, build_options, load_settings
-from micro_core.config.settings import NODE_OPTIONS, NodeSettings
+from micro_core.config.settings import NODE_OPTIONS
 from micro_core.config.sources import key_of, variable_of
 from micro_core.config.toml_lines import lines_of_keys
 from micro_core.config.values import Rank, Value, read_text
-from micro_core.contract.driver import Role, option
+from micro_core.contract.driver import Role
 from micro_core.contract.errors import ConfigError, OptionError
-from micro_core.contract.names import NETWORK_SERVICE
 from micro_core.plugins import Catalog
-
-COMPONENTS = ("registry", "broker", "tunnel", "router", "proxy")
-"""The components of a node that can run as processes of their own, in the order in which they are started."""
 
 MAX_PROCESSES = 256
 MAX_INSTANCES = 64
@@ -44,50 +41,6 @@ _PER_PROCESS = (
     "MICRO_PROXY",
 )
 """Variables that differ between processes. They are not inherited from the shell."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeTable(NodeSettings):
-    """A table [nodes.NAME]: every key of [node], and how the node is run. `name` and `site` default to NAME."""
-
-    components: tuple[str, ...] = option(
-        (), "Run the node as these processes: any of registry, broker, tunnel, router, proxy."
-    )
-    set: tuple[str, ...] = option(
-        (), 'Options of plugins, for the node and the services of its site, e.g. "quic.port=8085".'
-    )
-    restart: bool = option(False, "Restart the process if it exits unexpectedly.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceTable:
-    """A table [services.NAME]."""
-
-    command: tuple[str, ...] | str = option("", "Command to run. `python` is the interpreter of this environment.")
-    site: str = option("", "Site of the service. Optional if the file has only one site.")
-    cwd: str = option("", "Working directory. Default: the directory of the file.")
-    proxy: str = option(
-        NETWORK_SERVICE, "Value of MICRO_PROXY for the service. Empty: its calls go directly to services of its site."
-    )
-    ready: str = option("ready", "Prefix of the output line that reports readiness. Empty: there is no such line.")
-    ready_s: float = option(30.0, "Time limit in seconds for that line.")
-    instances: int = option(1, "Number of instances to run.")
-    restart: bool = option(False, "Restart the process if it exits unexpectedly.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessPlan:
-    """A process to start. Processes start in ascending order of `stage` and stop in descending order."""
-
-    name: str
-    command: tuple[str, ...]
-    environment: Mapping[str, str] = field(repr=False)
-    directory: Path
-    stage: int
-    site: str
-    ready: str = "ready"
-    ready_s: float = 60.0
-    restart: bool = False
 
 
 def read_plan(path: Path, environ: Mapping[str, str] = os.environ) -> list[ProcessPlan]:

@@ -12,7 +12,7 @@ from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import Callable, Sequence
 from itertools import groupby
 
-from micro_core.cli.up_file import ProcessPlan
+from micro_core.cli.up_tables import ProcessPlan
 from micro_core.contract.errors import DeadlineExceeded, MicroError, Unreachable
 
 GRACE_S = 20.0

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from micro_core.cli.up_file import MAX_PROCESSES, ProcessPlan, read_plan
+from micro_core.cli.up_file import MAX_PROCESSES, read_plan
+from micro_core.cli.up_tables import ProcessPlan
 from micro_core.config import load_settings
 from micro_core.contract.errors import ConfigError, MicroError, OptionError, PluginMissing
 

@@ -40,7 +40,7 @@ async def server():
     yield "tcp://acme"
 
 class TestAcme(TableConformance):
-    exceptions = {"test_list_filters_and_has_a_stable_order": "Acme has its own order"}
+    exceptions = {"test_list_is_filtered_and_ordered": "Acme has its own order"}
 
     @pytest.fixture
     def driver_under_test(self, server):
@@ -81,7 +81,7 @@ def test_broken_guarantee_is_reported_with_its_check(process: Any, install: Any)
     assert done.returncode == 9
     assert (report["schema"], report["name"], report["result"]) == ("micro.verification/1", "table:acme", "failed")
     assert (report["distribution"], report["version"]) == ("acme-table", "1.2.3")
-    (broken,) = [check for check in report["checks"] if check["check"] == "test_a_route_comes_back_whole"]
+    (broken,) = [check for check in report["checks"] if check["check"] == "test_route_is_returned_unchanged"]
     assert broken["outcome"] == "failed"
     assert "lookup returns the routes as they were put" in broken["reason"]
     assert report["totals"]["failed"] == len([check for check in report["checks"] if check["outcome"] == "failed"])

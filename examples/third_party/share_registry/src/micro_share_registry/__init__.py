@@ -17,6 +17,7 @@ def create(options: ShareOptions, context: DriverContext) -> Registry:
 
 @hookimpl
 def micro_registry() -> Driver[Registry]:
+    """Describe the driver."""
     return Driver(
         name="share",
         summary="Lets all hosts that mount one directory find each other's services.",

@@ -37,7 +37,7 @@ class ShareFaults(Faults):
 
 
 class TestShareRegistry(RegistryConformance):
-    changes_in_a_storm = 300  # each change is a file
+    burst_changes = 300  # each change is a file
 
     @pytest.fixture
     def driver_under_test(self, tmp_path: Path) -> DriverUnderTest[Registry]:
