@@ -1,4 +1,4 @@
-"""Tasks that nobody awaits while they run: kept, reported when they fail, cancelled when their owner closes."""
+"""Background tasks: references are kept, failures are reported, and all are cancelled when their owner closes."""
 
 from __future__ import annotations
 
