@@ -66,7 +66,7 @@ def test_the_outcome_is_said_for_people_and_for_programs_and_can_be_replayed(tmp
     assert answer["digest"] == json.loads(saved.read_text())["digest"]
     replayed = micro("lab", "replay", str(saved))
     assert replayed.exit_code == 0
-    assert "the very same happened" in replayed.stdout
+    assert "identical to the saved run" in replayed.stdout
     saved.write_text(saved.read_text().replace(answer["digest"], "0" * 32))
     assert micro("lab", "replay", str(saved)).exit_code == 9
 
