@@ -48,10 +48,10 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
 """By heading: a sentence, and what is told by file of the contract."""
 
 TESTING: dict[str, tuple[str, ...]] = {
-    "subject.py": ("DriverUnderTest", "Faults"),
-    "harness.py": ("Harness", "context"),
-    "server.py": ("ServerProcess", "free_port"),
-    "waiting.py": ("until", "within"),
+    "kit/driver_under_test.py": ("DriverUnderTest", "Faults"),
+    "kit/harness.py": ("Harness", "context"),
+    "kit/server.py": ("ServerProcess", "free_port"),
+    "kit/waiting.py": ("until", "within"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The reference pages of the roles: a hand-written introduction, then the contract's own words, then the kit's parts."""
+"""The reference pages of the roles: a hand-written introduction, then the contract's own words, then the kit's checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from micro_core.contract import Role
 from micro_core.testing import CAPABILITIES, Conformance, Faults
-from micro_core.testing.kit.conformance import needs_of
+from micro_core.testing.kit.conformance import requirements_of
 from micro_core.testing.verify import KITS
 
 ROOT = Path(__file__).parents[1]
@@ -114,18 +114,18 @@ def kit_section(role: Role) -> list[str]:
     lines = [
         "## The kit",
         "",
-        f"`micro_core.testing.{kit.__name__}`: inherit it, supply the fixture `driver_under_test`. Its parts, each a test:",
+        f"`micro_core.testing.{kit.__name__}`: inherit it and supply the fixture `driver_under_test`. Its checks:",
         "",
-        "| part | demanded |",
+        "| check | required |",
         "|---|---|",
     ]
-    parts = {name: part for name, part in inspect.getmembers(kit, inspect.isfunction) if name.startswith("test_")}
-    for name, part in sorted(parts.items(), key=lambda item: (rank(item[1]), place_of(kit, item[1]))):
-        lines.append(f"| {name.removeprefix('test_').replace('_', ' ')} | {demanded(part)} |")
-    verbs = [name for name, _ in inspect.getmembers(Faults, inspect.iscoroutinefunction)]
-    lines += ["", "The verbs of the fault handle, each written as far as the back end allows:", ""]
-    lines += [f"- `{verb}`: {' '.join((inspect.getdoc(getattr(Faults, verb)) or '').split())}" for verb in verbs]
-    lines += ["", "What fits a kit to its back end, as attributes of the class:", ""]
+    checks = {name: check for name, check in inspect.getmembers(kit, inspect.isfunction) if name.startswith("test_")}
+    for name, check in sorted(checks.items(), key=lambda item: (rank(item[1]), position_of(kit, item[1]))):
+        lines.append(f"| {name.removeprefix('test_').replace('_', ' ')} | {requirement(check)} |")
+    methods = [name for name, _ in inspect.getmembers(Faults, inspect.iscoroutinefunction)]
+    lines += ["", "The methods of the fault handle, to be implemented as far as the back end supports them:", ""]
+    lines += [f"- `{name}`: {' '.join((inspect.getdoc(getattr(Faults, name)) or '').split())}" for name in methods]
+    lines += ["", "Class attributes that adapt the kit to a back end:", ""]
     for owner in kit.__mro__:
         if issubclass(owner, Conformance):
             body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
@@ -135,19 +135,22 @@ def kit_section(role: Role) -> list[str]:
     return lines
 
 
-def rank(part: object) -> int:
-    needs = needs_of(part)
-    return 2 if needs.faults else 1 if needs.capability else 0
+def rank(check: object) -> int:
+    """Return the sort key of a check: required ones first, then those of capabilities, then those that need faults."""
+    requirements = requirements_of(check)
+    return 2 if requirements.faults else 1 if requirements.capability else 0
 
 
-def place_of(kit: type, part: object) -> tuple[int, int]:
-    """The role's own parts first, then those of every kit, in the order in which they are written."""
-    owners = [place for place, owner in enumerate(kit.__mro__) if part in vars(owner).values()]
-    return (owners[0] if owners else 0, inspect.getsourcelines(part)[1])  # type: ignore[arg-type]
+def position_of(kit: type, check: object) -> tuple[int, int]:
+    """Return the sort key of a check: those of the role first, then those of all kits, in the order of the source."""
+    owners = [index for index, owner in enumerate(kit.__mro__) if check in vars(owner).values()]
+    return (owners[0] if owners else 0, inspect.getsourcelines(check)[1])  # type: ignore[arg-type]
 
 
-def demanded(part: object) -> str:
-    needs = needs_of(part)
-    words = [f"with `{needs.capability}`"] if needs.capability else []
-    words += [f"with the faults {', '.join(f'`{verb}`' for verb in needs.faults)}"] if needs.faults else []
-    return " and ".join(words) or "always"
+def requirement(check: object) -> str:
+    """Return for which drivers a check is run."""
+    requirements = requirements_of(check)
+    conditions = [f"with `{requirements.capability}`"] if requirements.capability else []
+    if requirements.faults:
+        conditions.append(f"with the faults {', '.join(f'`{name}`' for name in requirements.faults)}")
+    return " and ".join(conditions) or "always"

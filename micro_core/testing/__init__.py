@@ -1,25 +1,27 @@
-"""Conformance kits: what the author of a driver inherits. One kit a role, one fixture to write.
+"""Conformance kits: tests that the author of a driver inherits. There is one kit per role, and one fixture to write.
 
-    from micro_core.testing import RegistryConformance, DriverUnderTest
+    from micro_core.testing import DriverUnderTest, RegistryConformance
 
     class TestAcmeRegistry(RegistryConformance):
         @pytest.fixture
         def driver_under_test(self, acme_server):
-            return DriverUnderTest(driver=micro_registry(), options=AcmeOptions(url=acme_server.url), faults=AcmeFaults(acme_server))
+            options = AcmeOptions(url=acme_server.url)
+            return DriverUnderTest(driver=micro_registry(), options=options, faults=AcmeFaults(acme_server))
 
-`driver_under_test` may be an asynchronous fixture too. From the `DriverUnderTest` a kit builds as many drivers as a test needs, each with
-a `DriverContext` of its own; those of one test share network, site and state directory, as processes of one site do, and
-no two tests share a network, so one server can serve them all. The tests of a kit are its *parts*:
+`driver_under_test` can also be an asynchronous fixture. From the `DriverUnderTest` a kit creates as many drivers as a test
+needs, each with a `DriverContext` of its own. The drivers of one test share network, site and state directory, like the
+processes of one site. No two tests share a network, so one server can serve all of them. The tests of a kit are called
+*checks*:
 
-- **required**: every promise of the role's Protocol in `micro_core.contract`;
-- **by capability**: what `Driver.capabilities` declares is demanded (the words are in `capabilities`);
-- **faults**: what must hold while the back end is killed, restarted, paused, emptied, or full of garbage. They need a
-  `Faults`: a class whose methods the author writes as far as the back end allows.
+- **required** checks test every guarantee of the role's Protocol in `micro_core.contract`;
+- **capability** checks test what the driver declares in `Driver.capabilities` (the names are in `CAPABILITIES`);
+- **fault** checks test what must hold while the back end is killed, restarted, paused, emptied, or filled with garbage.
+  They need a `Faults` object, whose methods the author implements as far as the back end supports them.
 
-A part that does not apply is skipped with a reason, and reports show it. `exceptions` of a kit's class names parts that
-the driver cannot keep, each with its reason; other class attributes (`lease_s`, `patience_s`) fit a kit to its back end.
+A check that does not apply is skipped, and reports show the reason. `exceptions` of a kit's class lists checks that the
+driver cannot pass, each with a reason. Other class attributes (`lease_s`, `timeout_s`) adapt a kit to its back end.
 
-Kits know `micro_core.contract` and nothing else of the house. They need pytest and pytest-asyncio:
+Kits import `micro_core.contract` and no other package of core. They need pytest and pytest-asyncio:
 `pip install micro-network[testing]`.
 """
 
@@ -30,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from micro_core.testing.broker.checks import BrokerConformance
     from micro_core.testing.kit.capabilities import CAPABILITIES
-    from micro_core.testing.kit.conformance import Conformance, needs
+    from micro_core.testing.kit.conformance import Conformance, requires
     from micro_core.testing.kit.driver_under_test import DriverUnderTest, Faults
     from micro_core.testing.kit.harness import Harness, context
     from micro_core.testing.kit.server import ServerProcess, free_port
@@ -41,11 +43,11 @@ if TYPE_CHECKING:
     from micro_core.testing.transport import TransportConformance
     from micro_core.testing.tunnel import TunnelConformance
 
-_HOMES = {
+_NAMES_BY_MODULE = {
     "kit.harness": ("Harness", "context"),
     "broker.checks": ("BrokerConformance",),
     "kit.capabilities": ("CAPABILITIES",),
-    "kit.conformance": ("Conformance", "needs"),
+    "kit.conformance": ("Conformance", "requires"),
     "registry.checks": ("RegistryConformance",),
     "resolver": ("ResolverConformance",),
     "kit.server": ("ServerProcess", "free_port"),
@@ -55,7 +57,7 @@ _HOMES = {
     "tunnel": ("TunnelConformance",),
     "kit.waiting": ("until", "within"),
 }
-_SHARED = tuple(
+_FURTHER_MODULES = tuple(
     f"{__name__}.{name}"
     for name in (
         "broker.durable",
@@ -68,8 +70,8 @@ _SHARED = tuple(
         "registry.watches",
     )
 )
-"""Where else parts assert."""
-_HOME_OF = {name: f"{__name__}.{home}" for home, names in _HOMES.items() for name in names}
+"""Further modules that contain assertions."""
+_MODULE_OF = {name: f"{__name__}.{module}" for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 __all__ = [
     "CAPABILITIES",
@@ -86,26 +88,27 @@ __all__ = [
     "TunnelConformance",
     "context",
     "free_port",
-    "needs",
+    "requires",
     "until",
     "within",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOME_OF.get(name)
-    if home is None:
+    module = _MODULE_OF.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import sys
     from importlib import import_module
 
     import pytest
 
-    # A failing part then shows the values it compared, as the author's own tests do. All at once: importing one of
-    # them imports others, and pytest warns of those that come too late.
-    every = {*_HOME_OF.values(), *_SHARED}
-    pytest.register_assert_rewrite(*(every - set(sys.modules)))
-    value = getattr(import_module(home), name)
+    # With assertion rewriting, a failing check shows the compared values, as in the author's own tests. All modules are
+    # registered together, because importing one of them imports others, and pytest warns about modules that were
+    # imported before their registration.
+    modules = {*_MODULE_OF.values(), *_FURTHER_MODULES}
+    pytest.register_assert_rewrite(*(modules - set(sys.modules)))
+    value = getattr(import_module(module), name)
     globals()[name] = value
     return value
 

@@ -1,6 +1,7 @@
-"""The built-in drivers and their back ends, as the kits need them: what `micro plugin verify` runs for each of them.
+"""The conformance tests of the built-in drivers, which `micro plugin verify` runs for them.
 
-An author's module of this kind (entry point group `micro.testing`) looks the same: a class a driver, a fixture each.
+The module of a plugin author (entry-point group `micro.testing`) has the same form: one class per driver, each with the
+fixture `driver_under_test`.
 """
 
 from __future__ import annotations
@@ -63,14 +64,14 @@ from micro_core.testing.tunnel import TunnelConformance
 
 
 def _context() -> DriverContext:
-    """A context for what is lent to a driver."""
+    """Return a context for the registry and the transport that a driver gets in its own context."""
     return DriverContext(
         node_id="a" * 32,
         network=f"kit.{secrets.token_hex(6)}",
         site="eu",
         state_dir="",
         clock=SystemClock(),
-        random=random.Random(1),  # noqa: S311 - names of doors, not secrets
+        random=random.Random(1),  # noqa: S311 - not used for secrets
         logger=logging.getLogger("micro.kit"),
         counters=CountersInMemory(),
     )
@@ -80,7 +81,7 @@ def _context() -> DriverContext:
 
 
 class TestMemoryRegistry(RegistryConformance):
-    """`registry:memory`"""
+    """The kit for `registry:memory`."""
 
     lease_s = 0.4
 
@@ -89,8 +90,8 @@ class TestMemoryRegistry(RegistryConformance):
         return DriverUnderTest(driver=memory_registry.micro_registry())
 
 
-class _StrangersFiles(Faults):
-    """Other people's files among the records."""
+class _ForeignFiles(Faults):
+    """Writes files that are not records into the directory of the registry."""
 
     async def garbage(self, context: DriverContext) -> None:
         directory = Path(context.state_dir, "registry", path_part(context.network), path_part(context.site))
@@ -110,32 +111,32 @@ class _StrangersFiles(Faults):
 
 
 class TestLocalRegistry(RegistryConformance):
-    """`registry:local`"""
+    """The kit for `registry:local`."""
 
     lease_s = 0.5
-    changes_in_a_storm = 300  # each is a file that is written
+    burst_changes = 300  # each change writes a file
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Registry]:
         options = LocalRegistryOptions(poll_s=0.02)
-        return DriverUnderTest(driver=local_registry.micro_registry(), options=options, faults=_StrangersFiles())
+        return DriverUnderTest(driver=local_registry.micro_registry(), options=options, faults=_ForeignFiles())
 
 
 # ------------------------------------------------------------------------------- transports
 
 
 class TestMemoryTransport(TransportConformance):
-    """`transport:memory`"""
+    """The kit for `transport:memory`."""
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Transport]:
         driver = memory_transport.micro_transport()
-        faults = _Cut()
-        return DriverUnderTest(driver=dataclasses.replace(driver, create=faults.remembering(driver)), faults=faults)
+        faults = _ConnectionFaults()
+        return DriverUnderTest(driver=dataclasses.replace(driver, create=faults.recording(driver)), faults=faults)
 
 
 class TestTcpTransport(TransportConformance):
-    """`transport:tcp`"""
+    """The kit for `transport:tcp`."""
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Transport]:
@@ -143,32 +144,32 @@ class TestTcpTransport(TransportConformance):
 
 
 class TestUnixTransport(TransportConformance):
-    """`transport:unix`"""
+    """The kit for `transport:unix`."""
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Transport]:
         return DriverUnderTest(driver=unix_transport.micro_transport())
 
 
-class _Cut(Faults):
-    """Pulls the cable of everything that the drivers of a test made."""
+class _ConnectionFaults(Faults):
+    """Breaks all connections of the transports of a test."""
 
     def __init__(self) -> None:
-        self._made: list[Any] = []
+        self._created: list[Any] = []
 
-    def remembering(self, driver: Driver[Any]) -> Any:
-        """The driver's `create`, which remembers what it made."""
+    def recording(self, driver: Driver[Any]) -> Any:
+        """Return the `create` function of a driver, extended to record the drivers that it creates."""
 
         def create(options: Any, context: DriverContext) -> Any:
-            made = driver.create(options, context)
-            self._made.append(made)
-            return made
+            created = driver.create(options, context)
+            self._created.append(created)
+            return created
 
         return create
 
     async def kill(self) -> None:
-        for made in self._made:
-            for socket in list(made.sockets):
+        for transport in self._created:
+            for socket in list(transport.sockets):
                 socket.cut()
 
 
@@ -176,15 +177,15 @@ class _Cut(Faults):
 
 
 class TestMemoryBroker(BrokerConformance):
-    """`broker:memory`"""
+    """The kit for `broker:memory`."""
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Broker]:
         return DriverUnderTest(driver=memory_broker.micro_broker())
 
 
-class _Host(Faults):
-    """A node's broker, found in a registry and listening at one place."""
+class _BrokerHostFaults(Faults):
+    """Stops and starts the broker of a node, which clients find through a registry."""
 
     def __init__(self) -> None:
         self.context = _context()
@@ -199,7 +200,7 @@ class _Host(Faults):
         await self.registry.register(record, lease_s=3_600)
 
     async def wipe(self) -> None:
-        # A host keeps nothing but its subscribers' connections.
+        # A host stores nothing except the connections of its subscribers.
         await self.restart()
 
     async def kill(self) -> None:
@@ -208,14 +209,14 @@ class _Host(Faults):
 
 
 class TestNodeBroker(BrokerConformance):
-    """`broker:node`"""
+    """The kit for `broker:node`."""
 
     too_large_message_bytes = 17 * 1024 * 1024
     driver: ClassVar[Driver[Broker]] = node_broker.micro_broker()
 
     @pytest_asyncio.fixture
     async def driver_under_test(self) -> AsyncIterator[DriverUnderTest[Broker]]:
-        host = _Host()
+        host = _BrokerHostFaults()
         await host.registry.start()
         await host.transport.start()
         await host.restart()
@@ -233,7 +234,7 @@ class TestNodeBroker(BrokerConformance):
 
 
 class TestServiceBroker(TestNodeBroker):
-    """`broker:service`: the same client of a broker that is a process of its own."""
+    """The kit for `broker:service`, the same client as `broker:node` with a broker in a separate process."""
 
     driver = service_broker.micro_broker()
 
@@ -241,42 +242,42 @@ class TestServiceBroker(TestNodeBroker):
 # ---------------------------------------------------------------------------------- tunnels
 
 
-class _Network(Faults):
-    """The network between memory links: holds, lets go, breaks."""
+class _NetworkFaults(Faults):
+    """Pauses, resumes and breaks the links of in-memory tunnels."""
 
     def __init__(self) -> None:
-        self._made: list[MemoryTunnel] = []
+        self._created: list[MemoryTunnel] = []
 
     def create(self, options: MemoryTunnelOptions, context: DriverContext) -> LinkDriver:
-        """The driver's `create`, which remembers what it made."""
-        made = MemoryTunnel(options, context)
-        self._made.append(made)
-        return made
+        """Create a driver like `create` of `tunnel:memory`, and record it."""
+        created = MemoryTunnel(options, context)
+        self._created.append(created)
+        return created
 
     async def kill(self) -> None:
-        for made in self._made:
-            for link in made.links:
+        for tunnel in self._created:
+            for link in tunnel.links:
                 link.cut()
 
     async def pause(self) -> None:
-        for made in self._made:
-            for link in [*made.links, *made.accepted_links]:
+        for tunnel in self._created:
+            for link in [*tunnel.links, *tunnel.accepted_links]:
                 link.hold()
 
     async def resume(self) -> None:
-        for made in self._made:
-            for link in [*made.links, *made.accepted_links]:
+        for tunnel in self._created:
+            for link in [*tunnel.links, *tunnel.accepted_links]:
                 link.release()
 
 
 class TestMemoryTunnel(TunnelConformance):
-    """`tunnel:memory`"""
+    """The kit for `tunnel:memory`."""
 
-    listen_at = ""
+    listen_address = ""
 
     @pytest.fixture(params=[4, 1], ids=["four-lanes", "one-lane"])
     def driver_under_test(self, request: pytest.FixtureRequest) -> DriverUnderTest[LinkDriver]:
-        network = _Network()
+        network = _NetworkFaults()
         return DriverUnderTest(
             driver=dataclasses.replace(memory_tunnel.micro_tunnel(), create=network.create),
             options=MemoryTunnelOptions(lanes=request.param),
@@ -288,7 +289,7 @@ class TestMemoryTunnel(TunnelConformance):
 
 
 class TestMemoryTable(TableConformance):
-    """`table:memory`"""
+    """The kit for `table:memory`."""
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Table]:
@@ -299,7 +300,7 @@ class TestMemoryTable(TableConformance):
 
 
 class TestMemoryResolver(ResolverConformance):
-    """`resolver:memory`"""
+    """The kit for `resolver:memory`."""
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Resolver]:
@@ -313,7 +314,7 @@ class TestMemoryResolver(ResolverConformance):
 
 
 class TestStaticResolver(ResolverConformance):
-    """`resolver:static`"""
+    """The kit for `resolver:static`."""
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Resolver]:
@@ -321,18 +322,18 @@ class TestStaticResolver(ResolverConformance):
         return DriverUnderTest(driver=static_resolver.micro_resolver(), options=options)
 
 
-class _Away(Faults):
-    """A registry that can be away."""
+class _UnavailableRegistry(Faults):
+    """A registry that can be made unavailable."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self.is_away = False
+        self.is_available = True
 
     async def kill(self) -> None:
-        self.is_away = True
+        self.is_available = False
 
     async def restart(self) -> None:
-        self.is_away = False
+        self.is_available = True
 
     async def garbage(self, context: DriverContext) -> None:
         metadata = {"node": "b" * 32, "tunnel": "two words, \x00", "priority": "-7"}
@@ -341,22 +342,22 @@ class _Away(Faults):
         await self._registry.register(record, lease_s=60)
 
     async def instances(self, service: str | None = None) -> list[Instance]:
-        """What the resolver asks."""
-        if self.is_away:
-            raise Unreachable("the registry is away")
+        """Return the instances, as the resolver reads them. Raises Unreachable if the registry was made unavailable."""
+        if not self.is_available:
+            raise Unreachable("the registry is not available")
         return await self._registry.instances(service)
 
 
 class TestRegistryResolver(ResolverConformance):
-    """`resolver:registry`"""
+    """The kit for `resolver:registry`."""
 
     @pytest_asyncio.fixture
     async def driver_under_test(self) -> AsyncIterator[DriverUnderTest[Resolver]]:
         self.registry = memory_registry.create(NoOptions(), _context())
         await self.registry.start()
-        faults = _Away(self.registry)
-        lent: Any = faults  # the resolver uses `instances` alone
-        yield DriverUnderTest(driver=registry_resolver.micro_resolver(), faults=faults, registry=lent)
+        faults = _UnavailableRegistry(self.registry)
+        registry: Any = faults  # the resolver only calls `instances`
+        yield DriverUnderTest(driver=registry_resolver.micro_resolver(), faults=faults, registry=registry)
         await self.registry.close()
 
     async def publish(self, harness: Harness[Resolver], candidates: Sequence[Candidate]) -> None:

@@ -1,6 +1,6 @@
-"""What pytest finds wherever the house is installed: the fixture `micro_net`, of `micro_core.lab.pytest_plugin`.
+"""The pytest plugin of `micro-network`: the fixture `micro_net` of `micro_core.lab.pytest_plugin`.
 
-Nothing heavy is imported before a test asks for the fixture, and no kit before a test module does.
+No heavy module is imported until a test uses the fixture, and no kit until a test module imports it.
 """
 
 from micro_core.lab.pytest_plugin import (

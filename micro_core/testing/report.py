@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from micro_core.testing.kit.conformance import Conformance, needs_of
+from micro_core.testing.kit.conformance import Conformance, requirements_of
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 
@@ -18,7 +18,7 @@ MAX_REASON_CHARS = 2_000
 
 @dataclass(slots=True, kw_only=True)
 class CheckResult:
-    """The result of one run of a check. `reason` says why it was skipped, or which promise of the contract was broken."""
+    """The result of one run of a check. `reason` says why it was skipped, or which clause of the contract was violated."""
 
     kit: str
     """Name of the class, e.g. TestRedisRegistry."""
@@ -65,7 +65,7 @@ class CheckReporter:
                 kit=cls.__name__,
                 check=function,
                 case=item.name.removeprefix(function).strip("[]"),
-                group=needs_of(getattr(cls, function, None)).group,
+                group=requirements_of(getattr(cls, function, None)).group,
             ),
         )
         result.duration_s += report.duration

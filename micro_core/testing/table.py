@@ -1,11 +1,11 @@
-"""The kit of the table role: routes by service, ordered, watched."""
+"""The kit of the table role: storage, order, filters and watchers of routes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from micro_core.contract import Role, Route, RouteEvent, RouteEventKind, RouteQuery, Table
-from micro_core.testing.kit.conformance import Conformance, needs
+from micro_core.testing.kit.conformance import Conformance, requires
 from micro_core.testing.kit.harness import Harness
 
 CREATE, UPDATE, DELETE = RouteEventKind.CREATE, RouteEventKind.UPDATE, RouteEventKind.DELETE
@@ -26,11 +26,12 @@ ROUTE = Route(
 
 
 class TableConformance(Conformance[Table]):
-    """Inherit it, supply `driver_under_test`."""
+    """The kit of the table role. Inherit it and supply the fixture `driver_under_test`."""
 
     role = Role.TABLE
 
     async def exercise(self, harness: Harness[Table]) -> None:
+        """Put, list and delete 200 routes."""
         table = await harness.open()
         for number in range(200):
             table.put(replace(ROUTE, service=f"service-{number % 20}", gateway=f"{number:032}", metric=number))
@@ -38,15 +39,17 @@ class TableConformance(Conformance[Table]):
         for route in table.list():
             table.delete(route.key)
 
-    async def test_a_route_comes_back_whole(self, harness: Harness[Table]) -> None:
+    async def test_route_is_returned_unchanged(self, harness: Harness[Table]) -> None:
         table = await harness.open()
         local = replace(ROUTE, address="tcp://127.0.0.1:4001", gateway="", link="local", metric=0, expires_at=None)
         table.put(ROUTE)
         table.put(replace(local, service="local"))
-        assert table.lookup(ROUTE.service) == (ROUTE,), "lookup returns the routes as they were put"
-        assert table.lookup("local") == (replace(local, service="local"),), "a local route has no lease"
+        assert table.lookup(ROUTE.service) == (ROUTE,), "lookup returns routes unchanged"
+        assert table.lookup("local") == (replace(local, service="local"),), (
+            "lookup returns a local route unchanged, without expires_at"
+        )
 
-    async def test_the_best_metric_comes_first_and_keys_decide_among_equals(self, harness: Harness[Table]) -> None:
+    async def test_routes_are_ordered_by_metric_then_key(self, harness: Harness[Table]) -> None:
         table = await harness.open()
         routes = [
             replace(ROUTE, gateway=gateway, metric=metric) for metric, gateway in ((900, "a"), (100, "z"), (100, "y"))
@@ -57,50 +60,54 @@ class TableConformance(Conformance[Table]):
             (100, "y"),
             (100, "z"),
             (900, "a"),
-        ], "lookup gives the best metric first"
+        ], "lookup returns the best metric first, and equal metrics ordered by key"
 
-    async def test_a_lookup_finds_exactly_its_service(self, harness: Harness[Table]) -> None:
+    async def test_lookup_matches_the_exact_service_name(self, harness: Harness[Table]) -> None:
         table = await harness.open()
         for service in ("greeter", "greeter.two", "Greeter", "*", "greeter%"):
             table.put(replace(ROUTE, service=service))
-        assert [route.service for route in table.lookup("greeter")] == ["greeter"], "lookup finds exactly this service"
-        assert table.lookup("nobody") == (), "lookup is empty when there are none"
+        assert [route.service for route in table.lookup("greeter")] == ["greeter"], (
+            "lookup matches the exact name of the service"
+        )
+        assert table.lookup("unknown") == (), "lookup returns an empty tuple if there are no routes"
 
-    async def test_a_route_replaces_the_one_with_its_key(self, harness: Harness[Table]) -> None:
+    async def test_route_with_the_same_key_is_replaced(self, harness: Harness[Table]) -> None:
         table = await harness.open()
         table.put(ROUTE)
         assert table.lookup(ROUTE.service) == (ROUTE,)
         newer = replace(ROUTE, metric=1, hops=5, expires_at=2_000.0)
         table.put(newer)
-        assert table.lookup(ROUTE.service) == (newer,), "lookup shows the route that stands now, never a stale one"
-        assert table.list() == [newer], "list shows the route that stands now, never a stale one"
+        assert table.lookup(ROUTE.service) == (newer,), "lookup returns the current route, never an outdated one"
+        assert table.list() == [newer], "list returns the current route, never an outdated one"
         better = replace(newer, gateway="a", metric=0)
         table.put(better)
-        assert table.lookup(ROUTE.service) == (better, newer), "lookup shows what was put since"
+        assert table.lookup(ROUTE.service) == (better, newer), (
+            "lookup returns routes that were put after the previous lookup"
+        )
 
-    async def test_a_route_that_is_deleted_is_gone(self, harness: Harness[Table]) -> None:
+    async def test_deleted_route_is_removed(self, harness: Harness[Table]) -> None:
         table = await harness.open()
         other = replace(ROUTE, gateway="a")
         table.put(ROUTE)
         table.put(other)
         assert len(table.lookup(ROUTE.service)) == 2
-        assert table.delete(ROUTE.key) is True, "delete says that there was one"
-        assert table.lookup(ROUTE.service) == (other,), "lookup shows the route that stands now, never a stale one"
-        assert table.list() == [other], "list shows the route that stands now, never a stale one"
-        assert table.delete(ROUTE.key) is False, "delete says that there was none"
+        assert table.delete(ROUTE.key) is True, "delete returns True if the route existed"
+        assert table.lookup(ROUTE.service) == (other,), "lookup returns the current route, never an outdated one"
+        assert table.list() == [other], "list returns the current route, never an outdated one"
+        assert table.delete(ROUTE.key) is False, "delete returns False if the route did not exist"
         assert table.delete(other.key) is True
-        assert table.lookup(ROUTE.service) == (), "lookup is empty when there are none"
+        assert table.lookup(ROUTE.service) == (), "lookup returns an empty tuple if there are no routes"
 
-    async def test_every_part_of_the_key_keeps_routes_apart(self, harness: Harness[Table]) -> None:
+    async def test_each_key_field_distinguishes_routes(self, harness: Harness[Table]) -> None:
         table = await harness.open()
         routes = [ROUTE] + [replace(ROUTE, **{name: "other"}) for name in ROUTE.key._fields]  # type: ignore[arg-type]
         for route in routes:
             table.put(route)
         assert {route.key for route in table.list()} == {route.key for route in routes}, (
-            "each key is a route of its own"
+            "routes with different keys are different routes"
         )
 
-    async def test_list_filters_and_has_a_stable_order(self, harness: Harness[Table]) -> None:
+    async def test_list_is_filtered_and_ordered(self, harness: Harness[Table]) -> None:
         table = await harness.open()
         routes = [
             replace(ROUTE, service=service, gateway=gateway, router=router, metric=metric)
@@ -126,66 +133,68 @@ class TableConformance(Conformance[Table]):
             RouteQuery(address="tcp://x"),
         ):
             expected = [route for route in ordered if query.matches(route)]
-            assert table.list(query) == expected, f"list filters, an empty field matches all: {query}"
+            assert table.list(query) == expected, (
+                f"list returns the matching routes (an empty field matches all): {query}"
+            )
 
-    async def test_watchers_hear_of_every_change_after_it_stands_and_of_nothing_else(
-        self, harness: Harness[Table]
-    ) -> None:
+    async def test_watchers_receive_each_change_after_it_is_applied(self, harness: Harness[Table]) -> None:
         table = await harness.open()
-        heard: list[tuple[RouteEventKind, int, int]] = []
-        end = table.watch(
-            lambda event: heard.append((event.kind, event.route.metric, len(table.lookup(event.route.service))))
+        received: list[tuple[RouteEventKind, int, int]] = []
+        stop = table.watch(
+            lambda event: received.append((event.kind, event.route.metric, len(table.lookup(event.route.service))))
         )
         table.put(ROUTE)
         table.put(replace(ROUTE, metric=501))
         table.delete(ROUTE.key)
         table.delete(ROUTE.key)
         expected = [(CREATE, 500, 1), (UPDATE, 501, 1), (DELETE, 501, 0)]
-        assert heard == expected, "watchers hear of every change, of the metric too, after it stands"
-        end()
+        assert received == expected, "watchers receive every change, also of the metric, after it was applied"
+        stop()
         table.put(ROUTE)
-        assert heard == expected, "the function that watch returns ends it"
+        assert received == expected, "the function that watch returns ends the watch"
 
-    async def test_a_watcher_that_fails_disturbs_neither_the_change_nor_another(self, harness: Harness[Table]) -> None:
+    async def test_failing_watcher_does_not_affect_the_change_or_others(self, harness: Harness[Table]) -> None:
         table = await harness.open()
-        heard: list[RouteEvent] = []
+        received: list[RouteEvent] = []
 
         def fails(_event: RouteEvent) -> None:
-            raise RuntimeError("a watcher that fails, on purpose")
+            raise RuntimeError("intentional failure")
 
         table.watch(fails)
-        table.watch(heard.append)
+        table.watch(received.append)
         table.put(ROUTE)
-        assert table.lookup(ROUTE.service) == (ROUTE,), "the change stands whatever a watcher thinks of it"
-        assert [event.route for event in heard] == [ROUTE], "a watcher that fails disturbs no other"
+        assert table.lookup(ROUTE.service) == (ROUTE,), "a change is applied even if a watcher fails"
+        assert [event.route for event in received] == [ROUTE], "a failing watcher does not affect other watchers"
 
-    async def test_a_caller_cannot_change_what_stands(self, harness: Harness[Table]) -> None:
+    async def test_returned_lists_do_not_expose_the_table(self, harness: Harness[Table]) -> None:
         table = await harness.open()
         table.put(ROUTE)
         table.list().clear()
-        assert table.list() == [ROUTE], "what list returned is the caller's own"
+        assert table.list() == [ROUTE], "changing the list that list() returned does not change the table"
         assert isinstance(table.lookup(ROUTE.service), tuple), "lookup returns a tuple"
 
-    async def test_tables_of_different_networks_are_different(self, harness: Harness[Table]) -> None:
+    async def test_tables_of_networks_are_isolated(self, harness: Harness[Table]) -> None:
         one, other = await harness.open(), await harness.open(network=f"{harness.network}.other")
         one.put(ROUTE)
-        assert other.list() == [], "a table belongs to its node"
+        assert other.list() == [], "tables of different networks share no routes"
 
-    @needs(capability="persistent")
-    async def test_routes_are_back_after_a_restart(self, harness: Harness[Table]) -> None:
+    @requires(capability="persistent")
+    async def test_routes_survive_a_restart(self, harness: Harness[Table]) -> None:
         context = harness.context()
         table = harness.create(context)
         await table.start()
-        # As neighbours tell them: gateways are node ids.
-        told = replace(ROUTE, expires_at=None)
-        kept = [replace(told, gateway=letter * 32, metric=number) for number, letter in enumerate("defgh")]
+        # Like routes that neighbours advertised: the gateways are node ids.
+        advertised = replace(ROUTE, expires_at=None)
+        kept = [replace(advertised, gateway=letter * 32, metric=number) for number, letter in enumerate("defgh")]
         for route in kept:
             table.put(route)
-        gone = replace(told, service="gone")
-        table.put(gone)
-        table.delete(gone.key)
+        deleted = replace(advertised, service="deleted")
+        table.put(deleted)
+        table.delete(deleted.key)
         await harness.close(table)
         again = harness.create(context)
         await again.start()
-        back = [replace(route, expires_at=None) for route in again.list()]
-        assert back == kept, "a persistent table has the routes that stood, and no other; each may have got a lease"
+        restored = [replace(route, expires_at=None) for route in again.list()]
+        assert restored == kept, (
+            "a persistent table restores exactly the routes that existed, possibly with an expiry time"
+        )

@@ -138,7 +138,7 @@ def run(request: Mapping[str, Any], out: TextIO) -> None:
 
 async def configuration_error(driver: Driver[Any], options: object) -> ConfigError | None:
     """Return the ConfigError that the driver raises when it is created, since every check would fail with it; otherwise None."""
-    harness: Harness[Any] = Harness(DriverUnderTest(driver=driver, options=options), state_dir="", patience_s=1.0)
+    harness: Harness[Any] = Harness(DriverUnderTest(driver=driver, options=options), state_dir="", timeout_s=1.0)
     try:
         harness.create()
     except ConfigError as error:

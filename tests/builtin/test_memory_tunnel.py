@@ -122,7 +122,7 @@ async def test_a_close_waits_for_a_clogged_network_no_longer_than_its_bound(
     assert isinstance(far.error, Ended)
 
 
-async def test_a_place_is_listened_on_once_and_free_again_after(pair: Pair) -> None:
+async def test_address_has_one_listener_and_is_free_after_close(pair: Pair) -> None:
     with pytest.raises(Conflict):
         await pair.here.listen("there", pair.accepted.append)
     first = await pair.here.listen("inn", pair.accepted.append)

@@ -98,7 +98,7 @@ async def test_a_watcher_that_falls_behind_is_told_to_read_everything_anew(
             pass
 
 
-async def test_a_record_that_others_would_refuse_is_refused_at_once(opened: Opener) -> None:
+async def test_invalid_record_is_rejected(opened: Opener) -> None:
     registry = await opened()
     with pytest.raises(BadRequest, match="service"):
         await registry.register(replace(GREETER, service="no spaces"), lease_s=30)

@@ -1,4 +1,4 @@
-"""Brokers that break one promise each, made from one that keeps them all."""
+"""Brokers that each violate one clause of the contract, derived from a correct one."""
 
 from __future__ import annotations
 
@@ -24,47 +24,47 @@ from micro_core.testing import BrokerConformance, DriverUnderTest, Faults
 
 class BackEnd(Faults):
     def __init__(self) -> None:
-        self.is_away = False
+        self.is_available = True
         self.keeps_subscriptions = True
         self.hubs: dict[str, Subscribers] = {}
 
     async def kill(self) -> None:
-        self.is_away = True
+        self.is_available = False
         if not self.keeps_subscriptions:
             for hub in self.hubs.values():
                 hub._topics.clear()
 
     async def restart(self) -> None:
-        self.is_away = False
+        self.is_available = True
 
 
-class Sound(HubBroker):
-    """Keeps every promise but `durable`."""
+class Correct(HubBroker):
+    """Fulfils the contract, without the capability `durable`."""
 
     def __init__(self, back_end: BackEnd, context: DriverContext) -> None:
         super().__init__(lambda: back_end.hubs.setdefault(context.network, Subscribers()), context.counters)
         self.back_end = back_end
 
     async def publish(self, topic: str, message: Message) -> None:
-        if self.back_end.is_away:
-            raise Unreachable("the broker is away")
+        if not self.back_end.is_available:
+            raise Unreachable("the broker is not available")
         await super().publish(topic, message)
 
 
-class Duplicates(Sound):
+class DuplicatesMessages(Correct):
     async def publish(self, topic: str, message: Message) -> None:
         await super().publish(topic, message)
         await super().publish(topic, message)
 
 
-class LosesQueueGroups(Sound):
+class IgnoresQueueGroups(Correct):
     async def subscribe(self, topic: str, handler: MessageHandler, *, queue: str = "") -> Subscription:
-        made = await super().subscribe(topic, handler)
-        made.queue = queue
-        return made
+        subscription = await super().subscribe(topic, handler)
+        subscription.queue = queue
+        return subscription
 
 
-class FavoursOneMember(Sound):
+class FavoursOneMember(Correct):
     async def publish(self, topic: str, message: Message) -> None:
         await super().publish(topic, message)
         for entry in self._hub()._topics.values():
@@ -72,10 +72,10 @@ class FavoursOneMember(Sound):
                 members.insert(0, members.pop())
 
 
-class SlowsEverybody(Sound):
-    """The publisher waits for the handlers, one after the other."""
+class AwaitsHandlersInPublish(Correct):
+    """`publish` waits for the handlers, one after the other."""
 
-    handlers: dict[str, list[MessageHandler]] = {}  # noqa: RUF012 - shared by all of a test on purpose
+    handlers: dict[str, list[MessageHandler]] = {}  # noqa: RUF012 - shared by the drivers of a test on purpose
 
     async def subscribe(self, topic: str, handler: MessageHandler, *, queue: str = "") -> Subscription:
         self.handlers.setdefault(self.hub_name(), []).append(handler)
@@ -89,50 +89,50 @@ class SlowsEverybody(Sound):
         return next(iter(self.back_end.hubs), "")
 
 
-class Reverses(Sound):
-    held: list[tuple[str, Message]]
+class ReversesMessages(Correct):
+    delayed: list[tuple[str, Message]]
 
     async def publish(self, topic: str, message: Message) -> None:
-        held = self.__dict__.setdefault("held", [])
-        held.append((topic, message))
-        if len(held) == 2:
-            for entry in reversed(held):
+        delayed = self.__dict__.setdefault("delayed", [])
+        delayed.append((topic, message))
+        if len(delayed) == 2:
+            for entry in reversed(delayed):
                 await super().publish(*entry)
-            held.clear()
+            delayed.clear()
 
 
-class LosesHeaders(Sound):
+class LosesHeaders(Correct):
     async def publish(self, topic: str, message: Message) -> None:
         kept = {name: value for name, value in message.headers.items() if name == "n"}
         await super().publish(topic, replace(message, headers=kept))
 
 
-class HearsAfterTheEnd(Sound):
+class DeliversAfterUnsubscribing(Correct):
     async def subscribe(self, topic: str, handler: MessageHandler, *, queue: str = "") -> Subscription:
-        made = await super().subscribe(topic, handler, queue=queue)
+        subscription = await super().subscribe(topic, handler, queue=queue)
 
         async def close() -> None:
-            """Does nothing."""
+            """Do nothing."""
 
-        made.close = close  # type: ignore[method-assign]  # that it does nothing is the point
-        return made
+        subscription.close = close  # type: ignore[method-assign]  # the violation: close has no effect
+        return subscription
 
 
-class TakesAnything(Sound):
+class AcceptsOversizedMessages(Correct):
     async def publish(self, topic: str, message: Message) -> None:
         if len(message.body) < 20_000_000:
             await super().publish(topic, message)
 
 
-class HangsWhenAway(Sound):
+class HangsDuringOutage(Correct):
     async def publish(self, topic: str, message: Message) -> None:
-        while self.back_end.is_away:
+        while not self.back_end.is_available:
             await asyncio.sleep(0.01)
         await super().publish(topic, message)
 
 
-class ForgetsSubscriptions(Sound):
-    """Loses them with the back end."""
+class LosesSubscriptionsInOutage(Correct):
+    """Loses its subscriptions when the back end is killed."""
 
     def __init__(self, back_end: BackEnd, context: DriverContext) -> None:
         super().__init__(back_end, context)
@@ -140,11 +140,11 @@ class ForgetsSubscriptions(Sound):
 
 
 class Kit(BrokerConformance):
-    """The kit of one of them."""
+    """The kit for the driver `driver_class`."""
 
-    made: type[Sound]
-    patience_s = 1.0  # what never comes is not waited for any longer
-    redelivery_s = 1.0
+    driver_class: type[Correct]
+    timeout_s = 1.0  # short, because broken drivers never do what is awaited
+    redelivery_timeout_s = 1.0
     capabilities: frozenset[str] = frozenset({"queue-groups"})
 
     @pytest.fixture
@@ -152,62 +152,64 @@ class Kit(BrokerConformance):
         back_end = BackEnd()
 
         def create(_options: NoOptions, context: DriverContext) -> Broker:
-            return self.made(back_end, context)
+            return self.driver_class(back_end, context)
 
-        driver: Driver[Broker] = Driver(name="broken", summary="Breaks.", options=NoOptions, create=create)
+        driver: Driver[Broker] = Driver(
+            name="broken", summary="A driver that violates the contract.", options=NoOptions, create=create
+        )
         return DriverUnderTest(driver=driver, capabilities=self.capabilities, faults=back_end)
 
 
-class TestSound(Kit):
-    made = Sound
-    patience_s = 10.0
+class TestCorrect(Kit):
+    driver_class = Correct
+    timeout_s = 10.0
 
 
-class TestDuplicates(Kit):
-    made = Duplicates
+class TestDuplicatesMessages(Kit):
+    driver_class = DuplicatesMessages
 
 
-class TestLosesQueueGroups(Kit):
-    made = LosesQueueGroups
+class TestIgnoresQueueGroups(Kit):
+    driver_class = IgnoresQueueGroups
 
 
 class TestFavoursOneMember(Kit):
-    made = FavoursOneMember
+    driver_class = FavoursOneMember
 
 
-class TestSlowsEverybody(Kit):
-    made = SlowsEverybody
+class TestAwaitsHandlersInPublish(Kit):
+    driver_class = AwaitsHandlersInPublish
 
 
-class TestReverses(Kit):
-    made = Reverses
+class TestReversesMessages(Kit):
+    driver_class = ReversesMessages
 
 
 class TestLosesHeaders(Kit):
-    made = LosesHeaders
+    driver_class = LosesHeaders
 
 
-class TestHearsAfterTheEnd(Kit):
-    made = HearsAfterTheEnd
+class TestDeliversAfterUnsubscribing(Kit):
+    driver_class = DeliversAfterUnsubscribing
 
 
-class TestTakesAnything(Kit):
-    made = TakesAnything
+class TestAcceptsOversizedMessages(Kit):
+    driver_class = AcceptsOversizedMessages
 
 
-class TestHangsWhenAway(Kit):
-    made = HangsWhenAway
+class TestHangsDuringOutage(Kit):
+    driver_class = HangsDuringOutage
 
 
-class TestForgetsSubscriptions(Kit):
-    made = ForgetsSubscriptions
+class TestLosesSubscriptionsInOutage(Kit):
+    driver_class = LosesSubscriptionsInOutage
 
 
-class TestOnlySaysDurable(Kit):
-    made = Sound
+class TestOnlyDeclaresDurable(Kit):
+    driver_class = Correct
     capabilities = frozenset({"durable"})
 
 
-class TestOnlySaysWildcards(Kit):
-    made = Sound
+class TestOnlyDeclaresWildcards(Kit):
+    driver_class = Correct
     capabilities = frozenset({"wildcards"})

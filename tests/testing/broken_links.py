@@ -1,4 +1,4 @@
-"""Link drivers that break one promise each, made from one that keeps them all."""
+"""Link drivers that each violate one clause of the contract, derived from a correct one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from micro_core.contract.transport import Listener
 from micro_core.testing import DriverUnderTest, Faults, TunnelConformance
 
 
-class Sound(MemoryTunnel):
-    """Keeps every promise; `change` is done to each of its links."""
+class Correct(MemoryTunnel):
+    """Fulfils the contract. Subclasses override `change`, which modifies each link."""
 
     async def dial(self, address: str, *, timeout_s: float) -> Link:
         link = await super().dial(address, timeout_s=timeout_s)
@@ -29,34 +29,32 @@ class Sound(MemoryTunnel):
         return await super().listen(address, changed)
 
     def change(self, link: Any) -> None:
-        """Nothing."""
+        """Change nothing."""
 
 
-class HidesWhatItHolds(Sound):
-    """Whoever asks for credit is told that there is always room."""
-
+class ReportsNoBufferedBytes(Correct):
     def change(self, link: Any) -> None:
         link.buffered_bytes = lambda _lane: 0
 
 
-class NeverTellsOfRoom(Sound):
+class NeverReportsWritable(Correct):
     def change(self, link: Any) -> None:
         link._tell_writable = lambda: None
 
 
-class TellsOfRoomAtOnce(Sound):
+class ReportsWritableOnEveryWrite(Correct):
     def change(self, link: Any) -> None:
         write = link.write
 
-        def write_and_tell(lane: int, data: bytes) -> None:
+        def write_and_report(lane: int, data: bytes) -> None:
             write(lane, data)
             if link._receiver is not None:
                 link._receiver.lane_writable(lane)
 
-        link.write = write_and_tell
+        link.write = write_and_report
 
 
-class ReordersBytes(Sound):
+class ReordersBytes(Correct):
     def change(self, link: Any) -> None:
         write = link.write
 
@@ -68,13 +66,13 @@ class ReordersBytes(Sound):
         link.write = shuffled
 
 
-class MixesLanes(Sound):
+class MixesLanes(Correct):
     def change(self, link: Any) -> None:
         write = link.write
         link.write = lambda lane, data: write((lane + 1) % link.lane_count if len(data) > 1_000 else lane, data)
 
 
-class DeliversWithinTheCall(Sound):
+class DeliversWithinWrite(Correct):
     def change(self, link: Any) -> None:
         write = link.write
 
@@ -85,18 +83,18 @@ class DeliversWithinTheCall(Sound):
         link.write = write_now
 
 
-class LosesTheFirstBytes(Sound):
+class LosesDataBeforeStart(Correct):
     def change(self, link: Any) -> None:
         start = link.start
 
-        def start_anew(receiver: Any) -> None:
+        def start_without_early_data(receiver: Any) -> None:
             link._early.clear()
             start(receiver)
 
-        link.start = start_anew
+        link.start = start_without_early_data
 
 
-class NeverReportsALoss(Sound):
+class DoesNotReportALoss(Correct):
     def change(self, link: Any) -> None:
         end = link.end
 
@@ -108,12 +106,12 @@ class NeverReportsALoss(Sound):
         link.end = end_quietly
 
 
-class BindsEachEndAlone(Sound):
+class HasDifferentChannelBindings(Correct):
     def change(self, link: Any) -> None:
         link.channel_binding = self._random.getrandbits(256).to_bytes(32, "big")
 
 
-class TakesAnyAddressToItself(Sound):
+class LeaksOSError(Correct):
     async def dial(self, address: str, *, timeout_s: float) -> Link:
         try:
             return await super().dial(address, timeout_s=timeout_s)
@@ -121,30 +119,30 @@ class TakesAnyAddressToItself(Sound):
             raise OSError("connection refused") from error
 
 
-class LosesWhatWasHeld(Sound):
+class LosesBufferedData(Correct):
     def change(self, link: Any) -> None:
         release = link.release
 
-        def release_less() -> None:
+        def release_without_data() -> None:
             while len(link._unsent) > 1:
                 lane, data = link._unsent.popleft()
                 link._buffered[lane] -= len(data)
             link._unsent and link._unsent.popleft()
             release()
 
-        link.release = release_less
+        link.release = release_without_data
 
 
 class Network(Faults):
     def __init__(self) -> None:
-        self.made: list[Sound] = []
+        self.drivers: list[Correct] = []
 
     def links(self) -> list[Any]:
-        return [link for made in self.made for link in [*made.links, *made.accepted_links]]
+        return [link for driver in self.drivers for link in [*driver.links, *driver.accepted_links]]
 
     async def kill(self) -> None:
-        for made in self.made:
-            for link in made.links:
+        for driver in self.drivers:
+            for link in driver.links:
                 link.cut()
 
     async def pause(self) -> None:
@@ -157,71 +155,71 @@ class Network(Faults):
 
 
 class Kit(TunnelConformance):
-    """The kit of one of them."""
+    """The kit for the driver `driver_class`."""
 
-    made: type[Sound]
-    listen_at = ""
-    patience_s = 1.0  # what never comes is not waited for any longer
-    longest_silence_s = 1.0
+    driver_class: type[Correct]
+    listen_address = ""
+    timeout_s = 1.0  # short, because broken drivers never do what is awaited
+    max_silence_s = 1.0
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[LinkDriver]:
         network = Network()
 
         def create(options: MemoryTunnelOptions, context: DriverContext) -> LinkDriver:
-            network.made.append(self.made(options, context))
-            return network.made[-1]
+            network.drivers.append(self.driver_class(options, context))
+            return network.drivers[-1]
 
         driver: Driver[LinkDriver] = Driver(
-            name="memory", summary="Breaks.", options=MemoryTunnelOptions, create=create
+            name="memory", summary="A driver that violates the contract.", options=MemoryTunnelOptions, create=create
         )
         return DriverUnderTest(driver=driver, faults=network)
 
 
-class TestSound(Kit):
-    made = Sound
-    patience_s = 10.0
+class TestCorrect(Kit):
+    driver_class = Correct
+    timeout_s = 10.0
 
 
-class TestHidesWhatItHolds(Kit):
-    made = HidesWhatItHolds
+class TestReportsNoBufferedBytes(Kit):
+    driver_class = ReportsNoBufferedBytes
 
 
-class TestNeverTellsOfRoom(Kit):
-    made = NeverTellsOfRoom
+class TestNeverReportsWritable(Kit):
+    driver_class = NeverReportsWritable
 
 
-class TestTellsOfRoomAtOnce(Kit):
-    made = TellsOfRoomAtOnce
+class TestReportsWritableOnEveryWrite(Kit):
+    driver_class = ReportsWritableOnEveryWrite
 
 
 class TestReordersBytes(Kit):
-    made = ReordersBytes
+    driver_class = ReordersBytes
 
 
 class TestMixesLanes(Kit):
-    made = MixesLanes
+    driver_class = MixesLanes
 
 
-class TestDeliversWithinTheCall(Kit):
-    made = DeliversWithinTheCall
+class TestDeliversWithinWrite(Kit):
+    driver_class = DeliversWithinWrite
 
 
-class TestLosesTheFirstBytes(Kit):
-    made = LosesTheFirstBytes
+class TestLosesDataBeforeStart(Kit):
+    driver_class = LosesDataBeforeStart
 
 
-class TestNeverReportsALoss(Kit):
-    made = NeverReportsALoss
+class TestDoesNotReportALoss(Kit):
+    driver_class = DoesNotReportALoss
 
 
-class TestBindsEachEndAlone(Kit):
-    made = BindsEachEndAlone
+class TestHasDifferentChannelBindings(Kit):
+    driver_class = HasDifferentChannelBindings
 
 
-class TestTakesAnyAddressToItself(Kit):
-    made = TakesAnyAddressToItself
+class TestLeaksOSError(Kit):
+    driver_class = LeaksOSError
 
 
-class TestLosesWhatWasHeld(Kit):
-    made = LosesWhatWasHeld
+class TestLosesBufferedData(Kit):
+    driver_class = LosesBufferedData

@@ -1,4 +1,4 @@
-"""Registries that break one promise each, made from one that keeps them all."""
+"""Registries that each violate one clause of the contract, derived from a correct one."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from micro_core.contract import (
 from micro_core.testing import DriverUnderTest, Faults, RegistryConformance
 
 
-class Sound(MemoryRegistry):
-    """Keeps every promise; `back_end` can be away or hold garbage."""
+class Correct(MemoryRegistry):
+    """Fulfils the contract. Its `back_end` can be unavailable or contain garbage."""
 
     back_end: BackEnd
 
     async def instances(self, service: str | None = None) -> list[Instance]:
         self.back_end.check()
-        if self.back_end.holds_garbage:
+        if self.back_end.has_garbage:
             self.drop()
         return await super().instances(service)
 
@@ -47,29 +47,29 @@ class Sound(MemoryRegistry):
 
 class BackEnd(Faults):
     def __init__(self) -> None:
-        self.is_away = False
-        self.holds_garbage = False
+        self.is_available = True
+        self.has_garbage = False
         self.ends: dict[str, float] = {}
 
     def check(self) -> None:
-        if self.is_away:
-            raise Unreachable("the back end is away")
+        if not self.is_available:
+            raise Unreachable("the back end is not available")
 
     async def kill(self) -> None:
-        self.is_away = True
+        self.is_available = False
 
     async def restart(self) -> None:
-        self.is_away = False
+        self.is_available = True
 
     async def wipe(self) -> None:
-        self.is_away = False
+        self.is_available = True
 
     async def garbage(self, context: DriverContext) -> None:
-        self.holds_garbage = True
+        self.has_garbage = True
 
 
 class Watch:
-    """A watch whose events go through `change`."""
+    """A watch whose events are filtered by `change`."""
 
     def __init__(self, watch: RegistryWatch, change: Callable[[Any], AsyncIterator[RegistryEvent]]) -> None:
         self._watch = watch
@@ -82,94 +82,94 @@ class Watch:
         await self._watch.close()
 
 
-class Forgets(Sound):
+class ListsOnlyThreeInstances(Correct):
     async def instances(self, service: str | None = None) -> list[Instance]:
         return (await super().instances(service))[:3]
 
 
-class Reorders(Sound):
+class Reorders(Correct):
     async def watch(self, service: str | None = None) -> RegistryWatch:
         async def swapped(watch: Any) -> AsyncIterator[RegistryEvent]:
-            held: RegistryEvent | None = None
+            delayed: RegistryEvent | None = None
             async for event in watch:
                 if event.kind is not RegistryEventKind.UPDATED:
                     yield event
-                elif held is None:
-                    held = event
+                elif delayed is None:
+                    delayed = event
                 else:
                     yield event
-                    yield held
-                    held = None
+                    yield delayed
+                    delayed = None
 
         return Watch(await super().watch(service), swapped)
 
 
-class Resurrects(Sound):
+class RestoresDeregisteredRecords(Correct):
     async def deregister(self, instance: Instance) -> None:
         await super().deregister(instance)
-        asyncio.get_running_loop().call_later(0.1, self._again, instance)
+        asyncio.get_running_loop().call_later(0.1, self._restore, instance)
 
-    def _again(self, instance: Instance) -> None:
+    def _restore(self, instance: Instance) -> None:
         if self._hub is not None:
             self._hub.put(instance, lease_s=60, owner=self)
 
 
-class LeaksATask(Sound):
+class LeaksTask(Correct):
     async def start(self) -> None:
         await super().start()
         self.task = asyncio.create_task(asyncio.sleep(3_600), name="leaked")
 
 
-class LeaksAFile(Sound):
+class LeaksFile(Correct):
     async def start(self) -> None:
         await super().start()
-        self.file = open("/dev/null")  # noqa: SIM115, ASYNC230, PTH123 - that it stays open is the point
+        self.file = open("/dev/null")  # noqa: SIM115, ASYNC230, PTH123 - the violation: it stays open
         _kept.append(self.file)
 
 
 _kept: list[Any] = []
 
 
-class BlocksTheLoop(Sound):
+class BlocksEventLoop(Correct):
     async def register(self, instance: Instance, *, lease_s: float) -> None:
-        time.sleep(0.4)  # noqa: ASYNC251 - that it blocks is the point
+        time.sleep(0.4)  # noqa: ASYNC251 - the violation: it blocks
         await super().register(instance, lease_s=lease_s)
 
 
-class WorksWhenItIsMade(Sound):
+class StartsTaskInCreate(Correct):
     def __init__(self, context: DriverContext) -> None:
         super().__init__(context)
         self.task = asyncio.get_running_loop().create_task(asyncio.sleep(0))
 
 
-class NeverEndsALease(Sound):
+class NeverExpiresRecords(Correct):
     async def register(self, instance: Instance, *, lease_s: float) -> None:
         await super().register(instance, lease_s=60)
 
 
-class EndsALeaseEarly(Sound):
+class ExpiresRecordsEarly(Correct):
     async def register(self, instance: Instance, *, lease_s: float) -> None:
         await super().register(instance, lease_s=lease_s / 3)
 
 
-class TellsEveryRenewal(Sound):
+class ReportsEveryRenewal(Correct):
     async def register(self, instance: Instance, *, lease_s: float) -> None:
         await super().register(instance, lease_s=lease_s)
         assert self._hub is not None
         self._hub._publish([RegistryEvent(kind=RegistryEventKind.UPDATED, instance=instance)])
 
 
-class MixesSites(Sound):
+class MixesSites(Correct):
     def __init__(self, context: DriverContext) -> None:
         super().__init__(replace(context, site="everywhere"))
 
 
-class LosesMetadata(Sound):
+class LosesMetadata(Correct):
     async def register(self, instance: Instance, *, lease_s: float) -> None:
         await super().register(replace(instance, metadata={}), lease_s=lease_s)
 
 
-class WritesInHalves(Sound):
+class WritesRecordsInTwoHalves(Correct):
     async def register(self, instance: Instance, *, lease_s: float) -> None:
         metadata = dict(list(instance.metadata.items())[: len(instance.metadata) // 2])
         await super().register(replace(instance, metadata=metadata), lease_s=lease_s)
@@ -177,15 +177,15 @@ class WritesInHalves(Sound):
         await super().register(instance, lease_s=lease_s)
 
 
-class WritesInTwoSteps(Sound):
+class RemovesBeforeReplacing(Correct):
     async def register(self, instance: Instance, *, lease_s: float) -> None:
         await super().deregister(instance)
         await asyncio.sleep(0)
         await super().register(instance, lease_s=lease_s)
 
 
-class EndsLeasesByItsOwnClock(Sound):
-    """Keeps the end of a lease where all registries read it, as seconds of the clock of the one that wrote it."""
+class SharesMonotonicTime(Correct):
+    """Stores the end of a lease as `now()` of the writer, which other processes cannot interpret."""
 
     async def register(self, instance: Instance, *, lease_s: float) -> None:
         self.back_end.ends[instance.id] = self._context.clock.now() + lease_s
@@ -196,14 +196,14 @@ class EndsLeasesByItsOwnClock(Sound):
         return [each for each in await super().instances(service) if self.back_end.ends[each.id] > now]
 
 
-class LeavesItsRecords(Sound):
+class KeepsRecordsAfterClose(Correct):
     async def close(self) -> None:
         if self._hub is not None:
-            self._hub._book._standing = {}  # type: ignore[attr-defined]  # what it forgets it does not withdraw
+            self._hub._book._standing = {}  # type: ignore[attr-defined]# so close withdraws nothing
         self._hub = None
 
 
-class HangsWatchers(Sound):
+class KeepsWatchesOpenAfterClose(Correct):
     async def close(self) -> None:
         hub, self._hub = self._hub, None
         if hub is not None:
@@ -211,33 +211,33 @@ class HangsWatchers(Sound):
             hub.detach(self._watches)
 
 
-class HangsWhenAway(Sound):
+class HangsDuringOutage(Correct):
     async def instances(self, service: str | None = None) -> list[Instance]:
-        while self.back_end.is_away:
+        while not self.back_end.is_available:
             await asyncio.sleep(0.01)
         return await super().instances(service)
 
 
-class StumblesOverGarbage(Sound):
+class RaisesOnGarbage(Correct):
     async def instances(self, service: str | None = None) -> list[Instance]:
-        if self.back_end.holds_garbage:
+        if self.back_end.has_garbage:
             raise ValueError("not JSON")
         return await super().instances(service)
 
 
-class SwallowsGarbage(Sound):
-    """Drops it, which is right, and counts nothing."""
+class DoesNotCountGarbage(Correct):
+    """Drops garbage, as it should, but does not count it."""
 
     def drop(self) -> None:
-        """Nobody hears of it."""
+        """Count nothing."""
 
 
 class Kit(RegistryConformance):
-    """The kit of one of them."""
+    """The kit for the driver `driver_class`."""
 
-    made: type[Sound]
+    driver_class: type[Correct]
     lease_s = 0.4
-    patience_s = 1.0  # what never comes is not waited for any longer
+    timeout_s = 1.0  # short, because broken drivers never do what is awaited
     capabilities: frozenset[str] = frozenset()
 
     @pytest.fixture
@@ -245,99 +245,101 @@ class Kit(RegistryConformance):
         back_end = BackEnd()
 
         def create(_options: NoOptions, context: DriverContext) -> Registry:
-            made = self.made(context)
-            made.back_end = back_end
-            return made
+            registry = self.driver_class(context)
+            registry.back_end = back_end
+            return registry
 
-        driver: Driver[Registry] = Driver(name="broken", summary="Breaks.", options=NoOptions, create=create)
+        driver: Driver[Registry] = Driver(
+            name="broken", summary="A driver that violates the contract.", options=NoOptions, create=create
+        )
         return DriverUnderTest(driver=dataclasses.replace(driver, capabilities=self.capabilities), faults=back_end)
 
 
-class TestSound(Kit):
-    made = Sound
-    patience_s = 10.0
+class TestCorrect(Kit):
+    driver_class = Correct
+    timeout_s = 10.0
 
 
-class TestForgets(Kit):
-    made = Forgets
+class TestListsOnlyThreeInstances(Kit):
+    driver_class = ListsOnlyThreeInstances
 
 
 class TestReorders(Kit):
-    made = Reorders
+    driver_class = Reorders
 
 
-class TestResurrects(Kit):
-    made = Resurrects
+class TestRestoresDeregisteredRecords(Kit):
+    driver_class = RestoresDeregisteredRecords
 
 
-class TestLeaksATask(Kit):
-    made = LeaksATask
+class TestLeaksTask(Kit):
+    driver_class = LeaksTask
 
 
-class TestLeaksAFile(Kit):
-    made = LeaksAFile
+class TestLeaksFile(Kit):
+    driver_class = LeaksFile
 
 
-class TestBlocksTheLoop(Kit):
-    made = BlocksTheLoop
+class TestBlocksEventLoop(Kit):
+    driver_class = BlocksEventLoop
 
 
-class TestWorksWhenItIsMade(Kit):
-    made = WorksWhenItIsMade
+class TestStartsTaskInCreate(Kit):
+    driver_class = StartsTaskInCreate
 
 
-class TestNeverEndsALease(Kit):
-    made = NeverEndsALease
+class TestNeverExpiresRecords(Kit):
+    driver_class = NeverExpiresRecords
 
 
-class TestEndsALeaseEarly(Kit):
-    made = EndsALeaseEarly
+class TestExpiresRecordsEarly(Kit):
+    driver_class = ExpiresRecordsEarly
 
 
-class TestTellsEveryRenewal(Kit):
-    made = TellsEveryRenewal
+class TestReportsEveryRenewal(Kit):
+    driver_class = ReportsEveryRenewal
 
 
 class TestMixesSites(Kit):
-    made = MixesSites
+    driver_class = MixesSites
 
 
 class TestLosesMetadata(Kit):
-    made = LosesMetadata
+    driver_class = LosesMetadata
 
 
-class TestWritesInHalves(Kit):
-    made = WritesInHalves
+class TestWritesRecordsInTwoHalves(Kit):
+    driver_class = WritesRecordsInTwoHalves
 
 
-class TestWritesInTwoSteps(Kit):
-    made = WritesInTwoSteps
+class TestRemovesBeforeReplacing(Kit):
+    driver_class = RemovesBeforeReplacing
 
 
-class TestEndsLeasesByItsOwnClock(Kit):
-    made = EndsLeasesByItsOwnClock
+class TestSharesMonotonicTime(Kit):
+    driver_class = SharesMonotonicTime
 
 
-class TestLeavesItsRecords(Kit):
-    made = LeavesItsRecords
+class TestKeepsRecordsAfterClose(Kit):
+    driver_class = KeepsRecordsAfterClose
 
 
-class TestHangsWatchers(Kit):
-    made = HangsWatchers
+class TestKeepsWatchesOpenAfterClose(Kit):
+    driver_class = KeepsWatchesOpenAfterClose
 
 
-class TestHangsWhenAway(Kit):
-    made = HangsWhenAway
+class TestHangsDuringOutage(Kit):
+    driver_class = HangsDuringOutage
 
 
-class TestStumblesOverGarbage(Kit):
-    made = StumblesOverGarbage
+class TestRaisesOnGarbage(Kit):
+    driver_class = RaisesOnGarbage
 
 
-class TestSwallowsGarbage(Kit):
-    made = SwallowsGarbage
+class TestDoesNotCountGarbage(Kit):
+    driver_class = DoesNotCountGarbage
 
 
-class TestHasATypo(Kit):
-    made = Sound
+class TestDeclaresMisspelledCapability(Kit):
+    driver_class = Correct
     capabilities = frozenset({"wacth"})

@@ -1,4 +1,4 @@
-"""Resolvers that break one promise each, made from one that keeps them all."""
+"""Resolvers that each violate one clause of the contract, derived from a correct one."""
 
 from __future__ import annotations
 
@@ -15,86 +15,86 @@ from micro_core.testing import DriverUnderTest, Faults, Harness, ResolverConform
 class Source(Faults):
     def __init__(self) -> None:
         self.candidates: list[Candidate] = []
-        self.is_away = False
-        self.talks_nonsense = False
+        self.is_available = True
+        self.sends_garbage = False
 
     async def kill(self) -> None:
-        self.is_away = True
+        self.is_available = False
 
     async def restart(self) -> None:
-        self.is_away = False
+        self.is_available = True
 
     async def garbage(self, context: DriverContext) -> None:
-        self.talks_nonsense = True
+        self.sends_garbage = True
 
 
-class Sound:
-    """Keeps every promise."""
+class Correct:
+    """Fulfils the contract."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
 
     async def start(self) -> None:
-        """Nothing to connect to."""
+        """Do nothing: there is no connection."""
 
     async def close(self) -> None:
-        """Nothing to leave."""
+        """Do nothing: there is no connection."""
 
     async def resolve(self, network: str) -> list[Candidate]:
-        if self.source.is_away or self.source.talks_nonsense:
-            raise Unreachable("the source is away, or raves")
+        if not self.source.is_available or self.source.sends_garbage:
+            raise Unreachable("the source is not available or sends garbage")
         return sorted(self.source.candidates, key=lambda candidate: candidate.priority)
 
 
-class Hangs(Sound):
+class Hangs(Correct):
     async def resolve(self, network: str) -> list[Candidate]:
         await asyncio.Event().wait()
         return []
 
 
-class IgnoresPriority(Sound):
+class IgnoresPriorities(Correct):
     async def resolve(self, network: str) -> list[Candidate]:
         return list(reversed(await super().resolve(network)))
 
 
-class DropsPriority(Sound):
+class DropsPriorities(Correct):
     async def resolve(self, network: str) -> list[Candidate]:
         return [replace(candidate, priority=0) for candidate in self.source.candidates]
 
 
-class AddsToTheEarlierAnswer(Sound):
+class MergesWithThePreviousAnswer(Correct):
     async def resolve(self, network: str) -> list[Candidate]:
-        earlier: list[Candidate] = self.source.__dict__.setdefault("earlier", [])
-        earlier.extend(candidate for candidate in await super().resolve(network) if candidate not in earlier)
-        return sorted(earlier, key=lambda candidate: candidate.priority)
+        merged: list[Candidate] = self.source.__dict__.setdefault("merged", [])
+        merged.extend(candidate for candidate in await super().resolve(network) if candidate not in merged)
+        return sorted(merged, key=lambda candidate: candidate.priority)
 
 
-class LendsItsList(Sound):
+class ReturnsItsInternalList(Correct):
     async def resolve(self, network: str) -> list[Candidate]:
         return self.source.candidates
 
 
-class AnswersNoneWhenAway(Sound):
+class ReturnsNothingDuringOutage(Correct):
     async def resolve(self, network: str) -> list[Candidate]:
-        return [] if self.source.is_away else await super().resolve(network)
+        return await super().resolve(network) if self.source.is_available else []
 
 
-class Crashes(Sound):
+class RaisesKeyErrorOnGarbage(Correct):
     async def resolve(self, network: str) -> list[Candidate]:
-        if self.source.talks_nonsense:
+        if self.source.sends_garbage:
             raise KeyError("address")
         return await super().resolve(network)
 
 
-class AlwaysTheFirst(Sound):
-    """Does not draw among equals."""
+class IgnoresWeights(Correct):
+    """Does not choose randomly among equal priorities."""
 
 
 class Kit(ResolverConformance):
-    """The kit of one of them."""
+    """The kit for the driver `driver_class`."""
 
-    made: type[Sound]
-    patience_s = 1.0  # what never comes is not waited for any longer
+    driver_class: type[Correct]
+    timeout_s = 1.0  # short, because broken drivers never do what is awaited
     capabilities: frozenset[str] = frozenset({"priorities"})
 
     @pytest.fixture
@@ -102,48 +102,50 @@ class Kit(ResolverConformance):
         self.source = Source()
 
         def create(_options: NoOptions, context: DriverContext) -> Resolver:
-            return self.made(self.source)
+            return self.driver_class(self.source)
 
-        driver: Driver[Resolver] = Driver(name="broken", summary="Breaks.", options=NoOptions, create=create)
+        driver: Driver[Resolver] = Driver(
+            name="broken", summary="A driver that violates the contract.", options=NoOptions, create=create
+        )
         return DriverUnderTest(driver=driver, capabilities=self.capabilities, faults=self.source)
 
     async def publish(self, harness: Harness[Resolver], candidates: Sequence[Candidate]) -> None:
         self.source.candidates = list(candidates)
 
 
-class TestSound(Kit):
-    made = Sound
-    patience_s = 10.0
+class TestCorrect(Kit):
+    driver_class = Correct
+    timeout_s = 10.0
 
 
 class TestHangs(Kit):
-    made = Hangs
+    driver_class = Hangs
 
 
-class TestIgnoresPriority(Kit):
-    made = IgnoresPriority
+class TestIgnoresPriorities(Kit):
+    driver_class = IgnoresPriorities
 
 
-class TestDropsPriority(Kit):
-    made = DropsPriority
+class TestDropsPriorities(Kit):
+    driver_class = DropsPriorities
 
 
-class TestAddsToTheEarlierAnswer(Kit):
-    made = AddsToTheEarlierAnswer
+class TestMergesWithThePreviousAnswer(Kit):
+    driver_class = MergesWithThePreviousAnswer
 
 
-class TestLendsItsList(Kit):
-    made = LendsItsList
+class TestReturnsItsInternalList(Kit):
+    driver_class = ReturnsItsInternalList
 
 
-class TestAnswersNoneWhenAway(Kit):
-    made = AnswersNoneWhenAway
+class TestReturnsNothingDuringOutage(Kit):
+    driver_class = ReturnsNothingDuringOutage
 
 
-class TestCrashes(Kit):
-    made = Crashes
+class TestRaisesKeyErrorOnGarbage(Kit):
+    driver_class = RaisesKeyErrorOnGarbage
 
 
-class TestAlwaysTheFirst(Kit):
-    made = AlwaysTheFirst
+class TestIgnoresWeights(Kit):
+    driver_class = IgnoresWeights
     capabilities = frozenset({"weights"})

@@ -1,4 +1,4 @@
-"""Transports that break one promise each, made from one that keeps them all."""
+"""Transports that each violate one clause of the contract, derived from a correct one."""
 
 from __future__ import annotations
 
@@ -14,81 +14,81 @@ from micro_core.contract.transport import Listener
 from micro_core.testing import DriverUnderTest, Faults, TransportConformance
 
 
-class Sound(MemoryTransport):
-    """Keeps every promise; `change` is done to each of its sockets."""
+class Correct(MemoryTransport):
+    """Fulfils the contract. Subclasses override `change`, which modifies each socket."""
 
     def socket(self, local: str, remote: str) -> MemorySocket:
-        made = super().socket(local, remote)
-        self.change(made)
-        return made
+        socket = super().socket(local, remote)
+        self.change(socket)
+        return socket
 
     def change(self, socket: Any) -> None:
-        """Nothing."""
+        """Change nothing."""
 
 
-class SwallowsTheEnd(Sound):
+class DoesNotReportEnded(Correct):
     def change(self, socket: Any) -> None:
         start = socket.start
 
-        def start_deaf(receiver: SocketReceiver) -> None:
-            told = receiver.socket_lost
-            receiver.socket_lost = lambda error: None if isinstance(error, Ended) else told(error)  # type: ignore[method-assign]
+        def start_without_ended(receiver: SocketReceiver) -> None:
+            socket_lost = receiver.socket_lost
+            receiver.socket_lost = lambda error: None if isinstance(error, Ended) else socket_lost(error)  # type: ignore[method-assign]
             start(receiver)
 
-        socket.start = start_deaf
+        socket.start = start_without_ended
 
 
-class TellsTheEndTwice(Sound):
+class ReportsTheEndTwice(Correct):
     def change(self, socket: Any) -> None:
         start = socket.start
 
-        def start_echo(receiver: SocketReceiver) -> None:
-            told = receiver.socket_lost
+        def start_with_echo(receiver: SocketReceiver) -> None:
+            socket_lost = receiver.socket_lost
 
             def twice(error: Any) -> None:
-                told(error)
-                told(error)
+                socket_lost(error)
+                socket_lost(error)
 
             receiver.socket_lost = twice  # type: ignore[method-assign]
             start(receiver)
 
-        socket.start = start_echo
+        socket.start = start_with_echo
 
 
-class CallsEveryEndALoss(Sound):
+class ReportsEveryEndAsLoss(Correct):
     def change(self, socket: Any) -> None:
         end = socket.end
         socket.end = lambda error: end(LinkLost(error.detail))
 
 
-class NeverPausesTheWriter(Sound):
+class NeverPausesTheWriter(Correct):
     def change(self, socket: Any) -> None:
         socket.pause_writing = lambda: None
 
 
-class ReadsOnWhenPaused(Sound):
+class ReadsWhilePaused(Correct):
     def change(self, socket: Any) -> None:
         socket.pause_reading = lambda: None
 
 
-class LosesTheFirstBytes(Sound):
+class LosesDataBeforeStart(Correct):
     def change(self, socket: Any) -> None:
         arrive = socket.arrive
         socket.arrive = lambda data: arrive(data) if socket._receiver is not None else None
 
 
-class LosesTheLastBytes(Sound):
+class LosesDataBeforeClose(Correct):
     def change(self, socket: Any) -> None:
         end = socket.end
 
-        def end_at_once(error: Any) -> None:
+        def end_immediately(error: Any) -> None:
             socket._waiting.clear()
             end(error)
 
-        socket.end = end_at_once
+        socket.end = end_immediately
 
 
-class Reorders(Sound):
+class Reorders(Correct):
     def change(self, socket: Any) -> None:
         arrive = socket.arrive
 
@@ -100,14 +100,14 @@ class Reorders(Sound):
         socket.arrive = shuffled
 
 
-class SharesAPlace(Sound):
+class SharesAddresses(Correct):
     async def listen(self, address: str, accept: Callable[[Socket], None]) -> Listener:
         memory_transport._doors.pop(self._place(address.removeprefix("memory://")), None)
         return await super().listen(address, accept)
 
 
-class BreaksInSilence(Sound):
-    """The transport's own end learns of a cut, the other end does not."""
+class DoesNotReportALoss(Correct):
+    """Reports a broken connection at one end only."""
 
     def change(self, socket: Any) -> None:
         def cut() -> None:
@@ -122,73 +122,75 @@ class BreaksInSilence(Sound):
 
 class Cut(Faults):
     def __init__(self) -> None:
-        self.made: list[Sound] = []
+        self.transports: list[Correct] = []
 
     async def kill(self) -> None:
-        for transport in self.made:
+        for transport in self.transports:
             for socket in transport.sockets:
                 socket.cut()
 
 
 class Kit(TransportConformance):
-    """The kit of one of them."""
+    """The kit for the driver `driver_class`."""
 
-    made: type[Sound]
-    patience_s = 1.0  # what never comes is not waited for any longer
-    most_buffered_bytes = 8_000_000
+    driver_class: type[Correct]
+    timeout_s = 1.0  # short, because broken drivers never do what is awaited
+    max_buffered_bytes = 8_000_000
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Transport]:
         faults = Cut()
 
         def create(_options: NoOptions, context: DriverContext) -> Transport:
-            faults.made.append(self.made(context.network, context.site, context.random))
-            return faults.made[-1]
+            faults.transports.append(self.driver_class(context.network, context.site, context.random))
+            return faults.transports[-1]
 
-        driver: Driver[Transport] = Driver(name="broken", summary="Breaks.", options=NoOptions, create=create)
+        driver: Driver[Transport] = Driver(
+            name="broken", summary="A driver that violates the contract.", options=NoOptions, create=create
+        )
         return DriverUnderTest(driver=driver, faults=faults)
 
 
-class TestSound(Kit):
-    made = Sound
-    patience_s = 10.0
+class TestCorrect(Kit):
+    driver_class = Correct
+    timeout_s = 10.0
 
 
-class TestSwallowsTheEnd(Kit):
-    made = SwallowsTheEnd
+class TestDoesNotReportEnded(Kit):
+    driver_class = DoesNotReportEnded
 
 
-class TestTellsTheEndTwice(Kit):
-    made = TellsTheEndTwice
+class TestReportsTheEndTwice(Kit):
+    driver_class = ReportsTheEndTwice
 
 
-class TestCallsEveryEndALoss(Kit):
-    made = CallsEveryEndALoss
+class TestReportsEveryEndAsLoss(Kit):
+    driver_class = ReportsEveryEndAsLoss
 
 
 class TestNeverPausesTheWriter(Kit):
-    made = NeverPausesTheWriter
+    driver_class = NeverPausesTheWriter
 
 
-class TestReadsOnWhenPaused(Kit):
-    made = ReadsOnWhenPaused
+class TestReadsWhilePaused(Kit):
+    driver_class = ReadsWhilePaused
 
 
-class TestLosesTheFirstBytes(Kit):
-    made = LosesTheFirstBytes
+class TestLosesDataBeforeStart(Kit):
+    driver_class = LosesDataBeforeStart
 
 
-class TestLosesTheLastBytes(Kit):
-    made = LosesTheLastBytes
+class TestLosesDataBeforeClose(Kit):
+    driver_class = LosesDataBeforeClose
 
 
 class TestReorders(Kit):
-    made = Reorders
+    driver_class = Reorders
 
 
-class TestSharesAPlace(Kit):
-    made = SharesAPlace
+class TestSharesAddresses(Kit):
+    driver_class = SharesAddresses
 
 
-class TestBreaksInSilence(Kit):
-    made = BreaksInSilence
+class TestDoesNotReportALoss(Kit):
+    driver_class = DoesNotReportALoss

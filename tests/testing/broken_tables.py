@@ -1,4 +1,4 @@
-"""Tables that break one promise each, made from one that keeps them all."""
+"""Tables that each violate one clause of the contract, derived from a correct one."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from micro_core.contract import (
 from micro_core.testing import DriverUnderTest, TableConformance
 
 
-class Sound(MemoryTable):
-    """Keeps every promise."""
+class Correct(MemoryTable):
+    """Fulfils the contract."""
 
 
-class AnswersStale(Sound):
-    """Remembers each answer for ever."""
+class CachesLookups(Correct):
+    """Never updates the answer of a lookup."""
 
     def lookup(self, service: str) -> tuple[Route, ...]:
         answers: dict[str, tuple[Route, ...]] = self.__dict__.setdefault("answers", {})
@@ -37,27 +37,27 @@ class AnswersStale(Sound):
         return answer
 
 
-class KeepsWhatWasDeleted(Sound):
+class IgnoresDelete(Correct):
     def delete(self, key: RouteKey) -> bool:
         return any(route.key == key for route in self.list())
 
 
-class Unordered(Sound):
+class ReversesLookups(Correct):
     def lookup(self, service: str) -> tuple[Route, ...]:
         return tuple(reversed(super().lookup(service)))
 
 
-class ListsUnordered(Sound):
+class ListsInOrderOfMetric(Correct):
     def list(self, query: RouteQuery | None = None) -> builtins.list[Route]:
         return sorted(super().list(query), key=lambda route: route.metric)
 
 
-class TellsNoMetric(Sound):
+class DoesNotReportUpdates(Correct):
     def watch(self, callback: Callable[[RouteEvent], None]) -> Callable[[], None]:
         return super().watch(lambda event: None if event.kind is RouteEventKind.UPDATE else callback(event))
 
 
-class TellsTooEarly(Sound):
+class NotifiesBeforeTheChange(Correct):
     def put(self, route: Route) -> None:
         kind = RouteEventKind.UPDATE if route.key in {known.key for known in self.list()} else RouteEventKind.CREATE
         self._tell(kind, route)
@@ -66,13 +66,13 @@ class TellsTooEarly(Sound):
         self._watchers = watchers
 
 
-class ForgetsTheLease(Sound):
+class DropsExpiry(Correct):
     def put(self, route: Route) -> None:
         super().put(replace(route, expires_at=None))
 
 
-class LosesAHop(Sound):
-    """Takes two routes that differ by router for one."""
+class IgnoresRouterInKey(Correct):
+    """Treats two routes that differ only in the router as the same route."""
 
     def put(self, route: Route) -> None:
         for known in self.lookup(route.service):
@@ -82,56 +82,58 @@ class LosesAHop(Sound):
 
 
 class Kit(TableConformance):
-    """The kit of one of them."""
+    """The kit for the driver `driver_class`."""
 
-    made: type[Sound]
+    driver_class: type[Correct]
     capabilities: frozenset[str] = frozenset()
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Table]:
         def create(_options: NoOptions, context: DriverContext) -> Table:
-            return self.made(logger=context.logger, counters=context.counters)
+            return self.driver_class(logger=context.logger, counters=context.counters)
 
-        driver: Driver[Table] = Driver(name="broken", summary="Breaks.", options=NoOptions, create=create)
+        driver: Driver[Table] = Driver(
+            name="broken", summary="A driver that violates the contract.", options=NoOptions, create=create
+        )
         return DriverUnderTest(driver=driver, capabilities=self.capabilities)
 
 
-class TestSound(Kit):
-    made = Sound
+class TestCorrect(Kit):
+    driver_class = Correct
 
 
-class TestAnswersStale(Kit):
-    made = AnswersStale
+class TestCachesLookups(Kit):
+    driver_class = CachesLookups
 
 
-class TestKeepsWhatWasDeleted(Kit):
-    made = KeepsWhatWasDeleted
+class TestIgnoresDelete(Kit):
+    driver_class = IgnoresDelete
 
 
-class TestUnordered(Kit):
-    made = Unordered
+class TestReversesLookups(Kit):
+    driver_class = ReversesLookups
 
 
-class TestListsUnordered(Kit):
-    made = ListsUnordered
+class TestListsInOrderOfMetric(Kit):
+    driver_class = ListsInOrderOfMetric
 
 
-class TestTellsNoMetric(Kit):
-    made = TellsNoMetric
+class TestDoesNotReportUpdates(Kit):
+    driver_class = DoesNotReportUpdates
 
 
-class TestTellsTooEarly(Kit):
-    made = TellsTooEarly
+class TestNotifiesBeforeTheChange(Kit):
+    driver_class = NotifiesBeforeTheChange
 
 
-class TestForgetsTheLease(Kit):
-    made = ForgetsTheLease
+class TestDropsExpiry(Kit):
+    driver_class = DropsExpiry
 
 
-class TestLosesAHop(Kit):
-    made = LosesAHop
+class TestIgnoresRouterInKey(Kit):
+    driver_class = IgnoresRouterInKey
 
 
-class TestOnlySaysPersistent(Kit):
-    made = Sound
+class TestOnlyDeclaresPersistent(Kit):
+    driver_class = Correct
     capabilities = frozenset({"persistent"})

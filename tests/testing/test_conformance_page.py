@@ -1,4 +1,4 @@
-"""docs/plugins/conformance.md does what it says: its driver passes with its test, and its tables are complete."""
+"""Tests of docs/plugins/conformance.md: its example passes its own test, and its tables are complete."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def run(directory: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_page_s_driver_passes_the_kit_with_the_page_s_test_in_strict_mode(tmp_path: Path) -> None:
+def test_example_driver_passes_the_kit_in_strict_mode(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert done.returncode == 0, done.stdout
     assert re.findall(r"SKIPPED.*?: (.*)", done.stdout) == [
-        "the driver does not declare 'weights' (the source carries weights)"
+        "the driver does not declare 'weights' (the source stores weights)"
     ]
 
 
-def test_the_page_s_failure_is_what_an_author_sees(tmp_path: Path) -> None:
-    right = FILES["micro_file_resolver.py"]
-    broken = right.replace("candidate.priority)", "-candidate.priority)")
-    assert broken != right
+def test_example_failure_is_the_output_of_pytest(tmp_path: Path) -> None:
+    correct = FILES["micro_file_resolver.py"]
+    broken = correct.replace("candidate.priority)", "-candidate.priority)")
+    assert broken != correct
     run(tmp_path)
     (tmp_path / "micro_file_resolver.py").write_text(broken)
     done = subprocess.run(
@@ -56,15 +56,15 @@ def test_the_page_s_failure_is_what_an_author_sees(tmp_path: Path) -> None:
     assert shown[1] in done.stdout
 
 
-def test_the_page_names_every_capability_and_every_fault() -> None:
-    for role, words in CAPABILITIES.items():
-        for word in words:
-            assert f"| {role.value} | `{word}` |" in PAGE
-    verbs = [name for name in vars(Faults) if not name.startswith("_") and name != "can"]
-    assert [verb for verb in verbs if f"`{verb}`" not in PAGE] == []
+def test_page_lists_every_capability_and_fault_method() -> None:
+    for role, names in CAPABILITIES.items():
+        for name in names:
+            assert f"| {role.value} | `{name}` |" in PAGE
+    methods = [name for name in vars(Faults) if not name.startswith("_") and name != "supports"]
+    assert [name for name in methods if f"`{name}`" not in PAGE] == []
 
 
-def test_the_page_names_what_a_class_can_fit_to_its_back_end() -> None:
+def test_page_lists_every_class_attribute_of_the_kits() -> None:
     names = {
         name
         for kit in KITS.values()

@@ -1,4 +1,4 @@
-"""Parts of the broker's kit: what must hold while the back end is hurt. They need a fault handle."""
+"""Checks of the broker kit that inject faults into the back end. They need a fault handle."""
 
 from __future__ import annotations
 
@@ -9,116 +9,122 @@ from typing import ClassVar
 import pytest
 
 from micro_core.contract import Broker, Unreachable
-from micro_core.testing.broker.support import TOPIC, BrokerKit, Heard, message
-from micro_core.testing.kit.conformance import needs
-from micro_core.testing.kit.faults import away, beating, slowed
+from micro_core.testing.broker.support import TOPIC, BrokerKit, MessageRecorder, message
+from micro_core.testing.kit.conformance import requires
+from micro_core.testing.kit.faults import back_end_killed, back_end_slowed, loop_not_blocked
 from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.waiting import until, within
 
 
-class BrokerFaultParts(BrokerKit):
-    """Nothing hangs, subscriptions outlive their back end, and everything is well again when it is."""
+class BrokerFaultChecks(BrokerKit):
+    """Checks that calls end in time during a fault, and that subscriptions recover after it."""
 
     pause_s: ClassVar[float] = 2.0
-    """How long the back end is paused."""
+    """Seconds for which the back end is paused."""
 
-    async def hears_again(self, publisher: Broker, *all_heard: Heard) -> None:
-        """Publish, as often as it takes, until every one of these subscribers has heard something new."""
-        before = [len(heard.messages) for heard in all_heard]
+    async def expect_recovery(self, publisher: Broker, *recorders: MessageRecorder) -> None:
+        """Publish messages repeatedly until each of these subscribers has received a new one."""
+        before = [len(recorder.messages) for recorder in recorders]
         numbers = itertools.count(1_000)
 
-        async def all_heard_something() -> bool:
-            await self.published(publisher, next(numbers))
+        async def all_received() -> bool:
+            await self.try_publish(publisher, next(numbers))
             await asyncio.sleep(0.02)
-            return all(len(heard.messages) > count for heard, count in zip(all_heard, before, strict=True))
+            return all(len(recorder.messages) > count for recorder, count in zip(recorders, before, strict=True))
 
-        await until(all_heard_something, self.patience_s, "a subscription survives reconnects: it hears again")
+        await until(all_received, self.timeout_s, "a subscription survives reconnects and receives again")
 
-    @needs(faults=("kill", "restart"))
-    async def test_a_back_end_that_is_away_is_told_in_time(self, harness: Harness[Broker]) -> None:
-        broker, heard = await harness.open(), Heard()
-        await self.subscribed(broker, heard)
-        async with away(self.faults(harness)):
-            clause = "publish raises Unreachable in time when the broker is away"
+    @requires(faults=("kill", "restart"))
+    async def test_unavailable_back_end_raises_unreachable_in_time(self, harness: Harness[Broker]) -> None:
+        broker, recorder = await harness.open(), MessageRecorder()
+        await self.subscribe(broker, recorder)
+        async with back_end_killed(self.faults(harness)):
+            clause = "publish raises Unreachable in time if the broker is not available"
             with pytest.raises(Unreachable) as caught:
-                await within(self.patience_s, broker.publish(TOPIC, message(1)), clause)
-            assert caught.value.detail.strip(), "Unreachable tells why"
+                await within(self.timeout_s, broker.publish(TOPIC, message(1)), clause)
+            assert caught.value.detail.strip(), "Unreachable contains the reason"
 
-    @needs(faults=("kill", "restart"))
-    async def test_subscriptions_survive_a_back_end_that_was_away(self, harness: Harness[Broker]) -> None:
+    @requires(faults=("kill", "restart"))
+    async def test_subscriptions_survive_a_back_end_outage(self, harness: Harness[Broker]) -> None:
         await self._survive(harness, empty=False)
 
-    @needs(faults=("kill", "wipe"))
-    async def test_subscriptions_survive_a_back_end_that_comes_back_empty(self, harness: Harness[Broker]) -> None:
+    @requires(faults=("kill", "wipe"))
+    async def test_subscriptions_survive_back_end_data_loss(self, harness: Harness[Broker]) -> None:
         await self._survive(harness, empty=True)
 
     async def _survive(self, harness: Harness[Broker], *, empty: bool) -> None:
-        publisher, plain, members = await harness.open(), [Heard(), Heard()], [Heard(), Heard()]
-        for heard in plain:
-            await self.subscribed(await harness.open(), heard)
+        publisher, plain, members = (
+            await harness.open(),
+            [MessageRecorder(), MessageRecorder()],
+            [MessageRecorder(), MessageRecorder()],
+        )
+        for recorder in plain:
+            await self.subscribe(await harness.open(), recorder)
         for member in members:
-            await self.subscribed(await harness.open(), member, queue="workers")
+            await self.subscribe(await harness.open(), member, queue="workers")
         await publisher.publish(TOPIC, message(0))
-        for heard in plain:
-            await self.heard(heard, range(1))
-        async with away(self.faults(harness), empty=empty):
+        for recorder in plain:
+            await self.expect_messages(recorder, range(1))
+        async with back_end_killed(self.faults(harness), empty=empty):
             await asyncio.sleep(0.1)
-        await self.hears_again(publisher, *plain, *members)
-        # Everybody is back: from here on it is as if nothing had been.
+        await self.expect_recovery(publisher, *plain, *members)
+        # All drivers have reconnected, so delivery is complete again from here on.
         for number in range(2_000_000, 2_000_020):
-            assert await self.published(publisher, number), "a broker that is there again is found again"
+            assert await self.try_publish(publisher, number), "the driver reconnects to an available broker"
 
-        def new(heards: list[Heard]) -> list[int]:
-            return sorted(number for heard in heards for number in heard.numbers if number >= 2_000_000)
+        def new(recorders: list[MessageRecorder]) -> list[int]:
+            return sorted(number for recorder in recorders for number in recorder.numbers if number >= 2_000_000)
 
         await until(
-            lambda: len(new(plain)) >= 40 and len(new(members)) >= 20, self.patience_s, "subscribers receive again"
+            lambda: len(new(plain)) >= 40 and len(new(members)) >= 20, self.timeout_s, "subscribers receive again"
         )
-        assert new(plain[:1]) == new(plain[1:]) == list(range(2_000_000, 2_000_020)), "subscriptions are in force once"
-        assert new(members) == list(range(2_000_000, 2_000_020)), "queue groups are queue groups still"
+        assert new(plain[:1]) == new(plain[1:]) == list(range(2_000_000, 2_000_020)), (
+            "after a reconnect each subscription is active exactly once"
+        )
+        assert new(members) == list(range(2_000_000, 2_000_020)), (
+            "after a reconnect one member of a queue group receives each message"
+        )
 
-    @needs(faults=("kill", "restart"))
-    async def test_closing_does_not_wait_for_a_back_end_that_is_away(self, harness: Harness[Broker]) -> None:
-        broker, heard = await harness.open(), Heard()
-        await self.subscribed(broker, heard)
-        async with away(self.faults(harness)):
-            await within(self.patience_s, harness.close(broker), "close returns though the back end is away")
+    @requires(faults=("kill", "restart"))
+    async def test_close_does_not_wait_for_an_unavailable_back_end(self, harness: Harness[Broker]) -> None:
+        broker, recorder = await harness.open(), MessageRecorder()
+        await self.subscribe(broker, recorder)
+        async with back_end_killed(self.faults(harness)):
+            await within(self.timeout_s, harness.close(broker), "close returns although the back end is not available")
 
-    @needs(faults=("pause", "resume"))
-    async def test_a_back_end_that_stands_still_stops_nobody_s_loop(self, harness: Harness[Broker]) -> None:
-        publisher, subscriber, heard = await harness.open(), await harness.open(), Heard()
-        await self.subscribed(subscriber, heard)
+    @requires(faults=("pause", "resume"))
+    async def test_paused_back_end_does_not_block_the_event_loop(self, harness: Harness[Broker]) -> None:
+        publisher, subscriber, recorder = await harness.open(), await harness.open(), MessageRecorder()
+        await self.subscribe(subscriber, recorder)
         await self.faults(harness).pause()
         try:
-            async with beating(
-                self.pause_s / 2, "the event loop is never blocked, least of all by a back end that is still"
-            ):
-                calls = [asyncio.create_task(self.published(publisher, number)) for number in range(5)]
+            async with loop_not_blocked(self.pause_s / 2, "a paused back end does not block the event loop"):
+                calls = [asyncio.create_task(self.try_publish(publisher, number)) for number in range(5)]
                 await asyncio.sleep(self.pause_s)
         finally:
             await self.faults(harness).resume()
-        await within(self.patience_s, asyncio.gather(*calls), "publish ends, well or with Unreachable")
-        await self.hears_again(publisher, heard)
+        await within(self.timeout_s, asyncio.gather(*calls), "publish succeeds or raises Unreachable")
+        await self.expect_recovery(publisher, recorder)
 
-    @needs(faults=("pause", "resume"))
-    async def test_a_slow_back_end_only_makes_things_slow(self, harness: Harness[Broker]) -> None:
-        publisher, subscriber, heard = await harness.open(), await harness.open(), Heard()
-        await self.subscribed(subscriber, heard)
-        async with slowed(self.faults(harness)):
+    @requires(faults=("pause", "resume"))
+    async def test_slow_back_end_only_delays_operations(self, harness: Harness[Broker]) -> None:
+        publisher, subscriber, recorder = await harness.open(), await harness.open(), MessageRecorder()
+        await self.subscribe(subscriber, recorder)
+        async with back_end_slowed(self.faults(harness)):
             for number in range(30):
                 await within(
-                    self.patience_s, publisher.publish(TOPIC, message(number)), "publish ends on a slow back end"
+                    self.timeout_s, publisher.publish(TOPIC, message(number)), "publish completes on a slow back end"
                 )
-            await self.heard(heard, range(30), "a slow back end loses nothing and changes no order")
+            await self.expect_messages(recorder, range(30), "a slow back end loses no message and keeps the order")
 
-    @needs(faults=("garbage",))
-    async def test_garbage_reaches_no_handler_and_stops_no_subscription(self, harness: Harness[Broker]) -> None:
-        publisher, subscriber, heard = await harness.open(), await harness.open(), Heard()
-        await self.subscribed(subscriber, heard)
+    @requires(faults=("garbage",))
+    async def test_garbage_is_counted_and_reaches_no_handler(self, harness: Harness[Broker]) -> None:
+        publisher, subscriber, recorder = await harness.open(), await harness.open(), MessageRecorder()
+        await self.subscribe(subscriber, recorder)
         await publisher.publish(TOPIC, message(0))
-        await self.heard(heard, range(1))
+        await self.expect_messages(recorder, range(1))
         await self.faults(harness).garbage(harness.context())
         for number in range(1, 10):
             await publisher.publish(TOPIC, message(number))
-        await self.heard(heard, range(10), "garbage reaches no handler, and the messages after it do")
-        assert harness.counted(subscriber), "what is dropped is counted (context.counters)"
+        await self.expect_messages(recorder, range(10), "garbage reaches no handler, and later messages do")
+        assert harness.counters_of(subscriber), "dropped garbage is counted (context.counters)"

@@ -1,4 +1,4 @@
-"""What the parts of the broker's kit share: numbered messages, handlers that remember."""
+"""Shared code of the broker kit: numbered messages, handlers that record them, and assertions that wait for messages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TOPIC = "orders.created"
 
 
 def message(number: int, body: bytes = b"") -> Message:
-    """A message that carries its number."""
+    """Return a message with its number in the header `n`."""
     return Message(id=secrets.token_hex(16), body=body or b"%d" % number, headers={"n": str(number), "trace": "ä b"})
 
 
-class Heard:
-    """A handler that remembers what came, in order; while `gate` is not set it takes for ever."""
+class MessageRecorder:
+    """A message handler that records the received messages in order. It waits in each call while `gate` is not set."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -41,53 +41,56 @@ class Heard:
 
     @property
     def numbers(self) -> list[int]:
+        """The numbers of the received messages in order."""
         return [int(received.headers["n"]) for received in self.messages]
 
 
 class BrokerKit(Conformance[Broker]):
-    """Attributes and helpers; the parts are in the classes that inherit it."""
+    """Class attributes and helper methods of the broker kit. The checks are in its subclasses."""
 
     role = Role.BROKER
 
     large_message_bytes: ClassVar[int] = 256 * 1024
-    """A message that must arrive."""
+    """Size of a message that must be delivered."""
 
     too_large_message_bytes: ClassVar[int] = 32 * 1024 * 1024
-    """A message that is over every broker's bound."""
+    """Size of a message that every broker rejects."""
 
     async def exercise(self, harness: Harness[Broker]) -> None:
+        """Publish messages to one subscriber."""
         publisher, subscriber = await harness.open(), await harness.open()
-        heard = Heard()
-        subscription = await self.subscribed(subscriber, heard)
+        recorder = MessageRecorder()
+        subscription = await self.subscribe(subscriber, recorder)
         for number in range(20):
             await publisher.publish(TOPIC, message(number))
-        await self.heard(heard, range(20))
+        await self.expect_messages(recorder, range(20))
         await subscription.close()
 
-    async def subscribed(
+    async def subscribe(
         self, broker: Broker, handler: Callable[[str, Message], Awaitable[None]], *, topic: str = TOPIC, queue: str = ""
     ) -> Subscription:
-        """A subscription that is in force."""
-        return await within(self.patience_s, broker.subscribe(topic, handler, queue=queue), "subscribe returns")
+        """Subscribe and return when the subscription is active."""
+        return await within(self.timeout_s, broker.subscribe(topic, handler, queue=queue), "subscribe returns")
 
-    async def heard(
-        self, heard: Heard, numbers: range, clause: str = "every subscriber receives every message"
+    async def expect_messages(
+        self, recorder: MessageRecorder, numbers: range, clause: str = "every subscriber receives every message"
     ) -> None:
-        """Wait until as many messages have come, and compare."""
+        """Wait for the messages with these numbers and check that each arrives once, in order."""
         try:
-            await until(lambda: len(heard.numbers) >= len(numbers), self.patience_s, clause)
+            await until(lambda: len(recorder.numbers) >= len(numbers), self.timeout_s, clause)
         except pytest.fail.Exception:
-            missing = sorted(set(numbers) - set(heard.numbers))
+            missing = sorted(set(numbers) - set(recorder.numbers))
             fail(
-                f"{clause}: {len(missing)} of {len(numbers)} did not come, the first is number {missing[0] if missing else '?'}"
+                f"{clause}: {len(missing)} of {len(numbers)} did not arrive, the first of them is "
+                f"number {missing[0] if missing else '?'}"
             )
-        assert heard.numbers == list(numbers), f"{clause}, each once, in order"
+        assert recorder.numbers == list(numbers), f"{clause}, once and in order"
 
-    async def published(self, broker: Broker, number: int) -> bool:
-        """Publish; False when the broker says that it is away."""
+    async def try_publish(self, broker: Broker, number: int) -> bool:
+        """Publish a message, and return False if that raises Unreachable."""
         try:
             await within(
-                self.patience_s, broker.publish(TOPIC, message(number)), "publish ends, well or with Unreachable"
+                self.timeout_s, broker.publish(TOPIC, message(number)), "publish succeeds or raises Unreachable"
             )
         except Unreachable:
             return False

@@ -1,7 +1,8 @@
-"""The words of `Driver.capabilities`, and what each adds to what the kit of its role demands.
+"""The names of `Driver.capabilities`, and what each of them adds to the checks of a role's kit.
 
-A driver whose options decide (a durable stream, say) declares what always holds, and its tests say the rest in
-`DriverUnderTest.capabilities`. Words of a driver's own begin with `x-`; any other word is a mistake, and a part says so.
+A driver declares the capabilities that it has with every combination of options. If a capability depends on the options
+(e.g. a durable stream), the tests declare it in `DriverUnderTest.capabilities`. Names that a plugin defines for itself
+begin with `x-`; a check fails on any other unknown name.
 """
 
 from __future__ import annotations
@@ -12,27 +13,31 @@ from micro_core.contract import Role
 
 CAPABILITIES: Mapping[Role, Mapping[str, str]] = {
     Role.REGISTRY: {
-        "watch": "watchers hear of a change within one second, not at some later look",
-        "persistent": "a record outlives a restart of the back end while its lease lasts",
+        "watch": "watchers receive a change within one second, without waiting for the next poll",
+        "persistent": "a record survives a restart of the back end until its lease ends",
     },
     Role.TRANSPORT: {},
     Role.BROKER: {
-        "queue-groups": "members of a queue group share the work, also across processes: none that keeps up is left out",
-        "wildcards": "in a subscription, `*` stands for one part between dots, and `>` at the end for one part or more",
+        "queue-groups": (
+            "the messages of a queue group are distributed over all members that keep up, also across processes"
+        ),
+        "wildcards": (
+            "in a subscription, `*` matches one dot-separated part of a topic, and `>` at the end matches one or more"
+        ),
         "durable": (
-            "at least once: a message whose handler failed comes again, and what is published while no member of a "
-            "queue group is there waits for the next"
+            "at-least-once delivery: a message whose handler failed is delivered again, and messages that are published "
+            "while a queue group has no member are kept for the next member"
         ),
     },
     Role.TUNNEL: {
-        "lanes": "links have four lanes, and a lane that is full holds up no other",
+        "lanes": "links have four lanes, and a full lane does not block the others",
     },
     Role.TABLE: {
-        "persistent": "routes are back after a restart, in a driver made with the same state directory",
+        "persistent": "routes are restored after a restart by a driver with the same state directory",
     },
     Role.RESOLVER: {
-        "priorities": "the source carries priorities",
-        "weights": "the source carries weights",
+        "priorities": "the source stores priorities",
+        "weights": "the source stores weights",
     },
 }
-"""By role: word, and the promise it stands for."""
+"""For each role: the capability names, each with its meaning."""

@@ -1,4 +1,4 @@
-"""What all kits share: the fixture `harness`, what a part needs before it runs, and the parts every driver must pass."""
+"""The base class of all kits: the fixture `harness`, the requirements of checks, and the checks that apply to every driver."""
 
 from __future__ import annotations
 
@@ -16,174 +16,177 @@ import pytest_asyncio
 from micro_core.contract import CONTRACT_VERSION, Driver, Role
 from micro_core.testing.kit.capabilities import CAPABILITIES
 from micro_core.testing.kit.driver_under_test import DriverUnderTest, Faults
-from micro_core.testing.kit.faults import Pulse
+from micro_core.testing.kit.faults import LoopMonitor
 from micro_core.testing.kit.harness import Harness, Startable, running_tasks
 from micro_core.testing.kit.waiting import fail, until
 
 T = TypeVar("T", bound=Startable)
-Part = TypeVar("Part", bound=Callable[..., Awaitable[None]])
+Check = TypeVar("Check", bound=Callable[..., Awaitable[None]])
 
-LONGEST_BLOCK_S = 0.25
-"""How long a driver may hold up the loop. Generous: a machine with other work to do must not fail a good driver."""
+MAX_BLOCK_S = 0.25
+"""Maximum time for which a driver may block the event loop. Long, so that a good driver passes on a busy machine."""
 
 ROUNDS = 4
-"""A driver that blocks does so in every round, a busy machine does not."""
+"""Repetitions of the measurement. A driver that blocks the loop does so in every round; a busy machine does not."""
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """What a part needs before it can run."""
+class Requirements:
+    """What a check requires: a declared capability, or methods of the fault handle."""
 
     capability: str = ""
     faults: tuple[str, ...] = ()
 
     @property
     def group(self) -> str:
-        """Where the report counts the part: the capability that demands it, else faults or required."""
+        """The group of the check in reports: its capability, otherwise `faults` or `required`."""
         return self.capability or ("faults" if self.faults else "required")
 
 
-def needs(*, capability: str = "", faults: tuple[str, ...] = ()) -> Callable[[Part], Part]:
-    """Mark a part that runs only with a capability, or with verbs of the fault handle."""
+def requires(*, capability: str = "", faults: tuple[str, ...] = ()) -> Callable[[Check], Check]:
+    """Mark a check that is skipped unless the driver declares `capability` and its fault handle has all `faults`."""
 
-    def mark(part: Part) -> Part:
-        part.micro_needs = Needs(capability, faults)  # type: ignore[attr-defined]
-        return part
+    def mark(check: Check) -> Check:
+        check.micro_requirements = Requirements(capability, faults)  # type: ignore[attr-defined]
+        return check
 
     return mark
 
 
-def needs_of(part: object) -> Needs:
-    """What a part needs; nothing when it says nothing."""
-    found = getattr(part, "micro_needs", None)
-    return found if isinstance(found, Needs) else Needs()
+def requirements_of(check: object) -> Requirements:
+    """Return the requirements of a check; empty if it is not marked with `requires`."""
+    found = getattr(check, "micro_requirements", None)
+    return found if isinstance(found, Requirements) else Requirements()
 
 
 class Conformance(Generic[T]):
-    """The kit of every role. Supply the fixture `driver_under_test`, a `DriverUnderTest`."""
+    """The kit that the kits of all roles extend. Supply the fixture `driver_under_test`, a `DriverUnderTest`."""
 
     pytestmark = pytest.mark.asyncio
 
     role: ClassVar[Role]
 
-    patience_s: ClassVar[float] = 10.0
-    """How long whatever must happen may take on this back end before a part fails."""
+    timeout_s: ClassVar[float] = 10.0
+    """Seconds that an operation or an expected change may take on this back end before a check fails."""
 
     exceptions: ClassVar[Mapping[str, str]] = {}
-    """Parts that this driver cannot keep, each with the reason, which reports show."""
+    """Checks that this driver cannot pass, each with the reason, which reports show."""
 
     @pytest.fixture(autouse=True)
-    def _gate(self, request: pytest.FixtureRequest, driver_under_test: DriverUnderTest[T]) -> None:
-        """Skip, with its reason, a part that does not apply."""
+    def _skip_if_not_applicable(self, request: pytest.FixtureRequest, driver_under_test: DriverUnderTest[T]) -> None:
         unknown = sorted(name for name in self.exceptions if not hasattr(self, name))
-        assert not unknown, f"`exceptions` names parts that the kit has not: {', '.join(unknown)}"
-        part = request.function
-        reason = self.exceptions.get(part.__name__)
+        assert not unknown, f"`exceptions` contains only checks of the kit, but these are unknown: {', '.join(unknown)}"
+        check = request.function
+        reason = self.exceptions.get(check.__name__)
         if reason is not None:
-            assert reason.strip(), "an exception needs a reason"
+            assert reason.strip(), "each entry of `exceptions` has a reason"
             pytest.skip(reason)
-        wanted = needs_of(part)
-        if wanted.capability and wanted.capability not in driver_under_test.promises:
-            promise = CAPABILITIES[self.role].get(wanted.capability, "")
-            pytest.skip(f"the driver does not declare {wanted.capability!r} ({promise})")
-        if wanted.faults and driver_under_test.faults is None:
-            pytest.skip(f"no fault handle was given (needed: {', '.join(wanted.faults)})")
+        required = requirements_of(check)
+        if required.capability and required.capability not in driver_under_test.required_capabilities:
+            meaning = CAPABILITIES[self.role].get(required.capability, "")
+            pytest.skip(f"the driver does not declare {required.capability!r} ({meaning})")
+        if required.faults and driver_under_test.faults is None:
+            pytest.skip(f"no fault handle was supplied (required: {', '.join(required.faults)})")
         missing = [
-            verb
-            for verb in wanted.faults
-            if driver_under_test.faults is not None and not driver_under_test.faults.can(verb)
+            fault
+            for fault in required.faults
+            if driver_under_test.faults is not None and not driver_under_test.faults.supports(fault)
         ]
         if missing:
-            pytest.skip(f"the fault handle has no {', '.join(missing)}")
+            pytest.skip(f"the fault handle does not implement {', '.join(missing)}")
 
     @pytest_asyncio.fixture
     async def harness(self, driver_under_test: DriverUnderTest[T]) -> AsyncIterator[Harness[T]]:
-        """Makes the drivers of the test."""
-        # A short path: a Unix socket's must fit 103 bytes.
+        """Return an object that creates the drivers of one test and closes them at its end."""
+        # A short path, because the path of a Unix socket is limited to 103 bytes.
         with tempfile.TemporaryDirectory(prefix="micro-kit-") as state_dir:
-            made = Harness(driver_under_test, state_dir, self.patience_s)
+            harness = Harness(driver_under_test, state_dir, self.timeout_s)
             try:
-                yield made
+                yield harness
             finally:
-                await made.close_all()
+                await harness.close_all()
 
     async def exercise(self, harness: Harness[T]) -> None:
-        """Use two drivers for what the role is there for; each role says how."""
+        """Use two drivers for the typical operations of the role. Each role implements this."""
         raise NotImplementedError
 
     def faults(self, harness: Harness[T]) -> Faults:
-        """The author's fault handle; parts that need one are skipped where there is none."""
+        """Return the fault handle of the author. Checks that need one are skipped if there is none."""
         assert harness.driver_under_test.faults is not None
         return harness.driver_under_test.faults
 
-    # ------------------------------------------------------------------ parts
+    # ----------------------------------------------------------------- checks
 
-    async def test_the_driver_is_described(self, driver_under_test: DriverUnderTest[T]) -> None:
+    async def test_driver_description_is_complete(self, driver_under_test: DriverUnderTest[T]) -> None:
         driver: Driver[T] = driver_under_test.driver
         assert driver.name, "a driver has a name"
-        assert driver.name == driver.name.lower().strip(), "the name is the word people type: lower case"
+        assert driver.name == driver.name.lower().strip(), (
+            "the name of a driver is in lower case, without spaces around it"
+        )
         assert driver.summary.strip(), "a driver has a summary of one sentence"
-        assert "\n" not in driver.summary, "a driver has a summary of one sentence"
-        least, below = driver.contract
-        assert least <= CONTRACT_VERSION < below, f"the driver is not made for contract {CONTRACT_VERSION}"
+        assert "\n" not in driver.summary, "the summary of a driver is one line"
+        minimum, below = driver.contract
+        assert minimum <= CONTRACT_VERSION < below, f"the driver supports contract version {CONTRACT_VERSION}"
         driver.options()
         for field in dataclasses.fields(driver.options):
             assert str(field.metadata.get("help", "")).strip(), (
-                f"option {field.name} has no help: make it with option()"
+                f"every option has a help text: create {field.name} with option()"
             )
 
-    async def test_declared_capabilities_are_known_words(self, driver_under_test: DriverUnderTest[T]) -> None:
+    async def test_declared_capabilities_are_known(self, driver_under_test: DriverUnderTest[T]) -> None:
         known = CAPABILITIES[self.role]
-        for word in sorted(driver_under_test.promises):
-            if word in known or word.startswith("x-"):
+        for name in sorted(driver_under_test.required_capabilities):
+            if name in known or name.startswith("x-"):
                 continue
-            near = difflib.get_close_matches(word, known, n=1)
-            advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}"
-            fail(f"{self.role.value} has no capability {word!r}: {advice} A word of your own begins with x-")
+            similar = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {similar[0]!r}?" if similar else f"known: {', '.join(known) or '-'}"
+            fail(f"unknown {self.role.value} capability {name!r} ({hint}); names of your own begin with x-")
 
-    async def test_making_a_driver_touches_nothing_outside(self, harness: Harness[T]) -> None:
+    async def test_create_has_no_side_effects(self, harness: Harness[T]) -> None:
         tasks, files = running_tasks(), open_files()
         harness.create()
-        assert running_tasks() == tasks, "create starts no task: that is start's part"
-        assert open_files() == files, "create opens no file and no socket: that is start's part"
+        assert running_tasks() == tasks, "create starts no task (start does)"
+        assert open_files() == files, "create opens no file and no socket (start does)"
 
-    async def test_closing_leaves_nothing_behind(self, harness: Harness[T]) -> None:
-        # Once before, so that what is made once a process (a thread, a cache) is there already.
+    async def test_close_releases_tasks_and_files(self, harness: Harness[T]) -> None:
+        # Run once before measuring, so that resources that a process creates once (a thread, a cache) exist already.
         await self.exercise(harness)
         await harness.close_all()
         tasks, files = running_tasks(), open_files()
         await self.exercise(harness)
         await harness.close_all()
 
-        def left() -> list[str]:
+        def remaining() -> list[str]:
             return sorted(task.get_name() + " " + repr(task.get_coro()) for task in running_tasks() - tasks)
 
         try:
-            await until(lambda: not left(), 2.0, "close leaves no task running")
+            await until(lambda: not remaining(), 2.0, "close ends all tasks")
         except pytest.fail.Exception:
-            fail(f"close leaves no task running: these still do: {'; '.join(left())}")
-        await until(lambda: len(open_files()) <= len(files), 2.0, "close leaves no file and no socket open")
+            fail(f"close ends all tasks: still running: {'; '.join(remaining())}")
+        await until(lambda: len(open_files()) <= len(files), 2.0, "close closes all files and sockets")
 
-    async def test_the_loop_is_never_blocked(self, harness: Harness[T]) -> None:
+    async def test_event_loop_is_never_blocked(self, harness: Harness[T]) -> None:
         longest = []
         for _ in range(ROUNDS):
-            async with Pulse() as pulse:
+            async with LoopMonitor() as monitor:
                 await self.exercise(harness)
                 await harness.close_all()
-            longest.append(pulse.longest_s)
-            if pulse.longest_s < LONGEST_BLOCK_S:
+            longest.append(monitor.longest_s)
+            if monitor.longest_s < MAX_BLOCK_S:
                 return
-        fail(f"the event loop is never blocked: it stood still for {min(longest):.2f} s in each of {ROUNDS} rounds")
+        fail(
+            f"the event loop is never blocked: it was blocked for at least {min(longest):.2f} s in each of {ROUNDS} rounds"
+        )
 
 
 def open_files() -> frozenset[str]:
-    """The process's open descriptors by number and target; empty where the system does not show them."""
+    """Return the open descriptors of this process as `number target`; empty on systems without /proc."""
     found = set()
     for path in Path("/proc/self/fd").glob("*"):
         try:
             target = str(path.readlink())
         except OSError:
-            # The descriptor of the listing itself, closed by now.
+            # The descriptor that was open while the directory was listed.
             continue
         if not target.startswith(("pipe:", "anon_inode:", "/proc/")):
             found.add(f"{path.name} {target}")

@@ -1,4 +1,4 @@
-"""What the author supplies: the driver that is tested, and a handle to hurt its back end."""
+"""What the author of a driver supplies to a kit: the driver under test, and a handle to inject faults into its back end."""
 
 from __future__ import annotations
 
@@ -11,63 +11,64 @@ T = TypeVar("T")
 
 
 class Faults:
-    """A handle on the back end. Write the methods that it allows; a part that needs another is skipped, and says so.
+    """A handle to inject faults into the back end. Override the methods that your back end supports.
 
-    Each returns when the fault is in force. They are called in the test's event loop and should not hold it up for
-    longer than a moment. One part may call a method more than once (`garbage` twice, the second time on top of the
-    first), and each must allow it. The back end should be the test's own: parts leave it running, but not as it was.
+    Checks that need other methods are skipped, and the report says why. Each method returns when the fault is in effect. The
+    methods run in the event loop of the test and must not block it. A check may call a method more than once (`garbage`
+    twice in a row), so each must support that. Give the tests a back end of their own: checks leave it running, but they
+    change its data.
     """
 
     async def kill(self) -> None:
-        """End the back end at once, as SIGKILL does. For a tunnel or transport: break the path between the ends."""
+        """Stop the back end immediately, like SIGKILL. For a tunnel or transport: break the connection between the ends."""
         raise NotImplementedError
 
     async def restart(self) -> None:
-        """Start it again at the same place, after `kill`, with the data it had."""
+        """Start the back end again after `kill`, at the same address and with its data."""
         raise NotImplementedError
 
     async def wipe(self) -> None:
-        """Start it again at the same place, after `kill`, with no data."""
+        """Start the back end again after `kill`, at the same address and without data."""
         raise NotImplementedError
 
     async def pause(self) -> None:
-        """Stop it from answering while connections stay open, as SIGSTOP does."""
+        """Stop the back end from answering while its connections stay open, like SIGSTOP."""
         raise NotImplementedError
 
     async def resume(self) -> None:
-        """Let it go on after `pause`, as SIGCONT does."""
+        """Let the back end continue after `pause`, like SIGCONT."""
         raise NotImplementedError
 
     async def garbage(self, context: DriverContext) -> None:
-        """Write, where a driver with this context reads, what no driver wrote: wrong types, half of a record, bytes.
+        """Write data that no driver wrote to where a driver with this context reads: wrong types, half a record, random bytes.
 
-        A broker's goes to the topic `orders.created`, which the kit subscribes.
+        For a broker, publish it to the topic `orders.created`, to which the kit subscribes.
         """
         raise NotImplementedError
 
-    def can(self, verb: str) -> bool:
-        """Whether the author wrote the method of this name."""
-        return getattr(type(self), verb) is not getattr(Faults, verb)
+    def supports(self, fault: str) -> bool:
+        """Return whether the method with this name is overridden."""
+        return getattr(type(self), fault) is not getattr(Faults, fault)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriverUnderTest(Generic[T]):
-    """What is tested: the value of the fixture `driver_under_test`."""
+    """The driver that a kit tests: the value of the fixture `driver_under_test`."""
 
     driver: Driver[T]
-    """As the plugin's hook returns it."""
+    """The description, as the plugin's hook returns it."""
     options: Any = None
     """An instance of `driver.options`; None for the defaults."""
     faults: Faults | None = None
-    """None: the parts that need faults are skipped."""
+    """The handle to inject faults. If None, checks that need faults are skipped."""
     capabilities: frozenset[str] | None = None
-    """What holds with these options; None for what the driver declares."""
+    """The capabilities that the driver has with these options; None for those that it declares."""
     registry: Registry | None = None
-    """Lent to the driver in its context, started, for those that need one."""
+    """A started registry, passed to the driver in its context."""
     transport: Transport | None = None
-    """Lent to the driver in its context, started, for those that need one."""
+    """A started transport, passed to the driver in its context."""
 
     @property
-    def promises(self) -> frozenset[str]:
-        """The capabilities that are demanded."""
+    def required_capabilities(self) -> frozenset[str]:
+        """The capabilities that the kit checks."""
         return self.driver.capabilities if self.capabilities is None else self.capabilities

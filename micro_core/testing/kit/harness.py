@@ -1,4 +1,4 @@
-"""Where a test has its drivers made, and what is left behind when they are gone."""
+"""Creation of the drivers of a test, each in an environment like that of a separate process."""
 
 from __future__ import annotations
 
@@ -15,37 +15,43 @@ from micro_core.contract import Clock, Counters, CountersInMemory, DriverContext
 from micro_core.testing.kit.driver_under_test import DriverUnderTest
 from micro_core.testing.kit.waiting import within
 
-_NODE_ID_LETTERS = "abcdefghijklmnopqrstuvwxyz234567"
+_NODE_ID_CHARS = "abcdefghijklmnopqrstuvwxyz234567"
 
 
 class Startable(Protocol):
-    """What every role has."""
+    """The methods that the drivers of all roles have."""
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Start the driver."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close the driver."""
+        ...
 
 
 T = TypeVar("T", bound=Startable)
 
 
-_BETWEEN_ZEROS_S = 100_000.0
-_zeros = itertools.count(1)
+_CLOCK_OFFSET_S = 100_000.0
+_clock_numbers = itertools.count(1)
 
 
 class ProcessClock:
-    """Implements `Clock` as one process of several has it: `wall` is everybody's, `now` has a zero of its own.
+    """A `Clock` whose `now` has a different zero in each instance, as in different processes; `wall` is the same in all.
 
-    So a `now()` that a driver wrote where others read it is wrong by a day at least, as between two machines.
+    A driver that shares values of `now()` with other processes is therefore wrong by at least a day, as between machines.
     """
 
     def __init__(self) -> None:
-        self._zero = next(_zeros) * _BETWEEN_ZEROS_S
+        self._offset_s = next(_clock_numbers) * _CLOCK_OFFSET_S
 
     def now(self) -> float:
-        return self._zero + time.monotonic()
+        """Return the monotonic time in seconds, with the offset of this clock."""
+        return self._offset_s + time.monotonic()
 
     def wall(self) -> float:
+        """Return the wall-clock time in seconds since 1970."""
         return time.time()
 
 
@@ -60,18 +66,18 @@ def context(
     registry: Registry | None = None,
     transport: Transport | None = None,
 ) -> DriverContext:
-    """What core would lend a driver, for a test that makes one: `create(AcmeOptions(), context(state_dir=str(tmp_path)))`.
+    """Return a context with which a test can create a driver.
 
-    As in a process of its own: another node id, and, where the test gives none, counters and a clock whose monotonic
-    zero is another each time. Without `state_dir` there is none: a driver that keeps files wants pytest's `tmp_path`.
+    Example: `create(AcmeOptions(), context(state_dir=str(tmp_path)))`. Each context is like that of a separate process: it has a node id of its own and, unless the test supplies them, counters
+    and a clock of its own. Pass pytest's `tmp_path` as `state_dir` to a driver that stores files.
     """
     return DriverContext(
-        node_id="".join(secrets.choice(_NODE_ID_LETTERS) for _ in range(32)),
+        node_id="".join(secrets.choice(_NODE_ID_CHARS) for _ in range(32)),
         network=network,
         site=site,
         state_dir=state_dir,
         clock=ProcessClock() if clock is None else clock,
-        random=random.Random(secrets.randbits(64)),  # noqa: S311 - draws, not secrets
+        random=random.Random(secrets.randbits(64)),  # noqa: S311 - not used for secrets
         logger=logging.getLogger(logger),
         counters=CountersInMemory() if counters is None else counters,
         registry=registry,
@@ -81,21 +87,20 @@ def context(
 
 @dataclass
 class Harness(Generic[T]):
-    """Makes the drivers of one test, started, and closes them at its end.
+    """Creates the drivers of one test and closes them at its end.
 
-    Each has a context of its own, with another node id, its own counters and its own zero of monotonic time, as in
-    another process. All share a network that no other test has, a site and a state directory, unless the test asks for
-    others.
+    Each driver has a context of its own with a different node id, clock and counters, as in a separate process. All drivers
+    of a test share a network, a site and a state directory, unless the test asks for others. No two tests share a network.
     """
 
     driver_under_test: DriverUnderTest[T]
     state_dir: str
-    patience_s: float
+    timeout_s: float
     network: str = field(default_factory=lambda: f"kit.{secrets.token_hex(6)}")
     _open: dict[int, tuple[T, DriverContext]] = field(default_factory=dict)
 
     def context(self, *, network: str = "", site: str = "") -> DriverContext:
-        """A fresh context, as another process of the site would have."""
+        """Return a new context, as another process on the site has it."""
         return context(
             network=network or self.network,
             site=site or "eu",
@@ -106,41 +111,41 @@ class Harness(Generic[T]):
         )
 
     def create(self, context: DriverContext | None = None) -> T:
-        """A driver that is not started; closed at the end of the test."""
+        """Create a driver without starting it. It is closed at the end of the test."""
         driver = self.driver_under_test.driver
         context = context or self.context()
         options = driver.options() if self.driver_under_test.options is None else self.driver_under_test.options
-        made: T = driver.create(options, context)
-        self._open[id(made)] = made, context
-        return made
+        created: T = driver.create(options, context)
+        self._open[id(created)] = created, context
+        return created
 
     async def open(self, *, network: str = "", site: str = "") -> T:
-        """A driver, started."""
-        made = self.create(self.context(network=network, site=site))
-        await within(self.patience_s, made.start(), "start returns when the back end is there")
-        return made
+        """Create and start a driver."""
+        created = self.create(self.context(network=network, site=site))
+        await within(self.timeout_s, created.start(), "start returns if the back end is available")
+        return created
 
     async def close(self, driver: T) -> None:
-        """Close a driver now."""
+        """Close a driver before the end of the test."""
         self._open.pop(id(driver), None)
-        await within(self.patience_s, driver.close(), "close returns")
+        await within(self.timeout_s, driver.close(), "close returns")
 
     async def close_all(self) -> None:
-        """Close, newest first, what the test has not closed."""
+        """Close all drivers that are still open, the newest first."""
         while self._open:
             await self.close(next(reversed(self._open.values()))[0])
 
     def context_of(self, driver: T) -> DriverContext:
-        """The context with which a driver was made."""
+        """Return the context with which a driver was created."""
         return self._open[id(driver)][1]
 
-    def counted(self, driver: T) -> dict[str, int]:
-        """What a driver has counted so far."""
+    def counters_of(self, driver: T) -> dict[str, int]:
+        """Return the current values of the counters of a driver."""
         counters = self.context_of(driver).counters
         assert isinstance(counters, CountersInMemory)
         return dict(counters.values)
 
 
 def running_tasks() -> set[asyncio.Task[object]]:
-    """The tasks of this loop that are not done."""
+    """Return the tasks of the running event loop that are not done."""
     return {task for task in asyncio.all_tasks() if not task.done()}

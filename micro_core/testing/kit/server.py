@@ -1,4 +1,4 @@
-"""A fault handle for back ends that are a server process: killed, paused, restarted, emptied by its process id."""
+"""A fault handle for back ends that run as a server process. It kills, pauses, restarts and empties the process."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from micro_core.testing.kit.waiting import until
 
 START_TIMEOUT_S = 20.0
 
-
 FREE_PORTS = range(20_000, 32_000)
-"""Below those that systems give to whoever asks for any port: one of these stays free until it is used."""
+"""Below the range of ephemeral ports, so that no other process is assigned one of these ports before it is used."""
 
 
 def free_port() -> int:
-    """A port of loopback that nobody has just now, neither for TCP nor for UDP."""
+    """Return a port that is currently free on loopback, for TCP and UDP."""
     while True:
         port = secrets.choice(FREE_PORTS)
         try:
@@ -34,7 +33,7 @@ def free_port() -> int:
 
 
 class ServerProcess(Faults):
-    """Runs `command`, which listens on `port` of loopback and keeps its data in `data_dir`.
+    """Run `command`, a server that listens on `port` of loopback and keeps its data in `data_dir`.
 
         class AcmeServer(ServerProcess):
             async def garbage(self, context): ...
@@ -44,7 +43,7 @@ class ServerProcess(Faults):
         ...
         await server.close()
 
-    The verbs of `Faults` are signals to the process; `wipe` empties `data_dir`. `garbage` is yours.
+    The methods of `Faults` send signals to the process; `wipe` empties `data_dir`. Implement `garbage` yourself.
     """
 
     def __init__(self, command: Sequence[str], *, port: int, data_dir: str | Path) -> None:
@@ -54,7 +53,7 @@ class ServerProcess(Faults):
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Start the server; returns when its port is open."""
+        """Start the server, and return when its port accepts connections. Fail after 20 s or if the process exits."""
         self.data_dir.mkdir(parents=True, exist_ok=True)
         self.process = await asyncio.create_subprocess_exec(
             *self.command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
@@ -62,35 +61,42 @@ class ServerProcess(Faults):
         await until(self._is_open, START_TIMEOUT_S, f"{self.command[0]} listens on port {self.port}")
 
     async def close(self) -> None:
-        """End the server, if it runs."""
+        """Kill the server process if it is running."""
         process, self.process = self.process, None
         if process is not None and process.returncode is None:
-            # A process that was stopped takes no other signal.
+            # SIGKILL, because a process that is stopped by SIGSTOP does not handle other signals.
             process.kill()
         if process is not None:
             await process.wait()
 
     async def kill(self) -> None:
+        """Kill the server process."""
         await self.close()
 
     async def restart(self) -> None:
+        """Start the server with its data."""
         await self.start()
 
     async def wipe(self) -> None:
+        """Delete the data of the server, and start it."""
         shutil.rmtree(self.data_dir, ignore_errors=True)
         await self.start()
 
     async def pause(self) -> None:
+        """Stop the server process with SIGSTOP."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 
     async def resume(self) -> None:
+        """Continue the server process with SIGCONT."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
     async def _is_open(self) -> bool:
         assert self.process is not None
-        assert self.process.returncode is None, f"{self.command[0]} ended at once with {self.process.returncode}"
+        assert self.process.returncode is None, (
+            f"{self.command[0]} exited immediately with code {self.process.returncode}"
+        )
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", self.port)
         except OSError:

@@ -1,4 +1,4 @@
-"""Waiting for a condition with a deadline, so that a failure says which promise was not kept, and no test hangs."""
+"""Waiting for a condition with a timeout. A failure names the violated clause of the contract, and no test hangs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ import pytest
 
 T = TypeVar("T")
 
-LOOK_EVERY_S = 0.01
+POLL_INTERVAL_S = 0.01
 
 
 def fail(clause: str) -> NoReturn:
-    """Fail with the clause of the contract that was not kept."""
+    """Fail the test with the violated clause of the contract."""
     __tracebackhide__ = True
     pytest.fail(clause)
 
 
 async def within(seconds: float, awaitable: Awaitable[T], clause: str) -> T:
-    """The result of `awaitable`; fails, with the clause that was not kept, when it does not come in time."""
+    """Return the result of `awaitable`; cancel it and fail with `clause` if it takes longer than `seconds`.
+
+    Exceptions of the awaitable are passed on, including a TimeoutError of its own.
+    """
     __tracebackhide__ = True
     scope = asyncio.timeout(seconds)
     try:
@@ -30,15 +33,18 @@ async def within(seconds: float, awaitable: Awaitable[T], clause: str) -> T:
     except TimeoutError:
         if not scope.expired():
             raise
-    fail(f"{clause}: nothing came within {seconds:.3g} s")
+    fail(f"{clause}: no result within {seconds:.3g} s")
 
 
 async def until(condition: Callable[[], object | Awaitable[object]], seconds: float, clause: str) -> None:
-    """Return when `condition()` is true (it may be a coroutine); fails with the clause when it does not become so."""
+    """Wait until `condition()` is true; fail with `clause` if it is still false after `seconds`.
+
+    `condition` may be a coroutine function. It is evaluated every 10 ms, and a last time after the timeout.
+    """
     __tracebackhide__ = True
     deadline = time.monotonic() + seconds
     while True:
-        # The last look is after the deadline: a machine that was away in between gets its chance.
+        # Evaluate once more after the deadline, in case the machine suspended this process for a while.
         is_last = time.monotonic() >= deadline
         found = condition()
         if isinstance(found, Awaitable):
@@ -46,5 +52,5 @@ async def until(condition: Callable[[], object | Awaitable[object]], seconds: fl
         if found:
             return
         if is_last:
-            fail(f"{clause}: not within {seconds:.3g} s")
-        await asyncio.sleep(LOOK_EVERY_S)
+            fail(f"{clause}: not true within {seconds:.3g} s")
+        await asyncio.sleep(POLL_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""A watcher as a kit needs one: it reads all the time, keeps what stands, and remembers what it was told."""
+"""A reader of registry watches that records all events and the resulting set of records."""
 
 from __future__ import annotations
 
@@ -9,73 +9,77 @@ from micro_core.contract import Instance, Registry, RegistryEvent, RegistryEvent
 from micro_core.testing.kit.waiting import fail, until, within
 
 
-class Follower:
-    """Follows a watch. `standing` is what the events said, with RESYNC answered by reading `instances()`."""
+class WatchRecorder:
+    """Reads a watch in a task of its own.
 
-    def __init__(self, registry: Registry, service: str | None, patience_s: float) -> None:
+    `records` holds the instances according to the events received so far. After a RESYNC event they are read from
+    `instances()`, as the contract asks of watchers.
+    """
+
+    def __init__(self, registry: Registry, service: str | None, timeout_s: float) -> None:
         self.events: list[RegistryEvent] = []
-        self.standing: dict[str, Instance] = {}
+        self.records: dict[str, Instance] = {}
         self.resyncs = 0
         self._registry = registry
         self._service = service
-        self._patience_s = patience_s
-        self._is_over = False
+        self._timeout_s = timeout_s
+        self._has_ended = False
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def is_over(self) -> bool:
-        """Whether the iteration has ended."""
-        return self._is_over
+    def has_ended(self) -> bool:
+        """Whether the iteration of the watch has ended."""
+        return self._has_ended
 
-    async def start(self) -> Follower:
-        """Open the watch and begin to read it."""
-        watch = await within(self._patience_s, self._registry.watch(self._service), "watch returns")
+    async def start(self) -> WatchRecorder:
+        """Open the watch and start to read it."""
+        watch = await within(self._timeout_s, self._registry.watch(self._service), "watch returns")
         return self.read(watch)
 
-    def read(self, watch: RegistryWatch) -> Follower:
-        """Begin to read a watch that is open."""
+    def read(self, watch: RegistryWatch) -> WatchRecorder:
+        """Start to read an open watch."""
         self.watch = watch
         self._task = asyncio.create_task(self._read())
         return self
 
     async def close(self) -> None:
-        """Close the watch, whose iteration must then end."""
-        await within(self._patience_s, self.watch.close(), "close of a watch returns")
-        await self.ended()
+        """Close the watch and check that its iteration ends."""
+        await within(self._timeout_s, self.watch.close(), "close of a watch returns")
+        await self.expect_end()
 
-    async def ended(self) -> None:
-        """Wait for the iteration to end of itself."""
+    async def expect_end(self) -> None:
+        """Wait for the end of the iteration, and fail if it does not end."""
         assert self._task is not None
-        done, _ = await asyncio.wait([self._task], timeout=self._patience_s)
+        done, _ = await asyncio.wait([self._task], timeout=self._timeout_s)
         if not done:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-            fail("a watch that is closed ends its iteration: it still waits")
+            fail("the iteration of a closed watch ends: it still waits for events")
         await self._task
 
     async def cancel(self) -> None:
-        """Stop reading, without a promise."""
+        """Stop reading, without a check."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def changes_of(self, instance_id: str) -> list[tuple[RegistryEventKind, Instance]]:
-        """What was told of one instance, in order."""
+        """Return the received events of one instance in order, as (kind, instance)."""
         return [
             (event.kind, event.instance) for event in self.events if event.instance and event.instance.id == instance_id
         ]
 
-    async def heard(self, condition: Callable[[], object], clause: str) -> None:
-        """Wait until what was heard fits; fails with the clause and the reason if reading failed."""
+    async def wait_until(self, condition: Callable[[], object], clause: str) -> None:
+        """Wait until `condition()` is true; fail with `clause` on a timeout. Raises the error of the reading task, if any."""
 
-        def look() -> object:
+        def check() -> object:
             if self._task is not None and self._task.done() and not self._task.cancelled():
                 error = self._task.exception()
                 if error is not None:
                     raise error
             return condition()
 
-        await until(look, self._patience_s, clause)
+        await until(check, self._timeout_s, clause)
 
     async def _read(self) -> None:
         async for event in self.watch:
@@ -83,11 +87,11 @@ class Follower:
             if event.kind is RegistryEventKind.RESYNC:
                 self.resyncs += 1
                 found = await self._registry.instances(self._service)
-                self.standing = {instance.id: instance for instance in found}
+                self.records = {instance.id: instance for instance in found}
             elif event.instance is None:
-                fail(f"{event.kind.name} carries the record; only RESYNC has none")
+                fail(f"an event other than RESYNC carries a record: {event.kind.name} had none")
             elif event.kind is RegistryEventKind.DELETED:
-                self.standing.pop(event.instance.id, None)
+                self.records.pop(event.instance.id, None)
             else:
-                self.standing[event.instance.id] = event.instance
-        self._is_over = True
+                self.records[event.instance.id] = event.instance
+        self._has_ended = True

@@ -1,4 +1,4 @@
-"""What the parts of the registry's kit share: records, ways to wait for them, services that renew."""
+"""Shared code of the registry kit: test records, assertions that wait for records, and renewal of leases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from micro_core.contract import Endpoint, EndpointKind, Instance, Registry, Regi
 from micro_core.testing.kit.conformance import Conformance
 from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.waiting import until
-from micro_core.testing.kit.watch_recorder import Follower
+from micro_core.testing.kit.watch_recorder import WatchRecorder
 
 CREATED, UPDATED, DELETED = RegistryEventKind.CREATED, RegistryEventKind.UPDATED, RegistryEventKind.DELETED
 
@@ -32,105 +32,108 @@ GREETER = Instance(
 )
 OTHER = replace(GREETER, service="go.micro.srv.other", id="other-1")
 LONG_S = 60.0
-"""A lease that does not end while a part runs."""
+"""A lease that is longer than any check."""
 
 
 class RegistryKit(Conformance[Registry]):
-    """Attributes and helpers; the parts are in the classes that inherit it."""
+    """Class attributes and helper methods of the registry kit. The checks are in its subclasses."""
 
     role = Role.REGISTRY
 
     lease_s: ClassVar[float] = 1.0
-    """The shortest lease that the back end keeps well; parts wait for several of them."""
+    """The shortest lease in seconds that the back end handles precisely. Checks wait for several leases."""
 
-    changes_in_a_storm: ClassVar[int] = 2_000
-    """Changes made while a watcher does not read."""
+    burst_changes: ClassVar[int] = 2_000
+    """Number of changes that are made while a watcher does not read."""
 
     large_record_bytes: ClassVar[int] = 48_000
-    """A record that the back end takes, and that is not written in one moment."""
+    """Approximate size of a record that the back end accepts and that is too large to be written in one step."""
 
     async def exercise(self, harness: Harness[Registry]) -> None:
+        """Register, watch and deregister a record."""
         writer, reader = await harness.open(), await harness.open()
-        follower = await Follower(reader, None, self.patience_s).start()
+        recorder = await WatchRecorder(reader, None, self.timeout_s).start()
         await writer.register(GREETER, lease_s=LONG_S)
-        await follower.heard(lambda: GREETER.id in follower.standing, "watchers hear of a new record")
-        await self.stands(reader, GREETER)
+        await recorder.wait_until(lambda: GREETER.id in recorder.records, "watchers receive CREATED for a new record")
+        await self.expect_instances(reader, GREETER)
         await writer.deregister(GREETER)
-        await follower.heard(lambda: GREETER.id not in follower.standing, "watchers hear that a record is gone")
-        await follower.close()
+        await recorder.wait_until(
+            lambda: GREETER.id not in recorder.records, "watchers receive DELETED for a removed record"
+        )
+        await recorder.close()
 
-    async def stands(self, registry: Registry, *expected: Instance, service: str | None = None) -> None:
-        """Wait until exactly these records stand."""
+    async def expect_instances(self, registry: Registry, *expected: Instance, service: str | None = None) -> None:
+        """Wait until `instances` returns exactly these records."""
         found: list[Instance] = []
 
-        async def look() -> bool:
+        async def is_expected() -> bool:
             found[:] = await registry.instances(service)
             return by_id(found) == by_id(expected) and len(found) == len(expected)
 
         try:
-            await until(look, self.patience_s, "instances")
+            await until(is_expected, self.timeout_s, "instances")
         except pytest.fail.Exception:
-            assert by_id(found) == by_id(expected), "instances returns the live records, each whole and once"
+            assert by_id(found) == by_id(expected), "instances returns exactly the live records, each complete"
             assert len(found) == len(expected), "instances returns each record once"
 
-    async def shows(self, follower: Follower, *expected: Instance) -> None:
-        """Wait until a watcher was told that exactly these records stand."""
-        clause = "watchers learn what stands, and of nothing else"
-        await follower.heard(lambda: by_id(follower.standing.values()) == by_id(expected), clause)
+    async def expect_watched(self, recorder: WatchRecorder, *expected: Instance) -> None:
+        """Wait until the events of a watch add up to exactly these records."""
+        clause = "the events of a watch add up to the live records"
+        await recorder.wait_until(lambda: by_id(recorder.records.values()) == by_id(expected), clause)
 
     @asynccontextmanager
-    async def following(self, registry: Registry, service: str | None = None) -> AsyncIterator[Follower]:
-        """A watcher that reads all the time."""
-        follower = await Follower(registry, service, self.patience_s).start()
+    async def watching(self, registry: Registry, service: str | None = None) -> AsyncIterator[WatchRecorder]:
+        """Open a watch that is read continuously until the end of the block."""
+        recorder = await WatchRecorder(registry, service, self.timeout_s).start()
         try:
-            yield follower
+            yield recorder
         finally:
-            await follower.cancel()
-            await follower.watch.close()
+            await recorder.cancel()
+            await recorder.watch.close()
 
-    async def replace_often(self, registry: Registry) -> None:
-        """Replace a large record by the next one, for half a second."""
+    async def replace_repeatedly(self, registry: Registry) -> None:
+        """Replace a large record again and again for half a second."""
         end = time.monotonic() + 0.5
-        for number in range(1, self.changes_in_a_storm):
+        for number in range(1, self.burst_changes):
             await registry.register(large_record(number, self.large_record_bytes), lease_s=LONG_S)
             if time.monotonic() >= end:
                 return
             await asyncio.sleep(0)
 
-    async def a_mayfly_passes(self, registry: Registry, lease_s: float) -> None:
-        """Let one lease go by, by the back end's own time: a record is registered, never renewed, and goes."""
-        mayfly = replace(GREETER, service="go.micro.srv.mayfly", id="mayfly")
-        await registry.register(mayfly, lease_s=lease_s)
+    async def wait_for_a_lease(self, registry: Registry, lease_s: float) -> None:
+        """Wait until a record that is not renewed has expired, so that a lease has passed on the clock of the back end."""
+        unrenewed = replace(GREETER, service="go.micro.srv.unrenewed", id="unrenewed")
+        await registry.register(unrenewed, lease_s=lease_s)
 
-        async def is_gone() -> bool:
-            return not await registry.instances(mayfly.service)
+        async def has_expired() -> bool:
+            return not await registry.instances(unrenewed.service)
 
-        await until(is_gone, lease_s + 1 + self.patience_s, "a record that is not renewed disappears")
+        await until(has_expired, lease_s + 1 + self.timeout_s, "a record that is not renewed expires")
 
 
 def by_id(instances: Iterable[Instance]) -> dict[str, Instance]:
-    """Instances by their id."""
+    """Return instances by their id."""
     return {instance.id: instance for instance in instances}
 
 
 def large_record(number: int, size_bytes: int) -> Instance:
-    """A record of about this size that has its number at the beginning and at the end."""
-    values = dict.fromkeys((f"part-{place:02}" for place in range(size_bytes // 1_000)), str(number).rjust(1_000, "."))
+    """Return a record of about this size that contains its number at the beginning and at the end."""
+    values = dict.fromkeys((f"value-{index:02}" for index in range(size_bytes // 1_000)), str(number).rjust(1_000, "."))
     return replace(GREETER, metadata={"n": str(number), **values})
 
 
 class Renewal:
-    """A record that is kept registered, as a service keeps its own: at a third of its lease."""
+    """Renews a record after every third of its lease, as a service does."""
 
     def __init__(self, registry: Registry, instance: Instance, lease_s: float) -> None:
-        self.longest_gap_s = 0.0
-        """The longest time between two renewals that were taken."""
+        self.max_gap_s = 0.0
+        """The longest time between two successful renewals."""
         self._registry = registry
         self._instance = instance
         self._lease_s = lease_s
 
     async def renew(self) -> None:
-        """Once, and then for ever."""
+        """Register the record, and renew it until cancelled. Raises the error of the first registration."""
         await self._registry.register(self._instance, lease_s=self._lease_s)
         last = time.monotonic()
         while True:
@@ -138,15 +141,15 @@ class Renewal:
             try:
                 await self._registry.register(self._instance, lease_s=self._lease_s)
             except Unreachable:
-                # The back end is away; the next round tries again.
+                # The back end is not available. Try again after the next interval.
                 continue
             last, before = time.monotonic(), last
-            self.longest_gap_s = max(self.longest_gap_s, last - before)
+            self.max_gap_s = max(self.max_gap_s, last - before)
 
 
 @asynccontextmanager
 async def renewed(registry: Registry, instance: Instance, lease_s: float) -> AsyncIterator[Renewal]:
-    """Keep a record registered meanwhile."""
+    """Keep a record registered until the end of the block."""
     renewal = Renewal(registry, instance, lease_s)
     task = asyncio.create_task(renewal.renew())
     try:

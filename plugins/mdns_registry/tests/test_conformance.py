@@ -12,8 +12,8 @@ from micro_core.testing import DriverUnderTest, RegistryConformance
 
 class TestMdnsRegistry(RegistryConformance):
     lease_s = 2.0
-    patience_s = 15.0
-    changes_in_a_storm = 200  # each is a datagram to everybody
+    timeout_s = 15.0
+    burst_changes = 200  # each is a datagram to everybody
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Registry]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class TestRedisRegistry(RegistryConformance):
     lease_s = 0.4
     pause_s = 1.0
-    changes_in_a_storm = 1_200  # more than a watch queues
+    burst_changes = 1_200  # more than a watch queues
 
     @pytest.fixture(params=["", "Kgxe"], ids=["own-channel", "keyspace"])
     async def driver_under_test(
