@@ -111,7 +111,7 @@ class Conformance(Generic[T]):
         raise NotImplementedError
 
     def faults(self, harness: Harness[T]) -> Faults:
-        """Return the fault handle of the author. Checks that need one are skipped if there is none."""
+        """Return the fault handle of the author. Checks that need one are skipped if it is missing."""
         assert harness.driver_under_test.faults is not None
         return harness.driver_under_test.faults
 
