@@ -1,10 +1,10 @@
 # ruff: noqa: INP001, S311, S603, T201 - a script
-"""Echo over one lane between two processes: this driver at several datagram sizes, against plain aioquic.asyncio.
+"""Measure echoes over one lane between two processes: this driver with several datagram sizes, and plain aioquic.asyncio.
 
     python plugins/quic_tunnel/benchmarks/echo.py [--seconds 2] [--rounds 2]
 
-Prints, for each, the median round trip of one 64 B message at a time, echoes a second with 64 in flight (64 B and
-1 KiB), and bulk in one direction. Only the ratios within one run mean anything.
+Prints for each case the median round-trip time of single 64 B messages, echoes per second with 64 messages in flight
+(64 B and 1 KiB), and the throughput in one direction. Only the ratios within one run are meaningful.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from micro_quic_tunnel.options import QuicOptions
 from micro_core.contract import CountersInMemory, DriverContext, Link, MicroError
 
 ECHO, SINK = 1, 3
-"""The lane that is answered byte for byte, and the one of which only the count is."""
+"""The lane on which the server echoes every byte, and the lane on which it only counts the bytes."""
 
 PLAIN = "plain aioquic.asyncio"
 CASES: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "quic, 1452 B": {"max_datagram_bytes": 1452},
     "quic, automatic": {},
 }
-BULK_PIECE = bytes(64 * 1024)
+BULK_CHUNK = bytes(64 * 1024)
 BULK_BYTES = 32 * 1024 * 1024
 
 
@@ -56,7 +56,7 @@ class SystemTime:
 
 
 class Pipe(Protocol):
-    """What both kinds of connection are reduced to."""
+    """The common interface of both kinds of connection."""
 
     received: Callable[[int, bytes], None]
 
@@ -66,7 +66,7 @@ class Pipe(Protocol):
 
 
 class LinkPipe:
-    """Writes once a turn of the loop, as core does."""
+    """A link of this driver. Writes once per iteration of the event loop, like core."""
 
     def __init__(self, link: Link) -> None:
         self.received: Callable[[int, bytes], None] = lambda _lane, _data: None
@@ -89,13 +89,15 @@ class LinkPipe:
             self._link.write(lane, b"".join(data for of, data in queued if of == lane))
 
     def lane_writable(self, lane: int) -> None:
-        """The bulk test looks for itself."""
+        """Do nothing: the bulk test polls the buffer."""
 
     def link_lost(self, error: MicroError) -> None:
-        """The processes end anyway."""
+        """Do nothing: the processes end after the measurement."""
 
 
 class PlainPipe(QuicConnectionProtocol):
+    """A connection of aioquic.asyncio."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.received: Callable[[int, bytes], None] = lambda _lane, _data: None
@@ -117,17 +119,17 @@ class PlainPipe(QuicConnectionProtocol):
 
 
 def answer(pipe: Pipe) -> None:
-    """The server's part: echo one lane, count the other."""
-    sunk = 0
+    """Act as the server: echo the data of one lane, count the bytes of the other."""
+    counted = 0
 
     def received(lane: int, data: bytes) -> None:
-        nonlocal sunk
+        nonlocal counted
         if lane == ECHO:
             pipe.write(ECHO, data)
         elif lane == SINK:
-            sunk += len(data)
-            if sunk >= BULK_BYTES:
-                sunk -= BULK_BYTES
+            counted += len(data)
+            if counted >= BULK_BYTES:
+                counted -= BULK_BYTES
                 pipe.write(SINK, b"!")
 
     pipe.received = received
@@ -153,12 +155,12 @@ async def serve_case(case: str) -> None:
         configuration = QuicConfiguration(is_client=False, alpn_protocols=["micro/1"])
         configuration.certificate, configuration.private_key = certificate, key
 
-        def made(*args: Any, **kwargs: Any) -> PlainPipe:
+        def create_protocol(*args: Any, **kwargs: Any) -> PlainPipe:
             pipe = PlainPipe(*args, **kwargs)
             pipe.serves = True
             return pipe
 
-        server = await serve("127.0.0.1", 0, configuration=configuration, create_protocol=made)
+        server = await serve("127.0.0.1", 0, configuration=configuration, create_protocol=create_protocol)
         transport: Any = server._transport
         print(transport.get_extra_info("sockname")[1], flush=True)
     else:
@@ -168,17 +170,17 @@ async def serve_case(case: str) -> None:
 
 
 async def one_at_a_time(pipe: Pipe, size: int, seconds: float) -> float:
-    """Median round trip in µs."""
+    """Return the median round-trip time in µs."""
     payload, times = bytes(size), []
     arrived = asyncio.get_running_loop().create_future()
-    got, sent_at, stop = 0, 0.0, time.perf_counter() + seconds
+    received_bytes, sent_at, stop = 0, 0.0, time.perf_counter() + seconds
 
     def received(_lane: int, data: bytes) -> None:
-        nonlocal got, sent_at
-        got += len(data)
-        if got < size:
+        nonlocal received_bytes, sent_at
+        received_bytes += len(data)
+        if received_bytes < size:
             return
-        got = 0
+        received_bytes = 0
         now = time.perf_counter()
         times.append(now - sent_at)
         if now > stop:
@@ -196,18 +198,18 @@ async def one_at_a_time(pipe: Pipe, size: int, seconds: float) -> float:
 
 
 async def many_in_flight(pipe: Pipe, size: int, seconds: float, in_flight: int = 64) -> float:
-    """Echoes a second."""
+    """Return the number of echoes per second."""
     payload = bytes(size)
-    got = count = 0
+    received_bytes = count = 0
     outstanding = in_flight
     ended = asyncio.get_running_loop().create_future()
     started = time.perf_counter()
     stop = started + seconds
 
     def received(_lane: int, data: bytes) -> None:
-        nonlocal got, count, outstanding
-        got += len(data)
-        done, got = divmod(got, size)
+        nonlocal received_bytes, count, outstanding
+        received_bytes += len(data)
+        done, received_bytes = divmod(received_bytes, size)
         count += done
         outstanding -= done
         if time.perf_counter() < stop:
@@ -223,18 +225,18 @@ async def many_in_flight(pipe: Pipe, size: int, seconds: float, in_flight: int =
 
 
 async def bulk(pipe: Pipe) -> float:
-    """MB/s in one direction."""
+    """Return the throughput in one direction in MB/s."""
     ended = asyncio.get_running_loop().create_future()
 
     def received(_lane: int, _data: bytes) -> None:
         ended.set_result(None)
 
     pipe.received = received
-    started, left = time.perf_counter(), BULK_BYTES
-    while left:
-        while left and pipe.buffered(SINK) < 4 * len(BULK_PIECE):
-            pipe.write(SINK, BULK_PIECE)
-            left -= len(BULK_PIECE)
+    started, remaining = time.perf_counter(), BULK_BYTES
+    while remaining:
+        while remaining and pipe.buffered(SINK) < 4 * len(BULK_CHUNK):
+            pipe.write(SINK, BULK_CHUNK)
+            remaining -= len(BULK_CHUNK)
         await asyncio.sleep(0)
     await ended
     return BULK_BYTES / (time.perf_counter() - started) / 1e6
@@ -257,7 +259,7 @@ async def call_case(case: str, port: int, seconds: float) -> dict[str, float]:
             assert isinstance(pipe, PlainPipe)
             for lane in range(4):
                 pipe.write(lane, bytes([lane]))
-            # The echo of that first byte comes back too.
+            # Wait until the echo of the first byte has arrived.
             await asyncio.sleep(0.1)
             return await measure(pipe, seconds)
     driver = make_driver(CASES[case])
@@ -303,13 +305,15 @@ def report(cases: list[str], rounds: int, seconds: float) -> None:
     for _ in range(rounds):
         for case in cases:
             runs[case].append(run_case(case, seconds))
-    best = {case: {key: statistics.median(run[key] for run in done) for key in done[0]} for case, done in runs.items()}
-    keys = list(next(iter(best.values())))
+    medians = {
+        case: {key: statistics.median(run[key] for run in done) for key in done[0]} for case, done in runs.items()
+    }
+    keys = list(next(iter(medians.values())))
     print(f"{'':24}" + "".join(f"{key:>20}" for key in keys))
-    for case, found in best.items():
+    for case, found in medians.items():
         cells = ""
         for key in keys:
-            ratio = f"({found[key] / best[PLAIN][key]:.2f}x)" if PLAIN in best else ""
+            ratio = f"({found[key] / medians[PLAIN][key]:.2f}x)" if PLAIN in medians else ""
             cells += f"{found[key]:>11,.0f} {ratio:>8}"
         print(f"{case:24}{cells}")
 

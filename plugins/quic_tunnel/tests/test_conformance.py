@@ -1,4 +1,4 @@
-"""The kit of the tunnel role: over plain loopback, and over a path that can be stopped and broken."""
+"""The conformance kit of the tunnel role, over loopback and over a network path with faults."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from micro_quic_tunnel.options import QuicOptions
 from micro_core.contract import DriverContext, Link, LinkDriver
 from micro_core.contract.names import split_host_port
 from micro_core.testing import DriverUnderTest, Faults, TunnelConformance
+from micro_core.testing.kit.conformance import requirements_of
 
 
 class TestQuicTunnel(TunnelConformance):
@@ -23,7 +24,7 @@ class TestQuicTunnel(TunnelConformance):
 
 
 class Relay(asyncio.DatagramProtocol):
-    """Carries the datagrams of one dialler to a listener and back; `flow` says what becomes of them."""
+    """Forwards datagrams between one dialling node and a listener, as long as `path` allows it."""
 
     def __init__(self, path: Path, target: tuple[str, int]) -> None:
         self._path = path
@@ -32,7 +33,7 @@ class Relay(asyncio.DatagramProtocol):
         self.transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # asyncio's own datagram transport is a DatagramTransport in name only before 3.12.
+        # Before Python 3.12, asyncio's datagram transport is not a subclass of DatagramTransport.
         self.transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
@@ -44,14 +45,14 @@ class Relay(asyncio.DatagramProtocol):
 
 
 class Path(Faults):
-    """A network between both ends: datagrams pass, are lost (`pause`, as a queue that is full), or never pass again."""
+    """A network path between both ends. It drops all datagrams while it is paused, and forever after `kill`."""
 
     def __init__(self) -> None:
         self._passes = True
         self._relays: list[asyncio.DatagramTransport] = []
 
     async def through(self, address: str) -> str:
-        """Where to dial, so that the datagrams for `address` come by here."""
+        """Return an address to dial whose datagrams are forwarded to `address` on this path."""
         loop = asyncio.get_running_loop()
         target = split_host_port(address.removeprefix("quic://"))
         transport, _ = await loop.create_datagram_endpoint(lambda: Relay(self, target), local_addr=("127.0.0.1", 0))
@@ -76,22 +77,22 @@ class Path(Faults):
             transport.close()
 
 
-class TestQuicTunnelOverAPath(TunnelConformance):
-    """The parts that hurt the path; the others have been run over plain loopback."""
+class TestQuicTunnelWithFaults(TunnelConformance):
+    """The checks that inject faults into the path. TestQuicTunnel runs the others over loopback."""
 
     @pytest.fixture
     async def driver_under_test(self) -> AsyncIterator[DriverUnderTest[LinkDriver]]:
         path = Path()
 
         def create_far(options: QuicOptions, context: DriverContext) -> LinkDriver:
-            made = create(options, context)
-            dial = made.dial
+            driver = create(options, context)
+            dial = driver.dial
 
             async def dial_through(address: str, *, timeout_s: float) -> Link:
                 return await dial(await path.through(address), timeout_s=timeout_s)
 
-            made.dial = dial_through  # type: ignore[method-assign]  # every dial goes by the path
-            return made
+            driver.dial = dial_through  # type: ignore[method-assign]  # all links use the path
+            return driver
 
         driver = dataclasses.replace(micro_tunnel(), create=create_far)
         yield DriverUnderTest(driver=driver, options=QuicOptions(idle_timeout_s=2.0), faults=path)
@@ -99,6 +100,5 @@ class TestQuicTunnelOverAPath(TunnelConformance):
 
     @pytest.fixture(autouse=True)
     def only_faults(self, request: pytest.FixtureRequest) -> None:
-        needs = getattr(request.function, "micro_needs", None)
-        if needs is None or not needs.faults:
-            pytest.skip("run over plain loopback by TestQuicTunnel")
+        if not requirements_of(request.function).faults:
+            pytest.skip("run over loopback by TestQuicTunnel")

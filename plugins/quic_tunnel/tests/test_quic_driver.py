@@ -1,4 +1,4 @@
-"""Dialling, listening, and leaving nothing behind."""
+"""Tests of dialling, listening and closing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from micro_core.contract import (
     Unreachable,
 )
 
-PATIENCE_S = 15.0
+TIMEOUT_S = 15.0
 
 
 class SystemTime:
@@ -52,37 +52,37 @@ def driver(**options: Any) -> QuicTunnel:
         logger=logging.getLogger("test"),
         counters=CountersInMemory(),
     )
-    made = create(QuicOptions(**options), context)
-    assert isinstance(made, QuicTunnel)
-    return made
+    created = create(QuicOptions(**options), context)
+    assert isinstance(created, QuicTunnel)
+    return created
 
 
 class Reader:
     def __init__(self, link: Link) -> None:
         self.link = link
-        self.got = bytearray()
+        self.received = bytearray()
         self.arrived = asyncio.Event()
         self.lost: asyncio.Future[MicroError] = asyncio.get_running_loop().create_future()
         link.start(self)
 
     def data_received(self, lane: int, data: bytes) -> None:
-        self.got += data
+        self.received += data
         self.arrived.set()
 
     def lane_writable(self, lane: int) -> None:
-        """Nothing here writes that much."""
+        """Ignored: these tests write little data."""
 
     def link_lost(self, error: MicroError) -> None:
         self.lost.set_result(error)
 
-    async def hears(self, other: Reader) -> None:
-        """Something said at the other end arrives."""
+    async def receives_from(self, other: Reader) -> None:
+        """Check that data from the other end arrives."""
         other.link.write(1, b"hello")
-        await asyncio.wait_for(self.arrived.wait(), PATIENCE_S)
+        await asyncio.wait_for(self.arrived.wait(), TIMEOUT_S)
 
 
 class Site:
-    """A driver that listens, and one that dials."""
+    """A driver that dials (`here`) and one that listens (`there`)."""
 
     def __init__(self) -> None:
         self.here, self.there = driver(), driver()
@@ -90,15 +90,15 @@ class Site:
 
     async def dial(self, address: str) -> tuple[Reader, Reader]:
         near = Reader(await self.here.dial(address, timeout_s=5.0))
-        return near, Reader(await asyncio.wait_for(self.accepted.get(), PATIENCE_S))
+        return near, Reader(await asyncio.wait_for(self.accepted.get(), TIMEOUT_S))
 
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
-    made = Site()
-    yield made
-    await made.here.close()
-    await made.there.close()
+    site = Site()
+    yield site
+    await site.here.close()
+    await site.there.close()
 
 
 def port_of(address: str) -> int:
@@ -109,37 +109,40 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def test_a_closed_port_is_known_at_once() -> None:
+async def test_closed_port_is_reported_immediately() -> None:
     here = driver()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        port = nobody.getsockname()[1]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
     started = time.monotonic()
-    with pytest.raises(Unreachable, match="nobody listens"):
-        await here.dial(f"127.0.0.1:{port}", timeout_s=PATIENCE_S)
-    assert time.monotonic() - started < PATIENCE_S / 3
+    with pytest.raises(Unreachable, match="no process listens"):
+        await here.dial(f"127.0.0.1:{port}", timeout_s=TIMEOUT_S)
+    assert time.monotonic() - started < TIMEOUT_S / 3
     assert not here._endpoints
 
 
-async def test_a_name_is_dialled_at_each_of_its_addresses(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_address_of_a_host_name_is_dialled(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     listener = await site.there.listen("127.0.0.1:0", site.accepted.put_nowait)
     port = port_of(listener.address)
 
     async def resolved(*_: Any, **__: Any) -> list[Any]:
-        # The first is a closed port, the second a silent one, the third the listener.
-        return [(socket.AF_INET, 2, 17, "", address) for address in (nobody, silent.getsockname(), ("127.0.0.1", port))]
+        # The first address has a closed port, the second does not answer, the third is the listener.
+        return [
+            (socket.AF_INET, 2, 17, "", address)
+            for address in (closed_address, silent.getsockname(), ("127.0.0.1", port))
+        ]
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
             closed.bind(("127.0.0.1", 0))
-            nobody = closed.getsockname()
+            closed_address = closed.getsockname()
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolved)
         link = await site.here.dial("the.node:8085", timeout_s=2.0)
     assert link.remote == f"quic://127.0.0.1:{port}"
 
 
-async def test_a_name_that_nobody_knows_is_unreachable(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unknown_host_name_is_unreachable(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     async def unknown(*_: Any, **__: Any) -> list[Any]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -149,93 +152,93 @@ async def test_a_name_that_nobody_knows_is_unreachable(site: Site, monkeypatch: 
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.1.1", "[::1]"])
-async def test_a_listener_on_every_interface_answers_from_the_address_that_was_dialled(site: Site, host: str) -> None:
+async def test_wildcard_listener_answers_from_the_dialled_address(site: Site, host: str) -> None:
     if host == "[::1]" and not socket.has_dualstack_ipv6():
         pytest.skip("needs IPv6")
     listener = await site.there.listen(":0", site.accepted.put_nowait)
     near, far = await site.dial(f"{host}:{port_of(listener.address)}")
-    await near.hears(far)
-    await far.hears(near)
+    await near.receives_from(far)
+    await far.receives_from(near)
     assert "::ffff" not in far.link.remote
     assert far.link.remote == near.link.local
 
 
-async def test_a_listener_on_every_interface_takes_the_port_for_itself(site: Site) -> None:
+async def test_wildcard_listener_occupies_its_port_on_all_addresses(site: Site) -> None:
     listener = await site.there.listen(":0", site.accepted.put_nowait)
     with pytest.raises(Conflict):
         await site.there.listen(f"127.0.0.1:{port_of(listener.address)}", site.accepted.put_nowait)
 
 
-async def test_a_closed_listener_takes_nobody_and_its_links_live_on(site: Site) -> None:
+async def test_closed_listener_accepts_no_links_and_keeps_established_ones(site: Site) -> None:
     listener = await site.there.listen("127.0.0.1:0", site.accepted.put_nowait)
     near, far = await site.dial(listener.address)
     await listener.close()
     with pytest.raises(Unreachable):
         await site.here.dial(listener.address, timeout_s=0.3)
-    await far.hears(near)
+    await far.receives_from(near)
     await near.link.close()
-    assert isinstance(await asyncio.wait_for(far.lost, PATIENCE_S), Ended)
-    # With the last link the port is free again.
+    assert isinstance(await asyncio.wait_for(far.lost, TIMEOUT_S), Ended)
+    # The port is free when the last link is closed.
     await (await site.there.listen(listener.address, site.accepted.put_nowait)).close()
 
 
-async def test_a_closed_driver_leaves_no_socket_task_or_link() -> None:
+async def test_closed_driver_leaves_no_socket_task_or_link() -> None:
     before = open_files()
-    made = Site()
-    listener = await made.there.listen("127.0.0.1:0", made.accepted.put_nowait)
-    pairs = [await made.dial(listener.address) for _ in range(3)]
-    await made.here.close()
-    await made.there.close()
+    site = Site()
+    listener = await site.there.listen("127.0.0.1:0", site.accepted.put_nowait)
+    pairs = [await site.dial(listener.address) for _ in range(3)]
+    await site.here.close()
+    await site.there.close()
     for near, far in pairs:
-        assert isinstance(await asyncio.wait_for(near.lost, PATIENCE_S), Closed)
-        assert isinstance(await asyncio.wait_for(far.lost, PATIENCE_S), Closed | Ended)
+        assert isinstance(await asyncio.wait_for(near.lost, TIMEOUT_S), Closed)
+        assert isinstance(await asyncio.wait_for(far.lost, TIMEOUT_S), Closed | Ended)
         near.link.write(0, b"ignored")
-    assert not made.here._endpoints
-    assert not made.there._endpoints
+    assert not site.here._endpoints
+    assert not site.there._endpoints
     assert open_files() == before
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_dial_that_is_cancelled_leaves_no_socket() -> None:
+async def test_cancelled_dial_leaves_no_socket() -> None:
     before = open_files()
     here = driver()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
         silent.setblocking(False)
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        dialling = asyncio.ensure_future(here.dial(address, timeout_s=PATIENCE_S))
-        await asyncio.wait_for(asyncio.get_running_loop().sock_recv(silent, 65_535), PATIENCE_S)
+        dialling = asyncio.ensure_future(here.dial(address, timeout_s=TIMEOUT_S))
+        await asyncio.wait_for(asyncio.get_running_loop().sock_recv(silent, 65_535), TIMEOUT_S)
         dialling.cancel()
         with pytest.raises(asyncio.CancelledError):
             await dialling
     assert open_files() == before
 
 
-async def test_a_dial_under_way_ends_with_its_driver() -> None:
+async def test_dial_in_progress_ends_with_its_driver() -> None:
     here = driver()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
         silent.setblocking(False)
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        dialling = asyncio.ensure_future(here.dial(address, timeout_s=PATIENCE_S))
-        await asyncio.wait_for(asyncio.get_running_loop().sock_recv(silent, 65_535), PATIENCE_S)
+        dialling = asyncio.ensure_future(here.dial(address, timeout_s=TIMEOUT_S))
+        await asyncio.wait_for(asyncio.get_running_loop().sock_recv(silent, 65_535), TIMEOUT_S)
         started = time.monotonic()
         await here.close()
         with pytest.raises(Unreachable):
             await dialling
-        assert time.monotonic() - started < PATIENCE_S / 3
+        assert time.monotonic() - started < TIMEOUT_S / 3
 
 
-async def test_a_link_knows_its_round_trip(site: Site) -> None:
+async def test_link_reports_its_round_trip_time(site: Site) -> None:
     listener = await site.there.listen("127.0.0.1:0", site.accepted.put_nowait)
     near, far = await site.dial(listener.address)
-    await far.hears(near)
+    await far.receives_from(near)
     rtt_s = near.link.transport_rtt_s()
     assert rtt_s is not None
-    assert 0 < rtt_s < PATIENCE_S
+    assert 0 < rtt_s < TIMEOUT_S
 
 
-async def test_a_certificate_from_files_is_the_one_in_use(tmp_path: Path, site: Site) -> None:
+async def test_certificate_files_are_used(tmp_path: Path, site: Site) -> None:
     certificate, key = make_certificate()
     paths = tmp_path / "certificate.pem", tmp_path / "key.pem"
     paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
@@ -248,11 +251,11 @@ async def test_a_certificate_from_files_is_the_one_in_use(tmp_path: Path, site: 
     await there.close()
 
 
-async def test_a_certificate_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
+async def test_unusable_certificate_is_rejected_with_the_option_name(tmp_path: Path) -> None:
     (certificate, _), (_, key) = make_certificate(), make_certificate()
     paths = tmp_path / "certificate.pem", tmp_path / "key.pem"
     paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    paths[1].write_bytes(b"no key at all")
+    paths[1].write_bytes(b"not a key")
     there = driver(certificate_file=str(paths[0]), key_file=str(paths[1]))
     with pytest.raises(OptionError, match="key_file"):
         await there.listen("127.0.0.1:0", lambda _: None)
@@ -269,6 +272,6 @@ async def test_a_certificate_that_cannot_be_used_is_refused_by_name(tmp_path: Pa
     "options",
     [{"max_datagram_bytes": 16_384}, {"ack_delay_s": 0.03}, {"idle_timeout_s": 0.0}, {"certificate_file": "alone"}],
 )
-def test_impossible_values_are_refused_by_the_option_s_name(options: dict[str, Any]) -> None:
+def test_invalid_values_are_rejected_with_the_option_name(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
         driver(**options)

@@ -1,4 +1,4 @@
-"""QUIC links over real UDP sockets on loopback."""
+"""Tests of QUIC links over UDP sockets on loopback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from micro_core.contract import (
     Unreachable,
 )
 
-PATIENCE_S = 15.0
+TIMEOUT_S = 15.0
 LANES = range(4)
 
 
@@ -57,7 +57,7 @@ def driver(**options: Any) -> Any:
 
 
 class Reader:
-    """A receiver that remembers, and tells when something changed."""
+    """A receiver that records data and wakes up waiting tests."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
@@ -76,19 +76,19 @@ class Reader:
         self.changed.set()
 
     def link_lost(self, error: MicroError) -> None:
-        assert self.error is None, "told twice"
+        assert self.error is None, "link_lost was called twice"
         self.error = error
         self.changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()
 
 
 class Pair:
-    """A listener, and links dialled to it."""
+    """A driver that dials (`here`) and one that listens (`there`)."""
 
     def __init__(self, here: LinkDriver, there: LinkDriver) -> None:
         self.here = here
@@ -98,20 +98,20 @@ class Pair:
 
     async def connect(self, address: str = "") -> tuple[Reader, Reader]:
         near = await self.here.dial(address or self.address, timeout_s=5.0)
-        far = await asyncio.wait_for(self.accepted.get(), PATIENCE_S)
+        far = await asyncio.wait_for(self.accepted.get(), TIMEOUT_S)
         return Reader(near), Reader(far)
 
 
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
-    made = Pair(driver(), driver())
-    made.address = (await made.there.listen("127.0.0.1:0", made.accepted.put_nowait)).address
-    yield made
-    await made.here.close()
-    await made.there.close()
+    pair = Pair(driver(), driver())
+    pair.address = (await pair.there.listen("127.0.0.1:0", pair.accepted.put_nowait)).address
+    yield pair
+    await pair.here.close()
+    await pair.there.close()
 
 
-async def test_every_lane_carries_bytes_in_order_both_ways(pair: Pair) -> None:
+async def test_lanes_carry_data_in_order_both_ways(pair: Pair) -> None:
     near, far = await pair.connect()
     sent = [random.Random(lane).randbytes(300_000) for lane in LANES]
     for start in range(0, 300_000, 10_000):
@@ -124,7 +124,7 @@ async def test_every_lane_carries_bytes_in_order_both_ways(pair: Pair) -> None:
     assert [bytes(lane) for lane in near.lanes] == sent
 
 
-async def test_both_ends_have_the_same_binding_and_each_listener_its_own(pair: Pair) -> None:
+async def test_channel_binding_is_shared_by_both_ends_and_unique_per_listener(pair: Pair) -> None:
     near, far = await pair.connect()
     assert near.link.channel_binding == far.link.channel_binding
     assert len(near.link.channel_binding) == 32
@@ -135,10 +135,10 @@ async def test_both_ends_have_the_same_binding_and_each_listener_its_own(pair: P
     await other.there.close()
 
 
-async def test_nothing_is_lost_that_comes_before_the_start(pair: Pair) -> None:
+async def test_data_received_before_start_is_delivered(pair: Pair) -> None:
     near = await pair.here.dial(pair.address, timeout_s=5.0)
     near.write(1, b"early")
-    far_link = await asyncio.wait_for(pair.accepted.get(), PATIENCE_S)
+    far_link = await asyncio.wait_for(pair.accepted.get(), TIMEOUT_S)
     probe = Reader(near)
     far_link.write(0, b"x")
     await probe.until(lambda: probe.lanes[0] == b"x")
@@ -146,7 +146,7 @@ async def test_nothing_is_lost_that_comes_before_the_start(pair: Pair) -> None:
     await far.until(lambda: far.lanes[1] == b"early")
 
 
-async def test_a_lane_tells_what_it_holds_and_when_it_has_emptied(pair: Pair) -> None:
+async def test_lane_reports_buffered_bytes_and_writability(pair: Pair) -> None:
     near, far = await pair.connect()
     near.link.write(3, bytes(2_000_000))
     assert near.link.buffered_bytes(3) > 1_000_000
@@ -155,27 +155,27 @@ async def test_a_lane_tells_what_it_holds_and_when_it_has_emptied(pair: Pair) ->
     await far.until(lambda: len(far.lanes[3]) == 2_000_000)
 
 
-async def test_the_peer_s_close_is_an_end_and_ours_a_close(pair: Pair) -> None:
+async def test_close_is_reported_as_closed_locally_and_as_ended_remotely(pair: Pair) -> None:
     near, far = await pair.connect()
-    near.link.write(1, b"last words")
+    near.link.write(1, b"final data")
     closed = time.monotonic()
     await near.link.close()
     await near.link.close()
     await far.until(lambda: far.error is not None)
     assert isinstance(near.error, Closed)
     assert isinstance(far.error, Ended)
-    # Known with the datagram that says so, not when QUIC has finished closing.
+    # The end is reported with the datagram that closes the connection, not when QUIC has finished closing.
     assert time.monotonic() - closed < 0.5
-    assert far.lanes[1] == b"last words"
+    assert far.lanes[1] == b"final data"
 
 
-async def test_many_diallers_at_once_are_all_accepted(pair: Pair) -> None:
+async def test_concurrent_dials_are_all_accepted(pair: Pair) -> None:
     links = await asyncio.gather(*(pair.here.dial(pair.address, timeout_s=10.0) for _ in range(20)))
-    far = [await asyncio.wait_for(pair.accepted.get(), PATIENCE_S) for _ in links]
+    far = [await asyncio.wait_for(pair.accepted.get(), TIMEOUT_S) for _ in links]
     assert len({link.remote for link in far}) == 20
 
 
-async def test_a_dial_to_nobody_fails_in_time_and_says_what_to_check() -> None:
+async def test_dial_without_answer_fails_in_time_with_a_hint() -> None:
     here = driver()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
@@ -186,24 +186,24 @@ async def test_a_dial_to_nobody_fails_in_time_and_says_what_to_check() -> None:
     await here.close()
 
 
-async def test_a_taken_port_is_a_conflict(pair: Pair) -> None:
+async def test_occupied_port_raises_conflict(pair: Pair) -> None:
     with pytest.raises(Conflict, match="another port"):
         await pair.there.listen(pair.address, pair.accepted.put_nowait)
 
 
-async def test_garbage_and_strange_packets_disturb_nobody(pair: Pair) -> None:
+async def test_garbage_packets_do_not_affect_links(pair: Pair) -> None:
     near, far = await pair.connect()
     host, _, port = pair.address.removeprefix("quic://").rpartition(":")
     source = random.Random(3)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for size in [0, 1, 8, 20, 1200, 1500] * 20:
-            stranger.sendto(source.randbytes(size), (host, int(port)))
-            stranger.sendto(b"\xc0\x00\x00\x00\x01\x08" + source.randbytes(size), (host, int(port)))
+            sender.sendto(source.randbytes(size), (host, int(port)))
+            sender.sendto(b"\xc0\x00\x00\x00\x01\x08" + source.randbytes(size), (host, int(port)))
     near.link.write(1, b"still here")
     await far.until(lambda: far.lanes[1] == b"still here")
 
 
-async def test_a_stream_that_is_no_lane_ends_that_link_only(pair: Pair) -> None:
+async def test_additional_stream_ends_only_its_link(pair: Pair) -> None:
     near, far = await pair.connect()
     other_near, other_far = await pair.connect()
     near.link.quic.send_stream_data(16, b"x")  # type: ignore[attr-defined]
@@ -229,17 +229,17 @@ asyncio.run(main())
 """
 
 
-async def test_a_killed_peer_is_noticed_when_the_idle_time_is_over() -> None:
+async def test_killed_peer_is_detected_after_the_idle_timeout() -> None:
     there = driver(idle_timeout_s=1.0)
     accepted: asyncio.Queue[Link] = asyncio.Queue()
     listener = await there.listen("127.0.0.1:0", accepted.put_nowait)
     here = __file__.rpartition("/")[0]
-    # Not awaited: it is killed before it ends.
+    # The process is killed, so its end is not awaited.
     child = subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, "-c", KILLED.format(here=here, address=listener.address)]
     )
     try:
-        far = Reader(await asyncio.wait_for(accepted.get(), PATIENCE_S))
+        far = Reader(await asyncio.wait_for(accepted.get(), TIMEOUT_S))
         await far.until(lambda: far.lanes[1] == b"alive")
         child.kill()
         await far.until(lambda: far.error is not None)
@@ -251,11 +251,11 @@ async def test_a_killed_peer_is_noticed_when_the_idle_time_is_over() -> None:
 
 
 class Relay:
-    """A path between two UDP sockets that loses what is too large, and some of the rest."""
+    """A path between two UDP sockets that drops large datagrams and a fraction of the others."""
 
-    def __init__(self, target: tuple[str, int], *, largest: int = 65_535, loss: float = 0.0) -> None:
+    def __init__(self, target: tuple[str, int], *, max_bytes: int = 65_535, loss: float = 0.0) -> None:
         self.target = target
-        self.largest = largest
+        self.max_bytes = max_bytes
         self.loss = loss
         self.random = random.Random(5)
         self.dropped = 0
@@ -267,14 +267,14 @@ class Relay:
         self.address = f"127.0.0.1:{self._front.getsockname()[1]}"
 
     def _socket(self) -> socket.socket:
-        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        made.bind(("127.0.0.1", 0))
-        made.setblocking(False)
-        return made
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        return sock
 
     def _passes(self, data: bytes) -> bool:
         self.sizes.add(len(data))
-        if len(data) > self.largest or self.random.random() < self.loss:
+        if len(data) > self.max_bytes or self.random.random() < self.loss:
             self.dropped += 1
             return False
         return True
@@ -293,9 +293,9 @@ class Relay:
             self._front.sendto(data, dialler)
 
     def close(self) -> None:
-        for made in (self._front, *self._back.values()):
-            self._loop.remove_reader(made)
-            made.close()
+        for sock in (self._front, *self._back.values()):
+            self._loop.remove_reader(sock)
+            sock.close()
 
 
 def target_of(pair: Pair) -> tuple[str, int]:
@@ -303,8 +303,8 @@ def target_of(pair: Pair) -> tuple[str, int]:
     return host, int(port)
 
 
-async def test_a_path_that_drops_large_datagrams_is_found_out_and_used_with_small_ones(pair: Pair) -> None:
-    relay = Relay(target_of(pair), largest=1_300)
+async def test_path_that_drops_large_datagrams_is_used_with_small_ones(pair: Pair) -> None:
+    relay = Relay(target_of(pair), max_bytes=1_300)
     near, far = await pair.connect(relay.address)
     near.link.write(1, bytes(100_000))
     far.link.write(1, bytes(100_000))
@@ -316,7 +316,7 @@ async def test_a_path_that_drops_large_datagrams_is_found_out_and_used_with_smal
     relay.close()
 
 
-async def test_datagrams_are_as_large_as_the_route_takes_and_both_ends_use_the_size(pair: Pair) -> None:
+async def test_datagrams_have_the_size_of_the_route_at_both_ends(pair: Pair) -> None:
     relay = Relay(target_of(pair))
     near, far = await pair.connect(relay.address)
     far.link.write(1, bytes(300_000))
@@ -327,23 +327,23 @@ async def test_datagrams_are_as_large_as_the_route_takes_and_both_ends_use_the_s
     relay.close()
 
 
-async def test_a_size_that_was_asked_for_is_kept_to(pair: Pair) -> None:
+async def test_configured_datagram_size_is_kept(pair: Pair) -> None:
     exact = driver(max_datagram_bytes=1_400)
-    relay = Relay(target_of(pair), largest=1_400)
+    relay = Relay(target_of(pair), max_bytes=1_400)
     link = Reader(await exact.dial(relay.address, timeout_s=5.0))
-    far = Reader(await asyncio.wait_for(pair.accepted.get(), PATIENCE_S))
+    far = Reader(await asyncio.wait_for(pair.accepted.get(), TIMEOUT_S))
     far.link.write(1, bytes(100_000))
     await link.until(lambda: len(link.lanes[1]) == 100_000)
     assert max(relay.sizes) == 1_400
     assert relay.dropped == 0
-    relay.largest = 1_300
+    relay.max_bytes = 1_300
     with pytest.raises(Unreachable, match="no answer"):
         await exact.dial(relay.address, timeout_s=0.5)
     await exact.close()
     relay.close()
 
 
-async def test_a_lossy_path_still_delivers_everything_in_order() -> None:
+async def test_lossy_path_delivers_all_data_in_order() -> None:
     pair = Pair(driver(max_datagram_bytes=1200), driver(max_datagram_bytes=1200))
     pair.address = (await pair.there.listen("127.0.0.1:0", pair.accepted.put_nowait)).address
     relay = Relay(target_of(pair), loss=0.05)
@@ -359,7 +359,7 @@ async def test_a_lossy_path_still_delivers_everything_in_order() -> None:
     relay.close()
 
 
-def test_impossible_options_are_refused_by_name() -> None:
+def test_invalid_options_are_rejected_by_name() -> None:
     for options in ({"congestion": "bbr"}, {"max_datagram_bytes": 100}):
         with pytest.raises(OptionError, match=next(iter(options))):
             driver(**options)

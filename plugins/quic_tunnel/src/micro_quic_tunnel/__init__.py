@@ -7,7 +7,7 @@ from micro_quic_tunnel.options import QuicOptions
 
 
 def create(options: QuicOptions, context: DriverContext) -> LinkDriver:
-    """Build the driver; aioquic is imported here and not before."""
+    """Create the driver. aioquic is only imported when this function is called. Raises OptionError for invalid options."""
     from micro_quic_tunnel.driver import QuicTunnel
 
     return QuicTunnel(options, context)
@@ -15,9 +15,10 @@ def create(options: QuicOptions, context: DriverContext) -> LinkDriver:
 
 @hookimpl
 def micro_tunnel() -> Driver[LinkDriver]:
+    """Return the description of the tunnel driver `quic`."""
     return Driver(
         name="quic",
-        summary="Links over QUIC: encrypted, four lanes, one UDP port.",
+        summary="Encrypted links with four lanes over QUIC, on one UDP port.",
         options=QuicOptions,
         create=create,
         capabilities=frozenset({"lanes"}),

@@ -1,6 +1,6 @@
-"""aioquic's connection, and the few figures of it that a link needs and that it keeps to itself.
+"""aioquic's connection, extended by values that a link needs and that aioquic does not make public.
 
-Whatever is not public in aioquic is touched in this file and nowhere else; tests pin each figure by its behaviour.
+Only this file uses private attributes of aioquic. Tests check the behaviour of each value.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from cryptography import x509
 
 
 class LaneConnection(QuicConnection):
-    """One connection; pure protocol: it is fed datagrams and time, and asked for datagrams."""
+    """One QUIC connection without I/O: it receives datagrams and the time, and returns the datagrams to send."""
 
     def __init__(
         self,
@@ -27,40 +27,40 @@ class LaneConnection(QuicConnection):
             original_destination_connection_id=original_destination_connection_id,
             retry_source_connection_id=retry_source_connection_id,
         )
-        # Acknowledgements may wait for data to travel with: the peer expects up to 25 ms (RFC 9000 section 18.2).
+        # Delay acknowledgements so that they are sent with data. Peers expect up to 25 ms (RFC 9000 section 18.2).
         self._ack_delay = ack_delay_s
 
-    def has_understood_nothing(self) -> bool:
-        """Whether no packet yet could be decrypted: what came was no handshake."""
+    def has_decrypted_nothing(self) -> bool:
+        """Return whether no packet could be decrypted so far."""
         return self._state is QuicConnectionState.FIRSTFLIGHT
 
     def termination(self) -> ConnectionTerminated | None:
-        """Why the connection is over, as soon as it is known; the event follows three probe timeouts later."""
+        """Return why the connection ends, or None. aioquic's event follows only three probe timeouts later."""
         return self._close_event
 
     def unsent_bytes(self, stream_id: int) -> int:
-        """Bytes written to a stream that were in no packet yet. Those to be sent again are not counted."""
+        """Return how many bytes of a stream were never sent in a packet. Lost bytes are not counted again."""
         stream = self._streams.get(stream_id)
         return 0 if stream is None else stream.sender._buffer_stop - stream.sender.highest_offset
 
     def has_unacknowledged(self) -> bool:
-        """Whether any stream holds bytes that the peer has not acknowledged."""
+        """Return whether any stream has bytes that the peer has not acknowledged."""
         return any(stream.sender._buffer_start != stream.sender._buffer_stop for stream in self._streams.values())
 
     def stream_count(self) -> int:
-        """Streams that either side has opened, even where nothing could be delivered of them yet."""
+        """Return how many streams either end has opened, including those without delivered data."""
         return len(self._streams)
 
-    def held_bytes(self, stream_id: int) -> int:
-        """Room taken by what arrived behind a gap, the gap included."""
+    def reassembly_bytes(self, stream_id: int) -> int:
+        """Return the size of a stream's reassembly buffer, which holds out-of-order data and the gaps before it."""
         stream = self._streams.get(stream_id)
         return 0 if stream is None else len(stream.receiver._buffer)
 
     def smoothed_rtt_s(self) -> float | None:
-        """RFC 9002 section 5.3, in seconds, or None before the first sample."""
+        """Return the smoothed round-trip time in seconds (RFC 9002 section 5.3), or None before the first sample."""
         return float(self._loss._rtt_smoothed) if self._loss._rtt_initialized else None
 
     def peer_certificate(self) -> x509.Certificate | None:
-        """The certificate that the other end has shown; None at a server, and before the handshake."""
+        """Return the certificate of the listener; None at the listener itself and before the handshake."""
         found: x509.Certificate | None = self.tls._peer_certificate
         return found

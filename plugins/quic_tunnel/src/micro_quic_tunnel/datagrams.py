@@ -1,8 +1,9 @@
-"""A UDP socket in the event loop, and what the kernel knows of the way.
+"""A UDP socket in the event loop, and the datagram size that the kernel knows for a route.
 
-Not asyncio's datagram transport: that wakes up once a datagram. Here up to `BATCH` datagrams are read per wake-up and
-handed over together. Sending never waits: what the kernel does not take is queued, up to a bound, and then lost, which
-is QUIC's business to repair. Segmentation offload was measured and left out: a send costs 1-2 µs beside 65 µs of QUIC.
+asyncio's datagram transport is not used because it wakes up once per datagram. Here up to `BATCH` datagrams are read per
+wake-up and delivered together. Sending never waits: datagrams that the kernel does not accept are queued up to a limit
+and dropped above it, and QUIC repairs the loss. Segmentation offload is not used, because measurements showed no benefit:
+a send takes 1 to 2 µs, and QUIC needs 65 µs per packet.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ from typing import Any
 from micro_core.contract import Counters
 
 BATCH = 64
-"""Datagrams read before anything else gets its turn: a few milliseconds of work at the most."""
+"""Maximum number of datagrams read per wake-up, which limits one wake-up to a few milliseconds."""
 
 MAX_UDP_BYTES = 65_535
 MAX_UNSENT = 1_024
-"""Datagrams queued while the kernel's buffer is full."""
+"""Maximum number of datagrams that are queued while the kernel's buffer is full."""
 
 IPV4_HEADER_BYTES = 28
+"""Size of the IPv4 and UDP headers together."""
 IPV6_HEADER_BYTES = 48
-"""IP and UDP headers together."""
+"""Size of the IPv6 and UDP headers together."""
 
-SMALLEST_IPV6_MTU = 1_280
+MIN_IPV6_MTU = 1_280
 
-# Linux; not every system has them, and not every Python names them.
+# Socket options of Linux. Not every Python version has names for them.
 _IS_LINUX = sys.platform == "linux"
 _IP_PKTINFO = 8
 _IP_MTU_DISCOVER = 10
@@ -49,11 +51,14 @@ Control = Sequence[tuple[int, int, bytes]]
 """Ancillary data of a datagram (RFC 3542)."""
 
 Datagram = tuple[bytes, Any, Control]
-"""Data, the other end's socket address, and what `reply_control` makes a reply's control of."""
+"""Data, socket address of the sender, and the ancillary data from which `reply_control` derives that of a reply."""
 
 
 class DatagramSocket:
-    """Owns `sock`. `received` is called with each batch; `refused` when the other end's host says nobody listens."""
+    """Owns the UDP socket `sock` and reads it in the event loop.
+
+    `received` is called with each batch of datagrams, `refused` when the host of the peer reports that the port is closed.
+    """
 
     def __init__(
         self,
@@ -79,18 +84,18 @@ class DatagramSocket:
         _set(sock, sockets.SOL_SOCKET, sockets.SO_RCVBUF, buffer_bytes)
         _set(sock, sockets.SOL_SOCKET, sockets.SO_SNDBUF, buffer_bytes)
         if self._is_wildcard:
-            _ask_for_destinations(sock)
+            _enable_destination_info(sock)
         self._loop.add_reader(sock.fileno(), self._readable)
 
     def send(self, data: bytes, address: Any, control: Control = ()) -> None:
-        """Hand a datagram to the kernel, or queue it."""
+        """Send a datagram, or queue it if the kernel's buffer is full. Does nothing after `close`."""
         if self.is_closed:
             return
         if self._unsent or not self._send_now(data, address, control):
             self._queue(data, address, control)
 
     def close(self) -> None:
-        """Close the socket; safe to call twice."""
+        """Close the socket. Safe to call twice."""
         if not self.is_closed:
             self.is_closed = True
             self._loop.remove_reader(self._sock.fileno())
@@ -98,17 +103,17 @@ class DatagramSocket:
             self._unsent.clear()
             self._sock.close()
 
-    # ----------------------------------------------------------------- inside
+    # ---------------------------------------------------------------- internal
 
     def _readable(self) -> None:
         batch: list[Datagram] = []
         try:
             for _ in range(BATCH):
-                batch.append(self._receive())  # noqa: PERF401 - what came before an error stays
+                batch.append(self._receive())  # noqa: PERF401 - datagrams before an error are kept
         except (BlockingIOError, InterruptedError):
             pass
         except OSError as error:
-            # The ICMP answer to an earlier datagram; once a link stands, QUIC's own timers judge the path.
+            # An ICMP error caused by an earlier datagram. The timers of QUIC decide whether an established link is lost.
             self._failed(error)
         if batch:
             self._received(batch)
@@ -123,7 +128,7 @@ class DatagramSocket:
         return data, address, ()
 
     def _send_now(self, data: bytes, address: Any, control: Control) -> bool:
-        """False where the kernel has no room."""
+        """Return False if the kernel's buffer is full."""
         try:
             if self._peer is not None:
                 self._sock.send(data)
@@ -147,7 +152,7 @@ class DatagramSocket:
 
     def _writable(self) -> None:
         while self._unsent and self._send_now(*self._unsent[0]):
-            # Sending may have told somebody who closed this socket.
+            # An error of the send may have led to a call of close(), which empties the queue.
             if self._unsent:
                 self._unsent.popleft()
         if not self._unsent and not self.is_closed:
@@ -163,7 +168,7 @@ class DatagramSocket:
 
 
 def open_connected(family: int, address: Any) -> sockets.socket:
-    """A socket that speaks with `address` alone; raises OSError."""
+    """Return a UDP socket that is connected to `address`. Raises OSError if the system refuses."""
     sock = sockets.socket(family, sockets.SOCK_DGRAM)
     try:
         forbid_fragments(sock)
@@ -175,7 +180,10 @@ def open_connected(family: int, address: Any) -> sockets.socket:
 
 
 def open_listening(family: int, address: Any) -> sockets.socket:
-    """A socket bound to `address`; on `::` it takes IPv4 too, where the system can. Raises OSError."""
+    """Return a UDP socket bound to `address`; on `::` it also accepts IPv4 if the system supports that.
+
+    Raises OSError if the system refuses, e.g. because the port is in use.
+    """
     sock = sockets.socket(family, sockets.SOCK_DGRAM)
     try:
         if family == sockets.AF_INET6 and address[0] == "::":
@@ -189,7 +197,7 @@ def open_listening(family: int, address: Any) -> sockets.socket:
 
 
 def route_datagram_bytes(family: int, address: Any) -> int:
-    """UDP payload that the route to `address` takes in one piece, as far as the kernel knows. Sends nothing."""
+    """Return the largest UDP payload for the route to `address` according to the kernel. Sends no packets."""
     header = IPV6_HEADER_BYTES if family == sockets.AF_INET6 else IPV4_HEADER_BYTES
     try:
         with open_connected(family, address) as probe:
@@ -197,11 +205,11 @@ def route_datagram_bytes(family: int, address: Any) -> int:
                 return probe.getsockopt(sockets.IPPROTO_IPV6, _IPV6_MTU) - header
             return probe.getsockopt(sockets.IPPROTO_IP, _IP_MTU) - header
     except OSError:
-        return SMALLEST_IPV6_MTU - header
+        return MIN_IPV6_MTU - header
 
 
 def forbid_fragments(sock: sockets.socket) -> None:
-    """Oversized datagrams are dropped, not cut (RFC 9000 section 14), so that the handshake proves the path's size."""
+    """Forbid fragmentation of datagrams (RFC 9000 section 14), so that a handshake proves the datagram size of the path."""
     if _IS_LINUX:
         _set(sock, sockets.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
         if sock.family == sockets.AF_INET6:
@@ -209,10 +217,13 @@ def forbid_fragments(sock: sockets.socket) -> None:
 
 
 def reply_control(control: Control) -> Control:
-    """What makes a reply leave from the address that was dialled: a dialler hears no other (RFC 9000 section 9)."""
+    """Return ancillary data that sends a reply from the address that was dialled.
+
+    A dialling node accepts replies from no other address (RFC 9000 section 9).
+    """
     for level, kind, data in control:
         if (level, kind) == (sockets.IPPROTO_IPV6, _IPV6_PKTINFO) and len(data) >= 20:
-            # The interface is left open but for link-local addresses, which mean nothing without it.
+            # The kernel chooses the interface, except for link-local addresses, which are ambiguous without it.
             interface = data[16:20] if data[0] == 0xFE and data[1] & 0xC0 == 0x80 else bytes(4)
             return [(level, kind, data[:16] + interface)]
         if (level, kind) == (sockets.IPPROTO_IP, _IP_PKTINFO) and len(data) >= _IN_PKTINFO.size:
@@ -221,7 +232,7 @@ def reply_control(control: Control) -> Control:
     return ()
 
 
-def _ask_for_destinations(sock: sockets.socket) -> None:
+def _enable_destination_info(sock: sockets.socket) -> None:
     if _IS_LINUX and sock.family == sockets.AF_INET6:
         _set(sock, sockets.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
     elif _IS_LINUX:
@@ -230,5 +241,5 @@ def _ask_for_destinations(sock: sockets.socket) -> None:
 
 def _set(sock: sockets.socket, level: int, name: int, value: int) -> None:
     with contextlib.suppress(OSError):
-        # As far as the kernel allows: less costs speed, not correctness.
+        # If the kernel refuses, QUIC is slower but still correct.
         sock.setsockopt(level, name, value)

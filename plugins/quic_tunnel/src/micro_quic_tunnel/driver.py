@@ -1,4 +1,4 @@
-"""The driver: dial and listen."""
+"""The driver `quic`: dials and listens."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ from micro_core.contract.names import join_host_port, split_host_port
 from micro_core.contract.transport import Listener
 from micro_quic_tunnel.certificate import NAME, binding_of, make_certificate, read_certificate
 from micro_quic_tunnel.datagrams import open_connected, open_listening, route_datagram_bytes
-from micro_quic_tunnel.endpoint import Acceptance, QuicEndpoint
+from micro_quic_tunnel.endpoint import AcceptOptions, QuicEndpoint
 from micro_quic_tunnel.link import QuicLink
 from micro_quic_tunnel.options import QuicOptions
 
 ALPN = "micro/1"
 
-LARGEST_DATAGRAM_BYTES = 16_383
-"""aioquic writes lengths of frames and packets in 14 bits. Only loopback has an MTU beyond."""
+MAX_DATAGRAM_BYTES = 16_383
+"""aioquic encodes the lengths of frames and packets in 14 bits. Only loopback has a larger MTU."""
 
-SIZE_PROOF_S = 1.0
-"""How long a handshake of large datagrams is tried before one of the smallest."""
+LARGE_DATAGRAM_TIMEOUT_S = 1.0
+"""Seconds for a handshake with large datagrams before it is retried with the smallest ones."""
 
 WINDOW_BYTES = 8 * 1024 * 1024
-"""QUIC's first windows. aioquic doubles them whenever half is used, so that what is ahead never falls below half of
-this and grows with what has passed: core's credit is the bound, and strangers cannot claim more memory than this."""
+"""Initial flow-control windows of QUIC. aioquic doubles a window when half of it is used, so the flow control of core is
+what limits an authenticated peer. An unauthenticated peer cannot occupy more memory than this."""
 
 
 class QuicListener:
-    """Implements `Listener`."""
+    """A `Listener` on one UDP socket."""
 
     def __init__(self, address: str, endpoint: QuicEndpoint) -> None:
         self.address = address
         self._endpoint = endpoint
 
     async def close(self) -> None:
+        """Stop accepting links. Established links stay open."""
         self._endpoint.stop_accepting()
 
 
 class QuicTunnel:
-    """Implements `LinkDriver`."""
+    """A `LinkDriver` for QUIC. Creating it raises OptionError if an option is invalid."""
 
     scheme = "quic"
 
@@ -55,24 +56,30 @@ class QuicTunnel:
         self._counters = context.counters
         self._log = context.logger
         self._endpoints: set[QuicEndpoint] = set()
-        self._said_fallback: set[str] = set()
+        self._logged_fallbacks: set[str] = set()
         self._is_closed = False
 
     async def start(self) -> None:
+        """Allow `dial` and `listen`."""
         self._is_closed = False
 
     async def close(self) -> None:
+        """Close all links and listeners."""
         self._is_closed = True
         await asyncio.gather(*(endpoint.close() for endpoint in list(self._endpoints)))
 
     async def dial(self, address: str, *, timeout_s: float) -> Link:
+        """Connect to `host:port`, with or without `quic://`. A host name is tried at each of its addresses.
+
+        Raises Unreachable if no address answers within `timeout_s`. A cancelled dial leaves no socket behind.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         found = await self._resolve(address, timeout_s)
-        last = Unreachable(f"no address for {address}")
-        for place, (family, sockaddr) in enumerate(found):
-            # Each address gets its share of the time, so that a dead one leaves some to the next.
-            share_s = max(0.0, deadline - loop.time()) / (len(found) - place)
+        last = Unreachable(f"{address} has no addresses")
+        for index, (family, sockaddr) in enumerate(found):
+            # Divide the remaining time evenly, so that an address that does not answer leaves time for the next one.
+            share_s = max(0.0, deadline - loop.time()) / (len(found) - index)
             try:
                 return await self._dial_one(family, sockaddr, share_s, address)
             except Unreachable as error:
@@ -80,6 +87,10 @@ class QuicTunnel:
         raise last
 
     async def listen(self, address: str, accept: Callable[[Link], None]) -> Listener:
+        """Listen at `host:port`; an empty host means all interfaces, port 0 any free port.
+
+        Raises Conflict if the system refuses the address, OptionError if the certificate files cannot be used.
+        """
         host, port = split_host_port(address.removeprefix("quic://"), self._options.port)
         options = self._options
         if options.certificate_file:
@@ -95,13 +106,13 @@ class QuicTunnel:
             ) from error
 
         def configuration(initial_bytes: int) -> QuicConfiguration:
-            # The dialler's first datagram was padded to its size, and has come through.
-            size = min(initial_bytes, options.max_datagram_bytes or LARGEST_DATAGRAM_BYTES)
-            made = self._configuration(max(SMALLEST_MAX_DATAGRAM_SIZE, size), is_client=False)
-            made.certificate, made.private_key = certificate, key
-            return made
+            # The first datagram has the size that the dialling node wants to use, and the path carried it.
+            size = min(initial_bytes, options.max_datagram_bytes or MAX_DATAGRAM_BYTES)
+            server = self._configuration(max(SMALLEST_MAX_DATAGRAM_SIZE, size), is_client=False)
+            server.certificate, server.private_key = certificate, key
+            return server
 
-        acceptance = Acceptance(
+        accept_options = AcceptOptions(
             make_configuration=configuration,
             accept=accept,
             binding=binding_of(certificate),
@@ -109,9 +120,9 @@ class QuicTunnel:
             retry_above=options.retry_above,
         )
         bound_host, bound_port = sock.getsockname()[:2]
-        endpoint = self._endpoint(sock, acceptance=acceptance)
-        shown = _primary_address() if bound_host in ("0.0.0.0", "::") else bound_host  # noqa: S104 - compared
-        return QuicListener(f"quic://{join_host_port(shown, bound_port)}", endpoint)
+        endpoint = self._endpoint(sock, accept_options=accept_options)
+        advertised = _primary_address() if bound_host in ("0.0.0.0", "::") else bound_host  # noqa: S104 - compared
+        return QuicListener(f"quic://{join_host_port(advertised, bound_port)}", endpoint)
 
     # ---------------------------------------------------------------- dialling
 
@@ -121,33 +132,35 @@ class QuicTunnel:
             async with asyncio.timeout(timeout_s):
                 found = await asyncio.get_running_loop().getaddrinfo(host or "localhost", port, type=sockets.SOCK_DGRAM)
         except UnicodeError as error:
-            # Before anybody is asked: a name that the rules of IDNA do not allow.
-            raise Unreachable(f"{host!r:.80} cannot be a host's name", hint="check the name") from error
+            # The name violates the rules of IDNA. No resolver was queried.
+            raise Unreachable(f"invalid host name {host!r:.80}", hint="check the name") from error
         except (OSError, TimeoutError) as error:
-            reason = getattr(error, "strerror", None) or f"no answer in {timeout_s:.3g} s"
-            raise Unreachable(f"cannot find {host!r:.80}: {reason}", hint="check the name") from error
+            reason = getattr(error, "strerror", None) or f"no answer within {timeout_s:.3g} s"
+            raise Unreachable(f"cannot resolve {host!r:.80}: {reason}", hint="check the name") from error
         return list(dict.fromkeys((int(family), sockaddr) for family, _, _, _, sockaddr in found))
 
-    async def _dial_one(self, family: int, sockaddr: Any, patience_s: float, address: str) -> QuicLink:
-        """One socket address, with datagrams as large as the path may carry, then with the smallest."""
+    async def _dial_one(self, family: int, sockaddr: Any, timeout_s: float, address: str) -> QuicLink:
+        """Dial one socket address, first with the largest datagrams that the route allows, then with the smallest."""
         chosen = self._options.max_datagram_bytes
         size = chosen or max(
-            SMALLEST_MAX_DATAGRAM_SIZE, min(LARGEST_DATAGRAM_BYTES, route_datagram_bytes(family, sockaddr))
+            SMALLEST_MAX_DATAGRAM_SIZE, min(MAX_DATAGRAM_BYTES, route_datagram_bytes(family, sockaddr))
         )
-        is_proof = not chosen and size > SMALLEST_MAX_DATAGRAM_SIZE
-        proof_s = min(SIZE_PROOF_S, patience_s / 2) if is_proof else patience_s
-        link = await self._attempt(family, sockaddr, size, proof_s, address)
-        if link is None and is_proof:
-            link = await self._attempt(family, sockaddr, SMALLEST_MAX_DATAGRAM_SIZE, patience_s - proof_s, address)
+        may_fall_back = not chosen and size > SMALLEST_MAX_DATAGRAM_SIZE
+        attempt_s = min(LARGE_DATAGRAM_TIMEOUT_S, timeout_s / 2) if may_fall_back else timeout_s
+        link = await self._attempt(family, sockaddr, size, attempt_s, address)
+        if link is None and may_fall_back:
+            link = await self._attempt(family, sockaddr, SMALLEST_MAX_DATAGRAM_SIZE, timeout_s - attempt_s, address)
             if link is not None:
-                self._say_fallback(address, size)
+                self._report_fallback(address, size)
         if link is None:
             port = sockaddr[1]
-            raise Unreachable(f"no answer from {address} in {patience_s:.3g} s", hint=f"is UDP port {port} open?")
+            raise Unreachable(
+                f"no answer from {address} within {timeout_s:.3g} s", hint=f"check that UDP port {port} is open"
+            )
         return link
 
-    async def _attempt(self, family: int, sockaddr: Any, size: int, patience_s: float, address: str) -> QuicLink | None:
-        """A link, or None when nothing came of it in time; raises Unreachable when something says why."""
+    async def _attempt(self, family: int, sockaddr: Any, size: int, timeout_s: float, address: str) -> QuicLink | None:
+        """Return a link, or None on a timeout. Raises Unreachable if the attempt fails with a reason."""
         if self._is_closed:
             raise Unreachable(f"cannot reach {address}: the tunnel is closed")
         try:
@@ -160,23 +173,23 @@ class QuicTunnel:
         link.on_ready = lambda _: ready.set_result(None)
         try:
             waiting: list[asyncio.Future[Any]] = [ready, link.ended]
-            await asyncio.wait(waiting, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             link.abandon(Unreachable("the dial was cancelled"))
             raise
         if link.ended.done():
             raise Unreachable(
-                f"{address}: {link.ended.result().detail}", hint="is the node up, and is this its address?"
+                f"{address}: {link.ended.result().detail}", hint="check the address, and that the node is running"
             )
         certificate = link.quic.peer_certificate()
         if not ready.done() or certificate is None:
-            link.abandon(Unreachable("the dial was given up"))
+            link.abandon(Unreachable("the dial timed out"))
             return None
         link.channel_binding = binding_of(certificate)
         return link
 
     def _endpoint(
-        self, sock: sockets.socket, *, acceptance: Acceptance | None = None, peer: Any = None
+        self, sock: sockets.socket, *, accept_options: AcceptOptions | None = None, peer: Any = None
     ) -> QuicEndpoint:
         endpoint = QuicEndpoint(
             sock,
@@ -184,7 +197,7 @@ class QuicTunnel:
             logger=self._log,
             buffer_bytes=self._options.socket_buffer_bytes,
             ack_delay_s=self._options.ack_delay_s,
-            acceptance=acceptance,
+            accept_options=accept_options,
             peer=peer,
             on_empty=self._endpoints.discard,
         )
@@ -192,7 +205,7 @@ class QuicTunnel:
         return endpoint
 
     def _configuration(self, datagram_bytes: int, *, is_client: bool) -> QuicConfiguration:
-        # No session tickets are kept, hence no 0-RTT.
+        # Session tickets are not stored, so there is no 0-RTT.
         return QuicConfiguration(
             alpn_protocols=[ALPN],
             is_client=is_client,
@@ -202,47 +215,52 @@ class QuicTunnel:
             max_data=WINDOW_BYTES,
             max_stream_data=WINDOW_BYTES,
             server_name=NAME if is_client else None,
-            # The nodes' handshake authenticates, over the channel binding: see certificate.py.
+            # The handshake of core authenticates the nodes with the channel binding, see certificate.py.
             verify_mode=ssl.CERT_NONE if is_client else None,
         )
 
-    def _say_fallback(self, address: str, size: int) -> None:
+    def _report_fallback(self, address: str, size: int) -> None:
         self._counters.add("quic_datagram_fallbacks")
-        if address not in self._said_fallback:
-            self._said_fallback.add(address)
+        if address not in self._logged_fallbacks:
+            self._logged_fallbacks.add(address)
             self._log.warning("path does not carry large datagrams", extra={"address": address, "bytes": size})
 
 
 def _check(options: QuicOptions) -> None:
     if options.congestion not in ("cubic", "reno"):
-        raise OptionError(f"quic.congestion: {options.congestion!r} is neither cubic nor reno")
-    smallest = SMALLEST_MAX_DATAGRAM_SIZE
-    if options.max_datagram_bytes and not smallest <= options.max_datagram_bytes <= LARGEST_DATAGRAM_BYTES:
-        raise OptionError(f"quic.max_datagram_bytes: from {smallest} to {LARGEST_DATAGRAM_BYTES}, or 0")
+        raise OptionError(f"quic.congestion is cubic or reno, not {options.congestion!r}")
+    minimum, size = SMALLEST_MAX_DATAGRAM_SIZE, options.max_datagram_bytes
+    if size and not minimum <= size <= MAX_DATAGRAM_BYTES:
+        raise OptionError(f"quic.max_datagram_bytes is out of range: {size} (0, or {minimum} to {MAX_DATAGRAM_BYTES})")
     if not 0 < options.ack_delay_s <= 0.025:
-        raise OptionError("quic.ack_delay_s: above 0, and at most 0.025, which the peer is told")
+        # Peers expect acknowledgements within 25 ms (RFC 9000 section 18.2).
+        raise OptionError(f"quic.ack_delay_s is out of range: {options.ack_delay_s} (above 0, at most 0.025)")
     if options.idle_timeout_s <= 0:
-        raise OptionError("quic.idle_timeout_s: above 0")
+        raise OptionError(f"quic.idle_timeout_s is out of range: {options.idle_timeout_s} (above 0)")
     if bool(options.certificate_file) != bool(options.key_file):
-        raise OptionError("quic.certificate_file and quic.key_file: give both or neither")
+        raise OptionError("only one of quic.certificate_file and quic.key_file is set", hint="set both or neither")
 
 
 async def _bind(host: str, port: int) -> sockets.socket:
-    """An empty host is every interface, IPv6 and IPv4 on one socket where the system has both. Raises OSError."""
+    """Return a bound socket; an empty host means all interfaces, if possible with IPv6 and IPv4 on the same socket.
+
+    Raises OSError if the host cannot be resolved or the port is in use.
+    """
     if not host:
         if sockets.has_dualstack_ipv6():
             return open_listening(sockets.AF_INET6, ("::", port))
-        return open_listening(sockets.AF_INET, ("0.0.0.0", port))  # noqa: S104 - asked for
+        return open_listening(sockets.AF_INET, ("0.0.0.0", port))  # noqa: S104 - requested by the user
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=sockets.SOCK_DGRAM, flags=sockets.AI_PASSIVE)
     family, _, _, _, sockaddr = found[0]
     return open_listening(family, sockaddr)
 
 
 def _primary_address() -> str:
-    """The address of the interface of the default route; loopback when there is none."""
-    # Connecting a UDP socket sends nothing; it makes the kernel choose (addresses of RFC 5737 and RFC 3849).
-    for family, probe in ((sockets.AF_INET, "192.0.2.1"), (sockets.AF_INET6, "2001:db8::1")):
-        with contextlib.suppress(OSError), sockets.socket(family, sockets.SOCK_DGRAM) as choice:
-            choice.connect((probe, 9))
-            return str(choice.getsockname()[0])
+    """Return the address of the interface with the default route, or of loopback if there is no default route."""
+    # Connecting a UDP socket sends no packets, but makes the kernel choose a local address. The remote addresses are
+    # reserved for documentation (RFC 5737, RFC 3849).
+    for family, remote in ((sockets.AF_INET, "192.0.2.1"), (sockets.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), sockets.socket(family, sockets.SOCK_DGRAM) as sock:
+            sock.connect((remote, 9))
+            return str(sock.getsockname()[0])
     return "127.0.0.1"

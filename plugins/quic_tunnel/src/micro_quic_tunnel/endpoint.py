@@ -1,4 +1,7 @@
-"""The QUIC connections of one UDP socket: which datagram is whose, and who may begin (RFC 9000 sections 5.2 and 8)."""
+"""The QUIC connections of one UDP socket: assignment of datagrams to links, and admission of new links.
+
+See RFC 9000 sections 5.2 and 8.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # its public name, not marked for export
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]# public, but not marked for export
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import (
     QuicHeader,
@@ -28,30 +31,33 @@ from micro_quic_tunnel.datagrams import Control, Datagram, DatagramSocket, reply
 from micro_quic_tunnel.link import QuicLink
 from micro_quic_tunnel.retry import check_token, make_token
 
-SMALLEST_INITIAL_BYTES = 1_200
+MIN_INITIAL_BYTES = 1_200
 CID_BYTES = 8
-HANDSHAKE_S = 5.0
-"""A handshake that takes longer is given up."""
+HANDSHAKE_TIMEOUT_S = 5.0
 
 VERSIONS = QuicConfiguration().supported_versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Acceptance:
-    """How a listener takes links."""
+class AcceptOptions:
+    """How a listener accepts links."""
 
     make_configuration: Callable[[int], QuicConfiguration]
-    """Given the bytes of the dialler's first datagram, which was padded to the size it wishes for."""
+    """Called with the size of the first datagram, which the dialling node padded to the size that it wants to use."""
     accept: Callable[[QuicLink], None]
     binding: bytes
     max_half_open: int
-    """Handshakes under way; more are not begun."""
+    """Maximum number of handshakes in progress. Further ones are dropped."""
     retry_above: int
-    """Handshakes under way beyond which a dialler has to prove its address first."""
+    """Number of handshakes in progress above which a dialling node must first prove its address."""
 
 
 class QuicEndpoint:
-    """Owns `sock`. With an `acceptance` it listens; without, it dials, and `peer` is the one it speaks with."""
+    """Owns the UDP socket `sock` and its links.
+
+    An endpoint with `accept_options` listens. One without them dials, and `peer` is the socket address of the other end.
+    `on_empty` is called when the socket is closed.
+    """
 
     def __init__(
         self,
@@ -61,7 +67,7 @@ class QuicEndpoint:
         logger: logging.Logger,
         buffer_bytes: int,
         ack_delay_s: float,
-        acceptance: Acceptance | None = None,
+        accept_options: AcceptOptions | None = None,
         peer: Any = None,
         on_empty: Callable[[QuicEndpoint], None],
     ) -> None:
@@ -69,7 +75,7 @@ class QuicEndpoint:
         self._counters = counters
         self._log = logger
         self._ack_delay_s = ack_delay_s
-        self._acceptance = acceptance
+        self._accept_options = accept_options
         self._peer = peer
         self._on_empty = on_empty
         self._half_open: dict[QuicLink, asyncio.TimerHandle] = {}
@@ -87,7 +93,7 @@ class QuicEndpoint:
         self.local = _address(self._datagrams.address)
 
     def dial(self, configuration: QuicConfiguration) -> QuicLink:
-        """Begin a connection to the peer; `on_ready` of the link tells when it stands."""
+        """Start a connection to the peer. `on_ready` of the link is called when it is established."""
         quic = LaneConnection(configuration=configuration, ack_delay_s=self._ack_delay_s)
         link = self._add(quic, dialed=True, address=self._peer, control=())
         quic.connect(self._peer, now=self._loop.time())
@@ -95,15 +101,15 @@ class QuicEndpoint:
         return link
 
     def stop_accepting(self) -> None:
-        """Take no new links; the socket closes with the last of those that stand, for it carries them."""
-        self._acceptance = None
+        """Accept no more links. The socket is closed together with the last established link, which still uses it."""
+        self._accept_options = None
         for link in list(self._half_open):
             link.abandon(Closed("the listener was closed"), "listener closed")
         self._close_if_empty()
 
     async def close(self) -> None:
-        """Close every link, then the socket."""
-        self._acceptance = None
+        """Close all links, then the socket."""
+        self._accept_options = None
         await asyncio.gather(*(link.close() for link in list(self.links)))
         self._close_if_empty()
 
@@ -111,50 +117,54 @@ class QuicEndpoint:
 
     def _received(self, batch: list[Datagram]) -> None:
         touched: dict[QuicLink, None] = {}
-        broken: set[QuicLink] = set()
+        failed: set[QuicLink] = set()
         now = self._loop.time()
         for data, address, control in batch:
             link = self._link_for(data, address, control)
-            if link is None or link in broken:
+            if link is None or link in failed:
                 continue
             try:
                 link.quic.receive_datagram(data, address, now=now)
-            except Exception:  # noqa: BLE001 - the root: logged and counted
-                broken.add(link)
-                self._broke(link)
+            except Exception:  # noqa: BLE001 - the outermost handler: logs and counts
+                failed.add(link)
+                self._fail(link)
             touched[link] = None
-        for link in touched.keys() - broken:
+        for link in touched.keys() - failed:
             try:
                 self._process(link)
-            except Exception:  # noqa: BLE001 - the root: logged and counted
-                self._broke(link)
+            except Exception:  # noqa: BLE001 - the outermost handler: logs and counts
+                self._fail(link)
 
     def _process(self, link: QuicLink) -> None:
         if link.ended.done():
             return
-        if link in self._half_open and link.quic.has_understood_nothing():
+        if link in self._half_open and link.quic.has_decrypted_nothing():
             self._counters.add("quic_datagrams_malformed")
-            link.end(Unreachable("no handshake"))
+            link.end(Unreachable("the first datagram is not a valid handshake"))
             return
         link.process()
 
-    def _broke(self, link: QuicLink) -> None:
-        """The root of what a datagram sets off: one peer's bytes may end one link."""
+    def _fail(self, link: QuicLink) -> None:
+        """Abandon a link after an exception, so that the bytes of one peer end at most one link."""
         self._counters.add("quic_internal_errors")
-        self._log.exception("a link broke on what it received", extra={"remote": link.remote})
-        # In a turn of its own: should this raise too, it stops no other link.
-        self._loop.call_soon(link.abandon, LinkLost(f"the link to {link.remote} broke on what it received"), "broken")
+        self._log.exception("link failed on received data", extra={"remote": link.remote})
+        # In a separate callback, so that an exception of `abandon` does not affect other links.
+        error = LinkLost(f"internal error of the link to {link.remote} while it processed received data")
+        self._loop.call_soon(link.abandon, error, "internal error")
 
     def _refused(self) -> None:
-        """The peer's host has no such port. Believed while dialling only: such an answer is easily forged."""
+        """End links that are being dialled: the host of the peer reports that the port is closed.
+
+        Established links ignore the report, because it is easily forged.
+        """
         self._counters.add("quic_socket_refusals")
         for link in list(self.links):
-            if not link.quic.has_understood_nothing():
+            if not link.quic.has_decrypted_nothing():
                 continue
-            link.end(Unreachable("nobody listens on that UDP port"))
+            link.end(Unreachable("no process listens on that UDP port"))
 
     def _link_for(self, data: bytes, address: Any, control: Control) -> QuicLink | None:
-        # The common case, a short header: the first bit is 0, and our connection ids have 8 bytes.
+        # The common case, a short header: its first bit is 0, and connection ids chosen by this end have 8 bytes.
         if data and not data[0] & 0x80:
             link = self._by_cid.get(data[1 : 1 + CID_BYTES])
             if link is None:
@@ -166,17 +176,17 @@ class QuicEndpoint:
             self._counters.add("quic_datagrams_malformed")
             return None
         link = self._by_cid.get(header.destination_cid)
-        if link is not None or self._acceptance is None:
+        if link is not None or self._accept_options is None:
             return link
-        return self._stranger(self._acceptance, header, len(data), address, control)
+        return self._admit(self._accept_options, header, len(data), address, control)
 
     # ------------------------------------------------------------- accepting
 
-    def _stranger(
-        self, acceptance: Acceptance, header: QuicHeader, size: int, address: Any, control: Control
+    def _admit(
+        self, accept_options: AcceptOptions, header: QuicHeader, size: int, address: Any, control: Control
     ) -> QuicLink | None:
-        """A long header that belongs to no link: the beginning of one, if all is well."""
-        if size < SMALLEST_INITIAL_BYTES or header.packet_type == QuicPacketType.VERSION_NEGOTIATION:
+        """Return a new link for a long header that belongs to no link, or None if it starts no valid handshake."""
+        if size < MIN_INITIAL_BYTES or header.packet_type == QuicPacketType.VERSION_NEGOTIATION:
             self._counters.add("quic_datagrams_unknown")
             return None
         if header.version not in VERSIONS:
@@ -185,7 +195,7 @@ class QuicEndpoint:
         if header.packet_type != QuicPacketType.INITIAL:
             self._counters.add("quic_datagrams_unknown")
             return None
-        if len(self._half_open) >= acceptance.max_half_open:
+        if len(self._half_open) >= accept_options.max_half_open:
             self._counters.add("quic_handshakes_refused")
             return None
         original_cid: bytes | None = header.destination_cid
@@ -198,37 +208,37 @@ class QuicEndpoint:
             if original_cid is None:
                 self._counters.add("quic_tokens_refused")
                 return None
-        elif len(self._half_open) >= acceptance.retry_above:
+        elif len(self._half_open) >= accept_options.retry_above:
             self._retry(header, address, control)
             return None
         quic = LaneConnection(
-            configuration=acceptance.make_configuration(size),
+            configuration=accept_options.make_configuration(size),
             ack_delay_s=self._ack_delay_s,
             original_destination_connection_id=original_cid,
             retry_source_connection_id=retry_cid,
         )
-        return self._accept(acceptance, quic, header.destination_cid, address, control)
+        return self._accept(accept_options, quic, header.destination_cid, address, control)
 
     def _accept(
-        self, acceptance: Acceptance, quic: LaneConnection, cid: bytes, address: Any, control: Control
+        self, accept_options: AcceptOptions, quic: LaneConnection, cid: bytes, address: Any, control: Control
     ) -> QuicLink:
         link = self._add(quic, dialed=False, address=address, control=reply_control(control))
-        link.channel_binding = acceptance.binding
+        link.channel_binding = accept_options.binding
         link.on_ready = self._ready
         self._by_cid[cid] = link
-        self._half_open[link] = self._loop.call_later(HANDSHAKE_S, self._handshake_expired, link)
+        self._half_open[link] = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._handshake_expired, link)
         return link
 
     def _ready(self, link: QuicLink) -> None:
         timer = self._half_open.pop(link, None)
         if timer is not None:
             timer.cancel()
-        if self._acceptance is not None:
-            self._acceptance.accept(link)
+        if self._accept_options is not None:
+            self._accept_options.accept(link)
 
     def _handshake_expired(self, link: QuicLink) -> None:
         self._counters.add("quic_handshakes_expired")
-        link.abandon(Unreachable("no handshake in time"), "no handshake in time")
+        link.abandon(Unreachable(f"the handshake took more than {HANDSHAKE_TIMEOUT_S:.3g} s"), "handshake timeout")
 
     def _negotiate_version(self, header: QuicHeader, address: Any, control: Control) -> None:
         self._counters.add("quic_versions_unknown")
@@ -283,17 +293,17 @@ class QuicEndpoint:
         timer = self._half_open.pop(link, None)
         if timer is not None:
             timer.cancel()
-        for cid in [cid for cid, known in self._by_cid.items() if known is link]:
+        for cid in [cid for cid, owner in self._by_cid.items() if owner is link]:
             del self._by_cid[cid]
         self._close_if_empty()
 
     def _close_if_empty(self) -> None:
-        if self._acceptance is None and not self.links and not self._datagrams.is_closed:
+        if self._accept_options is None and not self.links and not self._datagrams.is_closed:
             self._datagrams.close()
             self._on_empty(self)
 
 
 def _address(sockaddr: Any) -> str:
-    # An IPv4 dialler at a socket of both families shows as ::ffff:192.0.2.1 (RFC 4291 section 2.5.5.2).
+    # On a dual-stack socket, IPv4 addresses appear as ::ffff:192.0.2.1 (RFC 4291 section 2.5.5.2).
     host: str = sockaddr[0]
     return f"quic://{join_host_port(host.removeprefix('::ffff:'), sockaddr[1])}"

@@ -1,8 +1,8 @@
-"""One QUIC connection as a link of four lanes: four streams, opened once, by the side that dialled.
+"""One QUIC connection as a link with four lanes. The lanes are four streams that the dialling end opens once.
 
-aioquic is pure protocol: this file feeds it time and datagrams and sends what it wants sent. Work is batched, because
-the cost of QUIC in Python is per packet: all datagrams of one wake-up are taken in before anything is answered, and what
-is written in one turn of the loop leaves in as few packets as hold it.
+aioquic does no I/O: this file passes time and received datagrams to it, and sends the datagrams that it returns. Work is
+batched, because QUIC in Python costs CPU time per packet: all datagrams of one wake-up are processed before anything is
+sent, and the data written in one iteration of the event loop is sent in as few packets as possible.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from micro_quic_tunnel.connection import LaneConnection
 LANES = 4
 
 LOW_MARK_BYTES = 16 * 1024
-"""`lane_writable` is told when a lane holds no more than this, after having held more."""
+"""`lane_writable` is called when the unsent bytes of a lane fall to this value after they were above it."""
 
 EAGER_BYTES = 2_048
-"""Unsent bytes that leave without waiting for the end of the turn: worth their packets, and the far end can begin."""
+"""From this number of unsent bytes, data is sent immediately and not at the end of the event loop iteration: the packets
+are full enough, and the peer can start to process them."""
 
-EARLY_BYTES = 1024 * 1024
-"""Held of a peer's bytes before `start`; core starts a link at once, so more is an attack."""
+MAX_EARLY_BYTES = 1024 * 1024
+"""Maximum number of bytes buffered before `start`. Core calls `start` immediately, so more is an attack."""
 
-HELD_BYTES = 16 * 1024 * 1024
-"""Room that bytes behind a gap may take: twice the first window, so only who widens it without filling it meets this."""
+MAX_REASSEMBLY_BYTES = 16 * 1024 * 1024
+"""Maximum size of a reassembly buffer: twice the initial window. Only a peer that enlarges the window and leaves a gap
+open exceeds it."""
 
 CLOSE_TIMEOUT_S = 1.0
 MAX_REASON_CHARS = 200
@@ -38,7 +40,10 @@ CLOSED_REASON = "closed"
 
 
 class QuicLink:
-    """Implements `Link`. Lane n is the stream 4 n; its first byte, from the dialling side, is n and belongs to us."""
+    """A `Link` over one QUIC connection.
+
+    Lane n is the stream 4 n. The first byte that the dialling end sends on it is n, and is not part of the data.
+    """
 
     lane_count = LANES
     driver = "quic"
@@ -58,10 +63,10 @@ class QuicLink:
         self.channel_binding = b""
         self.quic = quic
         self.dialed = dialed
-        self.on_ready: Callable[[QuicLink], None] = _nothing
-        self.on_end: Callable[[QuicLink], None] = _nothing
-        self.on_cid: Callable[[QuicLink, bytes], None] = _no_cid
-        self.on_cid_retired: Callable[[QuicLink, bytes], None] = _no_cid
+        self.on_ready: Callable[[QuicLink], None] = _ignore
+        self.on_end: Callable[[QuicLink], None] = _ignore
+        self.on_cid: Callable[[QuicLink, bytes], None] = _ignore_cid
+        self.on_cid_retired: Callable[[QuicLink, bytes], None] = _ignore_cid
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[MicroError] = self._loop.create_future()
         self._send = send
@@ -73,9 +78,9 @@ class QuicLink:
         self._is_ready = False
         self._is_closing = False
         self._is_above = [False] * LANES
-        self._is_held_back = False
+        self._is_congested = False
         self._is_scheduled = False
-        self._has_news = False
+        self._has_unsent = False
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at: float | None = None
         self._acknowledged: asyncio.Event | None = None
@@ -83,6 +88,7 @@ class QuicLink:
     # ------------------------------------------------------------------- Link
 
     def start(self, receiver: LinkReceiver) -> None:
+        """Start to deliver data, including data that arrived before this call."""
         self._receiver = receiver
         early, self._early = self._early, []
         for lane, data in early:
@@ -91,27 +97,31 @@ class QuicLink:
             receiver.link_lost(self.ended.result())
 
     def write(self, lane: int, data: bytes) -> None:
+        """Queue data for the end of the event loop iteration, or send it immediately from 2,048 bytes on."""
         if self.ended.done() or self._is_closing:
             return
         self.quic.send_stream_data(4 * lane, data)
-        self._has_news = True
+        self._has_unsent = True
         unsent = self.quic.unsent_bytes(4 * lane)
         if unsent > LOW_MARK_BYTES:
             self._is_above[lane] = True
-        if unsent >= EAGER_BYTES and not self._is_held_back:
+        if unsent >= EAGER_BYTES and not self._is_congested:
             self._send_datagrams()
-            # What congestion control holds back now it holds back for the rest of the turn.
-            self._is_held_back = self.quic.unsent_bytes(4 * lane) > 0
-        if self._has_news or True in self._is_above:
+            # If congestion control leaves data unsent now, it does so for the rest of this iteration.
+            self._is_congested = self.quic.unsent_bytes(4 * lane) > 0
+        if self._has_unsent or True in self._is_above:
             self._schedule()
 
     def buffered_bytes(self, lane: int) -> int:
+        """Return how many bytes of a lane were never sent in a packet."""
         return self.quic.unsent_bytes(4 * lane)
 
     def transport_rtt_s(self) -> float | None:
+        """Return the smoothed round-trip time of QUIC in seconds, or None before the first sample."""
         return self.quic.smoothed_rtt_s()
 
     async def close(self) -> None:
+        """Wait up to one second for acknowledgements of all data, then close the connection. Safe to call twice."""
         if self.ended.done():
             return
         if self._is_closing:
@@ -123,35 +133,38 @@ class QuicLink:
                 await self._wait_acknowledged()
         finally:
             self._close_connection(NO_ERROR, CLOSED_REASON)
-            self.end(Closed(f"the link to {self.remote} was closed here"))
+            self.end(Closed(f"the link to {self.remote} was closed locally"))
 
     # ------------------------------------------------------- from the endpoint
 
     def open_lanes(self) -> None:
-        """The dialling side's first bytes: one on each lane, so that the other side has the streams."""
+        """Send one byte on each lane, which opens the streams at the other end. Only the dialling end does this."""
         for lane in range(LANES):
             self.quic.send_stream_data(4 * lane, bytes([lane]))
         self._send_datagrams()
 
     def process(self) -> None:
-        """After datagrams or a timer: take events; the answer leaves at the end of the turn, with what core says to it."""
+        """Handle the events of aioquic after received datagrams or a timer.
+
+        Replies are sent at the end of the event loop iteration, together with the data that core writes in response.
+        """
         event = self.quic.next_event()
         while event is not None:
             self._handle(event)
             event = self.quic.next_event()
         termination = self.quic.termination()
         if termination is not None:
-            # Ours is sent before the end, theirs needs no answer.
+            # If this end closes the connection, the closing packet still has to be sent.
             self._send_datagrams()
-            self.end(self._ending(termination))
+            self.end(self._error_of(termination))
         if self.ended.done():
             return
         self._check_streams()
-        self._has_news = True
+        self._has_unsent = True
         self._schedule()
 
     def abandon(self, error: MicroError, reason: str = "") -> None:
-        """End without ceremony, telling the other side if that is possible yet."""
+        """End the link immediately with `error`, and notify the other end if possible."""
         if not self.ended.done():
             try:
                 self._close_connection(NO_ERROR, reason)
@@ -159,7 +172,7 @@ class QuicLink:
                 self.end(error)
 
     def end(self, error: MicroError) -> None:
-        """Over, once: for whatever reason."""
+        """Mark the link as ended and notify the endpoint and the receiver. Does nothing if it has ended already."""
         if self.ended.done():
             return
         self.ended.set_result(error)
@@ -184,19 +197,19 @@ class QuicLink:
             case events.ConnectionIdRetired():
                 self.on_cid_retired(self, event.connection_id)
             case events.StreamReset() | events.StopSendingReceived():
-                self._violate("a lane was reset")
+                self._violate("it reset a lane")
             case _:
-                # ConnectionTerminated has been seen as `termination`; nothing here depends on the others.
+                # ConnectionTerminated is handled by `termination` earlier. The other events are not needed.
                 pass
 
     def _data_received(self, stream_id: int, data: bytes, *, is_end: bool) -> None:
         if self.ended.done():
             return
         if stream_id % 4 or stream_id >= 4 * LANES:
-            self._violate(f"stream {stream_id} is no lane")
+            self._violate(f"stream {stream_id} is not a lane")
             return
         if is_end:
-            self._violate("a lane was ended")
+            self._violate("it ended a lane")
             return
         lane = stream_id // 4
         if not self.dialed and lane not in self._lanes_seen:
@@ -205,11 +218,11 @@ class QuicLink:
             self._deliver(lane, data)
 
     def _first_of_lane(self, lane: int, data: bytes) -> bytes:
-        """Take off the byte that opened the lane."""
+        """Return `data` without the byte that opened the lane."""
         if not data:
             return data
         if data[0] != lane:
-            self._violate("a lane did not begin with its number")
+            self._violate("the first byte of a lane is not its number")
             return b""
         self._lanes_seen.add(lane)
         if len(self._lanes_seen) == LANES:
@@ -221,9 +234,9 @@ class QuicLink:
             self._receiver.data_received(lane, data)
             return
         self._early_bytes += len(data)
-        if self._early_bytes > EARLY_BYTES:
+        if self._early_bytes > MAX_EARLY_BYTES:
             self._early.clear()
-            self._violate("too much was sent before anybody read")
+            self._violate("too much data before the link was started")
             return
         self._early.append((lane, data))
 
@@ -233,50 +246,50 @@ class QuicLink:
             self.on_ready(self)
 
     def _check_streams(self) -> None:
-        """What makes no event: streams beyond the lanes, and bytes far beyond a gap."""
+        """Check what aioquic reports no events for: additional streams, and data far behind a gap."""
         quic = self.quic
         if quic.stream_count() > LANES:
-            self._violate("a stream that is no lane was opened")
-        elif any(quic.held_bytes(4 * lane) > HELD_BYTES for lane in range(LANES)):
-            self._violate("too much was sent behind a gap")
+            self._violate("it opened a stream that is not a lane")
+        elif any(quic.reassembly_bytes(4 * lane) > MAX_REASSEMBLY_BYTES for lane in range(LANES)):
+            self._violate("too much data behind a gap")
 
     def _violate(self, what: str) -> None:
         if not self.ended.done():
             self._counters.add("quic_protocol_violations")
             self._close_connection(PROTOCOL_VIOLATION, what)
-            self.end(LinkLost(f"{self.remote} broke the protocol: {what}"))
+            self.end(LinkLost(f"{self.remote} violated the protocol: {what}"))
 
-    def _ending(self, event: events.ConnectionTerminated) -> MicroError:
+    def _error_of(self, event: events.ConnectionTerminated) -> MicroError:
         reason = event.reason_phrase or f"error {event.error_code:#x}"
         if reason == CLOSED_REASON and event.error_code == NO_ERROR:
             return Ended(f"{self.remote} closed the link")
-        # The words may be the peer's: bounded, and printable.
-        shown = "".join(char if char.isprintable() else "?" for char in reason[:MAX_REASON_CHARS])
-        return LinkLost(f"the link to {self.remote} broke: {shown}")
+        # The reason may come from the peer, so it is shortened and made printable.
+        printable = "".join(char if char.isprintable() else "?" for char in reason[:MAX_REASON_CHARS])
+        return LinkLost(f"the link to {self.remote} was lost: {printable}")
 
     # ---------------------------------------------------------------- sending
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
-            self._loop.call_soon(self._turn_ended)
+            self._loop.call_soon(self._flush)
 
-    def _turn_ended(self) -> None:
-        self._is_scheduled = self._is_held_back = False
-        if self._has_news:
+    def _flush(self) -> None:
+        self._is_scheduled = self._is_congested = False
+        if self._has_unsent:
             self._send_datagrams()
         if True in self._is_above:
-            self._tell_writable()
+            self._report_writable()
         if self._acknowledged is not None and not self.quic.has_unacknowledged():
             self._acknowledged.set()
 
     def _send_datagrams(self) -> None:
-        self._has_news = False
+        self._has_unsent = False
         for data, address in self.quic.datagrams_to_send(now=self._loop.time()):
             self._send(data, address)
         self._set_timer(None if self.ended.done() else self.quic.get_timer())
 
-    def _tell_writable(self) -> None:
+    def _report_writable(self) -> None:
         for lane in range(LANES):
             if self._is_above[lane] and self.buffered_bytes(lane) <= LOW_MARK_BYTES:
                 self._is_above[lane] = False
@@ -301,7 +314,10 @@ class QuicLink:
     # ------------------------------------------------------------------ timer
 
     def _set_timer(self, when: float | None) -> None:
-        """Wake at `when`. A timer that is early anyway is left alone: with each packet sent the time moves on."""
+        """Set the time of the next wake-up. An existing timer that fires earlier is kept and then set again.
+
+        The time changes with every packet, so this avoids creating a timer per packet.
+        """
         self._wake_at = when
         timer = self._timer
         if timer is not None and (when is None or when < timer.when()):
@@ -322,9 +338,9 @@ class QuicLink:
         self.process()
 
 
-def _nothing(link: QuicLink) -> None:
-    """For callbacks that nobody has set."""
+def _ignore(link: QuicLink) -> None:
+    """Default callback."""
 
 
-def _no_cid(link: QuicLink, cid: bytes) -> None:
-    """For callbacks that nobody has set."""
+def _ignore_cid(link: QuicLink, cid: bytes) -> None:
+    """Default callback."""

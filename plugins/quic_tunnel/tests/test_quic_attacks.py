@@ -1,4 +1,4 @@
-"""Who has no business at a listener, and what a listener does under pressure."""
+"""Tests of a listener with invalid peers, and of its behaviour under load."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from micro_quic_tunnel.options import QuicOptions
 
 from micro_core.contract import CountersInMemory, DriverContext, Link, LinkLost, MicroError, Unreachable
 
-PATIENCE_S = 15.0
+TIMEOUT_S = 15.0
 
 
 class SystemTime:
@@ -34,7 +34,7 @@ class SystemTime:
 
 
 class Node:
-    """A driver, what it counted, and the links it accepted."""
+    """A driver with its counters and accepted links."""
 
     def __init__(self, **options: Any) -> None:
         self.counters = CountersInMemory()
@@ -48,9 +48,9 @@ class Node:
             logger=logging.getLogger("test"),
             counters=self.counters,
         )
-        made = create(QuicOptions(**options), context)
-        assert isinstance(made, QuicTunnel)
-        self.driver = made
+        driver = create(QuicOptions(**options), context)
+        assert isinstance(driver, QuicTunnel)
+        self.driver = driver
         self.accepted: asyncio.Queue[Link] = asyncio.Queue()
         self.address = ""
 
@@ -58,7 +58,7 @@ class Node:
         self.address = (await self.driver.listen("127.0.0.1:0", self.accepted.put_nowait)).address
         return self
 
-    def counted(self, name: str) -> int:
+    def count_of(self, name: str) -> int:
         return self.counters.values.get(name, 0)
 
     @property
@@ -70,25 +70,25 @@ class Node:
 class Reader:
     def __init__(self, link: Link) -> None:
         self.link = link
-        self.got = bytearray()
+        self.received = bytearray()
         self.error: MicroError | None = None
         self.changed = asyncio.Event()
         link.start(self)
 
     def data_received(self, lane: int, data: bytes) -> None:
-        self.got += data
+        self.received += data
         self.changed.set()
 
     def lane_writable(self, lane: int) -> None:
         self.changed.set()
 
     def link_lost(self, error: MicroError) -> None:
-        assert self.error is None, "told twice"
+        assert self.error is None, "link_lost was called twice"
         self.error = error
         self.changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()
@@ -106,24 +106,24 @@ async def nodes(**options: Any) -> AsyncIterator[tuple[Node, Node]]:
 
 async def connected(here: Node, there: Node) -> tuple[Reader, Reader]:
     near = await here.driver.dial(there.address, timeout_s=5.0)
-    return Reader(near), Reader(await asyncio.wait_for(there.accepted.get(), PATIENCE_S))
+    return Reader(near), Reader(await asyncio.wait_for(there.accepted.get(), TIMEOUT_S))
 
 
 async def still_works(here: Node, there: Node) -> None:
     near, far = await connected(here, there)
     near.link.write(1, b"fine")
-    await far.until(lambda: far.got == b"fine")
+    await far.until(lambda: far.received == b"fine")
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what a datagram without an answer does to a counter."""
-    async with asyncio.timeout(PATIENCE_S):
+    """Wait until a condition is true that no event reports, e.g. the value of a counter."""
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await asyncio.sleep(0)
 
 
 def initial(alpn: str = "micro/1") -> bytes:
-    """The first datagram of a good handshake."""
+    """Return the first datagram of a valid handshake."""
     configuration = QuicConfiguration(is_client=True, alpn_protocols=[alpn], verify_mode=ssl.CERT_NONE)
     connection = QuicConnection(configuration=configuration)
     connection.connect(("127.0.0.1", 1), now=0.0)
@@ -131,103 +131,103 @@ def initial(alpn: str = "micro/1") -> bytes:
 
 
 @contextlib.contextmanager
-def stranger() -> Any:
+def raw_socket() -> Any:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         sock.setblocking(False)
         yield sock
 
 
-async def test_a_dialler_of_another_protocol_is_refused_and_the_others_go_on() -> None:
+async def test_dial_with_another_alpn_is_rejected() -> None:
     async with nodes() as (here, there):
         near, far = await connected(here, there)
-        wrong = Node()
-        configuration = wrong.driver._configuration
+        other = Node()
+        configuration = other.driver._configuration
 
         def altered(datagram_bytes: int, *, is_client: bool) -> QuicConfiguration:
-            made = configuration(datagram_bytes, is_client=is_client)
-            made.alpn_protocols = ["h3"]
-            return made
+            result = configuration(datagram_bytes, is_client=is_client)
+            result.alpn_protocols = ["h3"]
+            return result
 
-        wrong.driver._configuration = altered  # type: ignore[method-assign]
+        other.driver._configuration = altered  # type: ignore[method-assign]
         with pytest.raises(Unreachable, match="ALPN"):
-            await wrong.driver.dial(there.address, timeout_s=5.0)
+            await other.driver.dial(there.address, timeout_s=5.0)
         near.link.write(1, b"fine")
-        await far.until(lambda: far.got == b"fine")
+        await far.until(lambda: far.received == b"fine")
         assert there.accepted.empty()
 
 
-async def test_under_pressure_a_dialler_proves_its_address_and_comes_in() -> None:
+async def test_dialling_node_proves_its_address_under_load() -> None:
     async with nodes(retry_above=0) as (here, there):
         await still_works(here, there)
-        assert there.counted("quic_retries") == 1
+        assert there.count_of("quic_retries") == 1
 
 
-async def test_silent_diallers_hold_up_nobody_and_are_bounded() -> None:
+async def test_silent_handshakes_are_limited_and_do_not_block_others() -> None:
     async with nodes(max_half_open=4, retry_above=100) as (here, there):
-        with stranger() as silent:
+        with raw_socket() as silent:
             for _ in range(3):
                 silent.sendto(initial(), there.target)
             await still_works(here, there)
             for _ in range(3):
                 silent.sendto(initial(), there.target)
-            await until(lambda: there.counted("quic_handshakes_refused") == 2)
+            await until(lambda: there.count_of("quic_handshakes_refused") == 2)
         near, far = Node(), there
         with pytest.raises(Unreachable):
             await near.driver.dial(far.address, timeout_s=0.3)
         await near.driver.close()
 
 
-async def test_a_forged_token_gets_nobody_in() -> None:
+async def test_forged_token_is_rejected() -> None:
     async with nodes(retry_above=0) as (here, there):
-        with stranger() as forger:
+        with raw_socket() as forger:
             configuration = QuicConfiguration(is_client=True, alpn_protocols=["micro/1"], verify_mode=ssl.CERT_NONE)
             configuration.token = b"forged" * 8
             connection = QuicConnection(configuration=configuration)
             connection.connect(there.target, now=0.0)
             forger.sendto(connection.datagrams_to_send(now=0.0)[0][0], there.target)
-            await until(lambda: there.counted("quic_tokens_refused") == 1)
+            await until(lambda: there.count_of("quic_tokens_refused") == 1)
         await still_works(here, there)
 
 
-async def test_an_unknown_version_is_answered_with_ours_if_the_question_was_large_enough() -> None:
+async def test_unknown_version_is_answered_if_the_datagram_is_large_enough() -> None:
     async with nodes() as (here, there):
-        strange = b"\xc0\xba\xba\xba\xba\x08destined\x08sourced!"
-        with stranger() as asking:
-            asking.sendto(strange + bytes(100), there.target)
-            await until(lambda: there.counted("quic_datagrams_unknown") == 1)
-            asking.sendto(strange + bytes(1200), there.target)
-            async with asyncio.timeout(PATIENCE_S):
-                answer = await asyncio.get_running_loop().sock_recv(asking, 2000)
+        datagram = b"\xc0\xba\xba\xba\xba\x08destined\x08sourced!"
+        with raw_socket() as sender:
+            sender.sendto(datagram + bytes(100), there.target)
+            await until(lambda: there.count_of("quic_datagrams_unknown") == 1)
+            sender.sendto(datagram + bytes(1200), there.target)
+            async with asyncio.timeout(TIMEOUT_S):
+                answer = await asyncio.get_running_loop().sock_recv(sender, 2000)
         assert answer[1:5] == bytes(4)
         assert b"\x00\x00\x00\x01" in answer[5:]
-        assert there.counted("quic_versions_unknown") == 1
+        assert there.count_of("quic_versions_unknown") == 1
         await still_works(here, there)
 
 
-async def test_a_beginning_that_cannot_be_read_is_forgotten_at_once() -> None:
+async def test_undecryptable_initial_packet_leaves_no_link() -> None:
     async with nodes() as (here, there):
         broken = bytearray(initial())
         broken[100] ^= 1
-        with stranger() as sender:
+        with raw_socket() as sender:
             sender.sendto(broken, there.target)
-            await until(lambda: there.counted("quic_datagrams_malformed") == 1)
+            await until(lambda: there.count_of("quic_datagrams_malformed") == 1)
         (endpoint,) = there.driver._endpoints
         assert not endpoint.links
         await still_works(here, there)
 
 
-async def test_a_handshake_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("micro_quic_tunnel.endpoint.HANDSHAKE_S", 0.05)
+async def test_unfinished_handshake_expires(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("micro_quic_tunnel.endpoint.HANDSHAKE_TIMEOUT_S", 0.05)
     async with nodes() as (here, there):
-        with stranger() as silent:
+        with raw_socket() as silent:
             silent.sendto(initial(), there.target)
-            await until(lambda: there.counted("quic_handshakes_expired") == 1)
+            await until(lambda: there.count_of("quic_handshakes_expired") == 1)
         await still_works(here, there)
 
 
 @pytest.mark.parametrize("stream", [2, 16])
-async def test_a_stream_that_is_no_lane_ends_the_link(stream: int) -> None:
+async def test_additional_stream_ends_the_link(stream: int) -> None:
     async with nodes() as (here, there):
         near, far = await connected(here, there)
         quic: Any = near.link
@@ -241,7 +241,7 @@ async def test_a_stream_that_is_no_lane_ends_the_link(stream: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["ended", "reset"])
-async def test_a_lane_that_is_ended_or_reset_ends_the_link(how: str) -> None:
+async def test_ended_or_reset_lane_ends_the_link(how: str) -> None:
     async with nodes() as (here, there):
         near, far = await connected(here, there)
         link: Any = near.link
@@ -254,19 +254,19 @@ async def test_a_lane_that_is_ended_or_reset_ends_the_link(how: str) -> None:
         assert isinstance(far.error, LinkLost)
 
 
-async def test_what_is_held_before_anybody_reads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "EARLY_BYTES", 1_000)
+async def test_data_buffered_before_start_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "MAX_EARLY_BYTES", 1_000)
     async with nodes() as (here, there):
         near = Reader(await here.driver.dial(there.address, timeout_s=5.0))
         near.link.write(1, bytes(5_000))
         await near.until(lambda: near.error is not None)
-        far = Reader(await asyncio.wait_for(there.accepted.get(), PATIENCE_S))
+        far = Reader(await asyncio.wait_for(there.accepted.get(), TIMEOUT_S))
         assert isinstance(far.error, LinkLost)
-        assert not far.got
+        assert not far.received
 
 
-class Losing:
-    """Loses the next datagrams of a link."""
+class DatagramLoss:
+    """Drops the next `count` datagrams that a link sends."""
 
     def __init__(self, link: Any, count: int) -> None:
         self.count = count
@@ -279,21 +279,21 @@ class Losing:
             self._send(data, address)
 
 
-async def test_what_is_held_behind_a_gap_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "HELD_BYTES", 50_000)
+async def test_data_buffered_behind_a_gap_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "MAX_REASSEMBLY_BYTES", 50_000)
     async with nodes() as (here, there):
         near, far = await connected(here, there)
-        Losing(near.link, 1)
+        DatagramLoss(near.link, 1)
         near.link.write(3, bytes(120_000))
         await far.until(lambda: far.error is not None)
         assert isinstance(far.error, LinkLost)
         assert "gap" in str(far.error)
 
 
-async def test_a_stream_that_is_no_lane_ends_the_link_before_anything_of_it_can_be_read() -> None:
+async def test_additional_stream_with_undeliverable_data_ends_the_link() -> None:
     async with nodes() as (here, there):
         near, far = await connected(here, there)
-        Losing(near.link, 1)
+        DatagramLoss(near.link, 1)
         link: Any = near.link
         link.quic.send_stream_data(16, bytes(60_000))
         near.link.write(0, b"y")
@@ -301,32 +301,32 @@ async def test_a_stream_that_is_no_lane_ends_the_link_before_anything_of_it_can_
         assert "opened" in str(far.error)
 
 
-async def test_the_last_datagram_is_sent_again_when_it_was_lost() -> None:
+async def test_lost_final_datagram_is_retransmitted() -> None:
     async with nodes() as (here, there):
         near, far = await connected(here, there)
         link: Any = near.link
-        # The first settles what the handshake left; the second sets a timer, which is early for the third.
+        # The first message completes the handshake. The second sets a timer that fires too early for the third.
         for count in (1, 2):
             near.link.write(1, b"x")
-            await far.until(lambda count=count: len(far.got) == count)  # type: ignore[misc]
+            await far.until(lambda count=count: len(far.received) == count)  # type: ignore[misc]
             await until(lambda: not link.quic.has_unacknowledged())
-        losing = Losing(link, 1)
+        loss = DatagramLoss(link, 1)
         near.link.write(1, b"y")
-        await far.until(lambda: far.got == b"xxy")
-        assert losing.count < 0
+        await far.until(lambda: far.received == b"xxy")
+        assert loss.count < 0
 
 
-async def test_one_link_that_breaks_its_reader_breaks_no_other() -> None:
+async def test_receiver_exception_ends_only_its_link() -> None:
     async with nodes() as (here, there):
         near, far = await connected(here, there)
         other_near, other_far = await connected(here, there)
 
         def broken(lane: int, data: bytes) -> None:
-            raise RuntimeError("a fault above the link")
+            raise RuntimeError("intentional failure")
 
         far.data_received = broken  # type: ignore[method-assign]
         near.link.write(1, b"x")
         await far.until(lambda: far.error is not None)
-        assert there.counted("quic_internal_errors") == 1
+        assert there.count_of("quic_internal_errors") == 1
         other_near.link.write(1, b"fine")
-        await other_far.until(lambda: other_far.got == b"fine")
+        await other_far.until(lambda: other_far.received == b"fine")
