@@ -1,9 +1,9 @@
 # ruff: noqa: INP001, S311, T201 - a script
-"""CPU time of an echo of 64 bytes over one link, both ends in this process: this driver against QUIC's.
+"""Measure the CPU time of an echo of 64 bytes over one link with both ends in this process, for TLS and for QUIC.
 
     python plugins/tls_tunnel/benchmarks/echo_cpu.py
 
-CPU time, not rates: it says what a link costs a node, also on a machine that has other things to do.
+CPU time is measured instead of rates, because it is also meaningful on a busy machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BYTES = 64
 
 
 class Reader:
-    """Calls back with what arrives."""
+    """Calls `received` with received data."""
 
     def __init__(self, link: Link, received: Callable[[bytes], None]) -> None:
         self.received = received
@@ -35,10 +35,10 @@ class Reader:
         self.received(data)
 
     def lane_writable(self, lane: int) -> None:
-        """So little is written that there always is room."""
+        """Ignored: little data is written."""
 
     def link_lost(self, error: MicroError) -> None:
-        """The end of the measurement."""
+        """Ignored: the links are closed after the measurement."""
 
 
 def driver(module: ModuleType) -> LinkDriver:
@@ -52,13 +52,13 @@ def driver(module: ModuleType) -> LinkDriver:
         logger=logging.getLogger("bench"),
         counters=CountersInMemory(),
     )
-    described = module.micro_tunnel()
-    made: LinkDriver = described.create(described.options(), context)
-    return made
+    description = module.micro_tunnel()
+    created: LinkDriver = description.create(description.options(), context)
+    return created
 
 
 async def echo_us(near: Link, reader: Reader, in_flight: int, count: int) -> float:
-    """CPU microseconds an echo."""
+    """Return the CPU time per echo in microseconds."""
     done = asyncio.Event()
     received = 0
 
@@ -89,7 +89,7 @@ async def main() -> None:
         reader = Reader(near, lambda _: None)
         for in_flight, count in ((1, 3_000), (64, 50_000)):
             cost_us = await echo_us(near, reader, in_flight, count)
-            print(f"{here.scheme:>5}: {cost_us:7.1f} µs an echo, {in_flight} in flight")
+            print(f"{here.scheme:>5}: {cost_us:7.1f} µs per echo, {in_flight} in flight")
         await here.close()
         await there.close()
 

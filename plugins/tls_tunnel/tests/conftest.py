@@ -1,4 +1,4 @@
-"""Drivers on loopback, and readers of links that remember."""
+"""Drivers on loopback, and receivers that record data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from micro_tls_tunnel.options import TlsOptions
 
 from micro_core.contract import CountersInMemory, DriverContext, Link, MicroError
 
-PATIENCE_S = 15.0
+TIMEOUT_S = 15.0
 
 
 class SystemTime:
@@ -30,12 +30,12 @@ class SystemTime:
 
 
 class Reader:
-    """A receiver that remembers, and tells when something changed."""
+    """A receiver that records data and wakes up waiting tests."""
 
     def __init__(self, link: Link) -> None:
         assert isinstance(link, TlsLink)
         self.link = link
-        self.got = bytearray()
+        self.received = bytearray()
         self.writable = 0
         self.error: MicroError | None = None
         self.changed = asyncio.Event()
@@ -43,7 +43,7 @@ class Reader:
 
     def data_received(self, lane: int, data: bytes) -> None:
         assert lane == 0
-        self.got += data
+        self.received += data
         self.changed.set()
 
     def lane_writable(self, lane: int) -> None:
@@ -52,19 +52,19 @@ class Reader:
         self.changed.set()
 
     def link_lost(self, error: MicroError) -> None:
-        assert self.error is None, "told twice"
+        assert self.error is None, "link_lost was called twice"
         self.error = error
         self.changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()
 
 
 class Node:
-    """A driver, what it counted, and the links it accepted."""
+    """A driver with its counters and accepted links."""
 
     def __init__(self, **options: Any) -> None:
         self.counters = CountersInMemory()
@@ -78,9 +78,9 @@ class Node:
             logger=logging.getLogger("test"),
             counters=self.counters,
         )
-        made = create(TlsOptions(**options), context)
-        assert isinstance(made, TlsTunnel)
-        self.driver = made
+        driver = create(TlsOptions(**options), context)
+        assert isinstance(driver, TlsTunnel)
+        self.driver = driver
         self.accepted: asyncio.Queue[Link] = asyncio.Queue()
         self.address = ""
 
@@ -89,23 +89,23 @@ class Node:
         return self
 
     async def dial(self, other: Node) -> tuple[Reader, Reader]:
-        near = Reader(await self.driver.dial(other.address, timeout_s=PATIENCE_S))
+        near = Reader(await self.driver.dial(other.address, timeout_s=TIMEOUT_S))
         return near, await other.reader()
 
     async def reader(self) -> Reader:
-        """A reader of the next link that is accepted."""
-        return Reader(await asyncio.wait_for(self.accepted.get(), PATIENCE_S))
+        """Return a reader of the next accepted link."""
+        return Reader(await asyncio.wait_for(self.accepted.get(), TIMEOUT_S))
 
     def read(self, link: Link) -> Reader:
         return Reader(link)
 
-    async def counts(self, name: str, at_least: int = 1) -> None:
-        """Wait until it has counted so much."""
-        async with asyncio.timeout(PATIENCE_S):
-            while self.counted(name) < at_least:
+    async def wait_for_count(self, name: str, at_least: int = 1) -> None:
+        """Wait until a counter has at least this value."""
+        async with asyncio.timeout(TIMEOUT_S):
+            while self.count_of(name) < at_least:
                 await asyncio.sleep(0.01)
 
-    def counted(self, name: str) -> int:
+    def count_of(self, name: str) -> int:
         return self.counters.values.get(name, 0)
 
     @property
@@ -119,20 +119,20 @@ NodeMaker = Callable[..., Node]
 
 @pytest.fixture
 async def node() -> AsyncIterator[NodeMaker]:
-    """Makes nodes, and closes them."""
-    made: list[Node] = []
+    """Return a function that creates nodes. They are closed at the end of the test."""
+    nodes: list[Node] = []
 
     def make(**options: Any) -> Node:
-        made.append(Node(**options))
-        return made[-1]
+        nodes.append(Node(**options))
+        return nodes[-1]
 
     yield make
-    for one in made:
+    for each in nodes:
         with contextlib.suppress(MicroError):
-            await one.driver.close()
+            await each.driver.close()
 
 
 @pytest.fixture
 async def pair(node: NodeMaker) -> tuple[Node, Node]:
-    """One that dials and one that listens."""
+    """Return a node that dials and a node that listens."""
     return node(), await node().listen()

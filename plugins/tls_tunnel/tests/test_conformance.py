@@ -1,4 +1,4 @@
-"""The kit of the tunnel role: over plain loopback, and over a path that can be stopped and cut."""
+"""The conformance kit of the tunnel role, over loopback and over a network path with faults."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from micro_core.testing import DriverUnderTest, Faults, TunnelConformance
 
 
 class Path(Faults):
-    """Relays TCP streams, so that they can be stopped and broken."""
+    """Relays TCP streams. It stops them while it is paused, and aborts them on `kill`."""
 
     def __init__(self) -> None:
-        self._flows = asyncio.Event()
-        self._flows.set()
+        self._is_running = asyncio.Event()
+        self._is_running.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
@@ -32,13 +32,13 @@ class Path(Faults):
             writer.transport.abort()
 
     async def pause(self) -> None:
-        self._flows.clear()
+        self._is_running.clear()
 
     async def resume(self) -> None:
-        self._flows.set()
+        self._is_running.set()
 
     async def open(self, host: str, port: int, target: tuple[str, int]) -> asyncio.Server:
-        """Relay from a port here to `target`."""
+        """Relay connections from a local port to `target`."""
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
@@ -73,7 +73,7 @@ class Path(Faults):
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65_536):
-                await self._flows.wait()
+                await self._is_running.wait()
                 writer.write(data)
                 await writer.drain()
             writer.write_eof()
@@ -90,7 +90,7 @@ class Path(Faults):
 
 
 class FarListener:
-    """A listener that is dialled through the path."""
+    """A listener whose address is that of the relay."""
 
     def __init__(self, listener: Listener, server: asyncio.Server) -> None:
         host, port = server.sockets[0].getsockname()
@@ -104,7 +104,7 @@ class FarListener:
 
 
 class FarTunnel(TlsTunnel):
-    """Whoever dials its listeners comes through the path."""
+    """A driver whose listeners are dialled through the relay."""
 
     path: Path
     servers: list[asyncio.Server]
@@ -116,7 +116,7 @@ class FarTunnel(TlsTunnel):
             server = await self.path.open(host, port, split_host_port(listener.address.removeprefix("tls://")))
         except OSError as error:
             await listener.close()
-            raise Conflict("the place is taken") from error
+            raise Conflict("the address is in use") from error
         self.servers.append(server)
         return FarListener(listener, server)
 
@@ -132,15 +132,15 @@ class TestTlsTunnel(TunnelConformance):
         return DriverUnderTest(driver=micro_tunnel())
 
 
-class TestTlsTunnelOverAPath(TunnelConformance):
+class TestTlsTunnelWithFaults(TunnelConformance):
     @pytest.fixture
     async def driver_under_test(self) -> AsyncIterator[DriverUnderTest[LinkDriver]]:
         path = Path()
 
         def create(options: TlsOptions, context: DriverContext) -> LinkDriver:
-            made = FarTunnel(options, context)
-            made.path, made.servers = path, []
-            return made
+            tunnel = FarTunnel(options, context)
+            tunnel.path, tunnel.servers = path, []
+            return tunnel
 
         yield DriverUnderTest(driver=dataclasses.replace(micro_tunnel(), create=create), faults=path)
         await path.close()

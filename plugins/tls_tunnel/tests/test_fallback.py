@@ -1,4 +1,4 @@
-"""QUIC first, TLS where UDP gets no answer, and back: two tunnels over real sockets, with UDP stopped on the way."""
+"""Tests of the fallback from QUIC to TLS and back, with two tunnels over sockets and a relay that blocks UDP."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from micro_core.tunnel.identity import NodeIdentity
 from micro_core.tunnel.path_selection import PathOptions
 from micro_core.tunnel.tunnel import TunnelHost, TunnelOptions
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
 class UdpGate:
-    """A UDP port that swallows everything, until it is opened: then it relays to `target`."""
+    """A UDP port that drops all datagrams while it is closed and relays them to `target` while it is open."""
 
     def __init__(self, target: tuple[str, int]) -> None:
         self.target = target
         self.is_open = False
-        self.swallowed = 0
+        self.dropped = 0
         self._loop = asyncio.get_running_loop()
         self._front = self._socket()
         self._loop.add_reader(self._front, self._from_dialler)
@@ -42,15 +42,15 @@ class UdpGate:
         self.address = f"127.0.0.1:{self._front.getsockname()[1]}"
 
     def _socket(self) -> socket.socket:
-        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        made.bind(("127.0.0.1", 0))
-        made.setblocking(False)
-        return made
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        return sock
 
     def _from_dialler(self) -> None:
         data, dialler = self._front.recvfrom(65_535)
         if not self.is_open:
-            self.swallowed += 1
+            self.dropped += 1
             return
         if dialler not in self._back:
             back = self._back[dialler] = self._socket()
@@ -63,13 +63,13 @@ class UdpGate:
             self._front.sendto(data, dialler)
 
     def close(self) -> None:
-        for made in (self._front, *self._back.values()):
-            self._loop.remove_reader(made)
-            made.close()
+        for sock in (self._front, *self._back.values()):
+            self._loop.remove_reader(sock)
+            sock.close()
 
 
 class Echo:
-    """Sends back what comes."""
+    """Sends received data back."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -86,16 +86,16 @@ class Echo:
 
 
 class Caller:
-    """Remembers what comes back."""
+    """Records received data."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.got = bytearray()
+        self.received = bytearray()
         self.error: MicroError | None = None
         session.start(self)
 
     def data_received(self, data: bytes) -> None:
-        self.got += data
+        self.received += data
 
     def pause_writing(self) -> None: ...
 
@@ -106,7 +106,7 @@ class Caller:
 
 
 class Site:
-    """A node's tunnel with both drivers."""
+    """The tunnel of a node with both drivers."""
 
     def __init__(self, name: str, listen: str | None) -> None:
         self.counters = CountersInMemory()
@@ -150,13 +150,13 @@ class Site:
         return [link.driver for link in self.tunnel.links()]
 
     async def links_over(self, driver: str) -> float:
-        """Wait for a link of that driver; the seconds it took."""
+        """Wait until the only link uses this driver, and return how many seconds that took."""
         return await until(lambda: self.drivers == [driver])
 
 
 async def until(condition: Callable[[], bool]) -> float:
     began = time.monotonic()
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await asyncio.sleep(0.002)
     return time.monotonic() - began
@@ -164,7 +164,7 @@ async def until(condition: Callable[[], bool]) -> float:
 
 @pytest.fixture
 async def sites() -> AsyncIterator[tuple[Site, Site]]:
-    """One that dials and one that listens."""
+    """Return a site that dials and a site that listens."""
     near, far = Site("near", None), Site("far", "127.0.0.1:0")
     await near.tunnel.connect()
     await far.tunnel.connect()
@@ -178,17 +178,17 @@ async def sites() -> AsyncIterator[tuple[Site, Site]]:
 @pytest.fixture
 async def gate(sites: tuple[Site, Site]) -> AsyncIterator[UdpGate]:
     quic, _ = sites[1].tunnel.address()
-    made = UdpGate(split_host_port(quic.removeprefix("quic://")))
-    yield made
-    made.close()
+    gate = UdpGate(split_host_port(quic.removeprefix("quic://")))
+    yield gate
+    gate.close()
 
 
-async def test_where_any_port_will_do_both_drivers_have_the_same_number(sites: tuple[Site, Site]) -> None:
+async def test_ephemeral_port_is_shared_by_both_drivers(sites: tuple[Site, Site]) -> None:
     quic, tls = sites[1].tunnel.address()
     assert quic.removeprefix("quic") == tls.removeprefix("tls")
 
 
-async def test_quic_is_taken_where_it_works_and_tls_is_never_dialled(sites: tuple[Site, Site]) -> None:
+async def test_working_quic_is_used_and_tls_is_not_dialled(sites: tuple[Site, Site]) -> None:
     near, far = sites
     near.tunnel.keep_linked(far.tunnel.address()[0].removeprefix("quic://"))
     await near.links_over("quic")
@@ -198,63 +198,63 @@ async def test_quic_is_taken_where_it_works_and_tls_is_never_dialled(sites: tupl
     assert near.tunnel.links()[0].generation == 1
 
 
-async def test_where_udp_gets_no_answer_a_link_stands_over_tls_within_a_second_and_goes_back_to_quic_later(
+async def test_blocked_udp_falls_back_to_tls_within_a_second_and_returns_to_quic(
     sites: tuple[Site, Site], gate: UdpGate
 ) -> None:
     near, far = sites
     near.tunnel.keep_linked(f"quic://{gate.address}|{far.tunnel.address()[1]}")
     fell_back_s = await near.links_over("tls")
-    # 0.4 s of head start, two handshakes on loopback; the rest is for a machine that has other things to do.
+    # 0.4 s of attempt delay and two handshakes on loopback. The rest is a margin for a busy machine.
     assert 0.35 < fell_back_s < 1.0 + 2.0
-    assert gate.swallowed > 0
+    assert gate.dropped > 0
     assert near.tunnel.links()[0].why == "quic gave no answer in 0.4 s"
 
     session = Caller(near.tunnel.dial("echo", peer=far.tunnel.node_id))
     session.session.write(b"before")
-    await until(lambda: session.got == b"before")
+    await until(lambda: session.received == b"before")
     gate.is_open = True
     moved_back_s = await near.links_over("quic")
-    # Seen with `pytest -rP`.
+    # Shown by `pytest -rP`.
     sys.stdout.write(f"linked over TLS in {fell_back_s:.3f} s, back on QUIC in {moved_back_s:.3f} s\n")
     await far.links_over("quic")
     assert near.tunnel.links()[0].why == "quic answers again"
-    # Both ends know it for a move; the session that stood still does, and a new one goes over the new link.
+    # Both ends report that the link moved. The existing session continues, and a new one uses the new link.
     assert near.lost == far.lost == []
     await until(lambda: near.moved == far.moved == ["quic"])
     session.session.write(b" and after")
     newer = Caller(near.tunnel.dial("echo", peer=far.tunnel.node_id))
     newer.session.write(b"new")
-    await until(lambda: session.got == b"before and after" and newer.got == b"new")
+    await until(lambda: session.received == b"before and after" and newer.received == b"new")
     assert newer.session.local.startswith("quic://")
     assert near.counters.values["tunnel_paths_fallen_back"] == 1
     assert near.counters.values["tunnel_paths_restored"] == 1
 
 
-async def test_a_udp_port_that_refuses_costs_no_time_at_all(sites: tuple[Site, Site]) -> None:
+async def test_refused_udp_port_causes_an_immediate_fallback(sites: tuple[Site, Site]) -> None:
     near, far = sites
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        port = nobody.getsockname()[1]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
     near.tunnel.keep_linked(f"quic://127.0.0.1:{port}|{far.tunnel.address()[1]}")
     await near.links_over("tls")
     assert near.tunnel.links()[0].why.startswith("quic failed: ")
 
 
-async def test_quic_that_falls_silent_is_left_for_tls(sites: tuple[Site, Site], gate: UdpGate) -> None:
+async def test_quic_outage_moves_the_link_to_tls(sites: tuple[Site, Site], gate: UdpGate) -> None:
     near, far = sites
     gate.is_open = True
     near.tunnel.keep_linked(f"quic://{gate.address}|{far.tunnel.address()[1]}")
     await near.links_over("quic")
     gate.is_open = False
-    # Three keepalives until the silence is believed, a pause, 0.4 s of head start.
+    # Three missed keepalives, a pause before the redial, and 0.4 s of attempt delay.
     assert await near.links_over("tls") < 10.0
     await far.links_over("tls")
     session = Caller(near.tunnel.dial("echo", peer=far.tunnel.node_id))
     session.session.write(b"hello")
-    await until(lambda: session.got == b"hello")
+    await until(lambda: session.received == b"hello")
 
 
-async def test_a_machine_in_the_middle_of_tls_is_refused_by_the_nodes_handshake(sites: tuple[Site, Site]) -> None:
+async def test_machine_in_the_middle_is_rejected_by_the_node_handshake(sites: tuple[Site, Site]) -> None:
     from micro_core.contract import Link, LinkReceiver, Unauthorized
 
     near, far = sites

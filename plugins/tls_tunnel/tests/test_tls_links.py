@@ -1,4 +1,4 @@
-"""TLS links over real TCP sockets on loopback."""
+"""Tests of TLS links over TCP sockets on loopback."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from micro_core.testing import free_port
 if TYPE_CHECKING:
     from plugins.tls_tunnel.tests.conftest import Node, NodeMaker
 
-PATIENCE_S = 15.0
+TIMEOUT_S = 15.0
 
 
-async def test_bytes_arrive_in_order_both_ways(pair: tuple[Node, Node]) -> None:
+async def test_data_arrives_in_order_both_ways(pair: tuple[Node, Node]) -> None:
     near, far = await pair[0].dial(pair[1])
     sent = random.Random(2).randbytes(3_000_000)
     for start in range(0, len(sent), 10_000):
         near.link.write(0, sent[start : start + 10_000])
         far.link.write(0, sent[start : start + 10_000])
-    await far.until(lambda: len(far.got) == len(sent))
-    await near.until(lambda: len(near.got) == len(sent))
-    assert far.got == near.got == sent
+    await far.until(lambda: len(far.received) == len(sent))
+    await near.until(lambda: len(near.received) == len(sent))
+    assert far.received == near.received == sent
 
 
-async def test_both_ends_have_the_same_binding_and_each_listener_its_own(
+async def test_channel_binding_is_shared_by_both_ends_and_unique_per_listener(
     pair: tuple[Node, Node], node: NodeMaker
 ) -> None:
     near, far = await pair[0].dial(pair[1])
@@ -44,52 +44,52 @@ async def test_both_ends_have_the_same_binding_and_each_listener_its_own(
     assert elsewhere.link.channel_binding != near.link.channel_binding
 
 
-async def test_both_ends_are_named_by_their_addresses(pair: tuple[Node, Node]) -> None:
+async def test_links_have_the_addresses_of_both_ends(pair: tuple[Node, Node]) -> None:
     near, far = await pair[0].dial(pair[1])
     assert near.link.remote == far.link.local == pair[1].address
     assert near.link.local == far.link.remote
 
 
-async def test_nothing_is_lost_that_comes_before_the_start_and_little_is_held(pair: tuple[Node, Node]) -> None:
-    near = await pair[0].driver.dial(pair[1].address, timeout_s=PATIENCE_S)
-    far_link = await asyncio.wait_for(pair[1].accepted.get(), PATIENCE_S)
+async def test_data_received_before_start_is_delivered_and_limited(pair: tuple[Node, Node]) -> None:
+    near = await pair[0].driver.dial(pair[1].address, timeout_s=TIMEOUT_S)
+    far_link = await asyncio.wait_for(pair[1].accepted.get(), TIMEOUT_S)
     sent = random.Random(4).randbytes(8_000_000)
     far_link.write(0, sent)
     for _ in range(200):
         await asyncio.sleep(0)
-    assert sum(len(part) for part in near._early) <= 128 * 1024  # type: ignore[attr-defined, misc]
+    assert sum(len(chunk) for chunk in near._early) <= 128 * 1024  # type: ignore[attr-defined, misc]
     reader = pair[0].read(near)
-    await reader.until(lambda: len(reader.got) == len(sent))
-    assert reader.got == sent
+    await reader.until(lambda: len(reader.received) == len(sent))
+    assert reader.received == sent
 
 
-async def test_a_peer_that_does_not_read_shows_in_what_is_buffered_and_reading_on_frees_it(
+async def test_slow_peer_fills_the_buffer_and_resuming_empties_it(
     pair: tuple[Node, Node],
 ) -> None:
     near, far = await pair[0].dial(pair[1])
     assert far.link._transport is not None
     far.link._transport.pause_reading()
     written = 0
-    async with asyncio.timeout(PATIENCE_S):
-        # As core does: write while there is room, and go on when the lane is writable.
+    async with asyncio.timeout(TIMEOUT_S):
+        # Like core, write until the buffer is full, and continue when the lane is writable.
         while True:
-            quiet = near.writable
+            before = near.writable
             while near.link.buffered_bytes(0) < 128 * 1024:
                 near.link.write(0, bytes(16 * 1024))
                 written += 16 * 1024
             try:
-                await asyncio.wait_for(near.until(lambda quiet=quiet: near.writable > quiet), 0.3)  # type: ignore[misc]
+                await asyncio.wait_for(near.until(lambda before=before: near.writable > before), 0.3)  # type: ignore[misc]
             except TimeoutError:
                 break
     assert near.link.buffered_bytes(0) <= 160 * 1024
-    told = near.writable
+    before = near.writable
     far.link._transport.resume_reading()
-    await near.until(lambda: near.writable > told)
+    await near.until(lambda: near.writable > before)
     assert near.link.buffered_bytes(0) <= LOW_MARK_BYTES
-    await far.until(lambda: len(far.got) == written)
+    await far.until(lambda: len(far.received) == written)
 
 
-async def test_the_kernel_holds_little_that_it_cannot_send(pair: tuple[Node, Node]) -> None:
+async def test_unsent_data_in_the_kernel_is_limited(pair: tuple[Node, Node]) -> None:
     lowat = getattr(socket, "TCP_NOTSENT_LOWAT", None)
     if lowat is None:
         pytest.skip("this system has no TCP_NOTSENT_LOWAT")
@@ -100,27 +100,27 @@ async def test_the_kernel_holds_little_that_it_cannot_send(pair: tuple[Node, Nod
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
-async def test_the_peer_s_close_is_an_end_and_ours_a_close(pair: tuple[Node, Node]) -> None:
+async def test_close_is_reported_as_closed_locally_and_as_ended_remotely(pair: tuple[Node, Node]) -> None:
     near, far = await pair[0].dial(pair[1])
-    near.link.write(0, b"last words")
+    near.link.write(0, b"final data")
     await near.link.close()
     await near.link.close()
     await far.until(lambda: far.error is not None)
     assert isinstance(near.error, Closed)
     assert isinstance(far.error, Ended)
-    assert far.got == b"last words"
+    assert far.received == b"final data"
 
 
-async def test_all_that_was_written_arrives_before_the_end_though_the_peer_writes_too(pair: tuple[Node, Node]) -> None:
+async def test_written_data_arrives_before_the_end_although_the_peer_writes_too(pair: tuple[Node, Node]) -> None:
     near, far = await pair[0].dial(pair[1])
     far.link.write(0, bytes(1_000_000))
     near.link.write(0, bytes(1_000_000))
     await near.link.close()
     await far.until(lambda: far.error is not None)
-    assert len(far.got) == 1_000_000
+    assert len(far.received) == 1_000_000
 
 
-async def test_a_close_waits_no_longer_than_a_second_for_a_peer_that_does_not_read(pair: tuple[Node, Node]) -> None:
+async def test_close_waits_at_most_one_second_for_a_slow_peer(pair: tuple[Node, Node]) -> None:
     near, far = await pair[0].dial(pair[1])
     assert far.link._transport is not None
     far.link._transport.pause_reading()
@@ -129,10 +129,10 @@ async def test_a_close_waits_no_longer_than_a_second_for_a_peer_that_does_not_re
     await near.link.close()
     assert 0.5 < time.monotonic() - began < 5.0
     assert isinstance(near.error, Closed)
-    assert pair[0].counted("tls_closed_with_data_unread") == 1
+    assert pair[0].count_of("tls_closed_with_data_unread") == 1
 
 
-async def test_a_connection_cut_without_a_goodbye_is_lost_and_not_ended(pair: tuple[Node, Node]) -> None:
+async def test_connection_without_close_notify_is_reported_as_lost(pair: tuple[Node, Node]) -> None:
     near, far = await pair[0].dial(pair[1])
     assert near.link._transport is not None
     near.link._transport.abort()
@@ -141,44 +141,44 @@ async def test_a_connection_cut_without_a_goodbye_is_lost_and_not_ended(pair: tu
     assert not isinstance(far.error, Ended)
 
 
-async def test_a_name_with_several_addresses_finds_the_one_that_answers(pair: tuple[Node, Node]) -> None:
-    # `localhost` is ::1 as well on most systems, where nobody listens.
+async def test_host_name_with_several_addresses_uses_the_one_that_answers(pair: tuple[Node, Node]) -> None:
+    # On most systems `localhost` also resolves to ::1, where no process listens.
     near, far = await pair[0].dial(pair[1])
-    link = await pair[0].driver.dial(f"localhost:{pair[1].target[1]}", timeout_s=PATIENCE_S)
+    link = await pair[0].driver.dial(f"localhost:{pair[1].target[1]}", timeout_s=TIMEOUT_S)
     assert link.remote == near.link.remote
     assert far.error is None
 
 
-async def test_ipv6_serves_as_well_and_every_interface_takes_both(node: NodeMaker) -> None:
+async def test_wildcard_listener_accepts_ipv4_and_ipv6(node: NodeMaker) -> None:
     if not socket.has_dualstack_ipv6():
-        pytest.skip("this system has no sockets of both families")
+        pytest.skip("this system has no dual-stack sockets")
     here, there = node(), await node().listen(":0")
     port = there.target[1]
     for host in ("[::1]", "127.0.0.1"):
-        link = await here.driver.dial(f"tls://{host}:{port}", timeout_s=PATIENCE_S)
+        link = await here.driver.dial(f"tls://{host}:{port}", timeout_s=TIMEOUT_S)
         assert link.remote == f"tls://{host}:{port}"
-        accepted = await asyncio.wait_for(there.accepted.get(), PATIENCE_S)
+        accepted = await asyncio.wait_for(there.accepted.get(), TIMEOUT_S)
         assert accepted.remote.startswith(f"tls://{host}:")
 
 
-async def test_a_closed_listener_takes_nobody_and_what_it_took_lives_on(node: NodeMaker) -> None:
+async def test_closed_listener_accepts_no_links_and_keeps_established_ones(node: NodeMaker) -> None:
     here, there = node(), node()
     listener = await there.driver.listen("127.0.0.1:0", there.accepted.put_nowait)
     there.address = listener.address
     near, far = await here.dial(there)
     await listener.close()
     with pytest.raises(Unreachable, match="refused"):
-        await here.driver.dial(there.address, timeout_s=PATIENCE_S)
+        await here.driver.dial(there.address, timeout_s=TIMEOUT_S)
     near.link.write(0, b"still here")
-    await far.until(lambda: far.got == b"still here")
+    await far.until(lambda: far.received == b"still here")
 
 
-async def test_a_taken_port_is_a_conflict(pair: tuple[Node, Node]) -> None:
+async def test_occupied_port_raises_conflict(pair: tuple[Node, Node]) -> None:
     with pytest.raises(Conflict, match="another port"):
         await pair[0].driver.listen(pair[1].address, pair[0].accepted.put_nowait)
 
 
-async def test_the_same_port_may_be_quic_s(node: NodeMaker) -> None:
+async def test_port_number_can_be_shared_with_quic(node: NodeMaker) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         port = free_port()
         udp.bind(("127.0.0.1", port))
@@ -188,24 +188,29 @@ async def test_the_same_port_may_be_quic_s(node: NodeMaker) -> None:
 
 @pytest.mark.parametrize(
     ("address", "reason"),
-    [("127.0.0.1:1", "refused"), ("no.such.name.invalid:1", "cannot find"), ("a:b:c", "brackets"), ("h:99999", "port")],
+    [
+        ("127.0.0.1:1", "refused"),
+        ("no.such.name.invalid:1", "cannot resolve"),
+        ("a:b:c", "brackets"),
+        ("h:99999", "port"),
+    ],
 )
-async def test_an_address_that_leads_nowhere_says_why(node: NodeMaker, address: str, reason: str) -> None:
+async def test_unreachable_address_is_reported_with_the_reason(node: NodeMaker, address: str, reason: str) -> None:
     with pytest.raises(Unreachable, match=reason) as caught:
-        await node().driver.dial(address, timeout_s=PATIENCE_S)
+        await node().driver.dial(address, timeout_s=TIMEOUT_S)
     assert caught.value.hint
 
 
-async def test_closing_the_driver_ends_its_links_and_dials_no_more(pair: tuple[Node, Node]) -> None:
+async def test_closed_driver_ends_its_links_and_refuses_to_dial(pair: tuple[Node, Node]) -> None:
     near, far = await pair[0].dial(pair[1])
     await pair[0].driver.close()
     assert isinstance(near.error, Closed)
     await far.until(lambda: far.error is not None)
     with pytest.raises(Unreachable, match="closed"):
-        await pair[0].driver.dial(pair[1].address, timeout_s=PATIENCE_S)
+        await pair[0].driver.dial(pair[1].address, timeout_s=TIMEOUT_S)
 
 
-async def test_nothing_is_left_open(node: NodeMaker) -> None:
+async def test_closed_drivers_leave_no_file_or_task(node: NodeMaker) -> None:
     def open_files() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -215,12 +220,12 @@ async def test_nothing_is_left_open(node: NodeMaker) -> None:
         await here.dial(there)
     await here.driver.close()
     await there.driver.close()
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while open_files() > before or asyncio.all_tasks() > tasks:
             await asyncio.sleep(0.01)
 
 
-async def test_a_certificate_from_files_is_what_the_links_are_bound_to(node: NodeMaker, tmp_path: Path) -> None:
+async def test_certificate_files_are_used(node: NodeMaker, tmp_path: Path) -> None:
     certificate, key = make_certificate()
     own, secret = tmp_path / "own.pem", tmp_path / "own.key"
     own.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
@@ -231,7 +236,7 @@ async def test_a_certificate_from_files_is_what_the_links_are_bound_to(node: Nod
     assert near.link.channel_binding == far.link.channel_binding == expected
 
 
-async def test_files_that_do_not_fit_are_refused_by_name(node: NodeMaker, tmp_path: Path) -> None:
+async def test_unusable_certificate_files_are_rejected_with_the_option_name(node: NodeMaker, tmp_path: Path) -> None:
     certificate, key = make_certificate()
     _, other_key = make_certificate()
     own = tmp_path / "own.pem"
@@ -239,7 +244,7 @@ async def test_files_that_do_not_fit_are_refused_by_name(node: NodeMaker, tmp_pa
     for name, content in {
         "another.key": _pem(other_key, serialization.NoEncryption()),
         "locked.key": _pem(key, serialization.BestAvailableEncryption(b"secret")),
-        "garbage.key": b"nothing of the kind",
+        "garbage.key": b"not a key",
     }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(OptionError, match=r"tls\.key_file.*" + name):
@@ -258,7 +263,7 @@ async def test_files_that_do_not_fit_are_refused_by_name(node: NodeMaker, tmp_pa
         {"port": 70_000},
     ],
 )
-def test_impossible_options_are_refused_by_name(node: NodeMaker, options: dict[str, Any]) -> None:
+def test_invalid_options_are_rejected_by_name(node: NodeMaker, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
         node(**options)
 

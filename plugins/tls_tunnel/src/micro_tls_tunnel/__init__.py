@@ -7,7 +7,10 @@ from micro_tls_tunnel.options import TlsOptions
 
 
 def create(options: TlsOptions, context: DriverContext) -> LinkDriver:
-    """Build the driver; `ssl` and `cryptography` are imported here and not before."""
+    """Create the driver. `ssl` and `cryptography` are only imported when this function is called.
+
+    Raises OptionError for invalid options.
+    """
     from micro_tls_tunnel.driver import TlsTunnel
 
     return TlsTunnel(options, context)
@@ -15,9 +18,10 @@ def create(options: TlsOptions, context: DriverContext) -> LinkDriver:
 
 @hookimpl
 def micro_tunnel() -> Driver[LinkDriver]:
+    """Return the description of the tunnel driver `tls`."""
     return Driver(
         name="tls",
-        summary="Links over TLS 1.3 and TCP: one lane, the way through networks that block UDP.",
+        summary="Links over TLS 1.3 and TCP, for networks that block UDP.",
         options=TlsOptions,
         create=create,
     )

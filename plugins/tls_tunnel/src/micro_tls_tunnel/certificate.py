@@ -1,7 +1,7 @@
-"""The certificate of a listener: made at start, or read from files where somebody on the way insists.
+"""The certificate of a listener: created at start, or read from files if the network path requires a certain one.
 
-It is not verified by anybody, on purpose: names and authorities would prove nothing about a node. Its hash is the
-link's channel binding, which both nodes sign with their node keys: that is what authenticates, in core's handshake.
+Peers do not verify the certificate, because names and authorities prove nothing about a node. Its hash is the channel
+binding of the link. In core's handshake both nodes sign the hash with their node keys, which authenticates them.
 """
 
 from __future__ import annotations
@@ -22,24 +22,28 @@ from micro_core.contract import ConfigError, OptionError
 
 NAME = "micro"
 ALPN = "micro/1"
-"""Whoever does not speak this is no node: a browser, a scanner, a proxy that ends TLS."""
+"""The protocol of nodes. Browsers, scanners and proxies that terminate TLS do not offer it and are rejected."""
 
 
 def listening_context(certificate_file: str, key_file: str) -> tuple[ssl.SSLContext, bytes]:
-    """A context for a listener and the binding of its links; a fresh certificate where no file is named.
+    """Return the TLS context of a listener and the channel binding of its links.
 
-    Raises OptionError for files that do not fit.
+    An empty `certificate_file` creates a new certificate. Raises OptionError if the files cannot be used, ConfigError if
+    OpenSSL does not support TLS 1.3.
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER)
-    # No tickets: every link has a whole handshake, and there is no 0-RTT.
+    # Without session tickets every link has a full handshake, and there is no 0-RTT.
     context.num_tickets = 0
     if certificate_file:
         return context, _load_files(context, certificate_file, key_file)
-    return context, _load_fresh(context)
+    return context, _load_new_certificate(context)
 
 
 def dialling_context() -> ssl.SSLContext:
-    """A context for the side that dials; the nodes' own handshake authenticates."""
+    """Return the TLS context of the dialling end, without verification: the handshake of core authenticates the nodes.
+
+    Raises ConfigError if OpenSSL does not support TLS 1.3.
+    """
     context = _context(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -47,12 +51,12 @@ def dialling_context() -> ssl.SSLContext:
 
 
 def binding_of(certificate_der: bytes) -> bytes:
-    """SHA-256 of the certificate in DER (RFC 5929 `tls-server-end-point`)."""
+    """Return the SHA-256 digest of the certificate in DER (RFC 5929, `tls-server-end-point`)."""
     return hashlib.sha256(certificate_der).digest()
 
 
 def make_certificate() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """A fresh self-signed certificate (ECDSA P-256) and its key."""
+    """Return a new self-signed certificate (ECDSA P-256) and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
     now = dt.datetime.now(dt.UTC)
@@ -72,7 +76,7 @@ def make_certificate() -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
 def _context(protocol: int) -> ssl.SSLContext:
     if not ssl.HAS_TLSv1_3:
         raise ConfigError(
-            "tls: this Python's OpenSSL has no TLS 1.3", hint="use a Python built with OpenSSL 1.1.1 or newer"
+            "the OpenSSL of this Python does not support TLS 1.3", hint="use a Python built with OpenSSL 1.1.1 or newer"
         )
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -80,10 +84,10 @@ def _context(protocol: int) -> ssl.SSLContext:
     return context
 
 
-def _load_fresh(context: ssl.SSLContext) -> bytes:
+def _load_new_certificate(context: ssl.SSLContext) -> bytes:
     certificate, key = make_certificate()
-    # `ssl` reads certificates and keys from files only. What touches the disk is encrypted, for a moment, with a
-    # password that only this process knows.
+    # `ssl` reads certificates and keys only from files. The key is on the disk for a moment, encrypted with a password
+    # that only this process knows.
     password = secrets.token_bytes(32)
     pem = key.private_bytes(
         serialization.Encoding.PEM,
@@ -99,17 +103,17 @@ def _load_fresh(context: ssl.SSLContext) -> bytes:
 
 def _load_files(context: ssl.SSLContext, certificate_file: str, key_file: str) -> bytes:
     try:
-        # The first of the file is the listener's own; those after it are its chain.
+        # The first certificate in the file is that of the listener. The others are its chain.
         certificate = x509.load_pem_x509_certificate(Path(certificate_file).read_bytes())
     except (OSError, ValueError) as error:
-        raise OptionError(f"tls.certificate_file: cannot read {certificate_file!r}: {error}") from error
+        raise OptionError(f"cannot read tls.certificate_file {certificate_file!r}: {error}") from error
     try:
-        # An encrypted key would make OpenSSL ask at the terminal.
+        # The empty password prevents OpenSSL from asking for one on the terminal.
         context.load_cert_chain(certificate_file, key_file, password=lambda: "")
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error.strerror if isinstance(error, OSError) else str(error)
         raise OptionError(
-            f"tls.key_file: {key_file!r} does not serve with {certificate_file!r}: {reason or error}",
-            hint="an unencrypted PEM key that belongs to the certificate",
+            f"cannot use tls.key_file {key_file!r} with {certificate_file!r}: {reason or error}",
+            hint="it must be an unencrypted PEM key that belongs to the certificate",
         ) from error
     return binding_of(certificate.public_bytes(serialization.Encoding.DER))

@@ -1,4 +1,4 @@
-"""The driver: dial and listen."""
+"""The driver `tls`: dials and listens."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from micro_tls_tunnel.options import TlsOptions
 from micro_tls_tunnel.pipe import TlsPipe
 
 BACKLOG = 1_024
-"""Connections the system holds until they are accepted."""
+"""Maximum number of connections that the system queues until they are accepted."""
 
-NEXT_ADDRESS_S = 0.25
-"""A name with several addresses: how long one is tried alone (RFC 8305 section 5)."""
+ATTEMPT_DELAY_S = 0.25
+"""Seconds before the next address of a host name is dialled in parallel (RFC 8305 section 5)."""
 
 MIN_UNSENT_BYTES = 4_096
 
 _LISTEN_HINTS = {
     errno.EADDRINUSE: "choose another port: --listen :8086",
-    errno.EACCES: "ports below 1024 need privileges: choose a higher one",
-    errno.EADDRNOTAVAIL: "no interface of this machine has that address",
+    errno.EACCES: "ports below 1024 require privileges; choose a higher port",
+    errno.EADDRNOTAVAIL: "no interface of this machine has this address",
 }
 
 
 class TlsListener:
-    """Implements `Listener`: accepted links live on when it is closed, half-open ones do not."""
+    """A `Listener` on one TCP socket. `close` keeps accepted links open and ends handshakes in progress."""
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class TlsListener:
         links: dict[TlsLink, None],
     ) -> None:
         host, port = sock.getsockname()[:2]
-        shown = _primary_address() if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
-        self.address = f"{SCHEME}://{join_host_port(shown, port)}"
+        advertised = _primary_address() if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+        self.address = f"{SCHEME}://{join_host_port(advertised, port)}"
         self._context = context
         self._binding = binding
         self._options = options
@@ -64,11 +64,13 @@ class TlsListener:
         self._sock = sock
 
     async def open(self) -> TlsListener:
+        """Start to accept connections, and return this listener."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._make_link, sock=self._sock, backlog=BACKLOG)
         return self
 
     async def close(self) -> None:
+        """Stop accepting connections and end handshakes in progress. Accepted links stay open."""
         server, self._server = self._server, None
         if server is not None:
             server.close()
@@ -88,15 +90,15 @@ class TlsListener:
 
     def _connected(self, link: TlsLink) -> bool:
         if self._server is None:
-            # Accepted by the system while the listener was being closed.
+            # The system accepted the connection while the listener was being closed.
             link.abandon(Closed("the listener was closed"))
             return False
         self._links[link] = None
         link.ended.add_done_callback(functools.partial(self._ended, link))
-        victim = self._half_open.add(link, link.source)
-        if victim is not None:
-            self._counters.add("tls_handshakes_crowded_out")
-            victim.abandon(Unreachable("too many handshakes were under way"))
+        removed = self._half_open.add(link, link.source)
+        if removed is not None:
+            self._counters.add("tls_handshakes_displaced")
+            removed.abandon(Unreachable("too many handshakes in progress"))
         timeout_s = self._options.handshake_timeout_s
         timer = asyncio.get_running_loop().call_later(timeout_s, self._expired, link)
         link.ready.add_done_callback(lambda _: timer.cancel())
@@ -109,7 +111,7 @@ class TlsListener:
 
     def _expired(self, link: TlsLink) -> None:
         self._counters.add("tls_handshakes_expired")
-        link.abandon(Unreachable(f"no handshake within {self._options.handshake_timeout_s:.3g} s"))
+        link.abandon(Unreachable(f"the handshake took more than {self._options.handshake_timeout_s:.3g} s"))
 
     def _ended(self, link: TlsLink, _: object) -> None:
         self._half_open.discard(link)
@@ -117,7 +119,7 @@ class TlsListener:
 
 
 class TlsTunnel:
-    """Implements `LinkDriver`."""
+    """A `LinkDriver` for TLS over TCP. Creating it raises OptionError if an option is invalid."""
 
     scheme = SCHEME
 
@@ -131,9 +133,11 @@ class TlsTunnel:
         self._is_closed = False
 
     async def start(self) -> None:
+        """Allow `dial` and `listen`."""
         self._is_closed = False
 
     async def close(self) -> None:
+        """Close all links and listeners."""
         self._is_closed = True
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
@@ -141,6 +145,11 @@ class TlsTunnel:
         await asyncio.gather(*(link.close() for link in list(self._links)))
 
     async def dial(self, address: str, *, timeout_s: float) -> Link:
+        """Connect to `host:port`, with or without `tls://`, racing the addresses of a host name (RFC 8305).
+
+        Raises Unreachable if the connection and the TLS handshake are not complete within `timeout_s`. A cancelled dial
+        leaves no socket behind.
+        """
         if self._is_closed:
             raise Unreachable(f"cannot reach {address}: the tunnel is closed")
         try:
@@ -160,18 +169,23 @@ class TlsTunnel:
                 waiting: list[asyncio.Future[Any]] = [link.ready, link.ended]
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError as error:
-            link.abandon(Unreachable("the dial was given up"))
-            what = "took the connection, but finished no TLS handshake" if link.source else "did not answer"
+            link.abandon(Unreachable("the dial failed"))
+            what = (
+                "accepted the connection, but did not complete the TLS handshake" if link.source else "did not answer"
+            )
             raise Unreachable(
-                f"{address} {what} within {timeout_s:.3g} s", hint=f"is TCP port {port} open, and is a node there?"
+                f"{address} {what} within {timeout_s:.3g} s",
+                hint=f"check that TCP port {port} is open and that a node listens on it",
             ) from error
         except BaseException:
-            link.abandon(Unreachable("the dial was given up"))
+            link.abandon(Unreachable("the dial failed"))
             raise
         certificate = link.pipe.peer_certificate() if link.ready.done() else None
         if link.ended.done() or certificate is None:
-            link.abandon(Unreachable("the dial was given up"))
-            raise Unreachable(f"{address}: {link.ended.result().detail}", hint="is a node there, with the plugin tls?")
+            link.abandon(Unreachable("the dial failed"))
+            raise Unreachable(
+                f"{address}: {link.ended.result().detail}", hint="check that a node with the plugin tls listens there"
+            )
         if self._is_closed:
             link.abandon(Closed("the tunnel was closed"))
             raise Unreachable(f"cannot reach {address}: the tunnel is closed")
@@ -181,6 +195,11 @@ class TlsTunnel:
         return link
 
     async def listen(self, address: str, accept: Callable[[Link], None]) -> Listener:
+        """Listen at `host:port`; an empty host means all interfaces, port 0 any free port.
+
+        Raises Conflict if the system refuses the address, OptionError if the certificate files cannot be used, BadRequest
+        if the address has no valid form.
+        """
         options = self._options
         host, port = split_host_port(address.removeprefix(f"{SCHEME}://"), options.port)
         context, binding = listening_context(options.certificate_file, options.key_file)
@@ -189,7 +208,7 @@ class TlsTunnel:
         except OSError as error:
             raise Conflict(
                 f"cannot listen on TCP {join_host_port(host or options.host or '*', port)}: {_reason(error)}",
-                hint=_LISTEN_HINTS.get(error.errno or 0, "check the host's name"),
+                hint=_LISTEN_HINTS.get(error.errno or 0, "check the host name"),
             ) from error
         listener = TlsListener(
             sock,
@@ -207,40 +226,43 @@ class TlsTunnel:
     async def _connect(self, link: TlsLink, host: str, port: int, address: str) -> None:
         loop = asyncio.get_running_loop()
         try:
-            transport, _ = await loop.create_connection(lambda: link, host, port, happy_eyeballs_delay=NEXT_ADDRESS_S)
+            transport, _ = await loop.create_connection(lambda: link, host, port, happy_eyeballs_delay=ATTEMPT_DELAY_S)
         except sockets.gaierror as error:
-            raise Unreachable(f"cannot find {host!r}: {_reason(error)}", hint="check the name") from error
+            raise Unreachable(f"cannot resolve {host!r}: {_reason(error)}", hint="check the name") from error
         except OSError as error:
-            hint = f"is a node there, and TCP port {port} open?"
+            hint = f"check that a node listens there and that TCP port {port} is open"
             raise Unreachable(f"cannot reach {address}: {_reason(error)}", hint=hint) from error
         except ValueError as error:
-            # A name with an empty or overlong label, or with a zero byte, never reaches the resolver.
-            raise Unreachable(f"cannot find {host!r:.300}: {error}", hint="check the name") from error
+            # The name has an empty or too long label, or a zero byte. No resolver was queried.
+            raise Unreachable(f"invalid host name {host!r:.300}: {error}", hint="check the name") from error
         if transport.get_extra_info("sockname") == transport.get_extra_info("peername"):
-            # Where nobody listens on a port of the ephemeral range, the system may draw that very port for this
-            # end, and TCP's simultaneous open (RFC 9293 section 3.5) then connects the socket to itself.
-            raise Unreachable(f"nobody listens at {address}", hint="is it running?")
+            # If no process listens on an ephemeral port, the system may choose this same port for the local end. The
+            # simultaneous open of TCP (RFC 9293 section 3.5) then connects the socket to itself.
+            raise Unreachable(f"no process listens at {address}", hint="check that the node is running")
 
 
 def _check(options: TlsOptions) -> None:
     if bool(options.certificate_file) != bool(options.key_file):
-        raise OptionError("tls.certificate_file and tls.key_file: give both or neither")
+        raise OptionError("only one of tls.certificate_file and tls.key_file is set", hint="set both or neither")
     if options.max_half_open < 1:
-        raise OptionError("tls.max_half_open: at least 1")
+        raise OptionError(f"tls.max_half_open is out of range: {options.max_half_open} (at least 1)")
     if options.handshake_timeout_s <= 0:
-        raise OptionError("tls.handshake_timeout_s: above 0")
+        raise OptionError(f"tls.handshake_timeout_s is out of range: {options.handshake_timeout_s} (above 0)")
     if options.unsent_bytes < MIN_UNSENT_BYTES:
-        raise OptionError(f"tls.unsent_bytes: at least {MIN_UNSENT_BYTES}")
+        raise OptionError(f"tls.unsent_bytes is out of range: {options.unsent_bytes} (at least {MIN_UNSENT_BYTES})")
     if not 0 <= options.port <= 65_535:
-        raise OptionError("tls.port: from 0 to 65535")
+        raise OptionError(f"tls.port is out of range: {options.port} (0 to 65535)")
 
 
 async def _bind(host: str, port: int) -> sockets.socket:
-    """An empty host is every interface, IPv6 and IPv4 on one socket where the system has both. Raises OSError."""
+    """Return a listening socket; an empty host means all interfaces, if possible with IPv6 and IPv4 on the same socket.
+
+    Raises OSError if the host cannot be resolved or the port is in use.
+    """
     if not host:
         if sockets.has_dualstack_ipv6():
             return _listening(sockets.AF_INET6, ("::", port), dualstack=True)
-        return _listening(sockets.AF_INET, ("0.0.0.0", port))  # noqa: S104 - asked for
+        return _listening(sockets.AF_INET, ("0.0.0.0", port))  # noqa: S104 - requested by the user
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=sockets.SOCK_STREAM, flags=sockets.AI_PASSIVE)
     family, _, _, _, sockaddr = found[0]
     return _listening(family, sockaddr)
@@ -253,17 +275,18 @@ def _listening(family: int, address: Any, *, dualstack: bool = False) -> sockets
 
 
 def _reason(error: OSError) -> str:
-    """What the system says, without Python's repetition of the address."""
+    """Return the error text of the system, without the address that Python adds to it."""
     if error.errno is not None and error.errno > 0 and not isinstance(error, sockets.gaierror):
         return os.strerror(error.errno)
     return error.strerror or str(error)
 
 
 def _primary_address() -> str:
-    """The address of the interface of the default route; loopback when there is none."""
-    # Connecting a UDP socket sends nothing; it makes the kernel choose (addresses of RFC 5737 and RFC 3849).
-    for family, probe in ((sockets.AF_INET, "192.0.2.1"), (sockets.AF_INET6, "2001:db8::1")):
-        with contextlib.suppress(OSError), sockets.socket(family, sockets.SOCK_DGRAM) as choice:
-            choice.connect((probe, 9))
-            return str(choice.getsockname()[0])
+    """Return the address of the interface with the default route, or of loopback if there is no default route."""
+    # Connecting a UDP socket sends no packets, but makes the kernel choose a local address. The remote addresses are
+    # reserved for documentation (RFC 5737, RFC 3849).
+    for family, remote in ((sockets.AF_INET, "192.0.2.1"), (sockets.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), sockets.socket(family, sockets.SOCK_DGRAM) as sock:
+            sock.connect((remote, 9))
+            return str(sock.getsockname()[0])
     return "127.0.0.1"

@@ -1,4 +1,4 @@
-"""Who is in the middle of a TLS handshake, and who gives way when there are too many. Pure."""
+"""The TLS handshakes in progress on a listener, and which of them is closed when there are too many."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ T = TypeVar("T")
 
 
 class HalfOpen(Generic[T]):
-    """Handshakes under way, oldest first, by the host they come from.
+    """Connections whose handshake is in progress, oldest first, grouped by the host of the peer.
 
-    At the bound a newcomer is let in, and the oldest of the host with most of them gives way: a single host that opens
-    connections and says nothing thus crowds out itself.
+    Above `max_count`, a new connection is admitted and the oldest one of the host with the most connections is removed. A
+    host that opens many connections without a handshake thus displaces only its own connections.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_count: int) -> None:
+        self._max_count = max_count
         self._source: dict[T, str] = {}
         self._by_source: dict[str, dict[T, None]] = {}
 
     def __len__(self) -> int:
         return len(self._source)
 
-    def add(self, who: T, source: str) -> T | None:
-        """Remember `who`; returns who has to go, if the bound is passed."""
-        self._source[who] = source
-        self._by_source.setdefault(source, {})[who] = None
-        if len(self._source) <= self._most:
+    def add(self, connection: T, source: str) -> T | None:
+        """Add a connection from the host `source`. Return the connection that was removed for it, or None."""
+        self._source[connection] = source
+        self._by_source.setdefault(source, {})[connection] = None
+        if len(self._source) <= self._max_count:
             return None
         busiest = max(self._by_source.values(), key=len)
-        victim = next(iter(busiest))
-        self.discard(victim)
-        return victim
+        oldest = next(iter(busiest))
+        self.discard(oldest)
+        return oldest
 
-    def discard(self, who: T) -> bool:
-        """Forget `who`; False for somebody unknown."""
-        source = self._source.pop(who, None)
+    def discard(self, connection: T) -> bool:
+        """Remove a connection. Return False if it is unknown."""
+        source = self._source.pop(connection, None)
         if source is None:
             return False
-        same = self._by_source[source]
-        del same[who]
-        if not same:
+        others = self._by_source[source]
+        del others[connection]
+        if not others:
             del self._by_source[source]
         return True
 
     def take_all(self) -> list[T]:
-        """Forget everybody; returns who it was."""
-        everybody = list(self._source)
+        """Remove and return all connections."""
+        connections = list(self._source)
         self._source.clear()
         self._by_source.clear()
-        return everybody
+        return connections

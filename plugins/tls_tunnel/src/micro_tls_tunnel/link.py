@@ -1,8 +1,8 @@
-"""One TLS connection as a link of one lane: a thin shell of asyncio round `pipe`.
+"""One TLS connection as a link with one lane: the asyncio part around `pipe`.
 
-What is written in one turn of the loop leaves together: one record and one system call for many small calls. What has
-left is beyond reordering, so little may wait below: the transport's own buffer tells its low mark, and the kernel is told
-to take no more than it can send soon (TCP_NOTSENT_LOWAT).
+The data written in one iteration of the event loop is sent together, so many small calls need one record and one system
+call. Core cannot reorder sent data by priority, so little data may wait in lower layers: the low mark of the transport's
+buffer is small, and TCP_NOTSENT_LOWAT limits the unsent data in the kernel.
 """
 
 from __future__ import annotations
@@ -19,22 +19,19 @@ from micro_tls_tunnel.pipe import PipeState, TlsPipe
 SCHEME = "tls"
 
 LOW_MARK_BYTES = 16 * 1024
-"""`lane_writable` is told when no more than this is buffered, after more was."""
+"""`lane_writable` is called when the buffered bytes fall to this value after they were above it."""
 
 EAGER_BYTES = 16 * 1024
-"""A whole record leaves without waiting for the end of the turn, so that the far end can begin."""
+"""From this number of queued bytes, a full record, data is sent immediately, so that the peer can start to process it."""
 
 READ_BYTES = 64 * 1024
-"""Taken off the socket at a time: four records."""
-
-EARLY_BYTES = 2 * READ_BYTES
-"""Held of a peer's bytes before `start`; reading stops then, so this is one read and what TLS held of the last."""
+"""Size of the read buffer: four records."""
 
 CLOSE_TIMEOUT_S = 1.0
 
 
 class TlsLink(asyncio.BufferedProtocol):
-    """Implements `Link`."""
+    """A `Link` over one TLS connection."""
 
     lane_count = 1
     driver = SCHEME
@@ -48,11 +45,14 @@ class TlsLink(asyncio.BufferedProtocol):
         on_connected: Callable[[TlsLink], bool] | None = None,
         on_ready: Callable[[TlsLink], None] | None = None,
     ) -> None:
-        """`on_connected` tells whether the link is wanted at all; `on_ready` is called when its encryption stands."""
+        """Create a link for a connection that asyncio will make.
+
+        `on_connected` returns whether to keep the connection. `on_ready` is called after the TLS handshake.
+        """
         self.pipe = pipe
         self.local = self.remote = f"{SCHEME}://"
         self.source = ""
-        """The peer's host."""
+        """Host of the peer."""
         self.channel_binding = b""
         self._unsent_bytes = unsent_bytes
         self._counters = counters
@@ -61,8 +61,7 @@ class TlsLink(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[MicroError] = self._loop.create_future()
         self.ready: asyncio.Future[None] = self._loop.create_future()
-        self._gone: asyncio.Future[None] = self._loop.create_future()
-        """Done when the socket is closed."""
+        self._socket_closed: asyncio.Future[None] = self._loop.create_future()
         self._transport: asyncio.Transport | None = None
         self._receiver: LinkReceiver | None = None
         self._buffer = bytearray(READ_BYTES)
@@ -76,6 +75,7 @@ class TlsLink(asyncio.BufferedProtocol):
     # ------------------------------------------------------------------- Link
 
     def start(self, receiver: LinkReceiver) -> None:
+        """Start to deliver data, including data that arrived before this call."""
         self._receiver = receiver
         early, self._early = self._early, []
         for data in early:
@@ -86,7 +86,8 @@ class TlsLink(asyncio.BufferedProtocol):
         elif transport is not None and not transport.is_reading() and not transport.is_closing():
             transport.resume_reading()
 
-    def write(self, lane: int, data: bytes) -> None:  # noqa: ARG002 - there is one
+    def write(self, lane: int, data: bytes) -> None:  # noqa: ARG002 - there is one lane
+        """Queue data for the end of the event loop iteration, or send it immediately from 16 KiB on."""
         if self.ended.done() or self._is_closing:
             return
         self._queue.append(data)
@@ -97,16 +98,19 @@ class TlsLink(asyncio.BufferedProtocol):
             self._send_queued()
         if (self._queue or self._is_above) and not self._is_scheduled:
             self._is_scheduled = True
-            self._loop.call_soon(self._turn_ended)
+            self._loop.call_soon(self._flush)
 
-    def buffered_bytes(self, lane: int) -> int:  # noqa: ARG002 - there is one
+    def buffered_bytes(self, lane: int) -> int:  # noqa: ARG002 - there is one lane
+        """Return how many bytes are queued here or in the transport."""
         transport = self._transport
         return self._queued_bytes + (0 if transport is None else transport.get_write_buffer_size())
 
     def transport_rtt_s(self) -> float | None:
+        """Return None: TCP does not report its round-trip time on all systems."""
         return None
 
     async def close(self) -> None:
+        """Send queued data and close_notify for at most one second, then close the connection. Safe to call twice."""
         transport = self._transport
         if transport is None or self.ended.done():
             return
@@ -116,29 +120,29 @@ class TlsLink(asyncio.BufferedProtocol):
             self.pipe.close()
             self._send_pipe()
             if not transport.is_closing():
-                # A socket closed with bytes unread sends a reset, which may destroy what the peer has not read yet
-                # (RFC 1122 section 4.2.2.13): so the end of the stream first, and reading on until the peer's.
+                # Closing a socket with unread bytes sends a reset, and the peer may then lose data that it has not read
+                # (RFC 1122 section 4.2.2.13). So end the stream first, and read until the peer ends its stream.
                 _end_stream(transport)
             try:
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await asyncio.shield(self._gone)
+                    await asyncio.shield(self._socket_closed)
             except TimeoutError:
                 self._counters.add("tls_closed_with_data_unread")
             finally:
                 transport.abort()
-                self.end(Closed(f"the link to {self.remote} was closed here"))
+                self.end(Closed(f"the link to {self.remote} was closed locally"))
         await asyncio.wait([self.ended])
 
     # ------------------------------------------------------------ from the driver
 
     def abandon(self, error: MicroError) -> None:
-        """End without ceremony."""
+        """End the link immediately with `error`, without sending queued data."""
         if self._transport is not None:
             self._transport.abort()
         self.end(error)
 
     def end(self, error: MicroError) -> None:
-        """Over, once: for whatever reason."""
+        """Mark the link as ended and notify the receiver. Does nothing if it has ended already."""
         if self.ended.done():
             return
         self.ended.set_result(error)
@@ -150,57 +154,64 @@ class TlsLink(asyncio.BufferedProtocol):
     # ---------------------------------------------------- asyncio.BufferedProtocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Set up the connected socket. The dialling end starts the handshake."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self.local, _ = _name(transport.get_extra_info("sockname"))
         self.remote, self.source = _name(transport.get_extra_info("peername"))
         transport.set_write_buffer_limits(high=LOW_MARK_BYTES, low=LOW_MARK_BYTES)
-        _bound_kernel(transport.get_extra_info("socket"), self._unsent_bytes)
+        _configure_socket(transport.get_extra_info("socket"), self._unsent_bytes)
         if self._on_connected is not None and not self._on_connected(self):
             return
         if self._on_ready is None:
-            self._take(self.pipe.begin)
+            self._run_tls(self.pipe.start_handshake)
 
-    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - one size serves
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - the size is constant
+        """Return the buffer for the next read."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        """Process received bytes."""
         if self.ended.done() or self._is_closing:
-            # Read so that the other end's close is met, and let go.
+            # The socket is only read to notice that the peer closes it. The bytes are discarded.
             return
-        self._take(lambda: self._receive(memoryview(self._buffer)[:nbytes]))
+        self._run_tls(lambda: self._receive(memoryview(self._buffer)[:nbytes]))
 
     def eof_received(self) -> bool:
+        """Let asyncio close the transport when the peer has ended its stream."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._gone.done():
-            self._gone.set_result(None)
+        """End the link, unless it has ended already."""
+        if not self._socket_closed.done():
+            self._socket_closed.set_result(None)
         if self._is_closing:
-            self.end(Closed(f"the link to {self.remote} was closed here"))
+            self.end(Closed(f"the link to {self.remote} was closed locally"))
         elif isinstance(exc, OSError) and exc.errno is not None:
-            self.end(LinkLost(f"the link to {self.remote} broke: {os.strerror(exc.errno)}"))
+            self.end(LinkLost(f"the link to {self.remote} was lost: {os.strerror(exc.errno)}"))
         else:
-            self.end(LinkLost(f"the link to {self.remote} broke: {exc or 'it ended without a goodbye'}"))
+            self.end(LinkLost(f"the link to {self.remote} was lost: {exc or 'it ended without close_notify'}"))
 
     def pause_writing(self) -> None:
+        """Note that the buffer of the transport is above its high mark."""
         self._is_above = True
 
     def resume_writing(self) -> None:
-        self._tell_writable()
+        """Report that the lane is writable again."""
+        self._report_writable()
 
-    # ----------------------------------------------------------------- inside
+    # ---------------------------------------------------------------- internal
 
-    def _take(self, step: Callable[[], None]) -> None:
-        """A step of TLS: what it wants sent is sent, and its violation is the end."""
+    def _run_tls(self, step: Callable[[], None]) -> None:
+        """Run a step of TLS, send the resulting bytes, and end the link if the step failed or the peer closed it."""
         try:
             step()
         except LinkLost as error:
-            self._broke(error)
+            self._fail(error)
             return
         self._send_pipe()
         if self.pipe.error is not None:
-            self._broke(self.pipe.error)
+            self._fail(self.pipe.error)
         elif self.pipe.state is PipeState.ENDED and not self.ended.done():
             self.end(Ended(f"{self.remote} closed the link"))
             if self._transport is not None:
@@ -219,30 +230,30 @@ class TlsLink(asyncio.BufferedProtocol):
             self._early.append(plain)
 
     def _become_ready(self) -> None:
-        # The last of the handshake first: what core says goes behind it.
+        # Send the last handshake message before data that core writes in `on_ready`.
         self._send_pipe()
         if not self.ready.done():
             self.ready.set_result(None)
         if self._on_ready is not None:
             self._on_ready(self)
         if self._receiver is None and self._transport is not None and not self._transport.is_closing():
-            # Whoever dialled has yet to call `start`; nothing may pile up meanwhile.
+            # The dialling end has not called `start` yet. Pause, so that no data accumulates.
             self._transport.pause_reading()
 
-    def _broke(self, error: LinkLost) -> None:
+    def _fail(self, error: LinkLost) -> None:
         if self.ready.done():
             self._counters.add("tls_protocol_violations")
         else:
             self._counters.add("tls_handshakes_failed")
-        # An alert may be waiting; it goes if the system takes it at once.
+        # Send a queued alert, if the system accepts it immediately.
         self._send_pipe()
-        self.abandon(LinkLost(f"the link to {self.remote} broke: {error.detail}"))
+        self.abandon(LinkLost(f"the link to {self.remote} was lost: {error.detail}"))
 
-    def _turn_ended(self) -> None:
+    def _flush(self) -> None:
         self._is_scheduled = False
         if not self.ended.done():
             self._send_queued()
-            self._tell_writable()
+            self._report_writable()
 
     def _send_queued(self) -> None:
         if not self._queue or self.pipe.state is not PipeState.UP:
@@ -252,7 +263,7 @@ class TlsLink(asyncio.BufferedProtocol):
         try:
             self.pipe.write(queue[0] if len(queue) == 1 else b"".join(queue))
         except LinkLost as error:
-            self._broke(error)
+            self._fail(error)
             return
         self._send_pipe()
 
@@ -261,7 +272,7 @@ class TlsLink(asyncio.BufferedProtocol):
         if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
-    def _tell_writable(self) -> None:
+    def _report_writable(self) -> None:
         if self._is_above and self.buffered_bytes(0) <= LOW_MARK_BYTES:
             self._is_above = False
             if self._receiver is not None and not self.ended.done():
@@ -272,28 +283,29 @@ def _end_stream(transport: asyncio.Transport) -> None:
     try:
         transport.write_eof()
     except OSError:
-        # The connection is gone already, and asyncio has not told yet.
+        # The connection is lost, and asyncio has not reported it yet.
         transport.abort()
         return
     if not transport.is_reading():
         transport.resume_reading()
 
 
-def _bound_kernel(socket: sockets.socket, unsent_bytes: int) -> None:
-    """Send at once, and bound what the kernel takes and cannot send yet."""
-    # asyncio sets it only on sockets that were made with the protocol's number.
+def _configure_socket(socket: sockets.socket, unsent_bytes: int) -> None:
+    """Disable Nagle's algorithm, and limit the unsent data in the kernel."""
+    # asyncio sets TCP_NODELAY only on sockets that were created with the protocol number of TCP.
     socket.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
     lowat = getattr(sockets, "TCP_NOTSENT_LOWAT", None)
     if lowat is not None:
         socket.setsockopt(sockets.IPPROTO_TCP, lowat, unsent_bytes)
     else:
-        # Also bounds what is under way, hence the rate of a long path: the best there is on such a system.
+        # SO_SNDBUF also limits the unacknowledged data, and so the throughput of a long path. These systems offer no
+        # better option.
         socket.setsockopt(sockets.SOL_SOCKET, sockets.SO_SNDBUF, max(unsent_bytes, 256 * 1024))
 
 
 def _name(endpoint: object) -> tuple[str, str]:
     if not isinstance(endpoint, tuple):
         return f"{SCHEME}://", ""
-    # An IPv4 dialler at a socket of both families shows as ::ffff:192.0.2.1 (RFC 4291 section 2.5.5.2).
+    # On a dual-stack socket, IPv4 addresses appear as ::ffff:192.0.2.1 (RFC 4291 section 2.5.5.2).
     host = str(endpoint[0]).removeprefix("::ffff:")
     return f"{SCHEME}://{join_host_port(host, endpoint[1])}", host

@@ -9,18 +9,23 @@ from micro_core.contract import option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsOptions:
-    """Set them in [plugins.tls], as --set tls.NAME=VALUE or MICRO_TLS__NAME."""
+    """Options of `tunnel:tls`: table `[plugins.tls]`, `--set tls.NAME=VALUE`, or `MICRO_TLS__NAME`."""
 
-    host: str = option("", "Host to listen on where the address to listen on names none; empty: every interface.")
-    port: int = option(8085, "TCP port where an address names none. QUIC may have the same number: that one is UDP.")
+    host: str = option("", "Host for listen addresses without a host. Empty: all interfaces.")
+    port: int = option(
+        8085, "TCP port for addresses without a port. It can be the same number as the UDP port of QUIC."
+    )
     certificate_file: str = option(
-        "", "Certificate (with its chain) to listen with, PEM; empty: a fresh one at each start, which is safer."
+        "",
+        "PEM file with the listener's certificate and its chain. Empty: a new certificate at each start, which is safer.",
     )
-    key_file: str = option("", "Private key of certificate_file, PEM, not encrypted.")
+    key_file: str = option("", "PEM file with the unencrypted private key of certificate_file.")
     max_half_open: int = option(
-        256, "TLS handshakes under way on a listener; beyond them the oldest of the busiest address gives way."
+        256,
+        "Maximum number of TLS handshakes in progress on a listener. Above it, the oldest one of the address with the most is closed.",
     )
-    handshake_timeout_s: float = option(5.0, "Seconds a stranger may take for the TLS handshake.")
+    handshake_timeout_s: float = option(5.0, "Maximum duration of a TLS handshake in seconds.")
     unsent_bytes: int = option(
-        65536, "What the kernel may hold unsent of a link: small calls wait behind it. At least 4096."
+        65536,
+        "Maximum number of unsent bytes of a link in the kernel, behind which small calls have to wait. At least 4096.",
     )

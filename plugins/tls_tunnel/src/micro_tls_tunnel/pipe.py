@@ -1,7 +1,7 @@
-"""TLS as pure protocol: fed what arrived and what is to go, asked for what to send. No socket, no clock.
+"""One end of a TLS connection without I/O.
 
-One end of one connection. `receive_data` gives the plain bytes that came of it; whatever is to be sent, handshake
-messages included, waits in `data_to_send`.
+`receive_data` takes received bytes and returns the decrypted ones. `data_to_send` returns the bytes to send, including
+handshake messages.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import ssl
 from micro_core.contract import LinkLost
 from micro_tls_tunnel.certificate import ALPN
 
-RECORD_BYTES = 16 * 1024
-"""The plain bytes of a record at most (RFC 8446 section 5.1)."""
+MAX_RECORD_BYTES = 16 * 1024
+"""Maximum number of decrypted bytes in a record (RFC 8446 section 5.1)."""
 
 
 class PipeState(enum.Enum):
-    """How far a connection has come."""
+    """The state of a connection."""
 
     HANDSHAKING = "handshaking"
     UP = "up"
     ENDED = "ended"
-    """The peer has said goodbye (close_notify); nothing more will come."""
-    BROKEN = "broken"
-    """Final: what is to be sent is an alert at most."""
+    """The peer sent close_notify, so no more data will arrive."""
+    FAILED = "failed"
+    """Final, after a violation of the protocol. At most an alert remains to be sent."""
 
 
 class TlsPipe:
-    """One end. A violation raises LinkLost, after which the end is BROKEN; `error` then says why."""
+    """One end of a TLS connection. After a violation of the protocol its state is FAILED, and `error` has the reason."""
 
     def __init__(self, context: ssl.SSLContext, *, dialed: bool, server_name: str | None = None) -> None:
         self.state = PipeState.HANDSHAKING
@@ -39,91 +39,96 @@ class TlsPipe:
             self._incoming, self._outgoing, server_side=not dialed, server_hostname=server_name
         )
 
-    def begin(self) -> None:
-        """The dialling side speaks first."""
-        self._shake_hands()
+    def start_handshake(self) -> None:
+        """Start the handshake as the dialling end. Raises LinkLost if TLS fails."""
+        self._continue_handshake()
 
     def receive_data(self, data: bytes | memoryview) -> bytes:
-        """Bytes off the wire; returns the plain bytes that are whole by now."""
-        if self.state in (PipeState.ENDED, PipeState.BROKEN):
+        """Process received bytes and return the decrypted data of all complete records.
+
+        Raises LinkLost if the bytes violate the protocol and there is no data before the violation.
+        """
+        if self.state in (PipeState.ENDED, PipeState.FAILED):
             return b""
         self._incoming.write(data)
         if self.state is PipeState.HANDSHAKING:
-            self._shake_hands()
+            self._continue_handshake()
             if self.state is PipeState.HANDSHAKING:
                 return b""
         return self._read()
 
     def write(self, data: bytes) -> None:
-        """Plain bytes to send; only once UP."""
-        left = memoryview(data)
+        """Encrypt data for `data_to_send`. The state must be UP. Raises LinkLost if TLS fails."""
+        remaining = memoryview(data)
         try:
-            while left:
-                left = left[self._tls.write(left) :]
+            while remaining:
+                remaining = remaining[self._tls.write(remaining) :]
         except ssl.SSLError as error:
-            raise self._broken(error) from error
+            raise self._fail(error) from error
 
     def close(self) -> None:
-        """Say goodbye (close_notify), if there is anybody to say it to."""
+        """Queue close_notify if the handshake is complete."""
         if self.state not in (PipeState.UP, PipeState.ENDED):
             return
         try:
             self._tls.unwrap()
         except ssl.SSLWantReadError:
-            # Said; the peer's own is not waited for here.
+            # close_notify is queued. That of the peer is not awaited here.
             pass
         except ssl.SSLError as error:
-            # Nothing more can be said over a connection in this state, and nothing more has to be.
-            self._broken(error)
+            # In this state nothing can be sent, and close_notify is not needed.
+            self._fail(error)
 
     def data_to_send(self) -> bytes:
-        """What is to go onto the wire now."""
+        """Remove and return the bytes to send."""
         return self._outgoing.read() if self._outgoing.pending else b""
 
     def peer_certificate(self) -> bytes | None:
-        """The certificate the other end has shown, in DER; None at a listener."""
+        """Return the certificate of the listener in DER; None at the listener itself and before the handshake."""
         return self._tls.getpeercert(binary_form=True)
 
-    # ----------------------------------------------------------------- inside
+    # ---------------------------------------------------------------- internal
 
-    def _shake_hands(self) -> None:
+    def _continue_handshake(self) -> None:
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             return
         except ssl.SSLError as error:
-            raise self._broken(error) from error
+            raise self._fail(error) from error
         if self._tls.selected_alpn_protocol() != ALPN:
-            self.state = PipeState.BROKEN
-            self.error = LinkLost(f"it speaks TLS, but not {ALPN}: it is no node, or something between ends TLS")
+            self.state = PipeState.FAILED
+            self.error = LinkLost(
+                f"the peer uses TLS without the protocol {ALPN}: it is not a node, or a proxy terminates TLS"
+            )
             raise self.error
         self.state = PipeState.UP
 
     def _read(self) -> bytes:
-        parts: list[bytes] = []
+        chunks: list[bytes] = []
         try:
             while True:
-                part = self._tls.read(RECORD_BYTES)
-                if not part:
+                chunk = self._tls.read(MAX_RECORD_BYTES)
+                if not chunk:
                     self.state = PipeState.ENDED
                     break
-                parts.append(part)
+                chunks.append(chunk)
                 if not self._incoming.pending and not self._tls.pending():
-                    # Asking once more would cost an exception to learn nothing.
+                    # Another read would only raise SSLWantReadError.
                     break
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
             self.state = PipeState.ENDED
         except ssl.SSLError as error:
-            broken = self._broken(error)
-            if not parts:
-                raise broken from error
-            # Whole records came before it, and they count: the caller sees the state.
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            failure = self._fail(error)
+            if not chunks:
+                raise failure from error
+            # Return the complete records before the violation. The caller checks the state.
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    def _broken(self, error: ssl.SSLError) -> LinkLost:
-        self.state = PipeState.BROKEN
+    def _fail(self, error: ssl.SSLError) -> LinkLost:
+        self.state = PipeState.FAILED
         reason = (error.reason or str(error)).lower().replace("_", " ")
-        self.error = LinkLost(f"not TLS as it should be: {reason:.200}")
+        self.error = LinkLost(f"invalid TLS data: {reason:.200}")
         return self.error

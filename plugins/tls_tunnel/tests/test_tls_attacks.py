@@ -1,4 +1,4 @@
-"""Who has no business at a listener, and what a listener does under pressure."""
+"""Tests of a listener with invalid peers, and of its behaviour under load."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from micro_core.contract import LinkLost, Unreachable
 if TYPE_CHECKING:
     from plugins.tls_tunnel.tests.conftest import Node, NodeMaker, Reader
 
-PATIENCE_S = 15.0
+TIMEOUT_S = 15.0
 
 
 async def still_works(here: Node, there: Node) -> None:
     near, far = await here.dial(there)
     near.link.write(0, b"fine")
-    await far.until(lambda: far.got == b"fine")
+    await far.until(lambda: far.received == b"fine")
 
 
-async def ends(reader: asyncio.StreamReader) -> None:
-    """The listener closes the connection."""
+async def read_until_closed(reader: asyncio.StreamReader) -> None:
+    """Wait until the listener closes the connection."""
     with contextlib.suppress(ConnectionError):
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             while await reader.read(65_536):
                 pass
 
 
 @pytest.fixture
 async def sockets() -> AsyncIterator[list[socket.socket]]:
-    made: list[socket.socket] = []
-    yield made
-    for one in made:
-        one.close()
+    opened: list[socket.socket] = []
+    yield opened
+    for sock in opened:
+        sock.close()
 
 
 @pytest.mark.parametrize(
-    "words",
+    "data",
     [
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         random.Random(1).randbytes(3000),
@@ -53,58 +53,58 @@ async def sockets() -> AsyncIterator[list[socket.socket]]:
     ],
     ids=["http", "noise", "overlong-record", "zeroes"],
 )
-async def test_garbage_is_cut_off_counted_and_disturbs_nobody(pair: tuple[Node, Node], words: bytes) -> None:
+async def test_garbage_is_rejected_and_counted(pair: tuple[Node, Node], data: bytes) -> None:
     near, far = await pair[0].dial(pair[1])
     reader, writer = await asyncio.open_connection(*pair[1].target)
-    writer.write(words)
-    await ends(reader)
+    writer.write(data)
+    await read_until_closed(reader)
     writer.close()
-    await pair[1].counts("tls_handshakes_failed")
+    await pair[1].wait_for_count("tls_handshakes_failed")
     near.link.write(0, b"still here")
-    await far.until(lambda: far.got == b"still here")
+    await far.until(lambda: far.received == b"still here")
     await still_works(*pair)
 
 
-async def test_tls_of_another_kind_is_cut_off(pair: tuple[Node, Node]) -> None:
+async def test_tls_with_another_alpn_is_rejected(pair: tuple[Node, Node]) -> None:
     browser = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     browser.check_hostname, browser.verify_mode = False, ssl.CERT_NONE
     browser.set_alpn_protocols(["h2", "http/1.1"])
     with contextlib.suppress(OSError):
         reader, writer = await asyncio.open_connection(*pair[1].target, ssl=browser)
-        await ends(reader)
+        await read_until_closed(reader)
         writer.close()
-    await pair[1].counts("tls_handshakes_failed")
+    await pair[1].wait_for_count("tls_handshakes_failed")
     assert pair[1].accepted.empty()
     await still_works(*pair)
 
 
-async def test_who_says_nothing_is_sent_away_in_time(node: NodeMaker, sockets: list[socket.socket]) -> None:
+async def test_silent_handshake_expires(node: NodeMaker, sockets: list[socket.socket]) -> None:
     here, there = node(), await node(handshake_timeout_s=0.2).listen()
     sockets.append(socket.create_connection(there.target))
     reader, writer = await asyncio.open_connection(*there.target)
     writer.write(b"\x16\x03\x01\x02\x00\x01")
-    await ends(reader)
+    await read_until_closed(reader)
     writer.close()
-    await there.counts("tls_handshakes_expired", 2)
+    await there.wait_for_count("tls_handshakes_expired", 2)
     assert not there.driver._links
     await still_works(here, there)
 
 
-async def test_a_flood_of_half_open_connections_is_bounded_and_nodes_still_get_in(
+async def test_half_open_connections_are_limited_and_do_not_block_nodes(
     node: NodeMaker, sockets: list[socket.socket]
 ) -> None:
     here, there = node(), await node(max_half_open=20, handshake_timeout_s=60.0).listen()
     for _ in range(200):
-        made = socket.socket()
-        sockets.append(made)
-        made.setblocking(False)
-        made.connect_ex(there.target)
-    await there.counts("tls_handshakes_crowded_out", 180)
+        sock = socket.socket()
+        sockets.append(sock)
+        sock.setblocking(False)
+        sock.connect_ex(there.target)
+    await there.wait_for_count("tls_handshakes_displaced", 180)
     await still_works(here, there)
     assert len(there.driver._links) <= 21
 
 
-async def test_a_listener_that_speaks_no_tls_is_found_out_at_once(node: NodeMaker) -> None:
+async def test_listener_without_tls_is_detected_immediately(node: NodeMaker) -> None:
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail.example.org ESMTP\r\n")
         await writer.drain()
@@ -112,35 +112,37 @@ async def test_a_listener_that_speaks_no_tls_is_found_out_at_once(node: NodeMake
 
     server = await asyncio.start_server(greet, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    with pytest.raises(Unreachable, match="not TLS as it should be") as caught:
-        await node().driver.dial(f"127.0.0.1:{port}", timeout_s=PATIENCE_S)
+    with pytest.raises(Unreachable, match="invalid TLS data") as caught:
+        await node().driver.dial(f"127.0.0.1:{port}", timeout_s=TIMEOUT_S)
     assert "a node" in caught.value.hint
     server.close()
 
 
-async def test_a_listener_that_says_nothing_is_given_up_in_time_and_told_apart(node: NodeMaker) -> None:
+async def test_silent_listener_is_reported_after_the_timeout(node: NodeMaker) -> None:
     here = node()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
-        with pytest.raises(Unreachable, match=r"took the connection, but finished no TLS handshake within 0\.3 s"):
+        with pytest.raises(
+            Unreachable, match=r"accepted the connection, but did not complete the TLS handshake within 0\.3 s"
+        ):
             await here.driver.dial(f"127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.3)
         assert time.monotonic() - began < 3.0
     assert not here.driver._links
 
 
-async def test_bytes_changed_on_the_way_end_the_link(pair: tuple[Node, Node]) -> None:
+async def test_modified_data_ends_the_link(pair: tuple[Node, Node]) -> None:
     near, far = await pair[0].dial(pair[1])
     transport = near.link._transport
     assert transport is not None
     transport.write(b"\x17\x03\x03\x00\x20" + bytes(32))
     await far.until(lambda: far.error is not None)
     assert isinstance(far.error, LinkLost)
-    assert pair[1].counted("tls_protocol_violations") == 1
+    assert pair[1].count_of("tls_protocol_violations") == 1
     await near.until(lambda: near.error is not None)
 
 
-async def test_a_machine_in_the_middle_shows_in_the_binding(node: NodeMaker) -> None:
-    """It must show a certificate of its own, and the nodes sign what they see: core's handshake fails on it."""
+async def test_machine_in_the_middle_changes_the_channel_binding(node: NodeMaker) -> None:
+    """The machine must use another certificate, so the handshake of core, in which the nodes sign the binding, fails."""
     here, middle, there = node(), await node().listen(), await node().listen()
     near, inner = await here.dial(middle)
     outer, far = await middle.dial(there)
@@ -158,5 +160,5 @@ async def test_a_machine_in_the_middle_shows_in_the_binding(node: NodeMaker) -> 
 
     inner.link._receiver, outer.link._receiver = Relay(outer), Relay(inner)
     near.link.write(0, b"through")
-    await far.until(lambda: far.got == b"through")
+    await far.until(lambda: far.received == b"through")
     assert near.link.channel_binding != far.link.channel_binding
