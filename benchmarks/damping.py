@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from micro_core.lab import invariants, loop
 from micro_core.lab.lab_node import LabNode
-from micro_core.lab.net import Lab, LabOptions
+from micro_core.lab.net import Lab
+from micro_core.lab.options import LabOptions
 from micro_core.routing.damping import DampingPolicy
 from micro_core.routing.options import EngineOptions
 from micro_core.routing.router import RouterOptions
@@ -75,7 +76,7 @@ class Bench:
             await self.lab.pass_time(min(LOOK_S, until - self.lab.now))
             if self.running and not self.far.routes(NAME):
                 self.seen.hidden_s += LOOK_S
-            if self.seen.held_after_s is None and any(flap.is_held for flap in self.near.node.router.flaps()):
+            if self.seen.held_after_s is None and any(flap.is_suppressed for flap in self.near.node.router.flaps()):
                 self.seen.held_after_s = self.lab.now - self.began_at
 
 
@@ -148,7 +149,7 @@ async def run(policy: DampingPolicy, scenario: Callable[[Bench], Awaitable[None]
     quiet = lab.counted("routing_messages_sent")
     await lab.pass_time(spent_s)
     seen.messages = max(0, sent - (lab.counted("routing_messages_sent") - quiet))
-    seen.wrong = len(invariants.disagreements(lab)) + len(invariants.violations(lab))
+    seen.wrong = len(invariants.differences(lab)) + len(invariants.violations(lab))
     await lab.close()
     return seen
 

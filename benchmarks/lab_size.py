@@ -16,7 +16,8 @@ import time
 
 from micro_core import Service
 from micro_core.lab import loop
-from micro_core.lab.net import Lab, LabOptions
+from micro_core.lab.net import Lab
+from micro_core.lab.options import LabOptions
 from micro_core.lab.scenarios import churn_for
 
 

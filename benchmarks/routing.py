@@ -26,7 +26,8 @@ from micro_core.contract.driver import CountersInMemory
 from micro_core.contract.table import NETWORK_LINK, Route
 from micro_core.lab import invariants, loop
 from micro_core.lab.lab_node import LabNode
-from micro_core.lab.net import Lab, LabOptions
+from micro_core.lab.net import Lab
+from micro_core.lab.options import LabOptions
 from micro_core.lab.simulated_links import Conditions
 from micro_core.routing.damping import DampingPolicy
 from micro_core.routing.engine import Engine
@@ -59,7 +60,7 @@ async def storm(nodes: int, recycles: int, *, damping: bool) -> tuple[int, int]:
     await lab.pass_time(5)
     spent_s = lab.now - began_at
     sent = lab.counted("routing_messages_sent") - before
-    wrong = len(invariants.disagreements(lab)) + len(invariants.violations(lab))
+    wrong = len(invariants.differences(lab)) + len(invariants.violations(lab))
     # What a quiet network says in the same time is not the storm's.
     quiet = lab.counted("routing_messages_sent")
     await lab.pass_time(spent_s)
@@ -100,7 +101,7 @@ async def convergence(seed: int, nodes: int) -> dict[str, float]:
     await lab.pass_time(2)
     link = node.node.network.links()[0]
     lab.reset(node, lab.nodes[link.peer_name])
-    found["a link dies"] = await settled(lab, lambda: not invariants.disagreements(lab))
+    found["a link dies"] = await settled(lab, lambda: not invariants.differences(lab))
     await lab.close()
     return found
 

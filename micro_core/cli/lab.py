@@ -71,7 +71,7 @@ def replay_outcome(path: str, as_json: bool) -> None:
     def body() -> None:
         try:
             saved = json.loads(Path(path).read_text())
-            scenario, seed, nodes, digest = (saved[key] for key in ("scenario", "seed", "asked_nodes", "digest"))
+            scenario, seed, nodes, digest = (saved[key] for key in ("scenario", "seed", "requested_nodes", "digest"))
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -111,7 +111,7 @@ def _show(outcome: Outcome) -> None:
         f"time in {result['real_s']:.1f} s, {result['events']} events, log {result['digest']}"
     )
     for settled in result["settled"]:
-        typer.echo(f"  {settled['what']:<28} converged after {settled['seconds']:.2f} s")
+        typer.echo(f"  {settled['name']:<28} converged after {settled['seconds']:.2f} s")
     counts = sorted(result["messages_per_node"].values())
     typer.echo(
         f"  routing messages             {result['messages']} ({result['bytes'] / 1024:.0f} KiB); "

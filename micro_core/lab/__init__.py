@@ -1,1 +1,1 @@
-"""The lab: whole networks in one process, on virtual time, from one seed. The same node code; only the wires are ours."""
+"""The lab: whole networks in one process on virtual time, reproducible by seed. Only the links are simulated."""

@@ -1,162 +1,185 @@
-"""What must hold of a whole network: at every moment (`violations`), and once all is quiet (`disagreements`)."""
+"""Properties of a whole network: those that always hold (`violations`), and those of a converged one (`differences`)."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Protocol
 
 from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE
 from micro_core.contract.table import LOCAL_LINK
+from micro_core.lab.lab_node import LabNode
+from micro_core.lab.options import LabOptions
+from micro_core.lab.simulated_links import SimulatedLinks
 from micro_core.network.graph import RADIUS
 from micro_core.tunnel.path_selection import PATH_SEPARATOR
 
-SLACK_S = 0.01
-"""Timers go off at their time; this is for the arithmetic."""
-
-if TYPE_CHECKING:
-    from micro_core.lab.lab_node import LabNode
-    from micro_core.lab.net import Lab
+TOLERANCE_S = 0.01
+"""Timers fire exactly on time. This covers rounding errors."""
 
 
-def violations(lab: Lab) -> list[str]:
-    """What is wrong now, whatever is under way: empty when nothing is."""
-    return [*loops(lab), *zombies(lab), *overdue(lab)]
+class LabState(Protocol):
+    """The part of a lab that the checks read."""
+
+    options: LabOptions
+    links: SimulatedLinks
+
+    @property
+    def nodes(self) -> Mapping[str, LabNode]:
+        """All nodes by name, including stopped ones."""
+        ...
+
+    @property
+    def now(self) -> float:
+        """Virtual seconds since the start."""
+        ...
+
+    def alive(self) -> list[LabNode]:
+        """Return the running nodes."""
+        ...
 
 
-def loops(lab: Lab) -> list[str]:
-    """Routes that lead back to where they began: every route is followed, from every node, towards its origin."""
-    by_id = {member.id: member for member in lab.alive()}
-    onward: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for member in by_id.values():
-        for route in member.routes():
+def violations(lab: LabState) -> list[str]:
+    """Return the violations of properties that hold at any time, even while changes are propagating."""
+    return [*loops(lab), *routes_to_stopped_nodes(lab), *overdue(lab)]
+
+
+def loops(lab: LabState) -> list[str]:
+    """Return the services for which the next hops of all nodes form a loop."""
+    by_id = {node.id: node for node in lab.alive()}
+    next_hops: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for node in by_id.values():
+        for route in node.routes():
             if route.link != LOCAL_LINK:
-                onward[route.service, route.router][member.id].add(route.gateway)
+                next_hops[route.service, route.router][node.id].add(route.gateway)
     found = []
-    for (service, origin), edges in onward.items():
+    for (service, origin), edges in next_hops.items():
         cycle = _cycle(edges)
         if cycle:
-            path = " > ".join(by_id[node].name if node in by_id else node[:8] for node in cycle)
-            found.append(f"a loop for {service} at {origin[:8]}: {path}")
+            path = " > ".join(by_id[node_id].name if node_id in by_id else node_id[:8] for node_id in cycle)
+            found.append(f"loop for {service} at {origin[:8]}: {path}")
     return found
 
 
-def zombies(lab: Lab) -> list[str]:
-    """Routes to a router that has been gone for longer than anybody may believe in it."""
+def routes_to_stopped_nodes(lab: LabState) -> list[str]:
+    """Return the routes to nodes that stopped so long ago that every route to them must have expired."""
     options = lab.options
-    patience_s = (
+    max_age_s = (
         options.tunnel.keepalive_s * (options.tunnel.dead_after_missed + 2) + options.router.engine.lease_s + 2.0
     )
-    gone = {
-        member.id: member
-        for member in lab.nodes.values()
-        if not member.is_alive and lab.now - member.gone_at > patience_s
+    stopped = {
+        node.id: node for node in lab.nodes.values() if not node.is_alive and lab.now - node.stopped_at > max_age_s
     }
     return [
-        f"{member.name} still routes {route.service} to {gone[route.router].name}, gone for "
-        f"{lab.now - gone[route.router].gone_at:.1f} s"
-        for member in lab.alive()
-        if gone
-        for route in member.routes()
-        if route.router in gone
+        f"{node.name} has a route for {route.service} to {stopped[route.router].name}, which stopped "
+        f"{lab.now - stopped[route.router].stopped_at:.1f} s ago"
+        for node in lab.alive()
+        if stopped
+        for route in node.routes()
+        if route.router in stopped
     ]
 
 
-def overdue(lab: Lab) -> list[str]:
-    """What has outlived its time: routes past their lease, announcements held past the longest time."""
-    wrong = []
-    for member in lab.alive():
-        for peer, expires_at in member.node.router.leases().items():
-            if expires_at < lab.now - SLACK_S:
-                wrong.append(f"{member.name} keeps routes of {_name(lab, peer)}, whose lease ended at {expires_at:.3f}")
-        wrong += [
-            f"{member.name} keeps a stale route to {route.service}, whose lease ended at {route.expires_at:.3f}"
-            for route in member.routes()
-            if route.expires_at is not None and route.expires_at < lab.now - SLACK_S
+def overdue(lab: LabState) -> list[str]:
+    """Return the routes that outlived their lease, and the services that are suppressed for too long."""
+    found = []
+    for node in lab.alive():
+        for peer, expires_at in node.node.router.leases().items():
+            if expires_at < lab.now - TOLERANCE_S:
+                found.append(f"{node.name} has routes of {_name(lab, peer)} whose lease ended at {expires_at:.3f}")
+        found += [
+            f"{node.name} has a stale route to {route.service} whose lease ended at {route.expires_at:.3f}"
+            for route in node.routes()
+            if route.expires_at is not None and route.expires_at < lab.now - TOLERANCE_S
         ]
-        wrong += [
-            f"{member.name} still holds {flap.service}, which was to go at {flap.release_at:.3f}"
-            for flap in member.node.router.flaps()
-            if flap.release_at is not None and flap.release_at < lab.now - SLACK_S
+        found += [
+            f"{node.name} suppresses {flap.service}, which was due for reuse at {flap.reuse_at:.3f}"
+            for flap in node.node.router.flaps()
+            if flap.reuse_at is not None and flap.reuse_at < lab.now - TOLERANCE_S
         ]
-    return wrong
+    return found
 
 
-def disagreements(lab: Lab) -> list[str]:
-    """Where a table differs from what should be in it once all is quiet."""
-    wrong = []
-    offered = {member.id: _offered(member) for member in lab.alive()}
-    for group in _components(lab):
-        ids = {member.id for member in group}
-        for member in group:
-            held: dict[str, set[str]] = defaultdict(set)
-            for route in member.routes():
-                held[route.router].add(route.service)
-            for origin in sorted(ids | set(held)):
-                should = offered[origin] if origin in ids else set()
+def differences(lab: LabState) -> list[str]:
+    """Return the differences between the tables and what they contain in a converged network.
+
+    If the tables are correct, the differences between the graphs and the open links are returned.
+    """
+    found = []
+    offered = {node.id: _offered(node) for node in lab.alive()}
+    for group in _connected_groups(lab):
+        ids = {node.id for node in group}
+        for node in group:
+            routed: dict[str, set[str]] = defaultdict(set)
+            for route in node.routes():
+                routed[route.router].add(route.service)
+            for origin in sorted(ids | set(routed)):
+                expected = offered[origin] if origin in ids else set()
                 at = _name(lab, origin)
-                wrong += [f"{member.name} has no route to {name} at {at}" for name in sorted(should - held[origin])]
-                wrong += [
-                    f"{member.name} has a route to {name} at {at}, not there" for name in sorted(held[origin] - should)
+                found += [f"{node.name} has no route to {name} at {at}" for name in sorted(expected - routed[origin])]
+                found += [
+                    f"{node.name} has a route to {name} at {at}, where it does not run"
+                    for name in sorted(routed[origin] - expected)
                 ]
-    return wrong or unseen(lab)
+    return found or graph_differences(lab)
 
 
-def unseen(lab: Lab) -> list[str]:
-    """Where a node's graph differs from what is there: who is within three hops, over the links that stand."""
-    alive = {member.id: member for member in lab.alive()}
+def graph_differences(lab: LabState) -> list[str]:
+    """Return the differences between the graph of each node and the nodes within three hops over open links."""
+    alive = {node.id: node for node in lab.alive()}
     peers = {
-        node_id: [link.peer for link in member.node.network.links() if link.peer in alive]
-        for node_id, member in alive.items()
+        node_id: [link.peer for link in node.node.network.links() if link.peer in alive]
+        for node_id, node in alive.items()
     }
-    wrong = []
-    for node_id, member in alive.items():
+    found = []
+    for node_id, node in alive.items():
         near, border = {node_id}, {node_id}
         for _ in range(RADIUS):
-            border = {peer for here in border for peer in peers[here]} - near
+            border = {peer for reached in border for peer in peers[reached]} - near
             near |= border
-        seen = {node.record.id for node in member.node.network.nodes()}
-        wrong += [f"{member.name} does not see {_name(lab, other)}" for other in sorted(near - seen)]
-        wrong += [f"{member.name} sees {_name(lab, other)}, not there" for other in sorted(seen - near)]
-    return wrong
+        known = {one.record.id for one in node.node.network.nodes()}
+        found += [f"{node.name} does not know {_name(lab, other)}" for other in sorted(near - known)]
+        found += [f"{node.name} knows {_name(lab, other)}, which is out of reach" for other in sorted(known - near)]
+    return found
 
 
-def _offered(member: LabNode) -> set[str]:
-    """What the node's own site registers, as its router should tell it: services, and topics that are wanted."""
-    names = {route.service for route in member.routes() if route.link == LOCAL_LINK}
-    running = {service.name for service in member.services} | {NETWORK_SERVICE, "go.micro.broker"}
+def _offered(node: LabNode) -> set[str]:
+    """Return the names that the router of a node should advertise: services, and topics with subscribers."""
+    names = {route.service for route in node.routes() if route.link == LOCAL_LINK}
+    running = {service.name for service in node.services} | {NETWORK_SERVICE, "go.micro.broker"}
     return running | {name for name in names if name.startswith(INTEREST_PREFIX)}
 
 
-def _components(lab: Lab) -> list[list[LabNode]]:
-    """Groups of living nodes that links join, as the wires allow."""
-    alive = {member.name: member for member in lab.alive()}
+def _connected_groups(lab: LabState) -> list[list[LabNode]]:
+    """Return the groups of running nodes that can be connected over links that are not cut."""
+    alive = {node.name: node for node in lab.alive()}
     edges: dict[str, set[str]] = defaultdict(set)
-    for member in alive.values():
-        for way in (way for address in member.seeds for way in address.split(PATH_SEPARATOR)):
-            scheme, _, other = way.partition("://")
-            is_cut = lab.wires.is_cut(member.name, other, scheme) or lab.wires.is_cut(other, member.name, scheme)
+    for node in alive.values():
+        for path in (path for address in node.seeds for path in address.split(PATH_SEPARATOR)):
+            scheme, _, other = path.partition("://")
+            is_cut = lab.links.is_cut(node.name, other, scheme) or lab.links.is_cut(other, node.name, scheme)
             if other in alive and not is_cut:
-                edges[member.name].add(other)
-                edges[other].add(member.name)
+                edges[node.name].add(other)
+                edges[other].add(node.name)
     groups: list[list[LabNode]] = []
-    seen: set[str] = set()
+    visited: set[str] = set()
     for name in alive:
-        if name in seen:
+        if name in visited:
             continue
         group, border = [], [name]
-        seen.add(name)
+        visited.add(name)
         while border:
-            here = border.pop()
-            group.append(alive[here])
-            for other in sorted(edges[here] - seen):
-                seen.add(other)
+            current = border.pop()
+            group.append(alive[current])
+            for other in sorted(edges[current] - visited):
+                visited.add(other)
                 border.append(other)
         groups.append(group)
     return groups
 
 
 def _cycle(edges: dict[str, set[str]]) -> list[str]:
-    """Some cycle, as the nodes on it; empty when there is none. Iterative: paths may be long."""
+    """Return the nodes of one cycle, empty if there is none. Not recursive, since paths may be long."""
     done: set[str] = set()
     for start, first in edges.items():
         if start in done:
@@ -179,5 +202,5 @@ def _cycle(edges: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def _name(lab: Lab, node_id: str) -> str:
-    return next((member.name for member in lab.nodes.values() if member.id == node_id), node_id[:8])
+def _name(lab: LabState, node_id: str) -> str:
+    return next((node.name for node in lab.nodes.values() if node.id == node_id), node_id[:8])

@@ -1,4 +1,4 @@
-"""A node in the lab, with what runs on its site: services, clients, and the faults that may befall it."""
+"""A node of the lab and its site: the services and clients that run there, start, shutdown and crash."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from micro_core.builtin.broker.host import BrokerHost
 from micro_core.builtin.registry.memory import MemoryRegistry
@@ -19,6 +19,8 @@ from micro_core.contract.registry import Instance
 from micro_core.contract.table import Route, RouteQuery, Table
 from micro_core.contract.transport import Transport
 from micro_core.lab.loop import LabClock
+from micro_core.lab.options import LabOptions
+from micro_core.lab.simulated_links import SimulatedLinks
 from micro_core.network.peers import PeerOptions
 from micro_core.node.composition import Parts, compose
 from micro_core.node.node import Node
@@ -28,42 +30,55 @@ from micro_core.rpc.client_call import ClientStream
 from micro_core.rpc.service import Service
 from micro_core.tunnel.identity import NodeIdentity
 
-if TYPE_CHECKING:
-    from micro_core.lab.net import Lab
-
 TableMaker = Callable[[DriverContext], Table]
-"""Makes the table of a node, at the beginning of each of its lives."""
+"""Creates the table of a node. It is called at each start of the node."""
 
 NETWORK = "lab"
-TOKEN = "a token that is no secret"  # noqa: S105
+TOKEN = "test-token"  # noqa: S105
 
 
 def memory_table(context: DriverContext) -> Table:
-    """A new table in every life, which forgets."""
+    """Create a table in memory, which is empty after each start."""
     return MemoryTable(logger=context.logger, counters=context.counters)
 
 
+class LabContext(Protocol):
+    """The part of a lab that its nodes use."""
+
+    seed: int
+    options: LabOptions
+    links: SimulatedLinks
+
+    def note(self, source: str, text: str) -> None:
+        """Add a line to the event log."""
+        ...
+
+    def next_number(self) -> int:
+        """Return a number that is unique in the lab."""
+        ...
+
+
 class LabRegistry(MemoryRegistry):
-    """The site's records; can be left as a killed process leaves them."""
+    """The registry of a site. A client of it can crash without deregistering its records."""
 
     async def abandon(self) -> None:
-        """Be gone without a word: the records stay until their leases run out."""
+        """Disconnect as a crashed process does: its records remain until their leases expire."""
         hub, self._hub = self._hub, None
         if hub is not None:
             hub.detach(self._watches)
             await self._watches.close()
 
     async def deregister(self, instance: Instance) -> None:
-        """Who is gone without a word says none any more."""
+        """Deregister an instance. After `abandon`, this has no effect."""
         if self._hub is not None:
             await super().deregister(instance)
 
 
 @dataclass
 class LabNode:
-    """One node and its site. Made by `Lab.add`."""
+    """One node and its site, created by `Lab.add`."""
 
-    lab: Lab
+    lab: LabContext
     name: str
     site: str
     identity: NodeIdentity
@@ -72,32 +87,34 @@ class LabNode:
     table: TableMaker = memory_table
     seeds: list[str] = field(default_factory=list)
     is_alive: bool = False
-    gone_at: float = 0.0
-    """When it was stopped or killed, in virtual seconds."""
-    lives: int = 0
+    stopped_at: float = 0.0
+    """Virtual seconds at which the node was stopped or killed the last time."""
+    starts: int = 0
+    """Number of starts so far."""
     counted_before: dict[str, int] = field(default_factory=dict)
-    """Counters of earlier lives."""
+    """The counters of the runs before the last start."""
     _transports: int = 0
     _node: Node | None = None
     _registry: LabRegistry | None = None
     _services: dict[str, tuple[Service, LabRegistry]] = field(default_factory=dict)
     _clients: list[Client] = field(default_factory=list)
 
-    # ---------------------------------------------------------------------- life
+    # ----------------------------------------------------------------- lifecycle
 
     @property
     def node(self) -> Node:
-        """The node itself, as it runs everywhere else."""
-        assert self._node is not None, f"{self.name} was never started"
+        """The node itself, the same object as in `micro run`."""
+        assert self._node is not None, f"node {self.name} was never started"
         return self._node
 
     @property
     def id(self) -> str:
+        """The node id."""
         return self.identity.node_id
 
     async def start(self) -> LabNode:
-        """Start, or start again after `stop` or `kill`, with the same key and a later incarnation."""
-        self.lives += 1
+        """Start the node. After `stop` or `kill`, it starts again with the same key and a later incarnation."""
+        self.starts += 1
         options = self.lab.options
         counters = CountersInMemory()
         source = self.random("node")
@@ -111,7 +128,7 @@ class LabNode:
                 site=self.site,
                 network=NETWORK,
                 token=TOKEN,
-                incarnation=int(self.clock.wall() * 1000) + self.lives,
+                incarnation=int(self.clock.wall() * 1000) + self.starts,
                 clock=self.clock,
                 random=source,
                 logger=context.logger,
@@ -122,7 +139,7 @@ class LabNode:
                 broker=host.local_broker(),
                 broker_host=host,
                 resolvers=(),
-                links=[(self.lab.wires.driver(self.name, scheme), self.name) for scheme in options.schemes],
+                links=[(self.lab.links.driver(self.name, scheme), self.name) for scheme in options.schemes],
                 seeds=tuple(self.seeds),
                 lease_s=options.registry_lease_s,
                 peers=PeerOptions(target_links=0, resolve_s=3_600.0, resolve_when_short_s=3_600.0),
@@ -132,30 +149,30 @@ class LabNode:
         )
         await node.start()
         self.is_alive = True
-        node.router.watch(lambda event: self.lab.note(self.name, f"route {event.kind.value} {_said(event.route)}"))
-        node.network.set_report_handler(lambda sentence: self.lab.note(self.name, sentence))
+        node.router.watch(lambda event: self.lab.note(self.name, f"route {event.kind.value} {_describe(event.route)}"))
+        node.network.set_report_handler(lambda text: self.lab.note(self.name, text))
         self.lab.note(self.name, "started")
         return self
 
     async def stop(self) -> None:
-        """An orderly end: everything is withdrawn first."""
-        self.lab.note(self.name, "stops")
+        """Shut the node down gracefully: all routes are withdrawn first."""
+        self.lab.note(self.name, "stopped")
         await self.node.stop()
-        await self._gone()
+        await self._after_stop()
 
     async def kill(self) -> None:
-        """The end of `kill -9`: nobody is told anything, and records stay until their leases run out."""
+        """Crash the node and the services of its site: no message is sent, and records remain until their leases expire."""
         self.lab.note(self.name, "killed")
-        self.lab.wires.silence(self.name)
+        self.lab.links.disconnect_silently(self.name)
         assert self._registry is not None
         await self._registry.abandon()
-        for service_id in [*self._services]:
-            await self.kill_service(service_id)
+        for instance_id in [*self._services]:
+            await self.kill_service(instance_id)
         await self.node.stop(drain=False)
-        await self._gone()
+        await self._after_stop()
 
-    async def _gone(self) -> None:
-        self.is_alive, self.gone_at = False, self.clock.now()
+    async def _after_stop(self) -> None:
+        self.is_alive, self.stopped_at = False, self.clock.now()
         for name, count in self.node.counted().items():
             self.counted_before[name] = self.counted_before.get(name, 0) + count
         for client in self._clients:
@@ -165,58 +182,64 @@ class LabNode:
     # ------------------------------------------------------------------- services
 
     async def serve(self, service: Service, *, instance_id: str = "") -> Service:
-        """Run a service on this site; `instance_id` by default its name and a number."""
-        chosen = instance_id or f"{service.name}-{self.name}-{self.lab.next_number()}"
-        registry = LabRegistry(self._context(service.counters, self.random(chosen)))
+        """Start a service on this site. `instance_id` defaults to the names of the service and the node and a number."""
+        chosen_id = instance_id or f"{service.name}-{self.name}-{self.lab.next_number()}"
+        registry = LabRegistry(self._context(service.counters, self.random(chosen_id)))
         await registry.start()
         service.attach(
             registry=registry,
             transport=self._transport(),
             broker=self._broker(),
             clock=self.clock,
-            random=self.random(chosen),
-            instance_id=chosen,
+            random=self.random(chosen_id),
+            instance_id=chosen_id,
         )
         await service.start()
-        self._services[chosen] = (service, registry)
-        self.lab.note(self.name, f"serves {service.name} as {chosen}")
+        self._services[chosen_id] = (service, registry)
+        self.lab.note(self.name, f"serves {service.name} as {chosen_id}")
         return service
 
     async def stop_service(self, service: Service | str) -> None:
-        """An orderly end of one service of this site."""
+        """Shut down one service of this site gracefully. Raises KeyError if it does not run."""
         found, registry = self._services.pop(service if isinstance(service, str) else service.id)
-        self.lab.note(self.name, f"stops {found.id}")
+        self.lab.note(self.name, f"service {found.id} stopped")
         await found.stop()
         await registry.close()
 
     async def kill_service(self, service: Service | str) -> None:
-        """Its process is gone; its record stays until its lease runs out."""
+        """Crash one service of this site: its record remains until its lease expires.
+
+        Raises KeyError if it does not run.
+        """
         found, registry = self._services.pop(service if isinstance(service, str) else service.id)
-        self.lab.note(self.name, f"kills {found.id}")
+        self.lab.note(self.name, f"service {found.id} killed")
         await registry.abandon()
         await found.stop(drain_s=0.0)
 
     @property
     def services(self) -> list[Service]:
-        """What runs on this site."""
+        """The services that run on this site."""
         return [service for service, _ in self._services.values()]
 
-    # ---------------------------------------------------------------------- using
+    # ------------------------------------------------------------------- clients
 
     async def call(self, service: str, endpoint: str, request: Any = None, **options: Any) -> Any:
-        """Call through this site's node, as a client with MICRO_PROXY does."""
+        """Call an endpoint through the node of this site and return the result.
+
+        Arguments and errors are those of `Client.call`.
+        """
         return await (await self.client()).call(service, endpoint, request, **options)
 
     async def stream(self, service: str, endpoint: str, *request: Any, **options: Any) -> ClientStream:
-        """A streaming call through this site's node, to be opened by `async with`."""
+        """Return a streaming call through the node of this site, to be opened with `async with`."""
         return (await self.client()).stream(service, endpoint, *request, **options)
 
     async def publish(self, topic: str, payload: Any, **options: Any) -> str:
-        """Publish on this site."""
+        """Publish a message on this site and return its id."""
         return await (await self.client()).publish(topic, payload, **options)
 
     async def client(self) -> Client:
-        """A client of this site, closed with its node."""
+        """Return the client of this site. It is closed when the node stops."""
         if not self._clients:
             name = f"client-{self.name}"
             registry = LabRegistry(self._context(CountersInMemory(), self.random(name)))
@@ -234,22 +257,22 @@ class LabNode:
             )
         return self._clients[0]
 
-    # -------------------------------------------------------------------- looking
+    # ------------------------------------------------------------------- queries
 
     def routes(self, service: str = "") -> list[Route]:
-        """The node's table, or its routes to one service."""
+        """Return the routes of the table of the node, to one service or to all."""
         return self.node.router.routes(RouteQuery(service=service) if service else None)
 
     def counted(self, name: str) -> int:
-        """A counter, over all lives."""
-        now = self.node.counters.values.get(name, 0) if self.is_alive else 0
-        return self.counted_before.get(name, 0) + now
+        """Return the value of a counter, summed over all starts of the node."""
+        current = self.node.counters.values.get(name, 0) if self.is_alive else 0
+        return self.counted_before.get(name, 0) + current
 
-    # --------------------------------------------------------------------- inside
+    # ------------------------------------------------------------------ internals
 
-    def random(self, what: str) -> Random:
-        """A source of its own for each part, so that one that draws more disturbs no other."""
-        return Random(f"{self.lab.seed}/{self.name}/{what}/{self.lives}")  # noqa: S311
+    def random(self, purpose: str) -> Random:
+        """Return a random generator for one purpose. Generators for other purposes are independent of it."""
+        return Random(f"{self.lab.seed}/{self.name}/{purpose}/{self.starts}")  # noqa: S311
 
     def _transport(self) -> Transport:
         self._transports += 1
@@ -274,6 +297,6 @@ class LabNode:
         )
 
 
-def _said(route: Route) -> str:
+def _describe(route: Route) -> str:
     via = route.gateway[:8] or route.address
-    return f"{route.service} at {route.router[:8]} via {via} for {route.metric} µs"
+    return f"{route.service} at {route.router[:8]} via {via} at {route.metric} µs"

@@ -1,6 +1,6 @@
-"""An asyncio loop whose time jumps to the next timer: hours pass in seconds, and always in the same order.
+"""An asyncio event loop on virtual time, which jumps to the next timer. Callbacks always run in the same order.
 
-Nothing is waited for but timers: there are no sockets. What would run in a thread runs at once, in the loop.
+The loop has no sockets. Functions for an executor run immediately in the loop instead of in a thread.
 """
 
 from __future__ import annotations
@@ -15,30 +15,29 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-COLLECTIONS = (100_000, 50, 100)
-"""How rarely cycles are looked for: a network makes many values and few cycles, and the search took a fifth of a run."""
+GC_THRESHOLDS = (100_000, 50, 100)
+"""Thresholds of the garbage collector. With the default ones, it took a fifth of the time of a run and found little."""
 
 EPOCH = 1_700_000_000.0
-"""Wall-clock seconds at which virtual time begins: a run must not depend on the day it is made."""
+"""Wall-clock seconds at the start of virtual time: a run must not depend on the current date."""
 
 
 class Stuck(RuntimeError):
-    """Everybody waits and no timer will ever wake anybody, or somebody is busy and time never moves."""
+    """The loop makes no progress: all tasks wait and no timer is set, or virtual time does not advance."""
 
 
-FORGET_FROM = 1_000
-"""Cancelled timers that may wait in the heap before they are taken out, where they are more than half of it."""
+MAX_CANCELLED_TIMERS = 1_000
+"""The heap of timers is cleaned up if it contains more cancelled timers than this, and if they are more than half of it."""
 
-
-MOST_TURNS_AT_A_MOMENT = 200_000
-"""Turns without any time passing after which nobody hopes for more: some timer is set for now, again and again."""
+MAX_TURNS_PER_INSTANT = 200_000
+"""Turns of the loop without progress of time after which `Stuck` is raised."""
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """Time starts at 0 and moves only when nothing is left to be done.
+    """An event loop whose time starts at 0 and advances only when no callback is ready.
 
-    Timers are kept here, not by the base class: of two of the same moment the one set first must come first, which its
-    heap does not promise, and hours of virtual time are mostly timers, whose comparison has to be cheap.
+    It has its own heap of timers. Unlike the one of the base class, it runs timers of the same time in the order in
+    which they were set, and its comparisons are fast.
     """
 
     _ready: deque[asyncio.Handle]
@@ -50,29 +49,32 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._timers_set = 0
         self._timers_cancelled = 0
-        self._turns_at_this_moment = 0
+        self._turns_at_this_instant = 0
 
     def time(self) -> float:
+        """Return virtual seconds since the start."""
         return self._now
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
+        """Call `callback` after `delay` virtual seconds."""
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
+        """Call `callback` at a virtual time."""
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         self._timers_set += 1
         heapq.heappush(self._timers, (when, self._timers_set, timer))
-        # Without it nobody tells of its cancellation.
+        # The handle reports its cancellation to the loop only if this is set.
         timer._scheduled = True  # type: ignore[attr-defined]
         return timer
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:  # noqa: ARG002
         self._timers_cancelled += 1
-        if self._timers_cancelled > FORGET_FROM and 2 * self._timers_cancelled > len(self._timers):
+        if self._timers_cancelled > MAX_CANCELLED_TIMERS and 2 * self._timers_cancelled > len(self._timers):
             self._timers = [entry for entry in self._timers if not entry[2].cancelled()]
             heapq.heapify(self._timers)
             self._timers_cancelled = 0
@@ -84,19 +86,21 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self._timers[0] if self._timers else None
 
     def _run_once(self) -> None:
-        """One turn: all that is ready now. Where that is nothing, time jumps to the next timer."""
+        """Run all callbacks that are ready. If there are none, advance the time to the next timer first."""
         following = self._next_timer()
-        self._turns_at_this_moment += 1
-        if self._turns_at_this_moment > MOST_TURNS_AT_A_MOMENT:
-            # What is cancelled now may take its own turns.
-            self._turns_at_this_moment = 0
-            raise Stuck(f"time stands still at {self._now:.6f} s: something is done again and again at this moment")
+        self._turns_at_this_instant += 1
+        if self._turns_at_this_instant > MAX_TURNS_PER_INSTANT:
+            # The cleanup after the error needs turns, too.
+            self._turns_at_this_instant = 0
+            raise Stuck(
+                f"virtual time does not advance beyond {self._now:.6f} s: {MAX_TURNS_PER_INSTANT} turns of the loop at this time"
+            )
         if following is not None and not self._ready and not self._stopping:
             if following[0] > self._now:
                 self._now = following[0]
-                self._turns_at_this_moment = 0
+                self._turns_at_this_instant = 0
         elif following is None and not self._ready and not self._stopping:
-            raise Stuck("everybody waits, and no timer will ever wake anybody")
+            raise Stuck("deadlock: all tasks are waiting and no timer is set")
         while following is not None and following[0] <= self._now:
             heapq.heappop(self._timers)
             following[2]._scheduled = False  # type: ignore[attr-defined]
@@ -108,20 +112,20 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 handle._run()
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override] # noqa: ARG002
-        """Run at once: threads would bring their own order into the run."""
+        """Run `func` immediately: threads would make the order of events random."""
         future: asyncio.Future[T] = self.create_future()
         try:
             future.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001 - handed to whoever awaits it
+        except Exception as error:  # noqa: BLE001 - raised by the awaiting task
             future.set_exception(error)
         return future
 
     def _write_to_self(self) -> None:
-        """Nothing sleeps, so nothing has to be woken."""
+        """Do nothing: this loop never blocks in a selector."""
 
 
 class LabClock:
-    """Implements `Clock` over a virtual loop; `skew_s` is how far this host's wall clock is off."""
+    """Implements `Clock` for one host, on virtual time. `skew_s` is the error of its wall clock in seconds."""
 
     __slots__ = ("now", "skew_s")
 
@@ -130,13 +134,17 @@ class LabClock:
         self.skew_s = skew_s
 
     def wall(self) -> float:
+        """Return the wall-clock seconds of this host."""
         return EPOCH + self.now() + self.skew_s
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on virtual time, to its end. Raises Stuck when it would wait for ever."""
+    """Run a coroutine on virtual time until it ends, and return its result.
+
+    Raises Stuck if it would wait for ever.
+    """
     before = gc.get_threshold()
-    gc.set_threshold(*COLLECTIONS)
+    gc.set_threshold(*GC_THRESHOLDS)
     try:
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
             return runner.run(main)

@@ -1,4 +1,4 @@
-"""A network in the lab: its nodes and wires, what befalls them, and how long until all agree again."""
+"""A simulated network: nodes and links, injected faults, and convergence."""
 
 from __future__ import annotations
 
@@ -8,49 +8,41 @@ import itertools
 import random
 import string
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 from micro_core.lab import invariants
 from micro_core.lab.lab_node import LabNode, TableMaker, memory_table
 from micro_core.lab.loop import LabClock
-from micro_core.lab.simulated_links import SCHEME, Conditions, Wires
+from micro_core.lab.options import LabOptions
+from micro_core.lab.simulated_links import Conditions, SimulatedLinks
 from micro_core.routing.router import RouterOptions
 from micro_core.tunnel.identity import NodeIdentity
 from micro_core.tunnel.path_selection import PATH_SEPARATOR
-from micro_core.tunnel.tunnel import TunnelOptions
 
 CONVERGENCE_STEP_S = 0.05
-"""How often `converged` looks."""
+"""Interval between two checks of `converged`, in virtual seconds."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LabOptions:
-    """What all nodes of a lab are given; the defaults are those of `micro run`."""
-
-    tunnel: TunnelOptions = field(default_factory=TunnelOptions)
-    router: RouterOptions = field(default_factory=RouterOptions)
-    registry_lease_s: float = 90.0
-    schemes: tuple[str, ...] = (SCHEME,)
-    """The link drivers of every node, best first: all go over the same wires, and each can be blocked alone."""
-    keep_log: bool = True
-    """Keep the lines of the event log, not their hash alone."""
+MAX_LISTED = 20
+"""Maximum number of differences or violations in an error message."""
 
 
 class NotConverged(AssertionError):
-    """The nodes did not agree in time; says what is missing, and the seed."""
+    """The network did not converge in time. The message lists the differences and the seed."""
 
 
 class Lab:
-    """Every run is a function of `seed` and of what the scenario does. Use within `lab.loop.run`."""
+    """A network of nodes on virtual time. The run depends only on `seed` and on the scenario.
+
+    To be used inside `lab.loop.run`.
+    """
 
     def __init__(
         self, seed: int = 0, *, conditions: Conditions | None = None, options: LabOptions | None = None
     ) -> None:
         self.seed = seed
         self.random = random.Random(f"{seed}/scenario")  # noqa: S311
-        """For the scenario's own choices."""
+        """Random numbers for the scenario."""
         self.options = options or LabOptions()
-        self.wires = Wires(random.Random(f"{seed}/wires"), conditions)  # noqa: S311
+        self.links = SimulatedLinks(random.Random(f"{seed}/links"), conditions)  # noqa: S311
         self.nodes: dict[str, LabNode] = {}
         self.log: list[str] = []
         self.events = 0
@@ -58,7 +50,7 @@ class Lab:
         self._numbers = itertools.count(1)
         self._loop = asyncio.get_running_loop()
 
-    # --------------------------------------------------------------------- building
+    # ------------------------------------------------------------------------ nodes
 
     async def add(
         self,
@@ -70,14 +62,23 @@ class Lab:
         router: RouterOptions | None = None,
         table: TableMaker = memory_table,
     ) -> LabNode:
-        """Start a node, by default on a site of its own, that keeps links to `links`; `router` where it is special.
+        """Create and start a node.
 
-        `table` makes its table in each of its lives, by default one that forgets.
+        Args:
+            name: Unique name of the node.
+            site: Name of its site. By default, the node has a site of its own.
+            links: The nodes to which it keeps links.
+            skew_s: Error of its wall clock in seconds.
+            router: Options of its router. By default, those of the lab.
+            table: Creates its table at each start. By default, the table is in memory and empty after each start.
+
+        Raises:
+            ValueError: If a node with this name exists.
         """
         if name in self.nodes:
-            raise ValueError(f"there is a node {name} already")
+            raise ValueError(f"cannot add node {name}: the name is already in use")
         raw = random.Random(f"{self.seed}/{name}/key").randbytes(32)  # noqa: S311
-        member = self.nodes[name] = LabNode(
+        node = self.nodes[name] = LabNode(
             lab=self,
             name=name,
             site=site or name,
@@ -87,75 +88,84 @@ class Lab:
             table=table,
             seeds=[self._address(other if isinstance(other, str) else other.name) for other in links],
         )
-        return await member.start()
+        return await node.start()
 
     async def graph(self, count: int, edges: Iterable[tuple[int, int]], *, skew_s: float = 0.0) -> list[LabNode]:
-        """`count` nodes with these links; the later one dials. Wall clocks are off by up to `skew_s`."""
+        """Create `count` nodes with the links `edges` (pairs of indexes). The node with the larger index dials.
+
+        The wall clock of each node has a random error of up to `skew_s` seconds.
+        """
         names = _names(count, len(self.nodes))
-        links: dict[int, list[str]] = {place: [] for place in range(count)}
+        links: dict[int, list[str]] = {index: [] for index in range(count)}
         for one, other in edges:
             links[max(one, other)].append(names[min(one, other)])
         skews = [self.random.uniform(-skew_s, skew_s) if skew_s else 0.0 for _ in names]
-        return [await self.add(name, links=links[place], skew_s=skews[place]) for place, name in enumerate(names)]
+        return [await self.add(name, links=links[index], skew_s=skews[index]) for index, name in enumerate(names)]
 
     async def link(self, one: LabNode, other: LabNode) -> None:
-        """`one` keeps a link to `other`, from now on and in its later lives."""
+        """Let `one` keep a link to `other` from now on, including after restarts."""
         address = self._address(other.name)
         one.seeds.append(address)
         if one.is_alive:
             one.node.tunnel.keep_linked(address)
 
     async def line(self, count: int) -> list[LabNode]:
-        return await self.graph(count, [(place, place + 1) for place in range(count - 1)])
+        """Create `count` nodes in a line."""
+        return await self.graph(count, [(index, index + 1) for index in range(count - 1)])
 
     async def ring(self, count: int) -> list[LabNode]:
-        return await self.graph(count, [(place, (place + 1) % count) for place in range(count)])
+        """Create `count` nodes in a ring."""
+        return await self.graph(count, [(index, (index + 1) % count) for index in range(count)])
 
     async def star(self, count: int) -> list[LabNode]:
-        """The first is in the middle."""
-        return await self.graph(count, [(0, place) for place in range(1, count)])
+        """Create `count` nodes. All others are linked to the first one."""
+        return await self.graph(count, [(0, index) for index in range(1, count)])
 
     async def mesh(self, count: int) -> list[LabNode]:
+        """Create `count` nodes that are all linked to each other."""
         return await self.graph(count, itertools.combinations(range(count), 2))
 
     async def random_graph(self, count: int, degree: int = 4) -> list[LabNode]:
-        """Connected, with about `degree` links a node: a random tree, and further links at random."""
+        """Create `count` nodes in a random connected graph with about `degree` links per node."""
         return await self.graph(count, random_edges(count, degree, self.random))
 
     # ----------------------------------------------------------------------- faults
 
     def partition(self, one: LabNode | Sequence[LabNode], other: LabNode | Sequence[LabNode]) -> None:
-        """Nothing passes between the two, or the two groups, in either direction."""
-        self._between(one, other, self.wires.cut, "cut")
+        """Cut the links between two nodes or two groups of nodes, in both directions."""
+        self._between(one, other, self.links.cut, "cut")
 
     def heal(self, one: LabNode | Sequence[LabNode], other: LabNode | Sequence[LabNode]) -> None:
         """Undo `partition`."""
-        self._between(one, other, self.wires.heal, "heal")
+        self._between(one, other, self.links.heal, "heal")
 
     def block(self, scheme: str, one: LabNode, other: LabNode) -> None:
-        """Nothing of one driver passes between the two, in either direction, as where a firewall drops UDP."""
-        self._between(one, other, lambda near, far: self.wires.block(scheme, near, far), f"block {scheme}")
+        """Block one driver between two nodes in both directions, like a firewall that drops UDP."""
+        self._between(one, other, lambda near, far: self.links.block(scheme, near, far), f"block {scheme}")
 
     def unblock(self, scheme: str, one: LabNode, other: LabNode) -> None:
         """Undo `block`."""
-        self._between(one, other, lambda near, far: self.wires.unblock(scheme, near, far), f"unblock {scheme}")
+        self._between(one, other, lambda near, far: self.links.unblock(scheme, near, far), f"unblock {scheme}")
 
     def cut_one_way(self, source: LabNode, target: LabNode) -> None:
-        """Nothing passes from `source` to `target`; the other direction stands."""
+        """Cut the links from `source` to `target`. The other direction still works."""
         self.note(source.name, f"cut towards {target.name}")
-        self.wires.cut(source.name, target.name)
+        self.links.cut(source.name, target.name)
 
     def stall(self, one: LabNode, other: LabNode, seconds: float) -> None:
-        """Nothing passes between the two for a time; what was on its way, and what is sent meanwhile, arrives after it."""
+        """Delay all data between two nodes until `seconds` have passed. Nothing is lost.
+
+        Raises ValueError if `seconds` is negative.
+        """
         if seconds < 0:
-            raise ValueError("a stall lasts no less than no time")
+            raise ValueError(f"invalid duration of a stall: {seconds} s is negative")
         self.partition(one, other)
         self._loop.call_later(seconds, self.heal, one, other)
 
     def reset(self, one: LabNode, other: LabNode) -> None:
-        """Every link between the two breaks, at both ends at once."""
+        """Break all links between two nodes, at both ends at once."""
         self.note(one.name, f"reset {other.name}")
-        self.wires.reset(one.name, other.name)
+        self.links.reset(one.name, other.name)
 
     def _address(self, name: str) -> str:
         return PATH_SEPARATOR.join(f"{scheme}://{name}" for scheme in self.options.schemes)
@@ -164,60 +174,61 @@ class Lab:
         self,
         one: LabNode | Sequence[LabNode],
         other: LabNode | Sequence[LabNode],
-        act: Callable[[str, str], None],
-        word: str,
+        action: Callable[[str, str], None],
+        description: str,
     ) -> None:
         for near in [one] if isinstance(one, LabNode) else one:
             for far in [other] if isinstance(other, LabNode) else other:
-                self.note(near.name, f"{word} {far.name}")
-                act(near.name, far.name)
-                act(far.name, near.name)
+                self.note(near.name, f"{description} {far.name}")
+                action(near.name, far.name)
+                action(far.name, near.name)
 
     # ------------------------------------------------------------------------- time
 
     @property
     def now(self) -> float:
-        """Virtual seconds since the beginning."""
+        """Virtual seconds since the start of the lab."""
         return self._loop.time()
 
     async def pass_time(self, seconds: float) -> None:
-        """Let time pass: it costs only the work that is done in it."""
+        """Let `seconds` of virtual time pass."""
         await asyncio.sleep(seconds)
 
     async def converged(self, timeout_s: float = 60.0) -> float:
-        """Wait until every node that can reach another has exactly the right services, and its graph whom it should see.
+        """Wait until the network has converged: all tables and graphs of the running nodes are correct.
 
-        Returns the seconds it took.
-
-        Raises NotConverged.
+        Returns the virtual seconds this took. Raises NotConverged after `timeout_s` virtual seconds.
         """
-        began = self.now
-        while wrong := invariants.disagreements(self):
-            if self.now - began >= timeout_s:
-                listed = "\n  ".join(wrong[:20])
+        started_at = self.now
+        while found := invariants.differences(self):
+            if self.now - started_at >= timeout_s:
+                count = f"{len(found)} difference{'s' if len(found) > 1 else ''}"
                 raise NotConverged(
-                    f"after {timeout_s:.3g} s {len(wrong)} things are not as they should be (seed {self.seed}):\n  {listed}"
+                    f"network did not converge within {timeout_s:.3g} s: {count} (seed {self.seed}):\n  "
+                    + "\n  ".join(found[:MAX_LISTED])
                 )
             await asyncio.sleep(CONVERGENCE_STEP_S)
-        return self.now - began
+        return self.now - started_at
 
     def check(self) -> None:
-        """Raise AssertionError, with the seed, where an invariant does not hold at this moment."""
-        wrong = invariants.violations(self)
-        if wrong:
-            raise AssertionError(f"at {self.now:.3f} s (seed {self.seed}):\n  " + "\n  ".join(wrong[:20]))
+        """Check the invariants that hold at any time. Raises AssertionError with the violations and the seed."""
+        found = invariants.violations(self)
+        if found:
+            raise AssertionError(
+                f"invariants violated at {self.now:.3f} s (seed {self.seed}):\n  " + "\n  ".join(found[:MAX_LISTED])
+            )
 
     async def close(self) -> None:
-        """Take everything down, without ceremony."""
-        for member in self.nodes.values():
-            if member.is_alive:
-                await member.kill()
+        """Kill all nodes."""
+        for node in self.nodes.values():
+            if node.is_alive:
+                await node.kill()
 
     # -------------------------------------------------------------------------- log
 
-    def note(self, who: str, what: str) -> None:
-        """A line of the event log."""
-        line = f"{self.now:12.6f} {who:>8} {what}"
+    def note(self, source: str, text: str) -> None:
+        """Add a line to the event log. `source` is the name of a node."""
+        line = f"{self.now:12.6f} {source:>8} {text}"
         self.events += 1
         self._digest.update(line.encode() + b"\n")
         if self.options.keep_log:
@@ -225,23 +236,25 @@ class Lab:
 
     @property
     def digest(self) -> str:
-        """A hash of the event log so far: two runs with the same one did the same."""
+        """A hash of the event log so far. Two runs with equal hashes are identical."""
         return self._digest.hexdigest()
 
     def next_number(self) -> int:
+        """Return a number that is unique in the lab."""
         return next(self._numbers)
 
     def alive(self) -> list[LabNode]:
-        return [member for member in self.nodes.values() if member.is_alive]
+        """Return the running nodes."""
+        return [node for node in self.nodes.values() if node.is_alive]
 
     def counted(self, name: str) -> int:
-        """A counter, summed over all nodes."""
-        return sum(member.counted(name) for member in self.nodes.values())
+        """Return the value of a counter, summed over all nodes."""
+        return sum(node.counted(name) for node in self.nodes.values())
 
 
 def random_edges(count: int, degree: int, source: random.Random) -> list[tuple[int, int]]:
-    """A connected random graph: a tree first, then links until the mean degree is met."""
-    edges = {(source.randrange(0, place), place) for place in range(1, count)}
+    """Return the edges of a random connected graph: a random tree, and random edges up to the mean degree."""
+    edges = {(source.randrange(0, index), index) for index in range(1, count)}
     wanted = min(count * degree // 2, count * (count - 1) // 2)
     while len(edges) < wanted:
         one, other = source.randrange(0, count), source.randrange(0, count)
@@ -250,7 +263,7 @@ def random_edges(count: int, degree: int, source: random.Random) -> list[tuple[i
     return sorted(edges)
 
 
-def _names(count: int, already: int) -> list[str]:
-    if count + already <= len(string.ascii_lowercase):
-        return list(string.ascii_lowercase[already : already + count])
-    return [f"n{place:03}" for place in range(already, already + count)]
+def _names(count: int, used: int) -> list[str]:
+    if count + used <= len(string.ascii_lowercase):
+        return list(string.ascii_lowercase[used : used + count])
+    return [f"n{number:03}" for number in range(used, used + count)]

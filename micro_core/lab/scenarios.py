@@ -1,7 +1,7 @@
-"""The scenarios that come with the lab, each a few lines: look here to see how to write one.
+"""The built-in scenarios. They are also examples for your own ones.
 
-A scenario of your own is a Python file with `async def scenario(lab, watch, count)`: build with `lab`, let `watch.settle("what")`
-measure, and let time pass.
+Your own scenario is a Python file with `async def scenario(lab, watch, count)`: create nodes with `lab`, measure the
+convergence time of each step with `watch.settle("name of the step")`, and let time pass with `lab.pass_time(seconds)`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from micro_core.rpc.service import Service
 Body = Callable[[Lab, Observer, int], Awaitable[None]]
 
 WAN = Conditions(delay_s=0.040, jitter_s=0.005, loss=0.002)
-"""Between clouds: 80 ms there and back, a little loss."""
+"""Between clouds: a round trip of 80 ms and a little loss."""
 
 LAN = Conditions(delay_s=0.0005)
+"""Within a cloud: a round trip of 1 ms."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One that is shipped; `count` nodes unless somebody says another number."""
+    """A built-in scenario. `count` is its default number of nodes."""
 
     name: str
     summary: str
@@ -46,7 +47,7 @@ def _scenario(name: str, count: int) -> Callable[[Body], Body]:
 
 
 async def serve_each(nodes: Sequence[LabNode], services: int = 1) -> None:
-    """So many services on the site of each node, each with a name of its own."""
+    """Start `services` services with different names on the site of each node."""
     for node in nodes:
         for number in range(services):
             await node.serve(Service(f"svc.{node.name}.{number}"))
@@ -55,50 +56,50 @@ async def serve_each(nodes: Sequence[LabNode], services: int = 1) -> None:
 # ---------------------------------------------------------------------------------- shapes
 
 
-def _shape(name: str, count: int, build: Callable[[Lab, int], Awaitable[list[LabNode]]]) -> None:
+def _shape(name: str, title: str, count: int, build: Callable[[Lab, int], Awaitable[list[LabNode]]]) -> None:
     async def body(lab: Lab, watch: Observer, count: int) -> None:
         nodes = await build(lab, count)
         await serve_each(nodes)
         await watch.settle("start")
         service = await nodes[0].serve(Service("svc.late"))
-        await watch.settle("a service comes")
+        await watch.settle("a service starts")
         await nodes[0].stop_service(service)
-        await watch.settle("it goes")
+        await watch.settle("the service stops")
         await nodes[-1].kill()
-        await watch.settle("a node is killed")
+        await watch.settle("a node crashes")
         await nodes[-1].start()
-        await watch.settle("it comes back")
+        await watch.settle("the node restarts")
         await lab.pass_time(60)
 
-    body.__doc__ = f"A {name} of nodes: start, a service comes and goes, a node is killed and comes back."
+    body.__doc__ = f"{title} of nodes: a service starts and stops, a node crashes and restarts."
     _scenario(name, count)(body)
 
 
-_shape("line", 6, Lab.line)
-_shape("ring", 8, Lab.ring)
-_shape("star", 8, Lab.star)
-_shape("mesh", 8, Lab.mesh)
-_shape("random", 20, Lab.random_graph)
+_shape("line", "A line", 6, Lab.line)
+_shape("ring", "A ring", 8, Lab.ring)
+_shape("star", "A star", 8, Lab.star)
+_shape("mesh", "A full mesh", 8, Lab.mesh)
+_shape("random", "A random graph", 20, Lab.random_graph)
 
 
-async def clouds(lab: Lab, sizes: Sequence[int], joints: Sequence[tuple[int, int]]) -> list[list[LabNode]]:
-    """Full meshes on fast wires, joined by links between their first nodes over slow ones."""
+async def clouds(lab: Lab, sizes: Sequence[int], connections: Sequence[tuple[int, int]]) -> list[list[LabNode]]:
+    """Create full meshes with fast links, and slow links between the first nodes of the given pairs of meshes."""
     groups = [await lab.mesh(size) for size in sizes]
     for group in groups:
         for one in group:
             for other in group:
                 if one.name < other.name:
-                    lab.wires.set(one.name, other.name, LAN)
-    for one_cloud, other_cloud in joints:
+                    lab.links.set(one.name, other.name, LAN)
+    for one_cloud, other_cloud in connections:
         one, other = groups[one_cloud][0], groups[other_cloud][0]
-        lab.wires.set(one.name, other.name, WAN)
+        lab.links.set(one.name, other.name, WAN)
         await lab.link(other, one)
     return groups
 
 
 @_scenario("two-clouds", 8)
 async def two_clouds(lab: Lab, watch: Observer, count: int) -> None:
-    """Two full meshes joined by one link, which is cut and comes back."""
+    """Two full meshes joined by one link, which is cut and repaired."""
     left, right = await clouds(lab, [count // 2, count - count // 2], [(0, 1)])
     await serve_each([*left, *right])
     await watch.settle("start")
@@ -106,31 +107,31 @@ async def two_clouds(lab: Lab, watch: Observer, count: int) -> None:
     await lab.pass_time(10)
     await watch.settle("the link is cut")
     lab.heal(left, right)
-    await watch.settle("it comes back")
+    await watch.settle("the link is repaired")
 
 
 @_scenario("four-clouds", 12)
 async def four_clouds(lab: Lab, watch: Observer, count: int) -> None:
-    """Four clouds of three nodes, each joined to each over the sea: the deployment of the founding article."""
+    """Four clouds of three nodes, joined by slow links. One cloud is cut off and reconnected."""
     size = max(1, count // 4)
-    joints = [(one, other) for one in range(4) for other in range(one + 1, 4)]
-    groups = await clouds(lab, [size] * 4, joints)
-    everybody = [node for group in groups for node in group]
-    await serve_each(everybody)
+    connections = [(one, other) for one in range(4) for other in range(one + 1, 4)]
+    groups = await clouds(lab, [size] * 4, connections)
+    nodes = [node for group in groups for node in group]
+    await serve_each(nodes)
     await watch.settle("start")
     lab.partition(groups[0], [node for group in groups[1:] for node in group])
     await lab.pass_time(10)
     await watch.settle("a cloud is cut off")
     lab.heal(groups[0], [node for group in groups[1:] for node in group])
-    await watch.settle("it is back")
+    await watch.settle("the cloud is reconnected")
 
 
-# ---------------------------------------------------------------------------------- troubles
+# ---------------------------------------------------------------------------------- faults
 
 
 @_scenario("churn", 12)
 async def churn(lab: Lab, watch: Observer, count: int) -> None:
-    """Ten minutes in which services come and go everywhere, nodes die and come back."""
+    """Ten minutes in which services start and stop on all sites, and nodes crash and restart."""
     nodes = await lab.random_graph(count)
     await serve_each(nodes)
     await watch.settle("start")
@@ -139,7 +140,7 @@ async def churn(lab: Lab, watch: Observer, count: int) -> None:
 
 
 async def churn_for(lab: Lab, nodes: Sequence[LabNode], seconds: float, every_s: float = 2.0) -> None:
-    """Something happens every `every_s` seconds; nodes that were killed are back in the end."""
+    """Start or stop a service or a node about every `every_s` seconds. In the end, all nodes run."""
     end = lab.now + seconds
     while lab.now < end:
         node = nodes[lab.random.randrange(0, len(nodes))]
@@ -160,33 +161,33 @@ async def churn_for(lab: Lab, nodes: Sequence[LabNode], seconds: float, every_s:
 
 @_scenario("rolling-restart", 8)
 async def rolling_restart(lab: Lab, watch: Observer, count: int) -> None:
-    """Twenty instances of one service are restarted one after the other: nobody elsewhere should notice."""
+    """Twenty instances of one service are restarted one after the other, which other sites should not notice."""
     nodes = await lab.ring(count)
     instances = [await nodes[0].serve(Service("svc.rolling")) for _ in range(20)]
     await watch.settle("start")
-    for place, instance in enumerate(instances):
+    for index, instance in enumerate(instances):
         await nodes[0].stop_service(instance)
         await lab.pass_time(2.0)
-        instances[place] = await nodes[0].serve(Service("svc.rolling", version="2"))
+        instances[index] = await nodes[0].serve(Service("svc.rolling", version="2"))
         await lab.pass_time(1.0)
-    await watch.settle("all are restarted")
+    await watch.settle("all instances are restarted")
 
 
 @_scenario("flapping-link", 6)
 async def flapping_link(lab: Lab, watch: Observer, count: int) -> None:
-    """A link of a ring breaks every seven seconds; all stays reachable the other way round."""
+    """One link of a ring breaks every seven seconds. All services stay reachable in the other direction."""
     nodes = await lab.ring(count)
     await serve_each(nodes)
     await watch.settle("start")
     for _ in range(20):
         lab.reset(nodes[0], nodes[1])
         await lab.pass_time(7.0)
-    await watch.settle("the link stays")
+    await watch.settle("the link is stable")
 
 
 @_scenario("partition", 10)
 async def partition(lab: Lab, watch: Observer, count: int) -> None:
-    """A random graph falls in two for a minute, with services coming and going on both sides, and heals."""
+    """A random graph is partitioned for a minute, while services start on both sides, and repaired."""
     nodes = await lab.random_graph(count)
     await serve_each(nodes)
     await watch.settle("start")
@@ -196,12 +197,12 @@ async def partition(lab: Lab, watch: Observer, count: int) -> None:
     await serve_each([left[0], right[0]], 3)
     await lab.pass_time(5)
     lab.heal(left, right)
-    await watch.settle("healed")
+    await watch.settle("the partition is repaired")
 
 
 @_scenario("slow-flap", 8)
 async def slow_flap(lab: Lab, watch: Observer, count: int) -> None:
-    """Two services flap every 5 and every 11 seconds for ten minutes: both are caught, and both come back."""
+    """Two services flap every 5 and 11 seconds for five minutes each. Both are suppressed and later advertised again."""
     nodes = await lab.ring(count)
     await watch.settle("start")
     for period_s, node in ((5.0, nodes[0]), (11.0, nodes[1])):
@@ -212,12 +213,12 @@ async def slow_flap(lab: Lab, watch: Observer, count: int) -> None:
             await lab.pass_time(period_s / 2)
     for node in nodes[:2]:
         await node.serve(Service(f"svc.flapping.{node.name}"))
-    await watch.settle("both stay", 300.0)
+    await watch.settle("both services are stable", 300.0)
 
 
 @_scenario("storm", 50)
 async def storm(lab: Lab, watch: Observer, count: int) -> None:
-    """One service is recycled a thousand times, as fast as it goes."""
+    """One service is stopped and started a thousand times in quick succession."""
     nodes = await lab.random_graph(count)
     await watch.settle("start")
     for _ in range(1_000):
@@ -225,4 +226,4 @@ async def storm(lab: Lab, watch: Observer, count: int) -> None:
         await lab.pass_time(0.3)
         await nodes[0].stop_service(service)
         await lab.pass_time(0.1)
-    await watch.settle("the storm is over", 300.0)
+    await watch.settle("the service is stopped", 300.0)

@@ -1,8 +1,8 @@
-"""Scenarios without Python: a TOML file with a shape, wires and steps.
+"""Scenarios as TOML files: the shape of the network, the conditions of its links, and a list of steps.
 
 nodes = 5
 shape = "ring"                      # line, ring, star, mesh, random
-wires = { delay_s = 0.02, loss = 0.01 }
+links = { delay_s = 0.02, loss = 0.01 }
 
 [[step]]
 do = "serve"                        # serve, stop, kill, start, partition, heal, reset, stall, wait, settle
@@ -11,7 +11,7 @@ service = "greeter"
 
 [[step]]
 do = "settle"
-what = "a greeter comes"
+name = "a greeter starts"
 """
 
 from __future__ import annotations
@@ -40,34 +40,35 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "wait": ("seconds",),
     "settle": (),
 }
-"""What can be done, and what must be said with it."""
+"""The actions of steps, and the keys that each of them requires."""
 
-MOST_STEPS = 10_000
+MAX_STEPS = 10_000
 
 
 def scripted(table: Mapping[str, Any]) -> tuple[Body, int]:
-    """The scenario that a TOML file says, checked before it begins. Raises ConfigError."""
-    unknown = sorted(set(table) - {"shape", "nodes", "wires", "step"})
+    """Return the scenario that a parsed TOML file describes, and its number of nodes.
+
+    Raises ConfigError if the description is invalid. The nodes that steps refer to are checked when the step runs.
+    """
+    unknown = sorted(set(table) - {"shape", "nodes", "links", "step"})
     if unknown:
-        raise ConfigError(
-            f"{unknown[0]:.40}: not a word of scenarios", hint="there are shape, nodes, wires and [[step]]"
-        )
+        raise ConfigError(f"unknown key {unknown[0]!r:.40} in a scenario", hint="use shape, nodes, links and [[step]]")
     shape, count = table.get("shape", "line"), table.get("nodes", 3)
     if shape not in SHAPES:
-        raise ConfigError(f"shape: {shape!r:.40} is none of {', '.join(SHAPES)}")
+        raise ConfigError(f"invalid shape {shape!r:.40}: use one of {', '.join(SHAPES)}")
     if type(count) is not int or count < 1:
-        raise ConfigError("nodes: not a number of nodes")
+        raise ConfigError(f"invalid value of nodes: {count!r:.40} is not a positive integer")
     steps = table.get("step", [])
-    if not isinstance(steps, list) or len(steps) > MOST_STEPS:
-        raise ConfigError(f"step: not a list of at most {MOST_STEPS}")
+    if not isinstance(steps, list) or len(steps) > MAX_STEPS:
+        raise ConfigError(f"invalid value of step: use a list of at most {MAX_STEPS} tables")
     for number, step in enumerate(steps, 1):
         _check(number, step)
-    conditions = _conditions(table.get("wires", {}))
+    conditions = _conditions(table.get("links", {}))
     if not steps:
-        raise ConfigError("a scenario without a [[step]]", hint="docs/lab.md shows one")
+        raise ConfigError("the scenario has no [[step]]", hint="docs/lab.md has an example")
 
     async def body(lab: Lab, watch: Observer, count: int) -> None:
-        lab.wires.usual = conditions
+        lab.links.default_conditions = conditions
         await SHAPES[shape](lab, count)
         for number, step in enumerate(steps, 1):
             await _do(lab, watch, number, step)
@@ -78,32 +79,34 @@ def scripted(table: Mapping[str, Any]) -> tuple[Body, int]:
 def _conditions(table: object) -> Conditions:
     known = {field.name for field in dataclasses.fields(Conditions)}
     if not isinstance(table, dict) or not set(table) <= known:
-        raise ConfigError(f"wires: a table of {', '.join(sorted(known))}")
+        raise ConfigError(f"invalid value of links: use a table with the keys {', '.join(sorted(known))}")
     if not all(type(value) in (int, float) and value >= 0 for value in table.values()):
-        raise ConfigError("wires: numbers, none below 0")
+        raise ConfigError("invalid value of links: all values must be numbers that are not negative")
     return Conditions(**table)
 
 
 def _check(number: int, step: object) -> None:
     if not isinstance(step, dict) or step.get("do") not in STEPS:
-        raise ConfigError(f"step {number}: do is none of {', '.join(STEPS)}")
-    missing = [word for word in STEPS[step["do"]] if word not in step]
+        raise ConfigError(f"step {number} has no valid key 'do': use one of {', '.join(STEPS)}")
+    missing = [key for key in STEPS[step["do"]] if key not in step]
     if missing:
-        raise ConfigError(f"step {number}: {step['do']} needs {', '.join(missing)}")
+        raise ConfigError(f"step {number}: {step['do']} requires {', '.join(missing)}")
     if "seconds" in step and (type(step["seconds"]) not in (int, float) or step["seconds"] < 0):
-        raise ConfigError(f"step {number}: seconds is not a time")
+        raise ConfigError(f"step {number}: seconds must be a number that is not negative")
 
 
 async def _do(lab: Lab, watch: Observer, number: int, step: Mapping[str, Any]) -> None:
     try:
-        node, other = (lab.nodes[step[word]] if word in step else None for word in ("node", "other"))
+        node, other = (lab.nodes[step[key]] if key in step else None for key in ("node", "other"))
     except KeyError as error:
-        raise ConfigError(f"step {number}: there is no node {error.args[0]}", hint=", ".join(lab.nodes)) from None
+        raise ConfigError(
+            f"step {number}: unknown node {error.args[0]}", hint=f"the nodes are {', '.join(lab.nodes)}"
+        ) from None
     match step["do"], node, other:
         case "wait", _, _:
             await lab.pass_time(step["seconds"])
         case "settle", _, _:
-            await watch.settle(str(step.get("what", f"step {number}")), step.get("seconds", 120.0))
+            await watch.settle(str(step.get("name", f"step {number}")), step.get("seconds", 120.0))
         case "serve", found, _ if found is not None:
             await found.serve(Service(step["service"]))
         case "stop", found, _ if found is not None and "service" in step:
@@ -117,5 +120,5 @@ async def _do(lab: Lab, watch: Observer, number: int, step: Mapping[str, Any]) -
             await found.start()
         case "stall", one, another if one is not None and another is not None:
             lab.stall(one, another, step["seconds"])
-        case ("partition" | "heal" | "reset") as word, one, another if one is not None and another is not None:
-            getattr(lab, word)(one, another)
+        case ("partition" | "heal" | "reset") as action, one, another if one is not None and another is not None:
+            getattr(lab, action)(one, another)

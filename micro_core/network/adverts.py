@@ -138,7 +138,7 @@ class Adverts:
             self._counters.add("network_links_lost_at_start")
             return
         self._tasks.start(previous.close())
-        self._router.tell_everything(link.peer)
+        self._router.send_full_table(link.peer)
         self._schedule_measurement(self._clock.now() + INITIAL_MEASURE_S)
 
     def _link_down(self, link: LinkInfo) -> None:
@@ -211,7 +211,7 @@ class Adverts:
             self._writer_lost(peer, self._writers[peer])
             return
         self._counters.add("network_adverts_reopened")
-        self._router.tell_everything(peer)
+        self._router.send_full_table(peer)
 
     # ------------------------------------------------------------------- costs
 

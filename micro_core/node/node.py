@@ -86,7 +86,7 @@ class Node:
         await self._bring_up(self.transport.start, self.transport.close)
         await self._bring_up(self.registry.start, self.registry.close)
         await self._bring_up(self.table.start, self.table.close)
-        self.router.recall()
+        self.router.restore()
         for resolver in self.resolvers:
             await self._bring_up(resolver.start, resolver.close)
         self._listener = await self.transport.listen(self.listen_address, self._accept)

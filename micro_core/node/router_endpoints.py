@@ -18,7 +18,7 @@ from micro_core.node.views import (
     observed_view,
     route_view,
     services_view,
-    way_view,
+    candidate_view,
 )
 from micro_core.routing.router import Router
 from micro_core.rpc.server import Server
@@ -124,11 +124,13 @@ class RouterEndpoints:
         return {"routes": [route_view(route, names, now) for route in wanted]}
 
     async def explain(self, request: ServiceRequest) -> dict[str, Any]:
-        """Every way to a service, the best first, with the link's cost term by term."""
+        """Return every route candidate of a service, best first, with the cost of its link term by term."""
         links, names = {link.peer: link for link in self._links()}, await self._names()
         found = self._router.explain(request.service, self._waiting_us)
-        ways = [way_view(way, names, links.get(way.via), self._router.configured_us(way.via)) for way in found]
-        return {"service": request.service, "node": self._node_name, "ways": ways}
+        candidates = [
+            candidate_view(one, names, links.get(one.via), self._router.configured_us(one.via)) for one in found
+        ]
+        return {"service": request.service, "node": self._node_name, "candidates": candidates}
 
     async def flaps(self) -> dict[str, Any]:
         """What has been flapping: services of this site, which are damped here, and what is seen of other origins."""
@@ -152,9 +154,9 @@ class RouterEndpoints:
         }
 
     async def release(self, request: ServiceRequest) -> dict[str, Any]:
-        """Let out a service of this site that is held back. Raises NotFound."""
-        if not self._router.release(request.service):
-            raise NotFound(f"{request.service} is not held back here", hint="micro network flaps")
+        """End the suppression of a service of this site. Raises NotFound if it has not been flapping."""
+        if not self._router.reuse(request.service):
+            raise NotFound(f"{request.service} is not suppressed by this node", hint="micro network flaps")
         return {"released": request.service}
 
     async def events(self, request: EventsRequest) -> dict[str, Any]:
@@ -176,7 +178,7 @@ class RouterEndpoints:
             wanted = [route for route in routes if request.service in ("", route.service)]
             return [route_view(route, names, self._clock.now()) for route in wanted]
 
-        come, gone, changed = journal.difference(at)
+        added, removed, changed = journal.difference(at)
         table = sorted(journal.table_at(at), key=lambda route: (route.service, route.metric, route.key))
         pairs = [
             {"before": before, "after": after}
@@ -184,4 +186,4 @@ class RouterEndpoints:
                 shown(before for before, _ in changed), shown(after for _, after in changed), strict=True
             )
         ]
-        return {"at": at, "routes": shown(table), "come": shown(come), "gone": shown(gone), "changed": pairs}
+        return {"at": at, "routes": shown(table), "added": shown(added), "removed": shown(removed), "changed": pairs}

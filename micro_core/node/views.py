@@ -12,8 +12,8 @@ from micro_core.contract.names import INTEREST_PREFIX
 from micro_core.contract.table import LOCAL_LINK, Route
 from micro_core.contract.tunnel import LinkInfo
 from micro_core.network.graph import GraphNode
-from micro_core.routing.damping import DampingPolicy, Flapping
-from micro_core.routing.explain import Way
+from micro_core.routing.damping import DampingPolicy, FlapStatus
+from micro_core.routing.explain import RouteCandidate
 from micro_core.routing.journal import Change
 from micro_core.routing.metric import LOSS_PENALTY_US
 
@@ -86,9 +86,13 @@ def route_view(route: Route, names: dict[str, str], now: float) -> dict[str, Any
     }
 
 
-def way_view(way: Way, names: dict[str, str], link: LinkInfo | None, configured_us: int) -> dict[str, Any]:
-    """One way to a service; `link` is the link to its next hop, whose figures its cost is made of, with what is
-    configured for it on top."""
+def candidate_view(
+    candidate: RouteCandidate, names: dict[str, str], link: LinkInfo | None, configured_us: int
+) -> dict[str, Any]:
+    """Return one route candidate of a service.
+
+    `link` is the link to its next hop, None if there is none. `configured_us` is the configured cost of that link.
+    """
     terms = None
     if link is not None:
         terms = {
@@ -98,23 +102,23 @@ def way_view(way: Way, names: dict[str, str], link: LinkInfo | None, configured_
             "configured_us": configured_us,
         }
     return {
-        "standing": way.standing.value,
-        "why": way.why,
-        "router": way.origin,
-        "router_name": names.get(way.origin, ""),
-        "site": way.site,
-        "gateway": way.via,
-        "gateway_name": names.get(way.via, ""),
-        "address": way.address,
-        "path": [names.get(node, node) for node in way.path],
-        "announced_us": way.announced_us,
-        "load_us": way.load_us,
-        "waiting_us": way.waiting_us,
-        "link_us": way.link_us,
+        "status": candidate.status.value,
+        "why": candidate.why,
+        "router": candidate.origin,
+        "router_name": names.get(candidate.origin, ""),
+        "site": candidate.site,
+        "gateway": candidate.via,
+        "gateway_name": names.get(candidate.via, ""),
+        "address": candidate.address,
+        "path": [names.get(node, node) for node in candidate.path],
+        "announced_us": candidate.announced_us,
+        "load_us": candidate.load_us,
+        "waiting_us": candidate.waiting_us,
+        "link_us": candidate.link_us,
         "link_terms": terms,
-        "total_us": way.total_us,
-        "versions": list(way.versions),
-        "stale_for_s": None if way.stale_for_s is None else round(way.stale_for_s, 1),
+        "total_us": candidate.total_us,
+        "versions": list(candidate.versions),
+        "stale_for_s": None if candidate.stale_for_s is None else round(candidate.stale_for_s, 1),
     }
 
 
@@ -134,15 +138,15 @@ def damping_view(policy: DampingPolicy) -> dict[str, Any]:
     }
 
 
-def flap_view(flap: Flapping, policy: DampingPolicy, now: float) -> dict[str, Any]:
+def flap_view(flap: FlapStatus, policy: DampingPolicy, now: float) -> dict[str, Any]:
     """`curve` is the penalty as it will be if nothing more happens, now and every `CURVE_STEP_S`."""
     return {
         "service": flap.service,
         "penalty": round(flap.penalty),
         "losses": flap.losses,
-        "is_held": flap.is_held,
-        "held_for_s": round(flap.held_for_s, 1),
-        "release_in_s": None if flap.release_at is None else round(flap.release_at - now, 1),
+        "is_suppressed": flap.is_suppressed,
+        "suppressed_for_s": round(flap.suppressed_for_s, 1),
+        "reuse_in_s": None if flap.reuse_at is None else round(flap.reuse_at - now, 1),
         "curve_step_s": CURVE_STEP_S,
         "curve": [
             round(flap.penalty * 0.5 ** (step * CURVE_STEP_S / policy.half_life_s)) for step in range(CURVE_STEPS)
@@ -150,8 +154,8 @@ def flap_view(flap: Flapping, policy: DampingPolicy, now: float) -> dict[str, An
     }
 
 
-def observed_view(flap: Flapping) -> dict[str, Any]:
-    """A service of another origin: nothing is held here, so there is nothing to say of that."""
+def observed_view(flap: FlapStatus) -> dict[str, Any]:
+    """Return the penalty of a service of another origin. Only its origin can suppress it."""
     return {"service": flap.service, "penalty": round(flap.penalty), "losses": flap.losses}
 
 

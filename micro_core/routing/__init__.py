@@ -1,1 +1,1 @@
-"""Where the services are: routes learned from the registry and from neighbours, advertised, withdrawn, forgotten."""
+"""Routing: learn where services run from the registry and from neighbours, and advertise it to neighbours."""

@@ -1,14 +1,14 @@
-"""Flap damping, where the flapping begins: at the origin, once for each of its services (shape of RFC 2439).
+"""Flap damping at the origin, once per service of this site (RFC 2439). Pure.
 
-Each time a service of this site is lost altogether its penalty grows; it halves with time. Above `suppress` the service's
-*announcements* are held back until the penalty has decayed to `reuse`; a withdrawal is counted and never held, for bad
-news that waits leads calls into nothing. What goes out on release is whatever is so by then: the damper says when, and
-holds no state of its own about what. History outlives publication.
+Each loss of a service adds a penalty, which decays exponentially. While a service is suppressed, i.e. from the moment
+its penalty reaches `suppress` until it has decayed to `reuse`, its *announcements* are delayed. Withdrawals are counted
+and never delayed, since a delayed withdrawal leads calls to a service that no longer exists. The damper decides only
+when an announcement may be sent. The content is the state of the service at that time.
 
-Release is certain: the penalty is bounded by a ceiling from which it decays to `reuse` within `max_suppress_s`, and a
-service that goes on flapping all that time is let out once, with its history.
+Reuse is guaranteed: the penalty is limited to a ceiling from which it decays to `reuse` within `max_suppress_s`, and a
+service that keeps flapping for that long is announced once and keeps its penalty.
 
-How the constants were chosen: docs/design/002-flap-damping.md. Pure.
+docs/design/002-flap-damping.md explains how the constants were chosen.
 """
 
 from __future__ import annotations
@@ -17,45 +17,46 @@ import math
 from dataclasses import dataclass
 
 FORGET_BELOW = 10.0
-"""A penalty decayed to this is no history any more."""
+"""The history of a service is deleted when its penalty has decayed below this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DampingPolicy:
-    """When to hold announcements back. Penalties have no unit; one loss of a service costs `withdrawal`."""
+    """When announcements are suppressed. Penalties (the figure of merit of RFC 2439) have no unit."""
 
     withdrawal: float = 1_000.0
+    """Penalty for the loss of a service."""
     change: float = 250.0
-    """For a change of what is offered (versions, capacity): it disturbs, and breaks nothing."""
+    """Penalty for a change of the versions or the capacity: it causes messages, but calls still succeed."""
     suppress: float = 4_500.0
-    """Reached by a handful of losses in quick succession, not by three in a minute (RFC 7196 warns of less)."""
+    """Reached by about five losses in quick succession, not by three in a minute (RFC 7196 warns of lower values)."""
     reuse: float = 1_500.0
     half_life_s: float = 60.0
     max_suppress_s: float = 120.0
     dry_run: bool = False
-    """Count and show what would be held, and hold nothing."""
+    """Compute and show penalties, but suppress nothing."""
     max_services: int = 10_000
-    """Histories kept; beyond, the smallest penalty is forgotten."""
+    """Maximum number of histories. When it is exceeded, the history with the smallest penalty is deleted."""
 
     @property
     def ceiling(self) -> float:
-        """RFC 2439 section 4.2: from here the penalty decays to `reuse` in `max_suppress_s`."""
+        """The maximum penalty: it decays to `reuse` in exactly `max_suppress_s` (RFC 2439 section 4.2)."""
         ceiling: float = self.reuse * 2.0 ** (self.max_suppress_s / self.half_life_s)
         return ceiling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flapping:
-    """The history of one service, as it is shown."""
+class FlapStatus:
+    """The damping state of one service at one moment."""
 
     service: str
     penalty: float
     losses: int
-    """Since its history began."""
-    is_held: bool
-    release_at: float | None
-    """Clock seconds at which it is let out, if nothing more happens; None where it is not held."""
-    held_for_s: float
+    """Number of losses since the history began."""
+    is_suppressed: bool
+    reuse_at: float | None
+    """Clock seconds at which the suppression ends if the service does not flap again. None if it is not suppressed."""
+    suppressed_for_s: float
 
 
 @dataclass(slots=True)
@@ -63,83 +64,86 @@ class _History:
     penalty: float
     at: float
     losses: int = 0
-    held_since: float | None = None
-    has_waiting: bool = False
-    """An announcement was asked for and held."""
+    suppressed_since: float | None = None
+    has_pending: bool = False
+    """An announcement was requested during the suppression."""
 
 
 class Damper:
-    """The histories of this router's own services, by name."""
+    """The flap histories of the services of this router, by name."""
 
     def __init__(self, policy: DampingPolicy | None = None) -> None:
         self.policy = policy or DampingPolicy()
         self.forgotten = 0
+        """Number of histories that were deleted because of `max_services`."""
         self._histories: dict[str, _History] = {}
 
-    # -------------------------------------------------------------------- what happens
+    # -------------------------------------------------------------------- events
 
-    def lost(self, service: str, now: float) -> None:
-        """The last instance of `service` went; counted whether or not it was announced at the time."""
+    def record_loss(self, service: str, now: float) -> None:
+        """Add the penalty for the loss of the last instance of `service`, whether or not it was announced."""
         history = self._add(service, self.policy.withdrawal, now)
         history.losses += 1
 
-    def changed(self, service: str, now: float) -> None:
-        """What is offered of `service` has changed."""
+    def record_change(self, service: str, now: float) -> None:
+        """Add the penalty for a change of what is advertised for `service`."""
         self._add(service, self.policy.change, now)
 
     def may_announce(self, service: str, now: float) -> bool:
-        """Whether an announcement may go out now; if not, `due` names the service when it may."""
+        """Return whether `service` may be announced now. If not, `advance` returns its name as soon as it may."""
         history = self._histories.get(service)
         if history is None:
             return True
-        self._release(history, now)
-        if history.held_since is None:
-            history.has_waiting = False
+        self._end_suppression(history, now)
+        if history.suppressed_since is None:
+            history.has_pending = False
             return True
-        history.has_waiting = True
+        history.has_pending = True
         return self.policy.dry_run
 
-    def release(self, service: str) -> bool:
-        """An operator's word: let it out now, with a clean history. False where there is none."""
+    def reuse(self, service: str) -> bool:
+        """Delete the history of `service`, which ends its suppression. Return False if it has no history."""
         return self._histories.pop(service, None) is not None
 
     # --------------------------------------------------------------------------- time
 
     @property
     def wake_at(self) -> float | None:
-        """When `due` is next worth a look."""
-        times = [self._release_at(history) for history in self._histories.values() if history.held_since is not None]
+        """When `advance` must be called next, in clock seconds. None if no service is suppressed."""
+        times = [
+            self._reuse_at(history) for history in self._histories.values() if history.suppressed_since is not None
+        ]
         return min(times, default=None)
 
-    def due(self, now: float) -> list[str]:
-        """The services whose held announcement may go out now, each named once; also forgets old histories."""
-        released = []
+    def advance(self, now: float) -> list[str]:
+        """Return the services whose delayed announcement may be sent now, each once, and delete decayed histories."""
+        reusable = []
         for service, history in [*self._histories.items()]:
-            if self._release(history, now) and history.has_waiting:
-                history.has_waiting = False
-                released.append(service)
-            if history.held_since is None and self._decayed(history, now) < FORGET_BELOW:
+            if self._end_suppression(history, now) and history.has_pending:
+                history.has_pending = False
+                reusable.append(service)
+            if history.suppressed_since is None and self._decayed(history, now) < FORGET_BELOW:
                 del self._histories[service]
-        return released
+        return reusable
 
-    # -------------------------------------------------------------------------- looking
+    # -------------------------------------------------------------------------- queries
 
-    def view(self, now: float) -> list[Flapping]:
-        """Every service with a history, the worst first."""
-        shown = [
-            Flapping(
+    def statuses(self, now: float) -> list[FlapStatus]:
+        """Return the status of every service that has a history, in descending order of the penalty."""
+        found = [
+            FlapStatus(
                 service=service,
                 penalty=self._decayed(history, now),
                 losses=history.losses,
-                is_held=history.held_since is not None and not self.policy.dry_run,
-                release_at=None if history.held_since is None else self._release_at(history),
-                held_for_s=0.0 if history.held_since is None else now - history.held_since,
+                is_suppressed=history.suppressed_since is not None and not self.policy.dry_run,
+                reuse_at=None if history.suppressed_since is None else self._reuse_at(history),
+                suppressed_for_s=0.0 if history.suppressed_since is None else now - history.suppressed_since,
             )
             for service, history in self._histories.items()
         ]
-        return sorted(shown, key=lambda one: (-one.penalty, one.service))
+        return sorted(found, key=lambda status: (-status.penalty, status.service))
 
-    # --------------------------------------------------------------------------- inside
+    # --------------------------------------------------------------------------- internals
 
     def _add(self, service: str, amount: float, now: float) -> _History:
         history = self._histories.get(service)
@@ -148,27 +152,27 @@ class Damper:
             history = self._histories[service] = _History(0.0, now)
         history.penalty = min(self.policy.ceiling, self._decayed(history, now) + amount)
         history.at = now
-        if history.penalty >= self.policy.suppress and history.held_since is None:
-            history.held_since = now
+        if history.penalty >= self.policy.suppress and history.suppressed_since is None:
+            history.suppressed_since = now
         return history
 
     def _decayed(self, history: _History, now: float) -> float:
         penalty: float = history.penalty * 2.0 ** (-max(0.0, now - history.at) / self.policy.half_life_s)
         return penalty
 
-    def _release_at(self, history: _History) -> float:
-        """When the penalty reaches `reuse`, and at the latest `max_suppress_s` after it began to be held."""
-        assert history.held_since is not None
-        latest = history.held_since + self.policy.max_suppress_s
+    def _reuse_at(self, history: _History) -> float:
+        """Return when the penalty reaches `reuse`, at the latest `max_suppress_s` after the suppression began."""
+        assert history.suppressed_since is not None
+        latest = history.suppressed_since + self.policy.max_suppress_s
         if history.penalty <= self.policy.reuse:
             return min(history.at, latest)
         return min(latest, history.at + self.policy.half_life_s * math.log2(history.penalty / self.policy.reuse))
 
-    def _release(self, history: _History, now: float) -> bool:
-        """Let out what may be let out; True when this did."""
-        if history.held_since is None or now < self._release_at(history):
+    def _end_suppression(self, history: _History, now: float) -> bool:
+        """End the suppression if its time has come. Return whether this call ended it."""
+        if history.suppressed_since is None or now < self._reuse_at(history):
             return False
-        history.held_since = None
+        history.suppressed_since = None
         return True
 
     def _make_room(self, now: float) -> None:

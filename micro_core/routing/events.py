@@ -1,4 +1,4 @@
-"""What enters the routing engine and what leaves it. Pure values, one sentence each."""
+"""The inputs (events), outputs (effects) and messages of the routing engine. Pure values."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from dataclasses import dataclass, field
 from micro_core.contract.table import Route, RouteKey
 
 UNREACHABLE_US = 2**31 - 1
-"""A metric that means no way: half an hour of microseconds, the sum stops here."""
+"""The infinite metric, about 36 minutes. Sums of costs stop here, and routes with this metric are not used."""
 
-Version = tuple[int, int]
-"""(incarnation, sequence) of an origin: the later of two is the larger."""
+Seqno = tuple[int, int]
+"""Sequence number of an origin: (incarnation, sequence). The larger of two is the newer one.
+
+RFC 8966 uses a 16-bit number that wraps around. The incarnation makes this one increase across restarts, too.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalInstance:
-    """An instance on this site that provides a service (or wants a topic)."""
+    """An instance on this site that provides a service, or that subscribes to a topic."""
 
     address: str
     version: str = ""
     load_us: int = 0
-    """Waiting that a call may expect there, in quantised microseconds."""
+    """How long a call is expected to wait at this instance, in quantised microseconds."""
 
 
 # --------------------------------------------------------------- messages between routers
@@ -30,9 +33,10 @@ class LocalInstance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announce:
-    """`origin` provides `service`; `path` lists the routers from the origin to the sender, `metric_us` their sum.
+    """The announcement of a route: `origin` provides `service` (an update in RFC 8966).
 
-    `capacity` is the logarithm of the number of instances, so that one of three being restarted is no news.
+    `path` lists the routers from the origin to the sender, and `metric_us` is the cost of that path. `capacity` is the
+    binary logarithm of the number of instances, so that the restart of one of three instances changes nothing.
     """
 
     origin: str
@@ -46,21 +50,22 @@ class Announce:
     metric_us: int
     path: tuple[str, ...]
     load_us: int = 0
-    """The part of the metric with which the origin began: how long calls wait at its instances."""
+    """The part of `metric_us` that the origin added: how long calls wait at its instances."""
 
     @property
-    def at(self) -> Version:
+    def seqno(self) -> Seqno:
+        """The sequence number of the announcement."""
         return (self.incarnation, self.sequence)
 
     _checksum: int = field(default=-1, init=False, compare=False, repr=False)
 
     def checksum(self) -> int:
-        """64 bits of the entry's whole meaning, the same in every process. Made once, though told to many."""
+        """Return a 64-bit hash of all fields, equal in every process. It is computed once and then cached."""
         if self._checksum < 0:
-            object.__setattr__(self, "_checksum", self._summed())
+            object.__setattr__(self, "_checksum", self._compute_checksum())
         return self._checksum
 
-    def _summed(self) -> int:
+    def _compute_checksum(self) -> int:
         parts = (
             f"{self.origin} {self.incarnation} {self.sequence} {self.service} {self.capacity} {self.metric_us} {self.load_us}",
             *self.versions,
@@ -73,7 +78,10 @@ class Announce:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Withdraw:
-    """The sender has no way to `service` at `origin` any more. `is_final` says that the origin itself withdrew it."""
+    """The withdrawal of a route (a retraction in RFC 8966): the sender has no route to `service` at `origin` any more.
+
+    `is_final` is True if the origin itself withdrew the service. Otherwise, other neighbours may still have a route.
+    """
 
     origin: str
     incarnation: int
@@ -82,13 +90,17 @@ class Withdraw:
     is_final: bool = False
 
     @property
-    def at(self) -> Version:
+    def seqno(self) -> Seqno:
+        """The sequence number of the withdrawal."""
         return (self.incarnation, self.sequence)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advert:
-    """Changes, numbered per neighbour. A full table `begins` with one and `ends` with one advert, perhaps the same."""
+    """A numbered list of announcements and withdrawals for one neighbour.
+
+    A full table is sent as one or several adverts. `begins` is True in the first of them, `ends` in the last.
+    """
 
     number: int
     entries: tuple[Announce | Withdraw, ...]
@@ -98,21 +110,21 @@ class Advert:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """All adverts up to `number` were applied."""
+    """The acknowledgement that all adverts up to `number` were applied."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Solicit:
-    """Please send the full table."""
+    """The request to send the full table (a wildcard route request in RFC 8966)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """What the receiver should hold of the sender once advert `number` is applied: how many entries, and their sum.
+    """The number and the checksum of all routes that the sender has advertised to the receiver, up to advert `number`.
 
-    Renews the lease of all of them where it is right; where it is not, the receiver asks for the full table.
+    A digest that matches renews the lease of these routes. After a mismatch, the receiver requests the full table.
     """
 
     number: int
@@ -121,9 +133,12 @@ class Digest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceRequest:
-    """Please have `origin` tell `service` anew, later than (incarnation, sequence): no way left is known to be free
-    of loops (RFC 8966 section 3.8.1). Passed on towards the origin by those who hold nothing later."""
+class SeqnoRequest:
+    """The request that `origin` advertises `service` with a newer sequence number (RFC 8966 section 3.8.1.2).
+
+    A router sends it when none of its routes is feasible. Routers that have no newer route forward it towards the
+    origin.
+    """
 
     origin: str
     service: str
@@ -132,11 +147,12 @@ class SequenceRequest:
     hops_left: int
 
     @property
-    def at(self) -> Version:
+    def seqno(self) -> Seqno:
+        """The sequence number that the requested one must exceed."""
         return (self.incarnation, self.sequence)
 
 
-RoutingMessage = Advert | Ack | Solicit | Digest | SequenceRequest
+RoutingMessage = Advert | Ack | Solicit | Digest | SeqnoRequest
 
 
 # --------------------------------------------------------------------------------- events
@@ -144,14 +160,14 @@ RoutingMessage = Advert | Ack | Solicit | Digest | SequenceRequest
 
 @dataclass(frozen=True, slots=True)
 class LocalServices:
-    """All that the registry holds now: service to (instance id to instance). Replaces what was known."""
+    """The complete content of the registry: service to (instance id to instance). Replaces the previous content."""
 
     services: Mapping[str, Mapping[str, LocalInstance]]
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceUp:
-    """An instance came, or changed its address or version."""
+    """An instance was registered, or its address, version or load changed."""
 
     service: str
     instance_id: str
@@ -160,7 +176,7 @@ class InstanceUp:
 
 @dataclass(frozen=True, slots=True)
 class InstanceDown:
-    """An instance went."""
+    """An instance was removed from the registry."""
 
     service: str
     instance_id: str
@@ -168,7 +184,10 @@ class InstanceDown:
 
 @dataclass(frozen=True, slots=True)
 class NeighbourUp:
-    """A link to a router stands, or was replaced: both sides tell all they know. Policies go by its name and site."""
+    """A link to a router was opened or replaced. Both routers now send their full table.
+
+    `cost_us` is the cost of the link. `name` and `site` of the neighbour select the policy.
+    """
 
     peer: str
     cost_us: int
@@ -178,7 +197,7 @@ class NeighbourUp:
 
 @dataclass(frozen=True, slots=True)
 class NeighbourCost:
-    """The link was measured."""
+    """A new measurement of the cost of the link to a neighbour."""
 
     peer: str
     cost_us: int
@@ -186,14 +205,14 @@ class NeighbourCost:
 
 @dataclass(frozen=True, slots=True)
 class NeighbourDown:
-    """The link is gone, and every route through it."""
+    """The link to a neighbour was closed or lost. All routes through it are removed."""
 
     peer: str
 
 
 @dataclass(frozen=True, slots=True)
 class MessageReceived:
-    """A neighbour said something."""
+    """A neighbour sent a message."""
 
     peer: str
     message: RoutingMessage
@@ -201,12 +220,12 @@ class MessageReceived:
 
 @dataclass(frozen=True, slots=True)
 class WithdrawAll:
-    """This node drains: it advertises nothing any more, and calls find other ways before it is gone."""
+    """This node is draining: withdraw all advertised routes, so that calls use other routes before the node stops."""
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
-    """An operator lets out a service of this site that is held back for flapping."""
+class ReuseService:
+    """An operator ends the suppression of a flapping service of this site."""
 
     service: str
 
@@ -220,7 +239,7 @@ RoutingEvent = (
     | NeighbourDown
     | MessageReceived
     | WithdrawAll
-    | Release
+    | ReuseService
 )
 
 
@@ -236,32 +255,32 @@ class PutRoute:
 
 @dataclass(frozen=True, slots=True)
 class DeleteRoute:
-    """Remove this route from the table."""
+    """Delete this route from the table."""
 
     key: RouteKey
 
 
 @dataclass(frozen=True, slots=True)
 class SendMessage:
-    """Tell a neighbour."""
+    """Send this message to a neighbour."""
 
     peer: str
     message: RoutingMessage
 
 
 @dataclass(frozen=True, slots=True)
-class ToldEverything:
-    """A neighbour's full table has come to its end."""
+class FullTableReceived:
+    """The last advert of a neighbour's full table was applied."""
 
     peer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Something was dropped or refused."""
+    """Add `amount` to the counter `name`."""
 
     name: str
     amount: int = 1
 
 
-Effect = PutRoute | DeleteRoute | SendMessage | ToldEverything | Count
+Effect = PutRoute | DeleteRoute | SendMessage | FullTableReceived | Count

@@ -1,4 +1,4 @@
-"""Why calls to a service go where they go: every way that is known, what it costs, and why it is used or is not. Pure."""
+"""Explain which routes calls to a service use: all candidates, their costs, and why each is used or not. Pure."""
 
 from __future__ import annotations
 
@@ -8,80 +8,86 @@ from dataclasses import dataclass, replace
 
 from micro_core.contract.table import LOCAL_LINK, NETWORK_LINK, Route, RouteKey
 from micro_core.routing.events import UNREACHABLE_US
-from micro_core.routing.lookup import NEARLY_EQUAL, SHARED_UNDER_LOAD, counts_as_near
-from micro_core.routing.rib_entry import Learned
+from micro_core.routing.lookup import NEARLY_EQUAL, SHARED_UNDER_LOAD, is_preferred_local
+from micro_core.routing.rib_entry import RibEntry
 
 
-class Standing(enum.Enum):
-    """What has become of a way."""
+class CandidateStatus(enum.Enum):
+    """Whether and how a route candidate is used."""
 
     BEST = "best"
-    """Calls go this way."""
+    """The best route."""
     SHARES = "shares"
-    """Nearly as good as the best: it gets its share of calls."""
+    """Nearly as good as the best route: it gets a share of the calls."""
     SPARE = "spare"
-    """Usable, and worse: tried when the better ones refuse."""
+    """Usable, but worse: it is tried when better routes refuse a call."""
     INFEASIBLE = "infeasible"
-    """Its neighbour was not nearer to the origin than we were: it might lead back here (RFC 8966 section 3.5.1)."""
+    """Possibly part of a loop: the neighbour was not nearer to the origin than this router (RFC 8966 section 3.5.1)."""
     UNREACHABLE = "unreachable"
-    """Its cost has no number any more."""
-    HELD = "held"
-    """This site offers it and does not tell: it has been flapping."""
+    """Its metric is infinite, or it is stale and there is no link to its gateway."""
+    SUPPRESSED = "suppressed"
+    """A service of this site that is not advertised because it has been flapping."""
     DRAINING = "draining"
-    """This site withdraws everything: the node is stopping."""
+    """A service of this site that is withdrawn because the node is stopping."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """One way to a service. Costs in microseconds."""
+class RouteCandidate:
+    """One route to a service, and whether it is used. Costs are microseconds."""
 
-    standing: Standing
+    status: CandidateStatus
     why: str
+    """The reason for the status, for people."""
     origin: str
     """Node id."""
     site: str
     via: str
-    """Node id of the next hop, empty for an instance of this site."""
+    """Node id of the next hop. Empty for an instance of this site."""
     address: str
     path: tuple[str, ...]
+    """Node ids from the origin to the next hop."""
     announced_us: int
-    """What the neighbour says it costs from there, the load included."""
+    """Metric that the neighbour advertised, including the load."""
     load_us: int = 0
-    """How long calls wait at the instances, as their origin tells it."""
+    """Waiting time at the instances, as advertised by the origin."""
     link_us: int
-    """What the link to the neighbour costs."""
+    """Cost of the link to the neighbour."""
     total_us: int
     key: RouteKey
-    """Of the route it makes in the table."""
+    """Key of the route in the table."""
     versions: tuple[str, ...] = ()
     waiting_us: int = 0
-    """What this router's own calls have just been waiting there; part of the total."""
+    """Waiting time that the calls of this router measured on the route. It is part of the total."""
     stale_for_s: float | None = None
-    """How long a way that was kept from before the node began again is used at most; None for all others, which somebody
-    has told. Of a stale one only the total is known."""
+    """For a stale route: the seconds until its lease expires. Only its total cost is known. None for other routes."""
 
 
-def ways_of(learned: Mapping[str, Learned], link_us: Mapping[str, int]) -> list[Way]:
-    """Every learned way to one service, by origin; the cheapest first, not compared with each other yet."""
+def candidates_of(entries: Mapping[str, RibEntry], link_us: Mapping[str, int]) -> list[RouteCandidate]:
+    """Return all learned routes to one service in the order of their cost. `compare` determines their final status.
+
+    Args:
+        entries: The entries of the service in the routing information base, by origin.
+        link_us: Cost of the link to each neighbour.
+    """
     found = []
-    for origin, known in learned.items():
-        for peer, candidate in known.candidates.items():
+    for origin, entry in entries.items():
+        for peer, candidate in entry.candidates.items():
             announce = candidate.announce
-            standing, why = Standing.SPARE, ""
+            status, why = CandidateStatus.SPARE, ""
             if candidate.metric_us >= UNREACHABLE_US:
-                standing, why = Standing.UNREACHABLE, "its cost has no number any more"
-            elif not known.is_feasible(candidate):
-                version, least_us = known.distance
-                standing = Standing.INFEASIBLE
+                status, why = CandidateStatus.UNREACHABLE, "its metric is infinite"
+            elif not entry.is_feasible(candidate):
+                seqno, min_metric_us = entry.feasibility_distance
+                status = CandidateStatus.INFEASIBLE
                 why = (
-                    "the neighbour tells an older state than one we used already"
-                    if announce.at < version
-                    else f"the neighbour is {announce.metric_us} µs from the origin, and we were {least_us} µs: "
-                    "its way might lead back here"
+                    "the neighbour advertises an older state than this router has already used"
+                    if announce.seqno < seqno
+                    else f"possible loop: the neighbour is {announce.metric_us} µs from the origin, "
+                    f"and this router was only {min_metric_us} µs from it"
                 )
             found.append(
-                Way(
-                    standing=standing,
+                RouteCandidate(
+                    status=status,
                     why=why,
                     origin=origin,
                     site=announce.site,
@@ -96,15 +102,15 @@ def ways_of(learned: Mapping[str, Learned], link_us: Mapping[str, int]) -> list[
                     key=candidate.route(peer).key,
                 )
             )
-    return sorted(found, key=lambda way: (way.total_us, way.origin, way.via))
+    return sorted(found, key=lambda candidate: (candidate.total_us, candidate.origin, candidate.via))
 
 
-def stale_ways(routes: Iterable[Route], serves: Callable[[Route], bool], now: float) -> list[Way]:
-    """The ways of the stale ones among `routes`: spare ones where calls may take them (restart.py)."""
+def stale_candidates(routes: Iterable[Route], is_usable: Callable[[Route], bool], now: float) -> list[RouteCandidate]:
+    """Return the stale routes among `routes` as candidates, with status SPARE if `is_usable` (graceful_restart.py)."""
     return [
-        Way(
-            standing=Standing.SPARE if serves(route) else Standing.UNREACHABLE,
-            why="" if serves(route) else "no link to its gateway stands since the node began again",
+        RouteCandidate(
+            status=CandidateStatus.SPARE if is_usable(route) else CandidateStatus.UNREACHABLE,
+            why="" if is_usable(route) else "no link to its gateway since the node restarted",
             origin=route.router,
             site=route.site,
             via=route.gateway,
@@ -122,35 +128,39 @@ def stale_ways(routes: Iterable[Route], serves: Callable[[Route], bool], now: fl
     ]
 
 
-def compared(ways: list[Way], waiting_us: Callable[[RouteKey], int]) -> list[Way]:
-    """The same, each usable way compared with the best: local ones count before all others, unless calls wait there.
+def compare(candidates: list[RouteCandidate], waiting_us: Callable[[RouteKey], int]) -> list[RouteCandidate]:
+    """Return the candidates, best first, with their final status: usable ones are compared with the best one.
 
-    `waiting_us` is what the proxy sees calls wait along a route: the comparison is the one that calls meet (lookup.py).
+    `waiting_us` returns the waiting time that the proxy measured on a route. The comparison is the same as for calls
+    (lookup.py).
     """
     usable = []
-    for way in ways:
-        if way.standing is Standing.SPARE:
-            seen_us = waiting_us(way.key)
-            usable.append(replace(way, waiting_us=seen_us, total_us=way.total_us + seen_us))
-    usable.sort(key=lambda way: (not _is_near(way), way.total_us, way.origin, way.via))
-    others = [way for way in ways if way.standing is not Standing.SPARE]
+    for candidate in candidates:
+        if candidate.status is CandidateStatus.SPARE:
+            measured_us = waiting_us(candidate.key)
+            usable.append(replace(candidate, waiting_us=measured_us, total_us=candidate.total_us + measured_us))
+    usable.sort(key=lambda one: (not _is_preferred(one), one.total_us, one.origin, one.via))
+    others = [candidate for candidate in candidates if candidate.status is not CandidateStatus.SPARE]
     if not usable:
         return others
     best = usable[0]
-    told = []
-    factor = SHARED_UNDER_LOAD if any(way.waiting_us for way in usable) else NEARLY_EQUAL
-    for way in usable:
-        if way is best:
-            told.append(replace(way, standing=Standing.BEST, why="on this site" if not way.via else "the least cost"))
-        elif _is_near(way) is _is_near(best) and way.total_us <= best.total_us * factor:
-            why = f"{way.total_us - best.total_us} µs more than the best: nearly as good, so it shares"
-            told.append(replace(way, standing=Standing.SHARES, why=why))
-        elif not _is_near(way) and _is_near(best):
-            told.append(replace(way, why="this site has an instance of its own"))
+    compared = []
+    factor = SHARED_UNDER_LOAD if any(candidate.waiting_us for candidate in usable) else NEARLY_EQUAL
+    for candidate in usable:
+        if candidate is best:
+            why = "lowest cost" if candidate.via else "on this site"
+            compared.append(replace(candidate, status=CandidateStatus.BEST, why=why))
+        elif _is_preferred(candidate) is _is_preferred(best) and candidate.total_us <= best.total_us * factor:
+            why = f"{candidate.total_us - best.total_us} µs more than the best route: nearly as good, so it shares the calls"
+            compared.append(replace(candidate, status=CandidateStatus.SHARES, why=why))
+        elif not _is_preferred(candidate) and _is_preferred(best):
+            compared.append(replace(candidate, why="this site has an instance of its own"))
         else:
-            told.append(replace(way, why=f"{way.total_us - best.total_us} µs worse than the best"))
-    return told + others
+            compared.append(
+                replace(candidate, why=f"{candidate.total_us - best.total_us} µs worse than the best route")
+            )
+    return compared + others
 
 
-def _is_near(way: Way) -> bool:
-    return counts_as_near(NETWORK_LINK if way.via else LOCAL_LINK, way.total_us)
+def _is_preferred(candidate: RouteCandidate) -> bool:
+    return is_preferred_local(NETWORK_LINK if candidate.via else LOCAL_LINK, candidate.total_us)

@@ -1,19 +1,24 @@
-"""What is not believed of a neighbour. Pure."""
+"""The import filter: which announcements of a neighbour are rejected. Pure."""
 
 from __future__ import annotations
 
 from micro_core.routing.events import Announce
 from micro_core.routing.neighbour import Neighbour
-from micro_core.routing.rib_entry import Learned
+from micro_core.routing.rib_entry import RibEntry
 from micro_core.wire import limits
 
 
-def refusal_of(
-    announce: Announce, *, router: str, neighbour: Neighbour, learned: Learned | None, incarnation: int
+def rejection_of(
+    announce: Announce, *, router: str, neighbour: Neighbour, entry: RibEntry | None, incarnation: int
 ) -> str:
-    """The counter of the reason for which `router` refuses an announcement, empty where it does not.
+    """Return the counter of the reason for which an announcement is rejected, an empty string if it is accepted.
 
-    `learned` is what is known of the same service at the same origin, `incarnation` the origin's latest life.
+    Args:
+        announce: The announcement.
+        router: Node id of this router.
+        neighbour: The neighbour that sent the announcement.
+        entry: The entry of the same service at the same origin, None if there is none.
+        incarnation: The latest known incarnation of the origin.
     """
     if router in announce.path:
         return "routing_loops_refused"
@@ -23,13 +28,13 @@ def refusal_of(
         return "routing_paths_too_long"
     if announce.incarnation < incarnation:
         return "routing_entries_outdated"
-    if learned is not None and (
-        announce.at < learned.newest or (announce.at == learned.newest and learned.is_withdrawn)
+    if entry is not None and (
+        announce.seqno < entry.newest_seqno or (announce.seqno == entry.newest_seqno and entry.is_withdrawn)
     ):
         return "routing_entries_outdated"
-    if not neighbour.policy.takes(announce):
+    if not neighbour.policy.permits_import(announce):
         return "routing_entries_refused_by_policy"
     key = (announce.origin, announce.service)
-    if key not in neighbour.learned and len(neighbour.learned) >= limits.MAX_ROUTES_PER_NEIGHBOUR:
-        return "routing_routes_over_the_bound"
+    if key not in neighbour.accepted and len(neighbour.accepted) >= limits.MAX_ROUTES_PER_NEIGHBOUR:
+        return "routing_routes_over_limit"
     return ""

@@ -1,4 +1,4 @@
-"""Which of several routes a call takes. Pure: the random source and the outstanding calls are handed in."""
+"""Rank the routes of a service for one call. Pure: the caller provides random numbers and call statistics."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from micro_core.contract.clock import Random
 from micro_core.contract.table import LOCAL_LINK, Route, RouteKey
 
 OVERLOADED_US = 50_000
-"""An instance of this site at which calls wait longer than this is no better for being near."""
+"""Instances of this site are not preferred any more if calls wait there for longer than this."""
 
 NEARLY_EQUAL = 1.25
-"""Routes up to a quarter worse than the best share its calls: measurements are no better than that."""
-
+"""Routes whose cost is up to a quarter above the best one share its calls, since measurements are not more precise."""
 
 SHARED_UNDER_LOAD = 2.5
-"""And where calls are seen to wait, routes up to so many times the best do: the share of each then follows from the calls
-outstanding, instead of all calls jumping from one to the other (docs/design/003-load.md)."""
+"""If calls wait on a route, routes up to this multiple of the best cost share the calls.
+
+The share of each route then follows from its outstanding calls. Otherwise all calls would switch from one route to the
+other at once (docs/design/003-load.md).
+"""
 
 
 def rank(
@@ -27,26 +29,33 @@ def rank(
     waiting_us: Callable[[RouteKey], int],
     random: Random,
 ) -> list[Route]:
-    """The routes to try, best first.
+    """Return the routes to try, best first, without expired ones.
 
-    A route costs its metric, and what this router has just seen calls wait there (`waiting_us`): the load that routers tell each
-    other is seconds old, and all who heard of it would turn round at once. Routes of this site come first, unless
-    calls wait there. Among the routes nearly as good as the best, two are drawn and the one with fewer calls outstanding leads
-    (power of two choices: nobody herds); the rest follow by cost.
+    The cost of a route is its metric plus the waiting time that this router measured on it. The advertised load alone is
+    seconds old, so that all routers would react to it at once. Routes of this site come first, unless calls wait there.
+    Of the routes that are nearly as good as the best one, two are drawn at random, and the one with fewer outstanding
+    calls comes first (power of two choices). The others follow in the order of their cost.
+
+    Args:
+        routes: The routes of one service.
+        now: Clock seconds, for the leases of stale routes.
+        outstanding: Number of calls in progress on a route.
+        waiting_us: Measured waiting time on a route in microseconds.
+        random: Source of random numbers.
     """
     alive = [route for route in routes if route.expires_at is None or route.expires_at > now]
     if len(alive) < 2:
         return alive
     cost_us = {route.key: route.metric + waiting_us(route.key) for route in alive}
 
-    def is_near(route: Route) -> bool:
-        return counts_as_near(route.link, cost_us[route.key])
+    def is_preferred(route: Route) -> bool:
+        return is_preferred_local(route.link, cost_us[route.key])
 
-    alive.sort(key=lambda route: (not is_near(route), cost_us[route.key]))
+    alive.sort(key=lambda route: (not is_preferred(route), cost_us[route.key]))
     best = alive[0]
-    is_calm = all(cost_us[route.key] == route.metric for route in alive)
-    bound = cost_us[best.key] * (NEARLY_EQUAL if is_calm else SHARED_UNDER_LOAD)
-    equal = [route for route in alive if is_near(route) is is_near(best) and cost_us[route.key] <= bound]
+    is_idle = all(cost_us[route.key] == route.metric for route in alive)
+    limit = cost_us[best.key] * (NEARLY_EQUAL if is_idle else SHARED_UNDER_LOAD)
+    equal = [route for route in alive if is_preferred(route) is is_preferred(best) and cost_us[route.key] <= limit]
     if len(equal) < 2:
         return alive
     first, second = _two_of(equal, random)
@@ -55,8 +64,8 @@ def rank(
     return [leader, *alive]
 
 
-def counts_as_near(link: str, cost_us: int) -> bool:
-    """Whether a route is better than all others for being of this site."""
+def is_preferred_local(link: str, cost_us: int) -> bool:
+    """Return whether a route leads to an instance of this site at which calls do not wait too long."""
     return link == LOCAL_LINK and cost_us < OVERLOADED_US
 
 

@@ -1,4 +1,4 @@
-"""What a link costs, in microseconds: additive, never a product, never zero. Pure."""
+"""The cost of links and routes in microseconds. Costs are added up along a path and are never zero. Pure."""
 
 from __future__ import annotations
 
@@ -7,51 +7,61 @@ from dataclasses import dataclass
 from micro_core.routing.events import UNREACHABLE_US
 
 UNMEASURED_RTT_S = 0.010
-"""Assumed until the first ping is answered, a second at most: good enough to be used, not so good as to draw all."""
+"""Assumed until the first ping is answered, which takes a second at most. A new link is usable, but not preferred."""
 
 LOSS_PENALTY_US = 200_000
-"""Cost of certain loss; of 1 % loss, 2 ms: about what a retransmission costs on average at 200 ms."""
+"""Cost of 100 % loss. A loss of 1 % costs 2 ms, about the average cost of retransmission at a round trip of 200 ms."""
 
 MIN_LINK_COST_US = 100
-"""A hop costs something however near it is, so that a shorter path wins among equals."""
+"""Every hop has a cost, so that the shorter of two otherwise equal paths is preferred."""
 
 SIGNIFICANT_CHANGE = 0.25
-"""Changes below a quarter are not worth telling (hysteresis)."""
+"""Relative changes of a cost up to this are not advertised (hysteresis)."""
 
 INTERVALS_BEFORE_CHANGE = 2
-"""A change is believed when it has lasted so many measurements."""
+"""Number of consecutive measurements that must deviate before the advertised cost changes."""
 
 
 def link_cost_us(*, rtt_s: float | None, queue_delay_s: float, loss: float | None, configured_us: int = 0) -> int:
-    """Smoothed round trip + queue delay + loss penalty + what the operator adds, at least `MIN_LINK_COST_US`."""
+    """Return the cost of a link: smoothed round trip + queueing delay + loss penalty + configured cost.
+
+    Args:
+        rtt_s: Smoothed round-trip time in seconds. None if it was not measured yet.
+        queue_delay_s: Queueing delay in seconds.
+        loss: Share of lost packets, 0 to 1. None if it is unknown.
+        configured_us: Cost that the operator adds, in microseconds.
+
+    Returns:
+        Microseconds, at least `MIN_LINK_COST_US` and at most `UNREACHABLE_US`.
+    """
     rtt = UNMEASURED_RTT_S if rtt_s is None else rtt_s
     cost = (rtt + queue_delay_s) * 1e6 + LOSS_PENALTY_US * (loss or 0.0) + configured_us
     return max(MIN_LINK_COST_US, min(UNREACHABLE_US, round(cost)))
 
 
 def add(metric_us: int, cost_us: int) -> int:
-    """The metric one hop further; stops at `UNREACHABLE_US`."""
+    """Return the metric of a route after one more hop with the given cost, at most `UNREACHABLE_US`."""
     return min(UNREACHABLE_US, metric_us + cost_us)
 
 
 @dataclass(slots=True)
 class SteadyCost:
-    """A link's cost as it is advertised: follows the measured one only when it has moved for good."""
+    """The advertised cost of a link. It follows the measured cost only after a lasting, significant change."""
 
     cost_us: int
-    _away: int = 0
+    _deviations: int = 0
     _is_guess: bool = True
-    """Nothing was measured yet: the first figure is better than none, and is taken at once."""
+    """No measurement was made yet. The first one replaces the guess immediately."""
 
-    def measured(self, cost_us: int) -> bool:
-        """Take a measurement; True when the advertised cost changed."""
+    def update(self, cost_us: int) -> bool:
+        """Process a measurement. Return whether the advertised cost changed."""
         was_guess, self._is_guess = self._is_guess, False
         if abs(cost_us - self.cost_us) <= SIGNIFICANT_CHANGE * self.cost_us:
-            self._away = 0
+            self._deviations = 0
             return False
-        self._away += 1
-        if self._away < INTERVALS_BEFORE_CHANGE and not was_guess:
+        self._deviations += 1
+        if self._deviations < INTERVALS_BEFORE_CHANGE and not was_guess:
             return False
-        self._away = 0
+        self._deviations = 0
         self.cost_us = cost_us
         return True

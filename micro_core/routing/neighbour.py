@@ -1,7 +1,7 @@
-"""One neighbour: what it was told, what it has acknowledged, what is to be told next.
+"""The state of one neighbour: what was advertised to it, what it acknowledged, and what it advertised. Pure.
 
-Adverts are numbered, acknowledged in order and sent again until they are; whoever misses one asks for everything. The
-net effect of many changes is told once (coalescing). Pure.
+Adverts are numbered, acknowledged in order, and sent again until they are acknowledged. A neighbour that misses one
+requests the full table. Several changes of a route are advertised as their net effect (coalescing).
 """
 
 from __future__ import annotations
@@ -15,215 +15,224 @@ from micro_core.routing.metric import SteadyCost
 from micro_core.routing.policy import Policy
 from micro_core.wire import limits
 
-RESEND_FIRST_S = 1.0
-RESEND_LAST_S = 8.0
-"""Bounds of the pause before an unacknowledged advert is sent again; it doubles between them."""
+INITIAL_RESEND_S = 1.0
+MAX_RESEND_S = 8.0
+"""Delay before an unacknowledged advert is sent again, in seconds. It doubles from the initial to the maximum value."""
 
 RESYNC_AFTER_TRIES = 5
-"""After so many tries the neighbour gets the full table instead."""
+"""After this number of transmissions of an advert, the full table is sent instead."""
 
-MAX_UNACKNOWLEDGED = 64
-"""Adverts on their way to one neighbour; further changes wait and are merged."""
+MAX_IN_FLIGHT = 64
+"""Maximum number of unacknowledged adverts to one neighbour. Further changes wait and are combined."""
 
 ENTRIES_PER_ADVERT = limits.MAX_EVENTS_PER_ADVERT // 4
 MAX_ENTRIES_BYTES = limits.MAX_ADVERT_BYTES - 1_024
-"""Bounds of one advert sent; long version texts reach the second one first."""
+"""Bounds of a sent advert. Entries with long version texts reach the second one first."""
 
 Key = tuple[str, str]
 """(origin, service)"""
 
-Export = Callable[[Key], Announce | None]
-"""What the neighbour should hold for a key now: None for nothing."""
+ExportFunction = Callable[[Key], Announce | None]
+"""Returns the announcement of a key for the neighbour, None if nothing is to be advertised."""
 
 
 @dataclass(slots=True)
-class _OnTheWay:
+class _InFlight:
     advert: Advert
     sent_at: float
     tries: int = 1
 
     def due_at(self) -> float:
-        return self.sent_at + min(RESEND_LAST_S, RESEND_FIRST_S * 2.0 ** (self.tries - 1))
+        return self.sent_at + min(MAX_RESEND_S, INITIAL_RESEND_S * 2.0 ** (self.tries - 1))
 
 
 @dataclass(slots=True)
 class Neighbour:
-    """State towards one neighbour. Invariant: numbers on the way are consecutive and end at `number`."""
+    """One neighbour. Invariant: the numbers of the adverts in flight are consecutive, and the last one is `number`."""
 
     peer: str
+    """Node id."""
     cost: SteadyCost
+    """Cost of the link, including the cost that the policy adds."""
     number: int
-    """Of the last advert sent."""
+    """Number of the last advert sent."""
     policy: Policy = field(default_factory=Policy)
-    told: dict[Key, Announce] = field(default_factory=dict)
-    """What it holds from us, once all that is on the way has arrived."""
-    dirty: set[Key] = field(default_factory=set)
+    advertised: dict[Key, Announce] = field(default_factory=dict)
+    """The routes that the neighbour has from this router once all adverts in flight have arrived."""
+    scheduled: set[Key] = field(default_factory=set)
+    """The keys that may have changed and are to be advertised at `flush_at`."""
     flush_at: float | None = None
-    expected: int = 0
-    """Number of the next advert from it; 0 until a full table has begun."""
+    next_number: int = 0
+    """Number of the next advert expected from the neighbour, 0 until a full table has begun."""
     confirmed: set[Key] | None = None
-    """During a full table: what it has named so far."""
-    learned: set[Key] = field(default_factory=set)
-    """What we hold from it."""
-    heard: dict[Key, int] = field(default_factory=dict)
-    """Checksums of all it tells us, those that we refused as well: what its digest is about."""
+    """While a full table is received: the routes that it has contained so far."""
+    accepted: set[Key] = field(default_factory=set)
+    """The routes of the neighbour that are in the routing information base."""
+    received: dict[Key, int] = field(default_factory=dict)
+    """Checksums of all routes that the neighbour advertises, including rejected ones: its digest covers both."""
     expires_at: float = 0.0
-    """When all we learned from it dies, unless a digest renews it."""
-    told_sum: int = 0
-    heard_sum: int = 0
+    """Clock seconds at which all routes of the neighbour expire unless a digest renews them."""
+    advertised_checksum: int = 0
+    received_checksum: int = 0
     _solicited_at: int = 0
-    _on_the_way: deque[_OnTheWay] = field(default_factory=deque)
+    """The highest advert number for which the full table was requested, 0 if no request is pending."""
+    _in_flight: deque[_InFlight] = field(default_factory=deque)
     _resend_at: float | None = None
-    """No advert on the way is due before; an acknowledgement may have made it early, which costs one look."""
+    """No advert in flight is due before this. After an acknowledgement, it may be earlier than necessary."""
 
-    # ------------------------------------------------------------------ telling
+    # ------------------------------------------------------------------ sending
 
-    def mark(self, key: Key, when: float) -> None:
-        """`key` may have changed; tell what came of it at `when`, or earlier if something else is due."""
-        self.dirty.add(key)
+    def schedule(self, key: Key, when: float) -> None:
+        """Advertise `key` at `when` (clock seconds) if it has changed by then, or earlier with other changes."""
+        self.scheduled.add(key)
         if self.flush_at is None or when < self.flush_at:
             self.flush_at = when
 
-    def tell_everything(self, keys: Iterable[Key], export: Export, now: float) -> list[Effect]:
-        """Send the full table anew; what was on the way is void."""
-        self.told.clear()
-        self.told_sum = 0
-        self.dirty.clear()
+    def send_full_table(self, keys: Iterable[Key], export: ExportFunction, now: float) -> list[Effect]:
+        """Send the full table. It replaces all adverts in flight."""
+        self.advertised.clear()
+        self.advertised_checksum = 0
+        self.scheduled.clear()
         self.flush_at = None
-        self._on_the_way.clear()
+        self._in_flight.clear()
         self._resend_at = None
         entries: list[Announce | Withdraw] = []
         for key in keys:
             announce = export(key)
             if announce is not None:
-                self._tells(key, announce)
+                self._update_advertised(key, announce)
                 entries.append(announce)
         return self._send(entries, now, is_full=True)
 
-    def flush(self, export: Export, withdrawal: Callable[[Key], Withdraw], now: float) -> list[Effect]:
-        """Tell the net effect of what was marked, if its time has come and there is room."""
-        if self.flush_at is None or now < self.flush_at or len(self._on_the_way) >= MAX_UNACKNOWLEDGED:
+    def flush(self, export: ExportFunction, withdrawal: Callable[[Key], Withdraw], now: float) -> list[Effect]:
+        """Advertise the net effect of the scheduled changes if `flush_at` is reached and adverts may be sent."""
+        if self.flush_at is None or now < self.flush_at or len(self._in_flight) >= MAX_IN_FLIGHT:
             return []
         self.flush_at = None
         entries: list[Announce | Withdraw] = []
-        for key in sorted(self.dirty):
-            wanted, held = export(key), self.told.get(key)
-            if wanted == held:
+        for key in sorted(self.scheduled):
+            wanted, before = export(key), self.advertised.get(key)
+            if wanted == before:
                 continue
-            self._tells(key, wanted)
+            self._update_advertised(key, wanted)
             entries.append(wanted if wanted is not None else withdrawal(key))
-        self.dirty.clear()
+        self.scheduled.clear()
         return self._send(entries, now, is_full=False) if entries else []
 
     def digest(self) -> Digest:
-        """What it should hold of us, when all that is on the way has arrived."""
-        return Digest(self.number, len(self.told), self.told_sum)
+        """Return the digest of what is advertised to the neighbour, including all adverts in flight."""
+        return Digest(self.number, len(self.advertised), self.advertised_checksum)
 
-    def _tells(self, key: Key, wanted: Announce | None) -> None:
-        before = self.told.pop(key, None)
+    def _update_advertised(self, key: Key, wanted: Announce | None) -> None:
+        before = self.advertised.pop(key, None)
         if before is not None:
-            self.told_sum ^= before.checksum()
+            self.advertised_checksum ^= before.checksum()
         if wanted is not None:
-            self.told[key] = wanted
-            self.told_sum ^= wanted.checksum()
+            self.advertised[key] = wanted
+            self.advertised_checksum ^= wanted.checksum()
 
     def acknowledged(self, number: int) -> None:
-        while self._on_the_way and self._on_the_way[0].advert.number <= number:
-            self._on_the_way.popleft()
-        if not self._on_the_way:
+        """Process the acknowledgement of all adverts up to `number`."""
+        while self._in_flight and self._in_flight[0].advert.number <= number:
+            self._in_flight.popleft()
+        if not self._in_flight:
             self._resend_at = None
 
     def resend(self, now: float) -> list[Effect] | None:
-        """Send again what is overdue; None when the neighbour needs the full table."""
+        """Send overdue adverts again. Returns None if the neighbour needs the full table instead."""
         effects: list[Effect] = []
         if self._resend_at is None or now < self._resend_at:
             return effects
-        for entry in self._on_the_way:
+        for entry in self._in_flight:
             if entry.due_at() <= now:
                 if entry.tries >= RESYNC_AFTER_TRIES:
                     return None
                 entry.tries += 1
                 entry.sent_at = now
                 effects.append(SendMessage(self.peer, entry.advert))
-        self._resend_at = min((entry.due_at() for entry in self._on_the_way), default=None)
+        self._resend_at = min((entry.due_at() for entry in self._in_flight), default=None)
         return effects
 
     def wake_at(self) -> float | None:
-        if self.flush_at is None or len(self._on_the_way) >= MAX_UNACKNOWLEDGED:
+        """Return when `resend` or `flush` must be called next, in clock seconds. None if nothing is pending."""
+        if self.flush_at is None or len(self._in_flight) >= MAX_IN_FLIGHT:
             return self._resend_at
         return self.flush_at if self._resend_at is None else min(self.flush_at, self._resend_at)
 
     def _send(self, entries: list[Announce | Withdraw], now: float, *, is_full: bool) -> list[Effect]:
         chunks = _chunks(entries)
         effects: list[Effect] = []
-        for place, chunk in enumerate(chunks):
+        for index, chunk in enumerate(chunks):
             self.number += 1
             advert = Advert(
                 number=self.number,
                 entries=tuple(chunk),
-                begins=is_full and place == 0,
-                ends=is_full and place == len(chunks) - 1,
+                begins=is_full and index == 0,
+                ends=is_full and index == len(chunks) - 1,
             )
-            self._on_the_way.append(_OnTheWay(advert, now))
+            self._in_flight.append(_InFlight(advert, now))
             if self._resend_at is None:
-                self._resend_at = now + RESEND_FIRST_S
+                self._resend_at = now + INITIAL_RESEND_S
             effects.append(SendMessage(self.peer, advert))
         return effects
 
-    # ---------------------------------------------------------------- listening
+    # ---------------------------------------------------------------- receiving
 
-    def hears(self, key: Key, checksum: int) -> None:
-        """It told an entry with this checksum; 0 for a withdrawal."""
-        self.heard_sum ^= self.heard.pop(key, 0) ^ checksum
+    def record_received(self, key: Key, checksum: int) -> None:
+        """Record that the neighbour advertised an entry with this checksum. A withdrawal has the checksum 0."""
+        self.received_checksum ^= self.received.pop(key, 0) ^ checksum
         if checksum:
-            self.heard[key] = checksum
+            self.received[key] = checksum
 
-    def forget_heard(self) -> None:
-        """What it told does not count any more: its next digest differs, unless it holds nothing."""
-        self.heard.clear()
-        self.heard_sum = 0
+    def forget_received(self) -> None:
+        """Delete the record of what the neighbour advertised. Its next digest then differs, unless it is empty."""
+        self.received.clear()
+        self.received_checksum = 0
 
-    def agrees(self, digest: Digest) -> bool | None:
-        """Whether we hold what it believes us to; None while adverts are on the way, so that nobody can tell."""
-        if self.expected == 0 or digest.number != self.expected - 1 or self.confirmed is not None:
+    def matches(self, digest: Digest) -> bool | None:
+        """Compare a digest with the record of received routes. Returns None while adverts are in flight."""
+        if self.next_number == 0 or digest.number != self.next_number - 1 or self.confirmed is not None:
             return None
-        return (digest.count, digest.checksum) == (len(self.heard), self.heard_sum)
+        return (digest.count, digest.checksum) == (len(self.received), self.received_checksum)
 
-    def accepts(self, advert: Advert) -> tuple[bool, list[Effect]]:
-        """Whether `advert` is next in order, and what to answer. A full table that begins is next unless it is old."""
-        if advert.begins and advert.number >= self.expected:
-            self.expected, self._solicited_at = advert.number, 0
+    def check_order(self, advert: Advert) -> tuple[bool, list[Effect]]:
+        """Check the number of an advert. Returns whether the advert is to be applied, and the response.
+
+        The first advert of a full table is always applied unless it is older than the last one applied.
+        """
+        if advert.begins and advert.number >= self.next_number:
+            self.next_number, self._solicited_at = advert.number, 0
             self.confirmed = set()
-            self.forget_heard()
-        if self.expected == 0 or advert.number > self.expected:
-            # Something was lost on the way, or we have just come up: nothing can be built on this. Ask once, and
-            # again when the neighbour repeats itself, which shows that the question was lost.
-            is_repeated = advert.number <= self._solicited_at
+            self.forget_received()
+        if self.next_number == 0 or advert.number > self.next_number:
+            # An advert was lost, or the link is new: this advert cannot be applied. Request the full table once, and
+            # again when the neighbour resends an advert, which shows that the request was lost.
+            is_resent = advert.number <= self._solicited_at
             is_first, self._solicited_at = self._solicited_at == 0, max(self._solicited_at, advert.number)
-            return False, [SendMessage(self.peer, Solicit())] if is_first or is_repeated else []
-        answer: list[Effect] = [SendMessage(self.peer, Ack(max(advert.number, self.expected - 1)))]
-        if advert.number < self.expected:
-            return False, answer
-        self.expected += 1
-        return True, answer
+            return False, [SendMessage(self.peer, Solicit())] if is_first or is_resent else []
+        response: list[Effect] = [SendMessage(self.peer, Ack(max(advert.number, self.next_number - 1)))]
+        if advert.number < self.next_number:
+            return False, response
+        self.next_number += 1
+        return True, response
 
 
 def _chunks(entries: list[Announce | Withdraw]) -> list[list[Announce | Withdraw]]:
-    """`entries` in order, in pieces that the neighbour takes; one empty piece for none."""
+    """Split `entries` into lists that fit into one advert each. Returns one empty list if there are no entries."""
     chunks: list[list[Announce | Withdraw]] = [[]]
     size = 0
     for entry in entries:
-        most = _most_bytes(entry)
-        if chunks[-1] and (len(chunks[-1]) >= ENTRIES_PER_ADVERT or size + most > MAX_ENTRIES_BYTES):
+        max_bytes = _max_encoded_bytes(entry)
+        if chunks[-1] and (len(chunks[-1]) >= ENTRIES_PER_ADVERT or size + max_bytes > MAX_ENTRIES_BYTES):
             chunks.append([])
             size = 0
         chunks[-1].append(entry)
-        size += most
+        size += max_bytes
     return chunks
 
 
-def _most_bytes(entry: Announce | Withdraw) -> int:
-    """A bound of the entry's encoded size: four bytes a character of texts, one of ids."""
+def _max_encoded_bytes(entry: Announce | Withdraw) -> int:
+    """Return an upper bound of the encoded size: four bytes per character of texts, one per character of ids."""
     if isinstance(entry, Withdraw):
         return 128 + len(entry.service)
     texts = sum(map(len, entry.versions)) + len(entry.site) + len(entry.network)

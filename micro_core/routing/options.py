@@ -1,4 +1,4 @@
-"""What may be chosen of the engine. Pure."""
+"""The options of the routing engine. Pure."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from micro_core.routing.policy import Rule
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
-    """Times of the engine, in seconds."""
+    """Timing, policies and damping of the engine. Times are seconds."""
 
     lease_s: float = 90.0
-    """How long ways stand without a digest of the neighbour they lead through; three are sent in that time."""
+    """How long routes of a neighbour stay valid without a matching digest. Three digests are sent in this time."""
 
     coalesce_s: float = 0.5
-    """Changes within this time are told together; jittered down to half."""
+    """Changes within this time are combined and advertised together. The delay is random, at least half of this."""
 
     relay_s: float = 0.04
-    """How long a word of its origin waits at those that pass it on; jittered down to half."""
+    """Delay before a change at another origin is advertised to neighbours. It is random, at least half of this."""
 
     policies: tuple[Rule, ...] = ()
-    """What which neighbour is told and believed (policy.py)."""
+    """Which routes are advertised to which neighbour, and which of its routes are accepted (policy.py)."""
 
     damping: DampingPolicy = field(default_factory=DampingPolicy)

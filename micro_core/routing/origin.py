@@ -1,7 +1,7 @@
-"""What this site provides, aggregated: a service is advertised, its instances are not.
+"""The services of this site as this router advertises them. Pure.
 
-An announcement tells the versions and the logarithm of the number of instances, so that one of three being
-restarted changes nothing. Pure.
+Services are advertised, their instances are not. An announcement contains the versions and the binary logarithm of the
+number of instances, so that the restart of one of three instances changes nothing.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from dataclasses import dataclass, field, replace
 from micro_core.contract.table import ANY_SERVICE, LOCAL_LINK, Route
 from micro_core.routing.damping import Damper
 from micro_core.routing.events import Announce, DeleteRoute, LocalInstance, PutRoute
-from micro_core.routing.explain import Standing, Way
+from micro_core.routing.explain import CandidateStatus, RouteCandidate
 from micro_core.routing.messages import MAX_VERSIONS
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What is told of a service."""
+    """The properties of a service that are advertised."""
 
     versions: tuple[str, ...]
     capacity: int
     load_us: int = 0
-    """Mean waiting at the instances: what a call costs here before it has gone anywhere."""
+    """Mean waiting time at the instances in microseconds: the metric at the origin."""
 
 
 def offer_of(instances: Mapping[str, LocalInstance]) -> Offer | None:
-    """The offer of a set of instances; None for none."""
+    """Aggregate the instances of a service. Returns None if there are no instances."""
     if not instances:
         return None
     versions = sorted({instance.version for instance in instances.values() if instance.version})
@@ -37,7 +37,7 @@ def offer_of(instances: Mapping[str, LocalInstance]) -> Offer | None:
 
 @dataclass(slots=True)
 class OwnService:
-    """A service of this site, with the offer that was last given out and its sequence."""
+    """A service of this site, with the offer that was advertised last and its sequence number."""
 
     instances: dict[str, LocalInstance] = field(default_factory=dict)
     offer: Offer | None = None
@@ -46,92 +46,97 @@ class OwnService:
 
 @dataclass(slots=True)
 class Origin:
-    """The origin's side of this router: one sequence for all its services, never restarted in one incarnation."""
+    """The services of which this router is the origin.
+
+    All services share one sequence number, which only increases within an incarnation.
+    """
 
     router: str
     network: str
     site: str
     incarnation: int
     services: dict[str, OwnService] = field(default_factory=dict)
-    is_withdrawn: bool = False
+    is_draining: bool = False
+    """Nothing is advertised any more."""
     damper: Damper = field(default_factory=Damper)
     _sequence: int = 0
 
     def put(self, service: str, instance_id: str, instance: LocalInstance) -> list[PutRoute | DeleteRoute] | None:
-        """Add or replace an instance; what becomes of the table, None when it stood just so."""
+        """Add or replace an instance. Returns the changes of the table, None if the instance is unchanged."""
         own = self.services.setdefault(service, OwnService())
         before = own.instances.get(instance_id)
         if before == instance:
             return None
         own.instances[instance_id] = instance
         if service == ANY_SERVICE:
-            # To others a way to everything; here it would lead nowhere.
+            # The default route is advertised to neighbours. In the own table it would lead nowhere.
             return []
         changes: list[PutRoute | DeleteRoute] = []
         if before is not None and before.address != instance.address:
-            changes += self._gone(service, before)
+            changes += self._address_removed(service, before)
         return [*changes, PutRoute(self.route(service, instance))]
 
     def remove(self, service: str, instance_id: str, now: float) -> list[PutRoute | DeleteRoute] | None:
-        """Remove an instance; what becomes of the table, None when it was not known."""
+        """Remove an instance. Returns the changes of the table, None if the instance is unknown."""
         own = self.services.get(service)
         instance = own.instances.pop(instance_id, None) if own is not None else None
         if own is None or instance is None:
             return None
         if not own.instances:
-            self.damper.lost(service, now)
-        return self._gone(service, instance)
+            self.damper.record_loss(service, now)
+        return self._address_removed(service, instance)
 
     def sequence_of(self, service: str) -> int:
-        """Of what was given out last."""
+        """Return the sequence number of the last change of a known service."""
         return self.services[service].sequence
 
-    def _gone(self, service: str, instance: LocalInstance) -> list[PutRoute | DeleteRoute]:
+    def _address_removed(self, service: str, instance: LocalInstance) -> list[PutRoute | DeleteRoute]:
         others = self.services[service].instances.values()
         if service == ANY_SERVICE or any(other.address == instance.address for other in others):
             return []
         return [DeleteRoute(self.route(service, instance).key)]
 
-    def wanted(self, service: str) -> Offer | None:
-        """What the instances of a known service amount to now."""
-        return None if self.is_withdrawn else offer_of(self.services[service].instances)
+    def current_offer(self, service: str) -> Offer | None:
+        """Return the offer of a known service as it should be advertised now. None means a withdrawal."""
+        return None if self.is_draining else offer_of(self.services[service].instances)
 
     def is_withdrawal_due(self, service: str) -> bool:
-        """Something was offered, and nothing is left: this waits for nobody."""
-        return self.services[service].offer is not None and self.wanted(service) is None
+        """Return whether the service was advertised and has no instance any more. This is advertised immediately."""
+        return self.services[service].offer is not None and self.current_offer(service) is None
 
-    def renew(self, service: str, now: float) -> bool:
-        """Give out what is wanted, with a new sequence, where it differs from what was given out.
+    def refresh(self, service: str, now: float) -> bool:
+        """Assign a new sequence number to a service if its current offer differs from the advertised one.
 
-        False where it has to wait: good news of a service that has been flapping is held back, bad news never.
+        Returns False if the new offer is suppressed because the service has been flapping. Withdrawals are never
+        suppressed.
         """
         own = self.services.get(service)
-        offer = self.wanted(service) if own is not None else None
+        offer = self.current_offer(service) if own is not None else None
         if own is None or offer == own.offer:
             return True
         if offer is not None:
             if not self.damper.may_announce(service, now):
                 return False
             if own.offer is not None and (own.offer.versions, own.offer.capacity) != (offer.versions, offer.capacity):
-                self.damper.changed(service, now)
+                self.damper.record_change(service, now)
         self._sequence += 1
         own.offer, own.sequence = offer, self._sequence
         return True
 
-    def renew_sequence(self, service: str) -> None:
-        """Tell the same offer with a later sequence: somebody has lost every way that is surely free of loops."""
+    def increment_sequence(self, service: str) -> None:
+        """Assign a new sequence number to an unchanged, known service: another router requested it."""
         own = self.services[service]
         self._sequence += 1
         own.sequence = self._sequence
 
-    def forget_past(self, told: Collection[tuple[str, str]]) -> None:
-        """Services that are neither here nor told of to anybody: names that were offered once are not kept."""
+    def forget_removed(self, advertised: Collection[tuple[str, str]]) -> None:
+        """Delete the services that have no instances and that are not in `advertised` (origin, service)."""
         for service, own in [*self.services.items()]:
-            if not own.instances and own.offer is None and (self.router, service) not in told:
+            if not own.instances and own.offer is None and (self.router, service) not in advertised:
                 del self.services[service]
 
-    def announce(self, service: str) -> Announce | None:
-        """The service as it is offered now; None where it is not."""
+    def announcement(self, service: str) -> Announce | None:
+        """Return the announcement of a service, None if it is not advertised."""
         own = self.services.get(service)
         if own is None or own.offer is None:
             return None
@@ -149,15 +154,19 @@ class Origin:
             load_us=own.offer.load_us,
         )
 
-    def ways(self, service: str, now: float) -> list[Way]:
-        """This site's instances of a service, as ways; and what neighbours are told of them."""
+    def candidates(self, service: str, now: float) -> list[RouteCandidate]:
+        """Return the instances of a service on this site as route candidates.
+
+        If the service is not advertised because it is suppressed or the node is draining, an additional candidate
+        without an address says so.
+        """
         own = self.services.get(service)
         if own is None:
             return []
-        held = [flap for flap in self.damper.view(now) if flap.service == service and flap.is_held]
+        suppressed = [flap for flap in self.damper.statuses(now) if flap.service == service and flap.is_suppressed]
         found = [
-            Way(
-                standing=Standing.SPARE,
+            RouteCandidate(
+                status=CandidateStatus.SPARE,
                 why="",
                 origin=self.router,
                 site=self.site,
@@ -173,18 +182,19 @@ class Origin:
             )
             for instance in own.instances.values()
         ]
-        note = ""
-        if self.is_withdrawn:
-            standing, note = Standing.DRAINING, "the node is stopping: neighbours are told that nothing is here"
-        elif held and own.offer is None and own.instances:
-            until_s = (held[0].release_at or now) - now
-            standing, note = Standing.HELD, f"it has been flapping: neighbours hear of it in {until_s:.0f} s"
-        if note and found:
-            found.append(replace(found[0], standing=standing, why=note, address=""))
+        why = ""
+        if self.is_draining:
+            status, why = CandidateStatus.DRAINING, "the node is stopping: the service is withdrawn from neighbours"
+        elif suppressed and own.offer is None and own.instances:
+            reuse_in_s = (suppressed[0].reuse_at or now) - now
+            status = CandidateStatus.SUPPRESSED
+            why = f"the service has been flapping: it is advertised to neighbours again in {reuse_in_s:.0f} s"
+        if why and found:
+            found.append(replace(found[0], status=status, why=why, address=""))
         return found
 
     def route(self, service: str, instance: LocalInstance) -> Route:
-        """The route to an instance of this site."""
+        """Return the route to an instance of this site."""
         return Route(
             service=service,
             address=instance.address,

@@ -1,12 +1,12 @@
-"""What is told to a neighbour and believed of it: rules by the neighbour's name or site. Pure.
+"""Policies: which routes are advertised to a neighbour and which are accepted from it, by its name or site. Pure.
 
     site=us: export=local services=go.micro.srv.*,!go.micro.srv.internal cost=5000
     name=edge-*: export=best import=none
     *: export=all
 
-The first rule that fits a neighbour counts; without any, everything is told and believed. `services` and `sites` restrict what is
-told, `import-services` and `import-sites` what is believed: names or patterns, a `!` before what is left out. `cost` is added to
-the link, in microseconds.
+The first rule that matches a neighbour applies. Without rules, all routes are advertised and accepted. `services` and
+`sites` restrict the advertised routes, `import-services` and `import-sites` the accepted ones. Their values are names or
+patterns, and `!` excludes a pattern. `cost` is added to the cost of the link, in microseconds.
 """
 
 from __future__ import annotations
@@ -20,42 +20,48 @@ from micro_core.contract.errors import ConfigError
 from micro_core.routing.events import Announce
 
 MAX_COST_US = 60_000_000
+"""Maximum configured cost: one minute."""
 
 
-class Export(enum.Enum):
-    """How much is told."""
+class ExportScope(enum.Enum):
+    """Which routes are advertised to a neighbour."""
 
     ALL = "all"
-    """The best way to every service at every origin."""
+    """The best route to every service at every origin."""
     BEST = "best"
-    """Of each service only the best origin."""
+    """Only the route to the best origin of each service."""
     LOCAL = "local"
-    """This site's own services: nobody travels through here."""
+    """Only the services of this site: no traffic is forwarded for the neighbour."""
     NONE = "none"
+    """No routes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What one neighbour is told and believed."""
+    """The export and import rules for one neighbour."""
 
-    export: Export = Export.ALL
-    believes: bool = True
+    export: ExportScope = ExportScope.ALL
+    is_import_allowed: bool = True
     services: tuple[str, ...] = ()
     sites: tuple[str, ...] = ()
     import_services: tuple[str, ...] = ()
     import_sites: tuple[str, ...] = ()
     cost_us: int = 0
+    """Added to the cost of the link."""
 
-    def tells(self, announce: Announce, *, is_own: bool) -> bool:
-        """Whether the neighbour may hear this; which of several origins is best is not asked here."""
-        if self.export is Export.NONE or (self.export is Export.LOCAL and not is_own):
+    def permits_export(self, announce: Announce, *, is_own: bool) -> bool:
+        """Return whether the route may be advertised to the neighbour.
+
+        `is_own` says whether this router is the origin. For `ExportScope.BEST`, the caller must compare the origins.
+        """
+        if self.export is ExportScope.NONE or (self.export is ExportScope.LOCAL and not is_own):
             return False
         return _passes(announce.service, self.services) and _passes(announce.site, self.sites)
 
-    def takes(self, announce: Announce) -> bool:
-        """Whether the neighbour is believed about this."""
+    def permits_import(self, announce: Announce) -> bool:
+        """Return whether the route may be accepted from the neighbour."""
         return (
-            self.believes
+            self.is_import_allowed
             and _passes(announce.service, self.import_services)
             and _passes(announce.site, self.import_sites)
         )
@@ -63,73 +69,85 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A policy, and whom it is for."""
+    """A policy, and patterns of the names and sites of the neighbours to which it applies."""
 
     name: str = "*"
     site: str = "*"
     policy: Policy
 
-    def fits(self, name: str, site: str) -> bool:
+    def matches(self, name: str, site: str) -> bool:
+        """Return whether the rule applies to a neighbour with this name and site."""
         return fnmatch.fnmatchcase(name, self.name) and fnmatch.fnmatchcase(site, self.site)
 
 
 def policy_for(rules: Sequence[Rule], name: str, site: str) -> Policy:
-    """The policy of the first rule that fits."""
-    return next((rule.policy for rule in rules if rule.fits(name, site)), Policy())
+    """Return the policy of the first rule that matches the neighbour, or the default policy."""
+    return next((rule.policy for rule in rules if rule.matches(name, site)), Policy())
 
 
 def parse(text: str) -> Rule:
-    """A rule as it is written in settings. Raises ConfigError."""
-    whom, separator, what = text.partition(":")
+    """Parse a rule of the setting `node.policies`, e.g. "site=us: export=local".
+
+    Raises ConfigError if the text is not a valid rule.
+    """
+    selector_text, separator, policy_text = text.partition(":")
     if not separator:
-        raise ConfigError(f"the policy {text!r:.80} has no colon", hint="as in site=us: export=local")
-    selectors = {} if whom.strip() == "*" else _words(whom, ("name", "site"), text)
-    said = _words(what, ("export", "import", "services", "sites", "import-services", "import-sites", "cost"), text)
+        raise ConfigError(f"policy {text!r:.80} has no colon", hint="write for example 'site=us: export=local'")
+    selectors = {} if selector_text.strip() == "*" else _assignments(selector_text, ("name", "site"), text)
+    values = _assignments(
+        policy_text, ("export", "import", "services", "sites", "import-services", "import-sites", "cost"), text
+    )
     try:
-        export = Export(said.get("export", "all"))
+        export = ExportScope(values.get("export", "all"))
     except ValueError:
-        raise ConfigError(f"export: {said['export']!r:.40} is none of all, best, local, none") from None
-    if said.get("import", "all") not in ("all", "none"):
-        raise ConfigError(f"import: {said['import']!r:.40} is neither all nor none")
-    cost = said.get("cost", "0")
+        raise ConfigError(
+            f"invalid export {values['export']!r:.40} in a policy: use all, best, local or none"
+        ) from None
+    if values.get("import", "all") not in ("all", "none"):
+        raise ConfigError(f"invalid import {values['import']!r:.40} in a policy: use all or none")
+    cost = values.get("cost", "0")
     if not cost.isascii() or not cost.isdigit() or int(cost) > MAX_COST_US:
-        raise ConfigError(f"cost: {cost!r:.40} is no number of microseconds up to {MAX_COST_US}")
+        raise ConfigError(f"invalid cost {cost!r:.40} in a policy: use microseconds from 0 to {MAX_COST_US}")
     return Rule(
         name=selectors.get("name", "*"),
         site=selectors.get("site", "*"),
         policy=Policy(
             export=export,
-            believes=said.get("import", "all") == "all",
-            services=_patterns(said.get("services", "")),
-            sites=_patterns(said.get("sites", "")),
-            import_services=_patterns(said.get("import-services", "")),
-            import_sites=_patterns(said.get("import-sites", "")),
+            is_import_allowed=values.get("import", "all") == "all",
+            services=_patterns(values.get("services", "")),
+            sites=_patterns(values.get("sites", "")),
+            import_services=_patterns(values.get("import-services", "")),
+            import_sites=_patterns(values.get("import-sites", "")),
             cost_us=int(cost),
         ),
     )
 
 
-def _words(text: str, known: Sequence[str], rule: str) -> dict[str, str]:
+def _assignments(text: str, known_keys: Sequence[str], rule: str) -> dict[str, str]:
     found = {}
-    for word in text.split():
-        key, separator, value = word.partition("=")
-        if not separator or key not in known or not value:
+    for assignment in text.split():
+        key, separator, value = assignment.partition("=")
+        if not separator or key not in known_keys or not value:
             raise ConfigError(
-                f"{word!r:.60} in the policy {rule!r:.80} is not understood", hint=f"one of {', '.join(known)}"
+                f"invalid item {assignment!r:.60} in the policy {rule!r:.80}",
+                hint=f"use KEY=VALUE with one of the keys {', '.join(known_keys)}",
             )
         found[key] = value
     return found
 
 
 def _patterns(text: str) -> tuple[str, ...]:
-    return tuple(word for word in text.split(",") if word)
+    return tuple(pattern for pattern in text.split(",") if pattern)
 
 
 def _passes(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether `name` fits one of the patterns and none of those with a `!`; where there are only such, all others pass."""
+    """Return whether `name` matches an including pattern and no excluding one (`!`).
+
+    If there are no including patterns, every name that is not excluded passes.
+    """
     if not patterns:
         return True
-    wanted = [pattern for pattern in patterns if not pattern.startswith("!")]
+    included = [pattern for pattern in patterns if not pattern.startswith("!")]
     if any(fnmatch.fnmatchcase(name, pattern[1:]) for pattern in patterns if pattern.startswith("!")):
         return False
-    return not wanted or any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
+    return not included or any(fnmatch.fnmatchcase(name, pattern) for pattern in included)

@@ -1,32 +1,33 @@
-"""What neighbours say of one origin's service: candidates, the best of them, or a tombstone. Pure."""
+"""An entry of the routing information base: the candidate routes to one service at one origin. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from micro_core.contract.table import NETWORK_LINK, Route
-from micro_core.routing.events import UNREACHABLE_US, Announce, DeleteRoute, PutRoute, Version
+from micro_core.routing.events import UNREACHABLE_US, Announce, DeleteRoute, PutRoute, Seqno
 from micro_core.routing.metric import SIGNIFICANT_CHANGE, add
 
 TOMBSTONE_S = 120.0
-"""How long a withdrawal is remembered: far longer than any advert can be on its way."""
+"""How long an entry without candidates is kept, in seconds. No advert is in flight for that long."""
 
 
 @dataclass(slots=True)
 class Candidate:
-    """A way through one neighbour."""
+    """A route that one neighbour advertises."""
 
     announce: Announce
     metric_us: int
+    """Metric of the announcement plus the cost of the link to the neighbour."""
     _route: Route | None = None
 
     def route(self, peer: str) -> Route:
-        """The route through `peer`; the same object until the metric is another."""
-        made = self._route
-        if made is not None and made.metric == self.metric_us:
-            return made
+        """Return the route through the neighbour `peer`. It is the same object until the metric changes."""
+        cached = self._route
+        if cached is not None and cached.metric == self.metric_us:
+            return cached
         announce = self.announce
-        self._route = made = Route(
+        self._route = route = Route(
             service=announce.service,
             address="",
             gateway=peer,
@@ -38,45 +39,47 @@ class Candidate:
             version=",".join(announce.versions),
             hops=len(announce.path),
         )
-        return made
+        return route
 
 
 @dataclass(slots=True)
-class Learned:
-    """All ways to (origin, service).
+class RibEntry:
+    """All candidate routes to one (origin, service), and the selected one.
 
-    A way is *feasible* where its neighbour is nearer to the origin than this router has ever been since the origin's
-    last word (RFC 8966 section 3.5.1): then the neighbour's own way cannot lead through here, whatever changes are
-    still under way. Only feasible ways are used, told on and put into the table.
+    A candidate is *feasible* if its neighbour is nearer to the origin than this router has ever been with the current
+    sequence number of the origin (RFC 8966 section 3.5.1). Then the route of the neighbour cannot lead through this
+    router, even while changes are still propagating. Only feasible candidates are used for calls, installed in the
+    table, and advertised.
     """
 
     candidates: dict[str, Candidate] = field(default_factory=dict)
-    newest: Version = (0, 0)
+    """By neighbour."""
+    newest_seqno: Seqno = (0, 0)
     is_withdrawn: bool = False
-    """The origin itself withdrew, with the version `newest`: a tombstone."""
+    """The origin itself withdrew the service with the sequence number `newest_seqno`: the entry is a tombstone."""
     empty_since: float = 0.0
-    """When the last candidate went."""
-    best: str = ""
-    """The neighbour of the best candidate, empty for none."""
-    distance: tuple[Version, int] = ((0, 0), UNREACHABLE_US)
-    """The feasibility distance: (version, the least metric in use since)."""
-    in_table: dict[str, Route] = field(default_factory=dict)
-    """The routes that stand in the table, by neighbour."""
-    onward: tuple[Announce, int, Announce] | None = None
-    """The last announcement told on, and what it was made of: every neighbour is told the same."""
-    requested: tuple[Version, float] = ((0, 0), 0.0)
-    """The last sequence request sent or passed on: what it asked to be later than, and when."""
-    asked: set[str] = field(default_factory=set)
-    """The neighbours that were sent it."""
+    """Clock seconds at which the last candidate was removed."""
+    selected: str = ""
+    """The neighbour of the selected candidate. Empty if there is none."""
+    feasibility_distance: tuple[Seqno, int] = ((0, 0), UNREACHABLE_US)
+    """(sequence number, smallest metric that this router has used with it), as in RFC 8966 section 3.2.5."""
+    installed: dict[str, Route] = field(default_factory=dict)
+    """The routes that are in the table, by neighbour."""
+    cached_export: tuple[Announce, int, Announce] | None = None
+    """(received announcement, metric, resulting announcement) of the last `export`, shared by all neighbours."""
+    last_request: tuple[Seqno, float] = ((0, 0), 0.0)
+    """The last seqno request that was sent or forwarded: (sequence number to exceed, clock seconds)."""
+    requested_from: set[str] = field(default_factory=set)
+    """The neighbours to which the last seqno request was sent."""
 
     def is_feasible(self, candidate: Candidate) -> bool:
-        """Whether the way is surely free of loops."""
-        version, metric_us = self.distance
-        at = candidate.announce.at
-        return at > version or (at == version and candidate.announce.metric_us < metric_us)
+        """Return whether the route of `candidate` is guaranteed to be free of loops."""
+        seqno, metric_us = self.feasibility_distance
+        advertised = candidate.announce.seqno
+        return advertised > seqno or (advertised == seqno and candidate.announce.metric_us < metric_us)
 
     def usable(self) -> dict[str, Candidate]:
-        """The feasible candidates that are reachable at all, by neighbour."""
+        """Return the feasible candidates whose metric is finite, by neighbour."""
         is_feasible = self.is_feasible
         return {
             peer: candidate
@@ -85,76 +88,83 @@ class Learned:
         }
 
     def is_starved(self) -> bool:
-        """There are ways, and none of them is known to be free of loops."""
-        if self.best:
+        """Return whether there are candidates, but none of them is feasible (RFC 8966 section 3.8.2.1)."""
+        if self.selected:
             return False
         return any(candidate.metric_us < UNREACHABLE_US for candidate in self.candidates.values())
 
-    def settle(self) -> list[PutRoute | DeleteRoute]:
-        """Choose among what is usable now; what makes the table hold exactly that."""
+    def select(self) -> list[PutRoute | DeleteRoute]:
+        """Select the best usable candidate. Return the changes that the table needs to hold all usable candidates."""
         usable = self.usable()
-        self._choose(usable)
+        self._select_best(usable)
         if len(self.candidates) > 1:
-            # The choice has moved the feasibility distance: others may have become infeasible.
+            # The selection may have reduced the feasibility distance, so that other candidates became infeasible.
             usable = self.usable()
         return self._table_changes(usable)
 
-    def _choose(self, alive: dict[str, Candidate]) -> None:
-        """Take the best feasible candidate; the present one stays unless another is clearly better, or newer."""
-        if not alive:
-            self.best = ""
+    def _select_best(self, usable: dict[str, Candidate]) -> None:
+        """Select the candidate with the lowest metric, but keep the current one unless another is clearly better."""
+        if not usable:
+            self.selected = ""
             return
-        leader = next(iter(alive))
-        if len(alive) > 1:
-            leader = min(alive, key=lambda peer: (alive[peer].metric_us, len(alive[peer].announce.path), peer))
-        standing = alive.get(self.best)
-        if standing is None or alive[leader].metric_us < standing.metric_us * (1 - SIGNIFICANT_CHANGE):
-            self.best = leader
-        chosen = alive[self.best]
-        version, least_us = self.distance
-        at = chosen.announce.at
-        self.distance = (at, chosen.metric_us if at > version else min(least_us, chosen.metric_us))
+        best = next(iter(usable))
+        if len(usable) > 1:
+            best = min(usable, key=lambda peer: (usable[peer].metric_us, len(usable[peer].announce.path), peer))
+        current = usable.get(self.selected)
+        if current is None or usable[best].metric_us < current.metric_us * (1 - SIGNIFICANT_CHANGE):
+            self.selected = best
+        selected = usable[self.selected]
+        seqno, min_metric_us = self.feasibility_distance
+        advertised = selected.announce.seqno
+        self.feasibility_distance = (
+            advertised,
+            selected.metric_us if advertised > seqno else min(min_metric_us, selected.metric_us),
+        )
 
     def _table_changes(self, usable: dict[str, Candidate]) -> list[PutRoute | DeleteRoute]:
         changes: list[PutRoute | DeleteRoute] = []
-        if self.in_table:
-            gone = [peer for peer in self.in_table if peer not in usable]
-            changes += [DeleteRoute(self.in_table.pop(peer).key) for peer in gone]
+        if self.installed:
+            unusable = [peer for peer in self.installed if peer not in usable]
+            changes += [DeleteRoute(self.installed.pop(peer).key) for peer in unusable]
         for peer, candidate in usable.items():
-            route, standing = candidate.route(peer), self.in_table.get(peer)
-            if standing is not route and standing != route:
-                self.in_table[peer] = route
+            route, current = candidate.route(peer), self.installed.get(peer)
+            if current is not route and current != route:
+                self.installed[peer] = route
                 changes.append(PutRoute(route))
         return changes
 
-    def announce_onward(self, own_id: str) -> Announce | None:
-        """The best way as it is told on: this router added to the path, the cost of the way so far."""
-        entry = self.candidates.get(self.best)
-        if entry is None:
-            return None
-        heard = entry.announce
-        if self.onward is not None and self.onward[0] is heard and self.onward[1] == entry.metric_us:
-            return self.onward[2]
-        told = Announce(
-            origin=heard.origin,
-            incarnation=heard.incarnation,
-            sequence=heard.sequence,
-            service=heard.service,
-            versions=heard.versions,
-            capacity=heard.capacity,
-            site=heard.site,
-            network=heard.network,
-            metric_us=entry.metric_us,
-            path=(*heard.path, own_id),
-            load_us=heard.load_us,
-        )
-        self.onward = (heard, entry.metric_us, told)
-        return told
+    def export(self, own_id: str) -> Announce | None:
+        """Return the announcement of the selected route for neighbours, None if there is no selected route.
 
-    def recost(self, peer: str, cost_us: int) -> bool:
-        """The link to `peer` costs something else now; False when nothing goes through it."""
-        entry = self.candidates.get(peer)
-        if entry is None:
+        Its path ends with this router (`own_id`), and its metric includes the cost of the link to the next hop.
+        """
+        candidate = self.candidates.get(self.selected)
+        if candidate is None:
+            return None
+        received = candidate.announce
+        cached = self.cached_export
+        if cached is not None and cached[0] is received and cached[1] == candidate.metric_us:
+            return cached[2]
+        exported = Announce(
+            origin=received.origin,
+            incarnation=received.incarnation,
+            sequence=received.sequence,
+            service=received.service,
+            versions=received.versions,
+            capacity=received.capacity,
+            site=received.site,
+            network=received.network,
+            metric_us=candidate.metric_us,
+            path=(*received.path, own_id),
+            load_us=received.load_us,
+        )
+        self.cached_export = (received, candidate.metric_us, exported)
+        return exported
+
+    def update_link_cost(self, peer: str, cost_us: int) -> bool:
+        """Recompute the metric of the candidate through `peer`. Return False if there is no such candidate."""
+        candidate = self.candidates.get(peer)
+        if candidate is None:
             return False
-        entry.metric_us = add(entry.announce.metric_us, cost_us)
+        candidate.metric_us = add(candidate.announce.metric_us, cost_us)
         return True

@@ -1,4 +1,4 @@
-"""Explanations, flaps, events and past tables, asked of nodes as `micro network` asks them."""
+"""Explanations, flaps, events and past tables, queried from nodes as `micro network` does."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ NODE = "go.micro.network"
 GREETER = "go.micro.srv.greeter"
 
 
-async def ways(node: LabNode, service: str = GREETER) -> list[dict[str, Any]]:
+async def candidates(node: LabNode, service: str = GREETER) -> list[dict[str, Any]]:
     answer = await node.call(NODE, "Network.Explain", {"service": service})
-    return list(answer["ways"])
+    return list(answer["candidates"])
 
 
-async def test_the_cost_of_a_way_adds_up_term_by_term(micro_net: Lab) -> None:
+async def test_cost_of_a_route_is_the_sum_of_its_terms(micro_net: Lab) -> None:
     a, _, c = await micro_net.line(3)
     await a.serve(Service(GREETER))
     await micro_net.pass_time(30)
-    (way,) = await ways(c)
-    assert way["standing"] == "best"
-    assert way["total_us"] == way["announced_us"] + way["link_us"]
-    assert way["link_terms"]["rtt_us"] == pytest.approx(10_000, rel=0.1)
-    assert way["path"] == ["a", "b"]
-    assert (way["router_name"], way["gateway_name"]) == ("a", "b")
+    (candidate,) = await candidates(c)
+    assert candidate["status"] == "best"
+    assert candidate["total_us"] == candidate["announced_us"] + candidate["link_us"]
+    assert candidate["link_terms"]["rtt_us"] == pytest.approx(10_000, rel=0.1)
+    assert candidate["path"] == ["a", "b"]
+    assert (candidate["router_name"], candidate["gateway_name"]) == ("a", "b")
 
 
-async def test_of_several_sites_the_nearest_is_best_and_the_others_say_why_not(micro_net: Lab) -> None:
+async def test_nearest_site_is_best_and_others_have_a_reason(micro_net: Lab) -> None:
     middle, near, far, twin = await micro_net.star(4)
-    micro_net.wires.set(middle.name, far.name, Conditions(delay_s=0.050))
+    micro_net.links.set(middle.name, far.name, Conditions(delay_s=0.050))
     for node in (near, far, twin):
         await node.serve(Service(GREETER))
     await micro_net.pass_time(30)
-    found = {way["router_name"]: way for way in await ways(middle)}
-    assert {found[near.name]["standing"], found[twin.name]["standing"]} == {"best", "shares"}
-    assert found[far.name]["standing"] == "spare"
+    found = {one["router_name"]: one for one in await candidates(middle)}
+    assert {found[near.name]["status"], found[twin.name]["status"]} == {"best", "shares"}
+    assert found[far.name]["status"] == "spare"
     assert "worse than the best" in found[far.name]["why"]
     await middle.serve(Service(GREETER))
     await micro_net.pass_time(1)
-    first, *others = await ways(middle)
-    assert (first["standing"], first["gateway"]) == ("best", "")
-    assert {way["why"] for way in others} == {"this site has an instance of its own"}
+    first, *others = await candidates(middle)
+    assert (first["status"], first["gateway"]) == ("best", "")
+    assert {one["why"] for one in others} == {"this site has an instance of its own"}
 
 
-async def test_a_way_that_might_lead_back_is_shown_as_infeasible(micro_net: Lab) -> None:
+async def test_route_that_may_be_a_loop_is_infeasible(micro_net: Lab) -> None:
     a, b, c = await micro_net.ring(3)
     await a.serve(Service(GREETER))
     await micro_net.pass_time(30)
-    standings = {way["gateway_name"]: way for way in await ways(c)}
-    assert standings["a"]["standing"] == "best"
-    assert standings["b"]["standing"] == "infeasible"
-    assert "might lead back here" in standings["b"]["why"]
+    by_gateway = {one["gateway_name"]: one for one in await candidates(c)}
+    assert by_gateway["a"]["status"] == "best"
+    assert by_gateway["b"]["status"] == "infeasible"
+    assert "possible loop" in by_gateway["b"]["why"]
     assert b.routes(GREETER)
 
 
@@ -69,32 +69,34 @@ async def flap(net: Lab, node: LabNode, times: int, period_s: float) -> None:
         await net.pass_time(period_s / 2)
 
 
-async def test_a_flapping_service_is_held_back_shown_and_let_out(micro_net: Lab) -> None:
+async def test_flapping_service_is_suppressed_shown_and_released(micro_net: Lab) -> None:
     a, b = await micro_net.line(2)
     await flap(micro_net, a, 8, 4.0)
     await a.serve(Service(GREETER))
     await micro_net.pass_time(2)
     assert b.routes(GREETER) == []
-    (shown,) = (await a.call(NODE, "Network.Flaps", {}))["flaps"]
-    assert shown["is_held"]
-    assert shown["losses"] == 8
-    assert 0 < shown["release_in_s"] <= 120
-    assert len(shown["curve"]) == 13
-    assert shown["curve"][6] == pytest.approx(shown["penalty"] / 2, abs=1), "a minute on, half of it"
-    seen = await b.call(NODE, "Network.Flaps", {})
-    assert seen["flaps"] == []
-    assert [(one["router_name"], one["service"]) for one in seen["elsewhere"]] == [(a.name, GREETER)]
-    assert seen["origins"][0]["router_name"] == a.name
-    held = [way for way in await ways(a) if way["standing"] == "held"]
-    assert "neighbours hear of it in" in held[0]["why"]
+    (flap_view,) = (await a.call(NODE, "Network.Flaps", {}))["flaps"]
+    assert flap_view["is_suppressed"]
+    assert flap_view["losses"] == 8
+    assert 0 < flap_view["reuse_in_s"] <= 120
+    assert len(flap_view["curve"]) == 13
+    assert flap_view["curve"][6] == pytest.approx(flap_view["penalty"] / 2, abs=1), (
+        "the penalty is halved after a minute"
+    )
+    elsewhere = await b.call(NODE, "Network.Flaps", {})
+    assert elsewhere["flaps"] == []
+    assert [(one["router_name"], one["service"]) for one in elsewhere["elsewhere"]] == [(a.name, GREETER)]
+    assert elsewhere["origins"][0]["router_name"] == a.name
+    suppressed = [one for one in await candidates(a) if one["status"] == "suppressed"]
+    assert "advertised to neighbours again in" in suppressed[0]["why"]
     assert await a.call(NODE, "Network.Release", {"service": GREETER}) == {"released": GREETER}
     await micro_net.pass_time(1)
     assert b.routes(GREETER)
-    with pytest.raises(NotFound, match="is not held back here"):
+    with pytest.raises(NotFound, match="is not suppressed by this node"):
         await a.call(NODE, "Network.Release", {"service": GREETER})
 
 
-async def test_what_is_held_is_let_out_by_itself_with_its_latest_state(micro_net: Lab) -> None:
+async def test_suppressed_service_is_reused_with_its_latest_state(micro_net: Lab) -> None:
     a, b = await micro_net.line(2)
     await flap(micro_net, a, 8, 4.0)
     await a.serve(Service(GREETER, version="9"))
@@ -103,7 +105,7 @@ async def test_what_is_held_is_let_out_by_itself_with_its_latest_state(micro_net
     assert route.version == "9"
 
 
-async def test_events_can_be_followed_by_number(micro_net: Lab) -> None:
+async def test_events_after_a_number_are_returned(micro_net: Lab) -> None:
     a, b = await micro_net.line(2)
     await micro_net.converged()
     before = (await b.call(NODE, "Network.Events", {"limit": 1}))["events"][-1]["number"]
@@ -116,7 +118,7 @@ async def test_events_can_be_followed_by_number(micro_net: Lab) -> None:
     assert kinds == [("created", GREETER), ("deleted", GREETER)]
 
 
-async def test_the_table_of_a_past_moment_and_what_has_changed_since(micro_net: Lab) -> None:
+async def test_past_table_and_changes_since_then_are_returned(micro_net: Lab) -> None:
     a, b = await micro_net.line(2)
     service = await a.serve(Service(GREETER))
     await micro_net.pass_time(60)
@@ -125,8 +127,8 @@ async def test_the_table_of_a_past_moment_and_what_has_changed_since(micro_net: 
     await micro_net.pass_time(10)
     past = await b.call(NODE, "Network.Past", {"ago_s": 20.0})
     assert GREETER in {route["service"] for route in past["routes"]}
-    assert [route["service"] for route in past["gone"]] == [GREETER]
-    assert [route["service"] for route in past["come"]] == ["go.micro.srv.other"]
+    assert [route["service"] for route in past["removed"]] == [GREETER]
+    assert [route["service"] for route in past["added"]] == ["go.micro.srv.other"]
     b.node.router.journal.reaches_back_to = b.clock.wall() - 5.0
     with pytest.raises(NotFound, match="reaches back 5 s"):
         await b.call(NODE, "Network.Past", {"ago_s": 20.0})

@@ -1,4 +1,4 @@
-"""Two drivers between the same nodes, one of which is blocked for a while: whole nodes, on virtual time."""
+"""Two link drivers between the same nodes, one of which is blocked for a while."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import pytest
 from micro_core import Service
 from micro_core.lab.lab_node import LabNode
 from micro_core.lab.loop import run
-from micro_core.lab.net import Lab, LabOptions
+from micro_core.lab.net import Lab
+from micro_core.lab.options import LabOptions
 
-BOTH = LabOptions(schemes=("fast", "sure"))
+BOTH = LabOptions(schemes=("fast", "fallback"))
 
 
 async def linked(lab: Lab, node: LabNode, driver: str, within_s: float) -> float:
-    """Wait until the node's only link is of that driver; the seconds it took."""
+    """Wait until the only link of the node uses `driver`. Returns the seconds this took."""
     began = lab.now
     while [link.driver for link in node.node.tunnel.links()] != [driver]:
         assert lab.now - began < within_s, f"no link over {driver} within {within_s} s: {node.node.tunnel.links()}"
@@ -54,7 +55,7 @@ def lab_run(request: pytest.FixtureRequest) -> Callable[[Callable[[Lab], Awaitab
 LabRun = Callable[[Callable[[Lab], Awaitable[None]]], None]
 
 
-def test_where_both_work_the_first_choice_is_taken_and_kept(lab_run: LabRun) -> None:
+def test_preferred_driver_is_used_if_both_work(lab_run: LabRun) -> None:
     async def scenario(lab: Lab) -> None:
         a = await lab.add("a")
         b = await lab.add("b", links=[a])
@@ -62,38 +63,38 @@ def test_where_both_work_the_first_choice_is_taken_and_kept(lab_run: LabRun) -> 
         await lab.pass_time(300)
         (link,) = b.node.tunnel.links()
         assert (link.driver, link.generation, link.why) == ("fast", 1, "first choice")
-        assert lab.counted("tunnel_ways_fallen_back") == 0
+        assert lab.counted("tunnel_paths_fallen_back") == 0
 
     lab_run(scenario)
 
 
-def test_a_blocked_first_choice_costs_less_than_a_second_and_is_told_of(lab_run: LabRun) -> None:
+def test_fallback_takes_less_than_a_second_and_is_reported(lab_run: LabRun) -> None:
     async def scenario(lab: Lab) -> None:
         a = await lab.add("a")
-        lab.wires.block("fast", "b", "a")
-        lab.wires.block("fast", "a", "b")
+        lab.links.block("fast", "b", "a")
+        lab.links.block("fast", "a", "b")
         b = await lab.add("b", links=[a])
-        assert await linked(lab, b, "sure", 1.0) < 1.0
+        assert await linked(lab, b, "fallback", 1.0) < 1.0
         (link,) = b.node.tunnel.links()
         assert link.why == "fast gave no answer in 0.4 s"
         await lab.pass_time(1)
-        said = [line for line in lab.log if "linked to a" in line]
-        assert len(said) == 1
-        assert "over sure" in said[0]
-        assert "fast gave no answer in 0.4 s" in said[0]
+        lines = [line for line in lab.log if "linked to a" in line]
+        assert len(lines) == 1
+        assert "over fallback" in lines[0]
+        assert "fast gave no answer in 0.4 s" in lines[0]
 
     lab_run(scenario)
 
 
-def test_the_link_moves_back_and_no_call_and_no_route_is_lost_by_it(lab_run: LabRun) -> None:
+def test_link_moves_back_without_losing_calls_or_routes(lab_run: LabRun) -> None:
     async def scenario(lab: Lab) -> None:
         a = await lab.add("a")
-        lab.wires.block("fast", "b", "a")
-        lab.wires.block("fast", "a", "b")
+        lab.links.block("fast", "b", "a")
+        lab.links.block("fast", "a", "b")
         b = await lab.add("b", links=[a])
         served: list[str] = []
         await a.serve(sleeper(served, 0.3))
-        await linked(lab, b, "sure", 1.0)
+        await linked(lab, b, "fallback", 1.0)
         await lab.pass_time(0.1)
         await lab.converged()
         lab.unblock("fast", a, b)
@@ -113,7 +114,7 @@ def test_the_link_moves_back_and_no_call_and_no_route_is_lost_by_it(lab_run: Lab
         assert link.why == "fast answers again"
         assert [line for line in lab.log if "route deleted" in line] == []
         assert len([line for line in lab.log if "moved to fast" in line]) == 2
-        # The old link is gone for good, at both ends.
+        # The old link is closed at both ends.
         await lab.pass_time(10)
         assert not a.node.tunnel._retired
         assert not b.node.tunnel._retired
@@ -122,7 +123,7 @@ def test_the_link_moves_back_and_no_call_and_no_route_is_lost_by_it(lab_run: Lab
     lab_run(scenario)
 
 
-def test_a_driver_blocked_in_the_middle_of_life_is_left_and_found_again(lab_run: LabRun) -> None:
+def test_driver_that_is_blocked_later_is_replaced_and_used_again(lab_run: LabRun) -> None:
     async def scenario(lab: Lab) -> None:
         a = await lab.add("a")
         b = await lab.add("b", links=[a])
@@ -130,8 +131,8 @@ def test_a_driver_blocked_in_the_middle_of_life_is_left_and_found_again(lab_run:
         await a.serve(sleeper([], 0.0))
         await lab.converged()
         lab.block("fast", a, b)
-        # Three keepalives until the silence is believed, then the race.
-        assert await linked(lab, b, "sure", 6.0) < 6.0
+        # The link is dead after three missed keepalives. Then all paths are raced.
+        assert await linked(lab, b, "fallback", 6.0) < 6.0
         await lab.converged()
         assert await b.call("go.micro.srv.sleeper", "Sleep.Once") == "done"
         lab.unblock("fast", a, b)
@@ -142,7 +143,7 @@ def test_a_driver_blocked_in_the_middle_of_life_is_left_and_found_again(lab_run:
     lab_run(scenario)
 
 
-def test_two_that_keep_each_other_end_with_one_link_over_the_first_choice(lab_run: LabRun) -> None:
+def test_two_nodes_that_dial_each_other_keep_one_link_over_the_preferred_driver(lab_run: LabRun) -> None:
     async def scenario(lab: Lab) -> None:
         a = await lab.add("a")
         b = await lab.add("b", links=[a])
@@ -150,10 +151,10 @@ def test_two_that_keep_each_other_end_with_one_link_over_the_first_choice(lab_ru
         await linked(lab, a, "fast", 1.0)
         await lab.pass_time(60)
         assert [link.driver for link in b.node.tunnel.links()] == ["fast"]
-        # Blocked for both: one link over the other driver, and one of the two brings it back.
+        # The driver is blocked in both directions: they keep one link over the other driver, and one node moves it back.
         lab.block("fast", a, b)
-        await linked(lab, a, "sure", 10.0)
-        await linked(lab, b, "sure", 10.0)
+        await linked(lab, a, "fallback", 10.0)
+        await linked(lab, b, "fallback", 10.0)
         await lab.pass_time(60)
         generations = {link.generation for node in (a, b) for link in node.node.tunnel.links()}
         await lab.pass_time(60)
@@ -165,14 +166,14 @@ def test_two_that_keep_each_other_end_with_one_link_over_the_first_choice(lab_ru
     lab_run(scenario)
 
 
-def test_a_long_stream_on_the_old_link_ends_with_an_error_that_says_why(lab_run: LabRun) -> None:
+def test_long_call_on_the_old_link_fails_with_the_reason(lab_run: LabRun) -> None:
     async def scenario(lab: Lab) -> None:
         a = await lab.add("a")
-        lab.wires.block("fast", "b", "a")
-        lab.wires.block("fast", "a", "b")
+        lab.links.block("fast", "b", "a")
+        lab.links.block("fast", "a", "b")
         b = await lab.add("b", links=[a])
         await a.serve(sleeper([], 60.0))
-        await linked(lab, b, "sure", 1.0)
+        await linked(lab, b, "fallback", 1.0)
         await lab.pass_time(0.1)
         await lab.converged()
         lab.unblock("fast", a, b)

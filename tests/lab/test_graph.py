@@ -1,4 +1,4 @@
-"""The graph of nodes, as it becomes known: nobody waits for a renewal to see who has come."""
+"""Propagation of the graph of nodes: changes do not wait for the periodic renewal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from micro_core.lab.simulated_links import Conditions
 from micro_core.network.network import RENEW_S
 
 SOON_S = 2.0
-"""Far less than the time after which every node says again what it has said."""
+"""Much less than the interval of the periodic renewal of records."""
 
 
 def on_virtual_time(run: Callable[[Lab], Awaitable[None]]) -> None:
@@ -24,7 +24,7 @@ def on_virtual_time(run: Callable[[Lab], Awaitable[None]]) -> None:
     loop.run(main())
 
 
-def test_who_links_to_a_neighbour_is_seen_soon() -> None:
+def test_node_that_links_to_a_neighbour_is_known_soon() -> None:
     async def run(lab: Lab) -> None:
         a = await lab.add("a")
         await lab.add("b", links=[a])
@@ -37,7 +37,7 @@ def test_who_links_to_a_neighbour_is_seen_soon() -> None:
     on_virtual_time(run)
 
 
-def test_a_link_between_two_that_stand_joins_their_graphs_soon() -> None:
+def test_link_between_two_networks_joins_their_graphs_soon() -> None:
     async def run(lab: Lab) -> None:
         a = await lab.add("a")
         b = await lab.add("b", links=[a])
@@ -58,7 +58,7 @@ def test_a_link_between_two_that_stand_joins_their_graphs_soon() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_everybody_sees_all_within_three_hops_soon_after_a_large_start(seed: int) -> None:
+def test_all_nodes_within_three_hops_are_known_soon_after_a_large_start(seed: int) -> None:
     async def main() -> None:
         lab = Lab(seed, conditions=Conditions(delay_s=0.010, jitter_s=0.005, loss=0.01))
         await lab.random_graph(30)

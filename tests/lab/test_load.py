@@ -1,4 +1,4 @@
-"""Calls leave a site before it fails, gradually, and come back: two sites, one of them nearer."""
+"""Load: calls move gradually from an overloaded near site to a far one, and return."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from micro_core.lab.net import Lab
 from micro_core.lab.simulated_links import Conditions
 
 NAME = "go.micro.srv.worker"
-AT_ONCE, TAKES_S = 2, 0.020
-"""What one site can do: 100 calls a second."""
+MAX_CONCURRENT, DURATION_S = 2, 0.020
+"""One site can serve 100 calls per second."""
 
 
 def worker(site: str) -> Service:
-    service, room = Service(NAME), asyncio.Semaphore(AT_ONCE)
+    service, semaphore = Service(NAME), asyncio.Semaphore(MAX_CONCURRENT)
 
     @service.endpoint("Work.Do")
     async def do() -> str:
-        async with room:
-            await asyncio.sleep(TAKES_S)
+        async with semaphore:
+            await asyncio.sleep(DURATION_S)
         return site
 
     return service
 
 
 class Caller:
-    """Calls at a rate, and counts who has answered."""
+    """Calls at a fixed rate, and counts the answers of each site."""
 
     def __init__(self, net: Lab, node: LabNode) -> None:
         self.net = net
@@ -39,7 +39,7 @@ class Caller:
         self.failed = 0
 
     async def share(self, per_s: float, seconds: float) -> tuple[float, float]:
-        """(share of the far site, mean seconds a call)"""
+        """Returns (share of the far site, mean duration of a call in seconds)."""
         answers: Counter[str] = Counter()
         spent = 0.0
 
@@ -61,35 +61,37 @@ class Caller:
         return answers["far"] / len(calls), spent / len(calls)
 
 
-@pytest.mark.parametrize("is_here", [False, True])
-async def test_calls_leave_an_overloaded_site_gradually_and_come_back(micro_net: Lab, is_here: bool) -> None:
+@pytest.mark.parametrize("is_local", [False, True])
+async def test_calls_move_gradually_from_an_overloaded_site_and_return(micro_net: Lab, is_local: bool) -> None:
     c, a, b = await micro_net.star(3)
-    micro_net.wires.set("c" if is_here else a.name, c.name, Conditions(delay_s=0.005))
-    micro_net.wires.set(b.name, c.name, Conditions(delay_s=0.015))
-    near = c if is_here else a
+    micro_net.links.set("c" if is_local else a.name, c.name, Conditions(delay_s=0.005))
+    micro_net.links.set(b.name, c.name, Conditions(delay_s=0.015))
+    near = c if is_local else a
     await near.serve(worker("near"))
     await b.serve(worker("far"))
     await micro_net.pass_time(20)
     caller = Caller(micro_net, c)
 
     share, usual_s = await caller.share(50, 10)
-    assert share == 0.0, "while it is well, the nearest takes all"
+    assert share == 0.0, "without load, the nearest site gets all calls"
     rising = [await caller.share(rate, 10) for rate in (110, 130, 150)]
     shares = [share for share, _ in rising]
-    assert 0.0 < shares[0] < 0.4, "a little too much: a little goes elsewhere"
+    assert 0.0 < shares[0] < 0.4, "a slight overload moves few calls"
     assert shares == sorted(shares)
     steady = [await caller.share(150, 10) for _ in range(3)]
     assert all(0.25 < share < 0.6 for share, _ in steady), steady
-    assert all(mean_s < 0.4 for _, mean_s in steady), "nobody herds, which takes a second and more: neither site drowns"
+    assert all(mean_s < 0.4 for _, mean_s in steady), (
+        "calls do not oscillate between the sites, which would take more than a second"
+    )
     await caller.share(50, 10)
     share, back_s = await caller.share(50, 10)
-    assert share == 0.0, "it has come back"
+    assert share == 0.0, "all calls have returned"
     assert back_s == pytest.approx(usual_s, rel=0.1)
     assert caller.failed == 0
-    assert near.counted("routing_messages_sent") < 200, "load is told in steps, not with every call"
+    assert near.counted("routing_messages_sent") < 200, "load is advertised in steps, not with every call"
 
 
-async def test_load_is_told_to_other_sites_and_explained(micro_net: Lab) -> None:
+async def test_load_is_advertised_to_other_sites_and_explained(micro_net: Lab) -> None:
     a, b = await micro_net.line(2)
     await a.serve(worker("near"))
     await micro_net.pass_time(5)
@@ -98,9 +100,9 @@ async def test_load_is_told_to_other_sites_and_explained(micro_net: Lab) -> None
     before = route.metric
     flood = asyncio.get_running_loop().create_task(Caller(micro_net, a).share(150, 20))
     await micro_net.pass_time(15)
-    (way,) = (await b.call("go.micro.network", "Network.Explain", {"service": NAME}))["ways"]
-    assert way["load_us"] >= 64_000
-    assert way["announced_us"] >= way["load_us"]
+    (candidate,) = (await b.call("go.micro.network", "Network.Explain", {"service": NAME}))["candidates"]
+    assert candidate["load_us"] >= 64_000
+    assert candidate["announced_us"] >= candidate["load_us"]
     assert b.routes(NAME)[0].metric > before + 50_000
     await flood
     await micro_net.pass_time(20)

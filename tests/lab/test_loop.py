@@ -1,4 +1,4 @@
-"""The lab's loop: time jumps, in an order that is always the same, and never stands still unnoticed."""
+"""The event loop of the lab: virtual time, deterministic order, and detection of stuck programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from micro_core.lab import loop
 
 
-def test_hours_pass_in_a_moment_and_only_when_nothing_is_left_to_do() -> None:
+def test_time_jumps_only_when_no_callback_is_ready() -> None:
     async def main() -> list[float]:
         running = asyncio.get_running_loop()
         times = [running.time()]
@@ -22,41 +22,41 @@ def test_hours_pass_in_a_moment_and_only_when_nothing_is_left_to_do() -> None:
     assert loop.run(main()) == [0.0, 0.0, 0.0, 0.0, 3_600.0]
 
 
-def test_timers_of_one_moment_go_off_in_the_order_in_which_they_were_set() -> None:
+def test_timers_of_the_same_time_run_in_the_order_in_which_they_were_set() -> None:
     async def main() -> list[int]:
-        running, heard = asyncio.get_running_loop(), list[int]()
+        running, called = asyncio.get_running_loop(), list[int]()
         for number in range(50):
-            running.call_at(1.0, heard.append, number)
-        running.call_at(0.5, heard.append, -1)
+            running.call_at(1.0, called.append, number)
+        running.call_at(0.5, called.append, -1)
         await asyncio.sleep(2.0)
-        return heard
+        return called
 
     assert loop.run(main()) == [-1, *range(50)]
 
 
-def test_cancelled_timers_never_go_off_and_do_not_pile_up() -> None:
+def test_cancelled_timers_never_run_and_are_removed() -> None:
     async def main() -> tuple[list[int], int]:
-        running, heard = asyncio.get_running_loop(), list[int]()
-        for number in range(10 * loop.FORGET_FROM):
-            running.call_later(60.0, heard.append, number).cancel()
+        running, called = asyncio.get_running_loop(), list[int]()
+        for number in range(10 * loop.MAX_CANCELLED_TIMERS):
+            running.call_later(60.0, called.append, number).cancel()
         waiting = len(running._timers)  # type: ignore[attr-defined]
         await asyncio.sleep(120.0)
-        return heard, waiting
+        return called, waiting
 
-    heard, waiting = loop.run(main())
-    assert heard == []
-    assert waiting <= 2 * loop.FORGET_FROM
+    called, waiting = loop.run(main())
+    assert called == []
+    assert waiting <= 2 * loop.MAX_CANCELLED_TIMERS
 
 
-def test_waiting_for_what_never_comes_is_told() -> None:
+def test_deadlock_is_detected() -> None:
     async def main() -> None:
         await asyncio.Event().wait()
 
-    with pytest.raises(loop.Stuck, match="everybody waits"):
+    with pytest.raises(loop.Stuck, match="deadlock"):
         loop.run(main())
 
 
-def test_who_is_busy_for_ever_at_one_moment_is_told_too() -> None:
+def test_endless_loop_without_progress_of_time_is_detected() -> None:
     async def main() -> None:
         running = asyncio.get_running_loop()
 
@@ -66,5 +66,5 @@ def test_who_is_busy_for_ever_at_one_moment_is_told_too() -> None:
         again()
         await asyncio.sleep(1.0)
 
-    with pytest.raises(loop.Stuck, match=r"time stands still at 0\.0"):
+    with pytest.raises(loop.Stuck, match=r"virtual time does not advance beyond 0\.0"):
         loop.run(main())

@@ -16,17 +16,17 @@ from micro_core.lab.net import Lab, NotConverged
 GREETER = "go.micro.srv.greeter"
 
 
-def greeter(words: str = "Hello") -> Service:
+def greeter(greeting: str = "Hello") -> Service:
     service = Service(GREETER)
 
     @service.endpoint("Say.Hello")
     async def hello(request: dict[str, str]) -> dict[str, str]:
-        return {"msg": f"{words} {request['name']}"}
+        return {"msg": f"{greeting} {request['name']}"}
 
     return service
 
 
-async def test_what_is_sent_during_a_stall_arrives_after_it_and_no_link_is_lost(micro_net: Lab) -> None:
+async def test_data_sent_during_a_stall_arrives_after_it_and_no_link_is_lost(micro_net: Lab) -> None:
     a, b = await micro_net.line(2)
     await a.serve(greeter())
     await micro_net.converged()
@@ -37,7 +37,7 @@ async def test_what_is_sent_during_a_stall_arrives_after_it_and_no_link_is_lost(
     assert a.counted("tunnel_links_dead") == 0
 
 
-async def test_a_call_crosses_two_nodes(micro_net: Lab) -> None:
+async def test_call_crosses_two_nodes(micro_net: Lab) -> None:
     a, _, c = await micro_net.line(3)
     await a.serve(greeter())
     await micro_net.converged()
@@ -46,7 +46,7 @@ async def test_a_call_crosses_two_nodes(micro_net: Lab) -> None:
     assert route.hops == 2
 
 
-async def test_an_hour_passes_in_a_moment_and_everything_stands(micro_net: Lab) -> None:
+async def test_network_works_after_an_hour_of_virtual_time(micro_net: Lab) -> None:
     a, _, c = await micro_net.line(3)
     await a.serve(greeter())
     began = time.monotonic()
@@ -56,7 +56,7 @@ async def test_an_hour_passes_in_a_moment_and_everything_stands(micro_net: Lab) 
     assert await c.call(GREETER, "Say.Hello", {"name": "Ann"}) == {"msg": "Hello Ann"}
 
 
-async def test_a_partition_takes_routes_away_and_healing_brings_them_back(micro_net: Lab) -> None:
+async def test_partition_removes_routes_and_repair_restores_them(micro_net: Lab) -> None:
     a, b, c = await micro_net.line(3)
     await a.serve(greeter())
     await micro_net.converged()
@@ -70,7 +70,7 @@ async def test_a_partition_takes_routes_away_and_healing_brings_them_back(micro_
     assert await c.call(GREETER, "Say.Hello", {"name": "John"}) == {"msg": "Hello John"}
 
 
-async def test_a_short_cut_is_ridden_out(micro_net: Lab) -> None:
+async def test_short_partition_does_not_lose_the_link(micro_net: Lab) -> None:
     a, b = await micro_net.line(2)
     await a.serve(greeter())
     await micro_net.converged()
@@ -81,7 +81,7 @@ async def test_a_short_cut_is_ridden_out(micro_net: Lab) -> None:
     assert [line for line in micro_net.log if "lost" in line] == []
 
 
-async def test_a_killed_node_is_forgotten_by_all_within_five_seconds(micro_net: Lab) -> None:
+async def test_routes_to_a_killed_node_are_removed_within_five_seconds(micro_net: Lab) -> None:
     a, b, c = await micro_net.line(3)
     await a.serve(greeter())
     await micro_net.converged()
@@ -95,44 +95,44 @@ async def test_a_killed_node_is_forgotten_by_all_within_five_seconds(micro_net: 
     assert await c.call(GREETER, "Say.Hello", {"name": "John"}) == {"msg": "Hello John"}
 
 
-async def test_messages_reach_each_site_that_wants_them_once(micro_net: Lab) -> None:
+async def test_message_reaches_each_site_with_a_subscriber_once(micro_net: Lab) -> None:
     a, _, c, d = await micro_net.line(4)
-    heard: list[tuple[str, Any]] = []
+    received: list[tuple[str, Any]] = []
     for node in (a, c):
         service = Service(f"go.micro.srv.listener.{node.name}")
-        service.subscriber("orders")(_hearer(heard, node.name))
+        service.subscriber("orders")(_subscriber(received, node.name))
         await node.serve(service)
     await micro_net.converged()
     await d.publish("orders", {"id": 7})
     await micro_net.pass_time(2.0)
-    assert sorted(heard) == [("a", 7), ("c", 7)]
+    assert sorted(received) == [("a", 7), ("c", 7)]
 
 
-def _hearer(heard: list[tuple[str, Any]], name: str) -> Any:
-    async def hear(message: dict[str, Any]) -> None:
-        heard.append((name, message["id"]))
+def _subscriber(received: list[tuple[str, Any]], name: str) -> Any:
+    async def receive(message: dict[str, Any]) -> None:
+        received.append((name, message["id"]))
 
-    return hear
+    return receive
 
 
-async def test_what_would_go_into_a_thread_runs_at_once_in_the_loop(micro_net: Lab) -> None:
+async def test_function_for_a_thread_runs_immediately_in_the_loop(micro_net: Lab) -> None:
     await micro_net.line(1)
     before = micro_net.now
     assert await asyncio.to_thread(threading.get_ident) == threading.get_ident()
     assert micro_net.now == before
 
 
-async def test_what_does_not_converge_says_what_is_missing_and_the_seed(micro_net: Lab) -> None:
+async def test_missing_convergence_reports_differences_and_the_seed(micro_net: Lab) -> None:
     a, b = await micro_net.line(2)
     await a.serve(greeter())
-    micro_net.wires.cut(a.name, b.name)
+    micro_net.links.cut(a.name, b.name)
     with pytest.raises(NotConverged, match="seed 0") as caught:
         await micro_net.converged(0.0)
-    assert "things are not as they should be" in str(caught.value)
+    assert "network did not converge within 0 s: " in str(caught.value)
 
 
 @pytest.mark.parametrize("count", [2, 5])
-async def test_it_goes_with_parameters_and_other_fixtures(micro_net: Lab, tmp_path: Any, count: int) -> None:
+async def test_fixture_works_with_parameters_and_other_fixtures(micro_net: Lab, tmp_path: Any, count: int) -> None:
     nodes = await micro_net.ring(count)
     assert len(nodes) == count
     assert tmp_path.is_dir()
@@ -140,6 +140,6 @@ async def test_it_goes_with_parameters_and_other_fixtures(micro_net: Lab, tmp_pa
 
 
 class TestInAClass:
-    async def test_methods_too(self, micro_net: Lab) -> None:
+    async def test_fixture_works_in_methods(self, micro_net: Lab) -> None:
         (node,) = await micro_net.line(1)
         assert node.name == "a"

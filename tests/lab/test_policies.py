@@ -1,4 +1,4 @@
-"""Policies and the default route, on a network."""
+"""Policies and default routes in a network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def greeter() -> Service:
     return service
 
 
-def ruled(*rules: str, is_gateway: bool = False) -> RouterOptions:
+def router_options(*rules: str, is_gateway: bool = False) -> RouterOptions:
     return RouterOptions(is_gateway=is_gateway, engine=EngineOptions(policies=tuple(map(parse, rules))))
 
 
@@ -38,26 +38,26 @@ async def line(net: Lab, middle: RouterOptions) -> tuple[LabNode, LabNode, LabNo
     return a, b, c
 
 
-async def test_a_node_that_tells_only_its_own_is_no_way_through(micro_net: Lab) -> None:
-    _, b, c = await line(micro_net, ruled("name=c: export=local"))
+async def test_export_local_does_not_forward_for_a_neighbour(micro_net: Lab) -> None:
+    _, b, c = await line(micro_net, router_options("name=c: export=local"))
     assert b.routes(NAME)
     assert c.routes(NAME) == []
     assert {route.router for route in c.routes()} == {b.id, c.id}
 
 
-async def test_what_is_filtered_is_neither_told_nor_believed(micro_net: Lab) -> None:
+async def test_filtered_services_are_neither_advertised_nor_accepted(micro_net: Lab) -> None:
     a, b, c = await line(
-        micro_net, ruled("name=a: import-services=!go.micro.srv.*", "name=c: services=!go.micro.broker")
+        micro_net, router_options("name=a: import-services=!go.micro.srv.*", "name=c: services=!go.micro.broker")
     )
     assert b.routes(NAME) == []
     assert b.counted("routing_entries_refused_by_policy") > 0
     assert {route.service for route in c.routes() if route.router == a.id} == {"go.micro.network"}
 
 
-async def test_only_the_best_origin_is_told_and_the_next_when_it_goes(micro_net: Lab) -> None:
+async def test_export_best_advertises_the_best_origin_and_then_the_next(micro_net: Lab) -> None:
     near, far = await micro_net.add("near"), await micro_net.add("far")
     middle = await micro_net.add(
-        "middle", links=[near, far], router=ruled("name=edge: export=best", "name=far: cost=50000")
+        "middle", links=[near, far], router=router_options("name=edge: export=best", "name=far: cost=50000")
     )
     edge = await micro_net.add("edge", links=[middle])
     services = {node.name: await node.serve(greeter()) for node in (near, far)}
@@ -69,27 +69,27 @@ async def test_only_the_best_origin_is_told_and_the_next_when_it_goes(micro_net:
     assert {route.router for route in edge.routes(NAME)} == {far.id}
 
 
-async def test_digests_agree_under_policies(micro_net: Lab) -> None:
-    _, b, c = await line(micro_net, ruled("name=c: export=local", "name=a: import=none"))
+async def test_digests_match_with_policies(micro_net: Lab) -> None:
+    _, b, c = await line(micro_net, router_options("name=c: export=local", "name=a: import=none"))
     await micro_net.pass_time(600)
     assert b.counted("routing_digests_differ") == c.counted("routing_digests_differ") == 0
 
 
-async def test_a_gateway_takes_what_nobody_else_knows_the_way_to(micro_net: Lab) -> None:
-    a, b, c = await line(micro_net, ruled("name=c: services=*,!go.micro.srv.*", is_gateway=True))
+async def test_gateway_receives_calls_without_another_route(micro_net: Lab) -> None:
+    a, b, c = await line(micro_net, router_options("name=c: services=*,!go.micro.srv.*", is_gateway=True))
     assert c.routes(NAME) == []
     assert {route.router for route in c.routes("*")} == {b.id}
     assert await c.call(NAME, "Say.Hello") == "hello"
     with pytest.raises(RouteNotFound):
-        await c.call("go.micro.srv.nobody", "Say.Hello")
+        await c.call("go.micro.srv.unknown", "Say.Hello")
     assert a.routes("*")
 
 
-async def test_two_gateways_send_no_call_in_circles(micro_net: Lab) -> None:
-    one = await micro_net.add("one", router=ruled(is_gateway=True))
-    other = await micro_net.add("other", links=[one], router=ruled(is_gateway=True))
+async def test_two_gateways_do_not_forward_calls_in_a_loop(micro_net: Lab) -> None:
+    one = await micro_net.add("one", router=router_options(is_gateway=True))
+    other = await micro_net.add("other", links=[one], router=router_options(is_gateway=True))
     await micro_net.pass_time(5)
     for node in (one, other):
         with pytest.raises((RouteNotFound, LoopDetected)) as caught:
-            await node.call("go.micro.srv.nobody", "Say.Hello")
+            await node.call("go.micro.srv.unknown", "Say.Hello")
         assert isinstance(caught.value, MicroError)

@@ -1,4 +1,4 @@
-"""A node that is killed and starts again with a table that outlives it, on virtual time."""
+"""Restart of a node whose table keeps its routes."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def greeter() -> Service:
     return service
 
 
-def outliving() -> TableMaker:
-    """One table for all lives of a node."""
+def persistent_table() -> TableMaker:
+    """Return a maker that returns the same table at each start of a node."""
     table = MemoryTable(logger=logging.getLogger("test"), counters=CountersInMemory())
 
-    def made(_context: DriverContext) -> Table:
+    def make(_context: DriverContext) -> Table:
         return table
 
-    return made
+    return make
 
 
 async def line(net: Lab, table: TableMaker, router: RouterOptions | None = None) -> tuple[LabNode, LabNode, LabNode]:
-    """a - b - c, a service at a; the last wire is a long one, and c has the table."""
+    """Create the line a - b - c with a service at a, a slow link between b and c, and `table` at c."""
     a = await net.add("a")
     b = await net.add("b", links=[a])
-    net.wires.set("b", "c", WAN)
+    net.links.set("b", "c", WAN)
     c = await net.add("c", links=[b], table=table, router=router)
     await a.serve(greeter())
     await net.converged()
@@ -63,7 +63,7 @@ def stale(node: LabNode) -> list[str]:
 
 
 async def first_answer_after(net: Lab, node: LabNode) -> tuple[float, int]:
-    """From the moment the link is back: seconds until the first answer, and the calls refused before it."""
+    """Wait for a link. Returns the seconds from then to the first answer, and the number of calls refused before."""
     await linked(net, node)
     began = net.now
     for refused in itertools.count():
@@ -76,20 +76,20 @@ async def first_answer_after(net: Lab, node: LabNode) -> tuple[float, int]:
     raise AssertionError
 
 
-async def test_calls_go_on_as_soon_as_the_link_is_back(micro_net: Lab) -> None:
-    _, _, c = await line(micro_net, outliving())
+async def test_stale_routes_are_used_as_soon_as_the_link_is_open(micro_net: Lab) -> None:
+    _, _, c = await line(micro_net, persistent_table())
     await c.kill()
     await micro_net.pass_time(5.0)
     await c.start()
     assert NAME in stale(c)
     seconds, refused = await first_answer_after(micro_net, c)
     assert refused == 0
-    assert seconds < 2 * WAN.delay_s + 0.1, "one round trip, and nothing is waited for before it"
+    assert seconds < 2 * WAN.delay_s + 0.1, "the first call is sent immediately and takes one round trip"
     await micro_net.converged()
     assert stale(c) == []
 
 
-async def test_without_such_a_table_they_fail_until_the_first_full_table(micro_net: Lab) -> None:
+async def test_calls_fail_until_the_first_full_table_without_a_persistent_table(micro_net: Lab) -> None:
     _, _, c = await line(micro_net, memory_table)
     await c.kill()
     await micro_net.pass_time(5.0)
@@ -99,8 +99,8 @@ async def test_without_such_a_table_they_fail_until_the_first_full_table(micro_n
     assert seconds > 2 * WAN.delay_s
 
 
-async def test_an_orderly_restart_keeps_routes_too(micro_net: Lab) -> None:
-    _, b, c = await line(micro_net, outliving())
+async def test_graceful_shutdown_keeps_routes(micro_net: Lab) -> None:
+    _, b, c = await line(micro_net, persistent_table())
     await c.stop()
     c.node.router.neighbour_down(b.id)
     await c.start()
@@ -109,8 +109,8 @@ async def test_an_orderly_restart_keeps_routes_too(micro_net: Lab) -> None:
     assert (await first_answer_after(micro_net, c))[1] == 0
 
 
-async def test_before_the_link_is_back_a_call_is_refused_at_once(micro_net: Lab) -> None:
-    _, b, c = await line(micro_net, outliving())
+async def test_call_is_refused_at_once_while_there_is_no_link(micro_net: Lab) -> None:
+    _, b, c = await line(micro_net, persistent_table())
     await c.kill()
     micro_net.partition(b, c)
     await c.start()
@@ -121,8 +121,8 @@ async def test_before_the_link_is_back_a_call_is_refused_at_once(micro_net: Lab)
     assert NAME in stale(c)
 
 
-async def test_without_its_gateway_nothing_stale_outlives_its_lease(micro_net: Lab) -> None:
-    _, b, c = await line(micro_net, outliving())
+async def test_stale_routes_expire_without_their_gateway(micro_net: Lab) -> None:
+    _, b, c = await line(micro_net, persistent_table())
     await c.kill()
     await b.kill()
     await c.start()
@@ -132,8 +132,8 @@ async def test_without_its_gateway_nothing_stale_outlives_its_lease(micro_net: L
     assert {route.router for route in c.routes()} == {c.id}
 
 
-async def test_what_went_meanwhile_goes_with_the_full_table(micro_net: Lab) -> None:
-    a, _, c = await line(micro_net, outliving())
+async def test_service_that_stopped_meanwhile_is_removed_with_the_full_table(micro_net: Lab) -> None:
+    a, _, c = await line(micro_net, persistent_table())
     await c.kill()
     for service in [*a.services]:
         await a.stop_service(service)
@@ -141,15 +141,15 @@ async def test_what_went_meanwhile_goes_with_the_full_table(micro_net: Lab) -> N
     await c.start()
     assert NAME in stale(c)
     await linked(micro_net, c)
-    # What the gateway does not know any more it refuses, and the call is no worse off than without a route.
+    # The gateway refuses the call, as this node would without a route.
     with pytest.raises(MicroError):
         await c.call(NAME, "Say.Hello")
     await micro_net.converged(timeout_s=3.0)
     assert c.routes(NAME) == []
 
 
-async def test_nothing_stale_is_told_to_others(micro_net: Lab) -> None:
-    _, b, c = await line(micro_net, outliving())
+async def test_stale_routes_are_not_advertised(micro_net: Lab) -> None:
+    _, b, c = await line(micro_net, persistent_table())
     d = await micro_net.add("d", links=[c])
     await micro_net.converged()
     assert d.routes(NAME)
@@ -167,8 +167,8 @@ async def test_nothing_stale_is_told_to_others(micro_net: Lab) -> None:
     assert d.routes(NAME)
 
 
-async def test_a_node_that_keeps_beginning_again_keeps_nothing_for_ever(micro_net: Lab) -> None:
-    _, b, c = await line(micro_net, outliving())
+async def test_repeated_restarts_do_not_extend_the_lease(micro_net: Lab) -> None:
+    _, b, c = await line(micro_net, persistent_table())
     await c.kill()
     await b.kill()
     for _ in range(5):
@@ -180,8 +180,8 @@ async def test_a_node_that_keeps_beginning_again_keeps_nothing_for_ever(micro_ne
     assert stale(c) == []
 
 
-async def test_two_that_begin_again_at_once_send_no_call_in_a_circle(micro_net: Lab) -> None:
-    one, other = outliving(), outliving()
+async def test_simultaneous_restart_of_two_nodes_creates_no_loop(micro_net: Lab) -> None:
+    one, other = persistent_table(), persistent_table()
     a = await micro_net.add("a")
     b = await micro_net.add("b", links=[a], table=one)
     c = await micro_net.add("c", links=[a, b], table=other)
@@ -203,8 +203,8 @@ async def test_two_that_begin_again_at_once_send_no_call_in_a_circle(micro_net: 
     assert await d.call(NAME, "Say.Hello") == "hello"
 
 
-async def test_with_no_lease_a_kept_table_is_not_used(micro_net: Lab) -> None:
-    _, b, c = await line(micro_net, outliving(), RouterOptions(restart_lease_s=0.0))
+async def test_kept_routes_are_not_used_without_a_lease(micro_net: Lab) -> None:
+    _, b, c = await line(micro_net, persistent_table(), RouterOptions(restart_lease_s=0.0))
     await c.kill()
     micro_net.partition(b, c)
     await c.start()

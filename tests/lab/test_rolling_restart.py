@@ -1,4 +1,4 @@
-"""Nodes that calls pass through are replaced one after the other, on virtual time: nobody may notice."""
+"""Replacement of forwarding nodes one after the other: no call may fail."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def worker() -> Service:
 
 
 class Callers:
-    """Calls without a pause, none of which may be made twice."""
+    """Clients that call without a pause."""
 
     def __init__(self, node: LabNode) -> None:
         self.answered = 0
@@ -52,25 +52,28 @@ class Callers:
         await asyncio.gather(*self._tasks)
 
 
-async def two_ways(net: Lab) -> tuple[list[LabNode], LabNode, Callers]:
-    """The nodes on both ways to the service, the node where it is called, and the calls under way."""
+async def two_routes(net: Lab) -> tuple[list[LabNode], LabNode, Callers]:
+    """Create a network with two routes to a service.
+
+    Returns the nodes on both routes, the node of the clients, and the clients.
+    """
     serving = await net.add("serving")
-    ways = [await net.add(name, links=[serving]) for name in ("upper", "lower")]
-    calling = await net.add("calling", links=ways)
+    forwarding = [await net.add(name, links=[serving]) for name in ("upper", "lower")]
+    calling = await net.add("calling", links=forwarding)
     await serving.serve(worker())
     await net.converged()
     callers = Callers(calling)
     await net.pass_time(1.0)
-    return ways, calling, callers
+    return forwarding, calling, callers
 
 
 def is_linked(node: LabNode, other: LabNode) -> bool:
     return any(link.peer == other.id for link in node.node.network.links())
 
 
-async def test_the_nodes_on_both_ways_to_a_service_are_replaced_without_a_call_lost(micro_net: Lab) -> None:
-    ways, _, callers = await two_ways(micro_net)
-    for node in ways:
+async def test_forwarding_nodes_are_replaced_without_a_failed_call(micro_net: Lab) -> None:
+    forwarding, _, callers = await two_routes(micro_net)
+    for node in forwarding:
         await node.stop()
         await micro_net.pass_time(5.0)
         await node.start()
@@ -80,10 +83,10 @@ async def test_the_nodes_on_both_ways_to_a_service_are_replaced_without_a_call_l
     assert callers.answered > 1_000
 
 
-async def test_calls_pass_by_a_node_whose_proxy_is_away(micro_net: Lab) -> None:
-    ways, calling, callers = await two_ways(micro_net)
-    # As where `micro proxy` is stopped: its calls end, then nobody listens, while tunnel and router stand.
-    proxy, tunnel = ways[0].node.proxy, ways[0].node.tunnel
+async def test_calls_avoid_a_node_whose_proxy_is_stopped(micro_net: Lab) -> None:
+    forwarding, calling, callers = await two_routes(micro_net)
+    # As if `micro proxy` is stopped while the tunnel and the router still run.
+    proxy, tunnel = forwarding[0].node.proxy, forwarding[0].node.tunnel
     await proxy.drain(10.0)
     tunnel._channels._acceptors.pop(CHANNEL)
     for connection in list(proxy._accepted):
@@ -95,7 +98,7 @@ async def test_calls_pass_by_a_node_whose_proxy_is_away(micro_net: Lab) -> None:
     assert callers.answered > 500
 
 
-async def test_a_neighbour_that_drains_and_leads_to_hundreds_costs_one_look(micro_net: Lab) -> None:
+async def test_draining_neighbour_with_many_routes_is_tried_once(micro_net: Lab) -> None:
     calling = await micro_net.add("calling")
     draining = await micro_net.add("draining", links=[calling])
     await micro_net.converged()
@@ -125,13 +128,13 @@ async def test_a_neighbour_that_drains_and_leads_to_hundreds_costs_one_look(micr
     assert connection.open_streams == 0
 
 
-async def test_a_node_that_was_long_away_is_linked_again_as_soon_as_others_tell_of_it(micro_net: Lab) -> None:
+async def test_node_that_was_down_for_long_is_linked_as_soon_as_others_report_it(micro_net: Lab) -> None:
     known = await micro_net.add("known")
     absent = await micro_net.add("absent", links=[known])
     waiting = await micro_net.add("waiting", links=[absent, known])
     await micro_net.converged()
     await absent.stop()
-    # By now it is dialled every quarter of a minute.
+    # It is dialled only every 15 s now.
     await micro_net.pass_time(120.0)
     for _ in range(5):
         await absent.start()

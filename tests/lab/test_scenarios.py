@@ -1,4 +1,4 @@
-"""Scenarios: those that come with the lab, those written by hand, and that a run is a function of its seed."""
+"""Built-in and own scenarios, and the reproducibility of runs."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from micro_core.lab.scripted import scripted
 SLOW = {"storm": 12, "churn": 6}
 
 
-def micro(*words: str) -> Any:
-    return CliRunner().invoke(app, list(words), prog_name="micro")
+def micro(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments), prog_name="micro")
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_every_scenario_that_is_shipped_holds(name: str) -> None:
+def test_built_in_scenario_succeeds(name: str) -> None:
     outcome = run(name, seed=3, nodes=SLOW.get(name))
     assert outcome.result["failure"] == ""
     assert outcome.result["violations"] == []
@@ -36,7 +36,7 @@ def test_every_scenario_that_is_shipped_holds(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["partition", "four-clouds"])
-def test_the_same_seed_gives_the_same_log_byte_for_byte_whatever_hashes_are(name: str, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_log_with_any_hash_seed(name: str, tmp_path: Path) -> None:
     logs = []
     for hash_seed in ("0", "1", "4711"):
         path = tmp_path / f"{hash_seed}.log"
@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_log_byte_for_byte_whatever_hashes_are(name
     assert logs[0] == logs[1] == logs[2]
 
 
-def test_another_seed_gives_another_log() -> None:
+def test_different_seed_gives_a_different_log() -> None:
     assert run("ring", seed=1).result["digest"] != run("ring", seed=2).result["digest"]
 
 
@@ -59,7 +59,7 @@ def test_the_outcome_is_said_for_people_and_for_programs_and_can_be_replayed(tmp
     saved = tmp_path / "run.json"
     done = micro("lab", "run", "line", "--nodes", "4", "--seed", "2", "--save", str(saved))
     assert done.exit_code == 0, done.output
-    assert "a service comes" in done.stdout
+    assert "a service starts" in done.stdout
     assert "routing messages" in done.stdout
     answer = json.loads(micro("lab", "run", "line", "--nodes", "4", "--seed", "2", "--json").stdout)
     assert answer["schema"] == "micro.lab/1"
@@ -81,7 +81,7 @@ def test_a_run_leaves_the_log_levels_of_the_process_as_they_were() -> None:
         logger.setLevel(logging.NOTSET)
 
 
-def test_the_list_names_every_scenario() -> None:
+def test_list_contains_every_scenario() -> None:
     listed = micro("lab", "list").stdout
     assert all(name in listed for name in SCENARIOS)
 
@@ -96,27 +96,29 @@ async def scenario(lab, watch, count):
 """
 
 
-def test_a_scenario_of_ones_own_in_python(tmp_path: Path) -> None:
+def test_own_scenario_in_python(tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text(PYTHON)
     assert run(str(path)).result["nodes"] == 2
     failed = micro("lab", "run", str(path), "--nodes", "3", "--seed", "8")
     assert failed.exit_code == 9
     assert "three is too many" in failed.stdout
-    assert f"micro lab run {path} --seed 8 --nodes 3" in failed.stdout, "how to see it again"
+    assert f"micro lab run {path} --seed 8 --nodes 3" in failed.stdout, (
+        "the output contains the command that repeats the run"
+    )
 
 
 TOML = """
 nodes = 3
 shape = "ring"
-wires = { delay_s = 0.02, loss = 0.01 }
+links = { delay_s = 0.02, loss = 0.01 }
 [[step]]
 do = "serve"
 node = "a"
 service = "greeter"
 [[step]]
 do = "settle"
-what = "a greeter comes"
+name = "a greeter starts"
 [[step]]
 do = "partition"
 node = "a"
@@ -148,12 +150,12 @@ do = "settle"
 """
 
 
-def test_a_scenario_of_ones_own_in_toml(tmp_path: Path) -> None:
+def test_own_scenario_in_toml(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text(TOML)
     outcome = run(str(path))
     assert outcome.is_good, outcome.result
-    assert [settled["what"] for settled in outcome.result["settled"]] == ["a greeter comes", "step 10"]
+    assert [settled["name"] for settled in outcome.result["settled"]] == ["a greeter starts", "step 10"]
 
 
 @pytest.mark.parametrize(
@@ -162,49 +164,49 @@ def test_a_scenario_of_ones_own_in_toml(tmp_path: Path) -> None:
         ({"shape": "heap"}, "shape"),
         ({"nodes": 0}, "nodes"),
         ({"nodes": True}, "nodes"),
-        ({"wires": {"colour": 1}}, "wires"),
-        ({"wires": {"loss": -1}}, "wires"),
+        ({"links": {"colour": 1}}, "links"),
+        ({"links": {"loss": -1}}, "links"),
         ({"step": "all"}, "step"),
-        ({"step": [{"do": "dance"}]}, "step 1: do is none of"),
-        ({"step": [{"do": "serve", "node": "a"}]}, "serve needs service"),
+        ({"step": [{"do": "dance"}]}, "step 1 has no valid key"),
+        ({"step": [{"do": "serve", "node": "a"}]}, "serve requires service"),
         ({"step": [{"do": "wait", "seconds": "long"}]}, "seconds"),
     ],
 )
-def test_what_cannot_be_done_is_said_before_it_begins(table: dict[str, Any], reason: str) -> None:
+def test_invalid_scenario_is_rejected_before_the_run(table: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         scripted(table)
 
 
-def test_unknown_scenarios_and_nodes_are_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no scenario"):
+def test_unknown_scenarios_and_nodes_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown scenario"):
         find("nonsense")
     path = tmp_path / "own.toml"
     path.write_text('[[step]]\ndo = "kill"\nnode = "zebra"\n')
-    with pytest.raises(ConfigError, match="no node zebra"):
+    with pytest.raises(ConfigError, match="unknown node zebra"):
         run(str(path))
     path.write_text("nodes =")
-    with pytest.raises(ConfigError, match="not TOML"):
+    with pytest.raises(ConfigError, match="invalid TOML"):
         run(str(path))
-    with pytest.raises(ConfigError, match="the lab takes"):
+    with pytest.raises(ConfigError, match="use 1 to"):
         run("line", nodes=100_000)
 
 
-def test_a_picture_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="pictures need micro-network[plot]")
+def test_plot_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="plots require micro-network[plot]")
     path = tmp_path / "out.svg"
     done = micro("lab", "run", "partition", "--plot", str(path))
     assert done.exit_code == 0, done.output
     assert "<svg" in path.read_text()
 
 
-# ------------------------------------------------------------------------------------ what the page shows
+# ------------------------------------------------------------------------------------ examples of docs/lab.md
 
 ROOT = Path(__file__).parents[2]
 PAGE = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", (ROOT / "docs/lab.md").read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize(("name", "text"), PAGE, ids=[name for name, _ in PAGE])
-def test_the_scenarios_of_the_page_run_and_hold(tmp_path: Path, name: str, text: str) -> None:
+def test_scenarios_of_the_documentation_succeed(tmp_path: Path, name: str, text: str) -> None:
     assert len(PAGE) == 2
     path = tmp_path / name
     path.write_text(text)
@@ -214,17 +216,15 @@ def test_the_scenarios_of_the_page_run_and_hold(tmp_path: Path, name: str, text:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
-        ("empty.toml", "", "a scenario without a"),
-        ("odd.toml", 'shapes = "ring"\n', "shapes: not a word of scenarios"),
+        ("empty.toml", "", "the scenario has no"),
+        ("odd.toml", 'shapes = "ring"\n', "unknown key 'shapes'"),
         ("broken.py", "async def scenario(lab, watch, count:\n", "line 1"),
     ],
 )
-def test_a_file_that_is_no_scenario_is_refused_before_anything_runs(
-    tmp_path: Path, name: str, text: str, said: str
-) -> None:
+def test_invalid_file_is_rejected_before_the_run(tmp_path: Path, name: str, text: str, message: str) -> None:
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         run(str(path))

@@ -1,4 +1,4 @@
-"""A few dozen seeds of the soak, and a state machine that hypothesis drives and shrinks."""
+"""Some seeds of the soak test, and a state machine driven by hypothesis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from micro_core.lab import loop
 from micro_core.lab.lab_node import LabNode
-from micro_core.lab.net import Lab, LabOptions
+from micro_core.lab.net import Lab
+from micro_core.lab.options import LabOptions
 from micro_core.rpc.service import Service
 
 _spec = importlib.util.spec_from_file_location("soak", Path(__file__).with_name("soak.py"))
@@ -26,51 +27,51 @@ _spec.loader.exec_module(soak)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_befalls_a_network_it_holds_and_recovers(seed: int) -> None:
+def test_network_keeps_its_invariants_and_converges_after_random_faults(seed: int) -> None:
     loop.run(soak.soak(seed))
 
 
-def test_a_soak_is_a_function_of_its_seed() -> None:
+def test_soak_run_is_reproducible_by_its_seed() -> None:
     assert loop.run(soak.soak(7)) == loop.run(soak.soak(7))
 
 
 class NetworkMachine(RuleBasedStateMachine):
-    """Nodes and services that come and go, wires that are cut and heal: what must hold, holds after every rule."""
+    """Nodes and services start and stop, links are cut and repaired. The invariants are checked after every rule."""
 
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner(loop_factory=loop.VirtualLoop)
         self.cut: list[tuple[LabNode, LabNode]] = []
-        self.do(self._begin())
+        self.run(self._start())
 
-    def do(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(work)
 
-    async def _begin(self) -> None:
+    async def _start(self) -> None:
         self.lab = Lab(0, options=LabOptions(keep_log=False))
         self.nodes = await self.lab.ring(4)
 
     @rule(node=st.integers(0, 3), name=st.sampled_from("xy"))
     def serve(self, node: int, name: str) -> None:
         if self.nodes[node].is_alive:
-            self.do(self.nodes[node].serve(Service(f"svc.{name}")))
+            self.run(self.nodes[node].serve(Service(f"svc.{name}")))
 
     @rule(node=st.integers(0, 3))
-    def stop_a_service(self, node: int) -> None:
-        member = self.nodes[node]
-        if member.is_alive and member.services:
-            self.do(member.stop_service(member.services[0]))
+    def stop_service(self, node: int) -> None:
+        lab_node = self.nodes[node]
+        if lab_node.is_alive and lab_node.services:
+            self.run(lab_node.stop_service(lab_node.services[0]))
 
-    @rule(node=st.integers(0, 3), is_orderly=st.booleans())
-    def end(self, node: int, is_orderly: bool) -> None:
-        member = self.nodes[node]
-        if member.is_alive:
-            self.do(member.stop() if is_orderly else member.kill())
+    @rule(node=st.integers(0, 3), is_graceful=st.booleans())
+    def stop(self, node: int, is_graceful: bool) -> None:
+        lab_node = self.nodes[node]
+        if lab_node.is_alive:
+            self.run(lab_node.stop() if is_graceful else lab_node.kill())
 
     @rule(node=st.integers(0, 3))
-    def begin_again(self, node: int) -> None:
+    def restart(self, node: int) -> None:
         if not self.nodes[node].is_alive:
-            self.do(self.nodes[node].start())
+            self.run(self.nodes[node].start())
 
     @rule(one=st.integers(0, 3), other=st.integers(0, 3))
     def partition(self, one: int, other: int) -> None:
@@ -85,19 +86,19 @@ class NetworkMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.01, 0.4, 3.5, 20.0]))
     def wait(self, seconds: float) -> None:
-        self.do(self.lab.pass_time(seconds))
+        self.run(self.lab.pass_time(seconds))
 
     @invariant()
-    def what_must_hold_holds(self) -> None:
+    def no_invariant_is_violated(self) -> None:
         self.lab.check()
 
     def teardown(self) -> None:
         while self.cut:
             self.lab.heal(*self.cut.pop())
         for node in range(4):
-            self.begin_again(node)
-        self.do(self.lab.converged(soak.BOUND_S))
-        self.do(self.lab.close())
+            self.restart(node)
+        self.run(self.lab.converged(soak.BOUND_S))
+        self.run(self.lab.close())
         self.runner.close()
 
 

@@ -1,4 +1,4 @@
-"""What passes through nodes, as their users see it: streams of all kinds, deadlines, refusals, routes that fail."""
+"""Calls through two nodes as clients see them: streams, deadlines, errors, and failing routes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MIB = 1024 * 1024
 
 
 class Worker:
-    """A service of every kind of endpoint, and what befell it."""
+    """A service with every kind of endpoint."""
 
     def __init__(self, name: str = "") -> None:
         self.name = name
@@ -56,8 +56,8 @@ class Worker:
 
     async def chat(self, items: AsyncIterator[dict[str, str]]) -> AsyncIterator[dict[str, str]]:
         async for item in items:
-            yield {"heard": item["say"]}
-        yield {"heard": "the end"}
+            yield {"echo": item["text"]}
+        yield {"echo": "end"}
 
     async def wait(self) -> None:
         try:
@@ -67,7 +67,7 @@ class Worker:
             raise
 
     async def fail(self) -> None:
-        raise BadRequest("no", hint="never")
+        raise BadRequest("no", hint="change the request")
 
     async def busy(self) -> dict[str, str]:
         self.calls += 1
@@ -82,13 +82,13 @@ async def line_of_three(net: Lab) -> tuple[Any, Worker]:
     return c, worker
 
 
-async def test_a_server_stream_comes_whole_and_ends(micro_net: Lab) -> None:
+async def test_server_stream_is_complete(micro_net: Lab) -> None:
     c, _ = await line_of_three(micro_net)
     async with await c.stream(NAME, "Do.Count", {"to": 500}, mode=CallMode.SERVER_STREAM) as stream:
         assert [item async for item in stream] == list(range(500))
 
 
-async def test_a_client_stream_of_64_mib_crosses_with_little_held_on_the_way(micro_net: Lab) -> None:
+async def test_client_stream_of_64_mib_is_received(micro_net: Lab) -> None:
     c, _ = await line_of_three(micro_net)
     async with await c.stream(NAME, "Do.Total", content_type=BYTES, mode=CallMode.CLIENT_STREAM) as stream:
         for _ in range(64):
@@ -97,19 +97,19 @@ async def test_a_client_stream_of_64_mib_crosses_with_little_held_on_the_way(mic
         assert await stream.receive() == 64 * MIB
 
 
-async def test_both_sides_stream_and_the_answer_goes_on_after_the_caller_has_ended(micro_net: Lab) -> None:
+async def test_bidirectional_stream_continues_after_the_client_has_ended(micro_net: Lab) -> None:
     c, _ = await line_of_three(micro_net)
     async with await c.stream(NAME, "Do.Chat") as stream:
-        await stream.send({"say": "one"})
-        assert await stream.receive() == {"heard": "one"}
-        await stream.send({"say": "two"})
+        await stream.send({"text": "one"})
+        assert await stream.receive() == {"echo": "one"}
+        await stream.send({"text": "two"})
         await stream.end()
-        assert [item["heard"] async for item in stream] == ["two", "the end"]
+        assert [item["echo"] async for item in stream] == ["two", "end"]
         with pytest.raises(Ended):
             await stream.receive()
 
 
-async def test_a_large_request_and_a_large_answer_cross(micro_net: Lab) -> None:
+async def test_large_request_and_response_are_received(micro_net: Lab) -> None:
     c, _ = await line_of_three(micro_net)
     answer = await c.call(NAME, "Do.Echo", {"body": bytes(3 * MIB)}, timeout_s=30.0)
     assert len(answer["body"]) == 3 * MIB
@@ -117,7 +117,7 @@ async def test_a_large_request_and_a_large_answer_cross(micro_net: Lab) -> None:
         await c.call(NAME, "Do.Echo", {"body": bytes(5 * MIB)})
 
 
-async def test_the_deadline_holds_and_cancels_the_handler_at_the_far_end(micro_net: Lab) -> None:
+async def test_deadline_is_enforced_and_cancels_the_handler(micro_net: Lab) -> None:
     c, worker = await line_of_three(micro_net)
     began = micro_net.now
     with pytest.raises(DeadlineExceeded):
@@ -126,7 +126,7 @@ async def test_the_deadline_holds_and_cancels_the_handler_at_the_far_end(micro_n
     await asyncio.wait_for(worker.cancelled.wait(), 1.0)
 
 
-async def test_cancelling_the_caller_cancels_the_handler(micro_net: Lab) -> None:
+async def test_cancelled_call_cancels_the_handler(micro_net: Lab) -> None:
     c, worker = await line_of_three(micro_net)
     task = asyncio.ensure_future(c.call(NAME, "Do.Wait", timeout_s=60.0))
     await micro_net.pass_time(1.0)
@@ -136,20 +136,20 @@ async def test_cancelling_the_caller_cancels_the_handler(micro_net: Lab) -> None
         await task
 
 
-async def test_errors_arrive_as_they_were_raised(micro_net: Lab) -> None:
+async def test_errors_are_received_unchanged(micro_net: Lab) -> None:
     c, _ = await line_of_three(micro_net)
     with pytest.raises(BadRequest) as caught:
         await c.call(NAME, "Do.Fail")
-    assert (caught.value.detail, caught.value.hint) == ("no", "never")
+    assert (caught.value.detail, caught.value.hint) == ("no", "change the request")
     with pytest.raises(EndpointNotFound):
         await c.call(NAME, "Do.Nothing")
     began = micro_net.now
     with pytest.raises(RouteNotFound, match="no route to"):
-        await c.call("go.micro.srv.nobody", "Do.Echo", {})
-    assert micro_net.now - began < 0.1, "at once, not a timeout"
+        await c.call("go.micro.srv.unknown", "Do.Echo", {})
+    assert micro_net.now - began < 0.1, "the error comes immediately, not after a timeout"
 
 
-async def test_a_call_in_flight_over_a_link_that_breaks_fails_at_once_and_says_where(micro_net: Lab) -> None:
+async def test_call_over_a_broken_link_fails_at_once_with_the_position(micro_net: Lab) -> None:
     a, b, c = await micro_net.line(3)
     await a.serve(Worker("a").service)
     await micro_net.converged()
@@ -163,7 +163,7 @@ async def test_a_call_in_flight_over_a_link_that_breaks_fails_at_once_and_says_w
     assert caught.value.at
 
 
-async def test_a_refused_call_goes_to_another_site_and_what_may_have_begun_does_not(micro_net: Lab) -> None:
+async def test_refused_call_is_sent_to_another_site(micro_net: Lab) -> None:
     middle, left, right = await micro_net.star(3)
     near, far = Worker("left"), Worker("right")
     await left.serve(near.service)
@@ -176,7 +176,7 @@ async def test_a_refused_call_goes_to_another_site_and_what_may_have_begun_does_
     assert middle.counted("proxy_calls_rerouted") > 0
 
 
-async def test_sites_share_the_calls_and_the_one_that_dies_is_left_out(micro_net: Lab) -> None:
+async def test_sites_share_calls_and_a_killed_site_gets_none(micro_net: Lab) -> None:
     middle, left, right = await micro_net.star(3)
     workers = {node.name: Worker(node.name) for node in (left, right)}
     for node in (left, right):
@@ -193,7 +193,7 @@ async def test_sites_share_the_calls_and_the_one_that_dies_is_left_out(micro_net
     assert workers[right.name].calls == before + 10
 
 
-async def test_metadata_may_pin_a_call_to_a_site(micro_net: Lab) -> None:
+async def test_metadata_selects_the_site_of_a_call(micro_net: Lab) -> None:
     middle, left, right = await micro_net.star(3)
     for node in (left, right):
         await node.serve(Worker(node.name).service)
@@ -203,7 +203,7 @@ async def test_metadata_may_pin_a_call_to_a_site(micro_net: Lab) -> None:
         assert answers == {node.name}
 
 
-async def test_a_call_that_has_used_its_hops_is_refused(micro_net: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_call_over_the_hop_limit_is_refused(micro_net: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     from micro_core.wire import limits
 
     monkeypatch.setattr(limits, "MAX_HOPS", 16)
@@ -215,7 +215,7 @@ async def test_a_call_that_has_used_its_hops_is_refused(micro_net: Lab, monkeypa
         await nodes[16].call(NAME, "Do.Busy")
 
 
-async def test_too_many_calls_at_once_are_refused_and_those_taken_are_answered(micro_net: Lab) -> None:
+async def test_calls_over_the_concurrency_limit_are_refused(micro_net: Lab) -> None:
     a, b = await micro_net.line(2)
     service = Service(NAME, max_concurrent=5)
 
@@ -231,7 +231,7 @@ async def test_too_many_calls_at_once_are_refused_and_those_taken_are_answered(m
     assert sum(isinstance(result, Overloaded) for result in results) == 3
 
 
-async def test_a_node_that_stops_finishes_what_passes_through_it(micro_net: Lab) -> None:
+async def test_stopping_node_finishes_the_calls_that_it_forwards(micro_net: Lab) -> None:
     a, b, c = await micro_net.line(3)
     service = Service(NAME)
 
@@ -248,4 +248,4 @@ async def test_a_node_that_stops_finishes_what_passes_through_it(micro_net: Lab)
     try:
         assert await task == "done"
     except Cancelled:
-        pytest.fail("cut off by a node that had time to finish")
+        pytest.fail("the stopping node cancelled a call that it could have finished")

@@ -1,4 +1,4 @@
-"""A router's comparison with its registry, while the registry changes."""
+"""The comparison of a router with a registry that changes meanwhile."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ OLD = Instance(service="old", id="old-1", address="tcp://127.0.0.1:1")
 NEW = Instance(service="new", id="new-1", address="tcp://127.0.0.1:2")
 
 
-class Slow(MemoryRegistry):
-    """Its answers are made at once, and arrive when they may."""
+class SlowRegistry(MemoryRegistry):
+    """A registry whose responses are computed at once and returned when `may_return` is set."""
 
     def __init__(self, context: DriverContext) -> None:
         super().__init__(context)
-        self.may_arrive = asyncio.Event()
-        self.may_arrive.set()
+        self.may_return = asyncio.Event()
+        self.may_return.set()
 
     async def instances(self, service: str | None = None) -> Any:
         found = await super().instances(service)
-        await self.may_arrive.wait()
+        await self.may_return.wait()
         return found
 
 
-async def test_a_comparison_does_not_undo_what_the_watch_told_while_its_answer_was_on_the_way() -> None:
+async def test_comparison_does_not_undo_changes_reported_during_the_read() -> None:
     counters, logger = CountersInMemory(), logging.getLogger("test")
     context = DriverContext(
         node_id="n" * 32,
@@ -45,7 +45,7 @@ async def test_a_comparison_does_not_undo_what_the_watch_told_while_its_answer_w
         logger=logger,
         counters=counters,
     )
-    registry, elsewhere = Slow(context), MemoryRegistry(context)
+    registry, elsewhere = SlowRegistry(context), MemoryRegistry(context)
     for one in (registry, elsewhere):
         await one.start()
     await elsewhere.register(OLD, lease_s=30)
@@ -58,14 +58,14 @@ async def test_a_comparison_does_not_undo_what_the_watch_told_while_its_answer_w
     )
     await router.start(registry)
     async with asyncio.timeout(10):
-        registry.may_arrive.clear()
+        registry.may_return.clear()
         comparing = asyncio.ensure_future(router._reconcile(registry))
         await asyncio.sleep(0)
         await elsewhere.register(NEW, lease_s=30)
         await elsewhere.deregister(OLD)
         while router.services() != ["new"]:
             await asyncio.sleep(0)
-        registry.may_arrive.set()
+        registry.may_return.set()
         await comparing
     assert router.services() == ["new"]
     await router.close()

@@ -1,4 +1,4 @@
-"""The journal: what stood when, and what has changed since."""
+"""The journal of the table: tables of the past, and changes since then."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def delete(one: Route) -> RouteEvent:
     return RouteEvent(kind=RouteEventKind.DELETE, route=one)
 
 
-def told() -> Journal:
+def recorded_journal() -> Journal:
     journal = Journal()
     journal.record(create(route("a")), 1.0)
     journal.record(create(route("b")), 2.0)
@@ -33,8 +33,8 @@ def told() -> Journal:
     return journal
 
 
-def test_the_table_of_any_moment_can_be_had() -> None:
-    journal = told()
+def test_table_of_any_time_is_reconstructed() -> None:
+    journal = recorded_journal()
     tables = {at: {(one.service, one.metric) for one in journal.table_at(at)} for at in (0.5, 1.0, 2.5, 3.5, 9.0)}
     assert tables == {
         0.5: set(),
@@ -45,16 +45,16 @@ def test_the_table_of_any_moment_can_be_had() -> None:
     }
 
 
-def test_the_difference_is_net() -> None:
-    journal = told()
+def test_difference_is_the_net_change() -> None:
+    journal = recorded_journal()
     assert journal.difference(0.0) == ([route("a", 20)], [], [])
     assert journal.difference(2.5) == ([], [route("b")], [(route("a"), route("a", 20))])
     journal.record(create(route("b")), 5.0)
-    assert journal.difference(2.5)[:2] == ([], []), "gone and back"
+    assert journal.difference(2.5)[:2] == ([], []), "the route was removed and added again"
 
 
-def test_changes_are_numbered_and_bounded_and_say_how_far_they_reach() -> None:
-    journal = Journal(most=3)
+def test_changes_are_numbered_and_bounded() -> None:
+    journal = Journal(max_changes=3)
     for number in range(5):
         journal.record(update(route(metric=number)), float(number))
     assert [change.number for change in journal.last(9)] == [3, 4, 5]

@@ -1,4 +1,4 @@
-"""Which of several routes a call takes."""
+"""The ranking of the routes of a service for one call."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def idle(_: RouteKey) -> int:
     return 0
 
 
-def test_nothing_is_ranked_as_nothing() -> None:
+def test_ranking_of_no_routes_is_empty() -> None:
     assert rank([], now=0, outstanding=idle, waiting_us=idle, random=random.Random(1)) == []
 
 
-def test_local_routes_come_before_any_other() -> None:
+def test_local_routes_come_first() -> None:
     remote, local = route("near", 0), route("here", 500, link=LOCAL_LINK)
     for seed in range(20):
         assert rank([remote, local], now=0, outstanding=idle, waiting_us=idle, random=random.Random(seed)) == [
@@ -51,7 +51,7 @@ def test_expired_routes_are_left_out() -> None:
     assert rank([stale], now=10.0, outstanding=idle, waiting_us=idle, random=random.Random(1)) == []
 
 
-def test_clearly_worse_routes_never_lead() -> None:
+def test_clearly_worse_routes_never_come_first() -> None:
     routes = [route("a", 1_000), route("b", 1_250), route("c", 1_260)]
     leaders = {
         rank(routes, now=0, outstanding=idle, waiting_us=idle, random=random.Random(seed))[0].gateway
@@ -60,7 +60,7 @@ def test_clearly_worse_routes_never_lead() -> None:
     assert leaders == {"a", "b"}
 
 
-def test_of_two_nearly_equal_routes_the_one_with_fewer_calls_leads() -> None:
+def test_nearly_equal_route_with_fewer_calls_comes_first() -> None:
     quiet, busy = route("a", 1_200), route("b", 1_000)
     calls = {quiet.key: 1, busy.key: 2}
     for seed in range(50):
@@ -70,7 +70,7 @@ def test_of_two_nearly_equal_routes_the_one_with_fewer_calls_leads() -> None:
         )
 
 
-def test_a_local_route_where_calls_wait_is_one_among_others() -> None:
+def test_local_route_is_not_preferred_if_calls_wait_there() -> None:
     remote = route("near", 20_000)
     for load_us, is_first in ((OVERLOADED_US - 1, True), (OVERLOADED_US, False)):
         local = route("here", load_us, link=LOCAL_LINK)
@@ -78,9 +78,9 @@ def test_a_local_route_where_calls_wait_is_one_among_others() -> None:
         assert (ranked[0] is local) is is_first
 
 
-def test_what_is_seen_to_wait_counts_at_once_and_shares_widely() -> None:
+def test_measured_waiting_time_counts_at_once_and_makes_more_routes_share() -> None:
     usual, other, far = route("a", 10_000), route("b", 30_000), route("c", 90_000)
-    seen = {usual.key: 10_000, other.key: 0, far.key: 0}
+    measured = {usual.key: 10_000, other.key: 0, far.key: 0}
     calls = {usual.key: 5, other.key: 1, far.key: 0}
     assert 30_000 <= 20_000 * SHARED_UNDER_LOAD < 90_000
     for seed in range(50):
@@ -88,15 +88,15 @@ def test_what_is_seen_to_wait_counts_at_once_and_shares_widely() -> None:
             [usual, other, far],
             now=0,
             outstanding=calls.__getitem__,
-            waiting_us=seen.__getitem__,
+            waiting_us=measured.__getitem__,
             random=random.Random(seed),
         )
         assert [one.gateway for one in ranked] == ["b", "a", "c"]
-    calm = rank([usual, other], now=0, outstanding=calls.__getitem__, waiting_us=idle, random=random.Random(1))
-    assert calm[0] is usual, "without waiting the lowest cost takes all, however much is outstanding"
+    idle_ranking = rank([usual, other], now=0, outstanding=calls.__getitem__, waiting_us=idle, random=random.Random(1))
+    assert idle_ranking[0] is usual, "without waiting time, the route with the lowest cost comes first"
 
 
-def test_calls_spread_over_nearly_equal_routes() -> None:
+def test_calls_are_spread_over_nearly_equal_routes() -> None:
     routes = [route(name, 1_000) for name in "abcd"]
     outstanding: Counter[RouteKey] = Counter()
     source = random.Random(1)
@@ -111,12 +111,14 @@ def test_calls_spread_over_nearly_equal_routes() -> None:
     st.lists(st.tuples(st.integers(0, 5_000), st.booleans(), st.booleans()), max_size=12),
     st.integers(0, 2**32),
 )
-def test_every_living_route_is_ranked_once_and_the_leader_is_nearly_the_best(
+def test_every_valid_route_is_ranked_once_and_the_first_is_nearly_the_best(
     made: list[tuple[int, bool, bool]], seed: int
 ) -> None:
     routes = [
-        route(f"r{number}", metric, link=LOCAL_LINK if is_local else NETWORK_LINK, expires_at=0.0 if is_dead else None)
-        for number, (metric, is_local, is_dead) in enumerate(made)
+        route(
+            f"r{number}", metric, link=LOCAL_LINK if is_local else NETWORK_LINK, expires_at=0.0 if is_expired else None
+        )
+        for number, (metric, is_local, is_expired) in enumerate(made)
     ]
     source = random.Random(seed)
     ranked = rank(routes, now=1.0, outstanding=lambda key: hash(key) % 3, waiting_us=idle, random=source)

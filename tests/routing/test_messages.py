@@ -1,4 +1,4 @@
-"""Routing messages as bytes: what goes in comes out, and nothing else gets in."""
+"""Encoding and decoding of routing messages, and the rejection of invalid ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from micro_core.routing.events import (
     Announce,
     Digest,
     RoutingMessage,
-    SequenceRequest,
+    SeqnoRequest,
     Solicit,
     Withdraw,
 )
@@ -57,7 +57,7 @@ all_messages: st.SearchStrategy[RoutingMessage] = st.one_of(
     st.just(Solicit()),
     st.builds(Digest, counts, counts, st.integers(0, 2**64 - 1)),
     st.builds(
-        SequenceRequest,
+        SeqnoRequest,
         origin=ids,
         service=names,
         incarnation=counts,
@@ -80,17 +80,17 @@ def advert(*entries: object) -> bytes:
     return packed([1, 1, 3, list(entries)])
 
 
-def changed(fields: list[Any], place: int, value: object) -> list[Any]:
-    return [*fields[:place], value, *fields[place + 1 :]]
+def changed(fields: list[Any], index: int, value: object) -> list[Any]:
+    return [*fields[:index], value, *fields[index + 1 :]]
 
 
 @given(all_messages)
-def test_every_message_comes_out_as_it_went_in(message: RoutingMessage) -> None:
+def test_message_is_unchanged_by_encoding_and_decoding(message: RoutingMessage) -> None:
     assert messages.decode(messages.encode(message)) == message
 
 
 @given(st.binary(max_size=300))
-def test_garbage_is_malformed_and_nothing_worse(payload: bytes) -> None:
+def test_random_bytes_are_malformed(payload: bytes) -> None:
     try:
         messages.decode(payload)
     except (Malformed, TooLarge):
@@ -105,7 +105,7 @@ json_like = st.recursive(
 
 
 @given(st.integers(0, 5), st.lists(json_like, max_size=5))
-def test_well_formed_nonsense_is_malformed_and_nothing_worse(kind: int, fields: list[Any]) -> None:
+def test_random_msgpack_values_are_malformed(kind: int, fields: list[Any]) -> None:
     try:
         messages.decode(packed([kind, *fields]))
     except (Malformed, TooLarge):
@@ -113,27 +113,27 @@ def test_well_formed_nonsense_is_malformed_and_nothing_worse(kind: int, fields: 
 
 
 @given(all_messages, st.data())
-def test_a_flipped_byte_never_raises_anything_else(message: RoutingMessage, data: st.DataObject) -> None:
+def test_changed_byte_is_accepted_or_malformed(message: RoutingMessage, data: st.DataObject) -> None:
     payload = bytearray(messages.encode(message))
     payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
     try:
         read = messages.decode(bytes(payload))
     except (Malformed, TooLarge):
         return
-    assert messages.decode(messages.encode(read)) == read, "what is accepted can be told on"
+    assert messages.decode(messages.encode(read)) == read, "an accepted message can be encoded again"
 
 
 @given(st.integers(0, 11), json_like)
-def test_an_entry_with_one_wrong_field_never_raises_anything_else(place: int, value: object) -> None:
+def test_entry_with_a_wrong_field_is_accepted_or_malformed(index: int, value: object) -> None:
     for fields in (ANNOUNCE, WITHDRAW):
         try:
-            messages.decode(advert(changed(fields, place, value)))
+            messages.decode(advert(changed(fields, index, value)))
         except (Malformed, TooLarge):
             pass
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("index", "value"),
     [
         (0, "short"),
         (0, "A" * 32),
@@ -155,23 +155,23 @@ def test_an_entry_with_one_wrong_field_never_raises_anything_else(place: int, va
         (9, ["nobody"]),
     ],
 )
-def test_an_announcement_beyond_its_bounds_is_malformed(place: int, value: object) -> None:
+def test_announcement_out_of_bounds_is_malformed(index: int, value: object) -> None:
     messages.decode(advert(ANNOUNCE))
     with pytest.raises(Malformed):
-        messages.decode(advert(changed(ANNOUNCE, place, value)))
+        messages.decode(advert(changed(ANNOUNCE, index, value)))
 
 
-def test_one_bad_entry_spoils_the_advert() -> None:
+def test_advert_with_one_invalid_entry_is_malformed() -> None:
     with pytest.raises(Malformed):
         messages.decode(advert(ANNOUNCE, WITHDRAW, ["?"]))
 
 
-def test_fields_that_a_later_version_appends_are_ignored() -> None:
+def test_additional_fields_of_a_later_version_are_ignored() -> None:
     message = messages.decode(advert([*ANNOUNCE, "damped", 7]))
     assert message == messages.decode(advert(ANNOUNCE))
 
 
-def test_a_metric_beyond_unreachable_is_unreachable() -> None:
+def test_metric_above_the_maximum_is_infinite() -> None:
     message = messages.decode(advert(changed(ANNOUNCE, 8, 2**50)))
     assert isinstance(message, Advert)
     (entry,) = message.entries
@@ -179,17 +179,17 @@ def test_a_metric_beyond_unreachable_is_unreachable() -> None:
     assert entry.metric_us == UNREACHABLE_US
 
 
-def test_too_many_entries_are_refused_unread() -> None:
+def test_too_many_entries_are_rejected_without_decoding() -> None:
     with pytest.raises(Malformed):
         messages.decode(advert(*[WITHDRAW] * (limits.MAX_EVENTS_PER_ADVERT + 1)))
 
 
-def test_too_many_bytes_are_refused_unread() -> None:
+def test_too_many_bytes_are_rejected_without_decoding() -> None:
     with pytest.raises(TooLarge):
         messages.decode(b"\x94" + bytes(limits.MAX_ADVERT_BYTES))
 
 
-def test_an_announced_length_allocates_nothing() -> None:
+def test_declared_length_allocates_no_memory() -> None:
     for payload in (
         b"\xdd\xff\xff\xff\xff",
         b"\xdb\xff\xff\xff\xff",

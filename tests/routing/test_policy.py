@@ -1,4 +1,4 @@
-"""Policies: what is told to which neighbour, and what is believed of it."""
+"""Policies: which routes are advertised to a neighbour, and which are accepted from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from micro_core.contract.errors import ConfigError
 from micro_core.routing.events import Announce
-from micro_core.routing.policy import Export, Policy, Rule, parse, policy_for
+from micro_core.routing.policy import ExportScope, Policy, Rule, parse, policy_for
 
 
 def announce(service: str = "go.micro.srv.greeter", site: str = "eu") -> Announce:
@@ -24,41 +24,41 @@ def announce(service: str = "go.micro.srv.greeter", site: str = "eu") -> Announc
     )
 
 
-def test_without_rules_everything_is_told_and_believed() -> None:
+def test_all_routes_are_advertised_and_accepted_without_rules() -> None:
     policy = policy_for((), "b", "us")
     assert policy == Policy()
-    assert policy.tells(announce(), is_own=False)
-    assert policy.takes(announce())
+    assert policy.permits_export(announce(), is_own=False)
+    assert policy.permits_import(announce())
 
 
-def test_the_first_rule_that_fits_counts() -> None:
+def test_first_matching_rule_applies() -> None:
     rules = (parse("name=edge-*: export=none"), parse("site=us: export=local"), parse("*: export=best"))
     exports = [policy_for(rules, name, site).export for name, site in (("edge-1", "us"), ("b", "us"), ("b", "eu"))]
-    assert exports == [Export.NONE, Export.LOCAL, Export.BEST]
+    assert exports == [ExportScope.NONE, ExportScope.LOCAL, ExportScope.BEST]
 
 
 @pytest.mark.parametrize(
     ("rule", "own", "learned"),
     [("*: export=all", True, True), ("*: export=local", True, False), ("*: export=none", False, False)],
 )
-def test_how_much_is_told(rule: str, *, own: bool, learned: bool) -> None:
+def test_export_scope_restricts_advertised_routes(rule: str, *, own: bool, learned: bool) -> None:
     policy = parse(rule).policy
-    assert policy.tells(announce(), is_own=True) is own
-    assert policy.tells(announce(), is_own=False) is learned
+    assert policy.permits_export(announce(), is_own=True) is own
+    assert policy.permits_export(announce(), is_own=False) is learned
 
 
-def test_services_and_sites_restrict_either_direction() -> None:
+def test_services_and_sites_restrict_both_directions() -> None:
     policy = parse("*: services=go.micro.srv.*,!go.micro.srv.secret import-sites=!us import-services=go.*").policy
-    assert policy.tells(announce(), is_own=True)
-    assert not policy.tells(announce("go.micro.srv.secret"), is_own=True)
-    assert not policy.tells(announce("other"), is_own=True)
-    assert policy.takes(announce(site="eu"))
-    assert not policy.takes(announce(site="us"))
-    assert not policy.takes(announce("other"))
-    assert not parse("*: import=none").policy.takes(announce())
+    assert policy.permits_export(announce(), is_own=True)
+    assert not policy.permits_export(announce("go.micro.srv.secret"), is_own=True)
+    assert not policy.permits_export(announce("other"), is_own=True)
+    assert policy.permits_import(announce(site="eu"))
+    assert not policy.permits_import(announce(site="us"))
+    assert not policy.permits_import(announce("other"))
+    assert not parse("*: import=none").policy.permits_import(announce())
 
 
-def test_a_rule_is_read_whole() -> None:
+def test_rule_with_all_parts_is_parsed() -> None:
     assert parse("name=a site=eu-*: cost=5000") == Rule(name="a", site="eu-*", policy=Policy(cost_us=5_000))
 
 
@@ -66,6 +66,6 @@ def test_a_rule_is_read_whole() -> None:
     "text",
     ["", "site=us export=all", "planet=earth: export=all", "*: export=some", "*: cost=-1", "*: cost=", "*: import=x"],
 )
-def test_what_is_not_a_rule_is_refused(text: str) -> None:
+def test_invalid_rule_is_rejected(text: str) -> None:
     with pytest.raises(ConfigError):
         parse(text)

@@ -1,4 +1,4 @@
-"""Engines over links that lose, repeat and reorder messages, for long: nothing false stays, nothing true is forgotten."""
+"""Engines over links that lose, duplicate and reorder messages: all tables are correct in the end."""
 
 from __future__ import annotations
 
@@ -40,14 +40,16 @@ def node_id(number: int) -> str:
 
 
 class Faults:
-    """What links do to messages; probabilities, and seconds of delay."""
+    """Faults of all links: probabilities of loss and duplication, and the maximum delay in seconds."""
 
-    def __init__(self, *, lost: float = 0.0, twice: float = 0.0, ordered: bool = True, slowest_s: float = 0.05) -> None:
-        self.lost, self.twice, self.ordered, self.slowest_s = lost, twice, ordered, slowest_s
+    def __init__(
+        self, *, loss: float = 0.0, duplication: float = 0.0, is_ordered: bool = True, max_delay_s: float = 0.05
+    ) -> None:
+        self.loss, self.duplication, self.is_ordered, self.max_delay_s = loss, duplication, is_ordered, max_delay_s
 
 
 class Network:
-    """Engines, their tables, their links, and the time; after every step the tables are checked."""
+    """Engines with their tables and links, and a clock. The tables are checked after every step."""
 
     def __init__(self, size: int, seed: int, faults: Faults) -> None:
         self.random = random.Random(seed)
@@ -76,7 +78,7 @@ class Network:
         )
         self.tables[name], self.offered[name] = {}, set()
 
-    # ---------------------------------------------------------------- what happens
+    # ---------------------------------------------------------------- events
 
     def link(self, a: str, b: str, cost_us: int = COST_US) -> None:
         self.links[frozenset((a, b))] = next(self._order)
@@ -162,48 +164,48 @@ class Network:
                     self._send(name, peer, messages.encode(message))
         for route in table.values():
             if route.link == NETWORK_LINK:
-                assert frozenset((name, route.gateway)) in self.links, "a route through a neighbour that is down"
-                assert route.router != name, "a way to ourselves through another"
+                assert frozenset((name, route.gateway)) in self.links, "route through a neighbour that is down"
+                assert route.router != name, "route to this router itself"
 
     def _send(self, sender: str, to: str, payload: bytes) -> None:
         generation = self.links.get(frozenset((sender, to)))
         if generation is None:
             return
-        copies = 0 if self.random.random() < self.faults.lost else 1 + (self.random.random() < self.faults.twice)
+        copies = 0 if self.random.random() < self.faults.loss else 1 + (self.random.random() < self.faults.duplication)
         for _ in range(copies):
-            when = self.now + self.slow.get((sender, to), self.random.uniform(0.001, self.faults.slowest_s))
-            if self.faults.ordered:
+            when = self.now + self.slow.get((sender, to), self.random.uniform(0.001, self.faults.max_delay_s))
+            if self.faults.is_ordered:
                 when = self._last[sender, to] = max(when, self._last[sender, to])
             heapq.heappush(self._queue, (when, next(self._order), sender, to, payload, generation))
 
-    # ------------------------------------------------------------------ what must hold
+    # ------------------------------------------------------------------ checks
 
-    def ways(self, name: str, origin: str, service: str) -> list[Route]:
+    def routes_to(self, name: str, origin: str, service: str) -> list[Route]:
         found = [r for r in self.tables[name].values() if r.router == origin and r.service == service]
         return sorted(found, key=lambda route: route.metric)
 
     def connected(self, name: str) -> set[str]:
-        seen, edge = {name}, [name]
-        while edge:
-            here = edge.pop()
+        reached, frontier = {name}, [name]
+        while frontier:
+            node = frontier.pop()
             for pair in self.links:
-                if here in pair:
-                    new = pair - seen
-                    seen |= new
-                    edge += new
-        return seen
+                if node in pair:
+                    new = pair - reached
+                    reached |= new
+                    frontier += new
+        return reached
 
-    def check_quiet(self) -> None:
+    def check_tables(self) -> None:
         for name in self.engines:
             wanted = {(origin, service) for origin in self.connected(name) for service, _ in self.offered[origin]}
             known = {(route.router, route.service) for route in self.tables[name].values()}
-            assert known == wanted, f"{name[:2]} misses {wanted - known}, believes {known - wanted}"
+            assert known == wanted, f"{name[:2]} misses {wanted - known}, has wrong routes {known - wanted}"
             for origin, service in wanted:
-                here, passed = name, [name]
-                while here != origin:
-                    here = self.ways(here, origin, service)[0].gateway
-                    assert here not in passed, f"a loop: {[one[:2] for one in passed]}"
-                    passed.append(here)
+                node, passed = name, [name]
+                while node != origin:
+                    node = self.routes_to(node, origin, service)[0].gateway
+                    assert node not in passed, f"loop: {[one[:2] for one in passed]}"
+                    passed.append(node)
 
 
 def ring(size: int, seed: int, faults: Faults) -> Network:
@@ -216,13 +218,13 @@ def ring(size: int, seed: int, faults: Faults) -> Network:
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**32))
-def test_whatever_links_do_to_messages_tables_are_right_in_the_end(seed: int) -> None:
+def test_tables_are_correct_after_all_faults(seed: int) -> None:
     source = random.Random(seed)
     faults = Faults(
-        lost=source.choice([0.0, 0.1, 0.3]),
-        twice=source.choice([0.0, 0.2]),
-        ordered=source.random() < 0.5,
-        slowest_s=source.choice([0.05, 1.5]),
+        loss=source.choice([0.0, 0.1, 0.3]),
+        duplication=source.choice([0.0, 0.2]),
+        is_ordered=source.random() < 0.5,
+        max_delay_s=source.choice([0.05, 1.5]),
     )
     net = Network(source.randrange(2, 9), seed, faults)
     for a, b in itertools.combinations([*net.engines], 2):
@@ -233,12 +235,12 @@ def test_whatever_links_do_to_messages_tables_are_right_in_the_end(seed: int) ->
         net.run(source.choice([0.0, 0.01, 0.3, 2.0, 10.0]))
     net.faults = Faults()
     net.run(LEASE_S)
-    net.check_quiet()
+    net.check_tables()
 
 
 @settings(max_examples=15)
 @given(st.integers(0, 2**32))
-def test_routes_outlive_any_number_of_leases(seed: int) -> None:
+def test_routes_are_kept_for_many_leases(seed: int) -> None:
     source = random.Random(seed)
     net = ring(5, seed, Faults())
     a, b, c, d, e = net.engines
@@ -252,7 +254,7 @@ def test_routes_outlive_any_number_of_leases(seed: int) -> None:
     assert net.counted["routing_leases_expired"] == 0
 
 
-def test_digests_are_told_once_each_way_over_a_link() -> None:
+def test_digests_are_sent_once_per_direction_of_a_link() -> None:
     net = Network(6, 1, Faults())
     for pair in itertools.combinations(net.engines, 2):
         net.link(*pair)
@@ -265,23 +267,23 @@ def test_digests_are_told_once_each_way_over_a_link() -> None:
     assert net.sent["Digest"] - before <= rounds * 2 * 15
 
 
-def test_routes_that_died_of_lost_digests_come_back() -> None:
+def test_routes_that_expired_after_lost_digests_are_restored() -> None:
     net = Network(3, 1, Faults())
     a, b, c = net.engines
     net.link(a, b)
     net.link(b, c)
     net.up(a)
     net.run(5)
-    net.faults = Faults(lost=1.0)
+    net.faults = Faults(loss=1.0)
     net.run(2 * LEASE_S)
     assert net.tables[c] == {}
     net.faults = Faults()
     net.run(LEASE_S)
-    net.check_quiet()
+    net.check_tables()
 
 
-def test_an_advert_that_is_told_again_late_does_not_undo_what_came_after_it() -> None:
-    """The round trip is longer than the pause before repeating: the full table comes again after its successor."""
+def test_late_copy_of_an_advert_does_not_undo_later_adverts() -> None:
+    """The round trip is longer than the resend delay, so a copy of the full table arrives after the next advert."""
     net = Network(2, 1, Faults())
     a, b = net.engines
     net.slow[a, b] = net.slow[b, a] = 0.8
@@ -291,25 +293,25 @@ def test_an_advert_that_is_told_again_late_does_not_undo_what_came_after_it() ->
     net.down(a, "old")
     net.up(a, "new")
     net.run(60)
-    net.check_quiet()
+    net.check_tables()
 
 
 @pytest.mark.parametrize("round_trip_s", [0.5, 3.0, 20.0])
-def test_slow_links_converge_and_do_not_repeat_without_end(round_trip_s: float) -> None:
+def test_slow_links_converge_and_stop_resending(round_trip_s: float) -> None:
     net = ring(4, 1, Faults())
     for pair in itertools.permutations(net.engines, 2):
         net.slow[pair] = round_trip_s / 2
     for name in net.engines:
         net.up(name)
     net.run(120)
-    net.check_quiet()
+    net.check_tables()
     before = net.sent["Advert"]
     net.run(300)
-    assert net.sent["Advert"] == before, "what was acknowledged is not told again"
+    assert net.sent["Advert"] == before, "acknowledged adverts are not resent"
 
 
-def test_a_storm_of_flapping_is_told_in_a_bounded_number_of_messages() -> None:
-    """20 flaps a second of one of several instances and of whole services, on a mesh of six, for a minute."""
+def test_number_of_messages_is_bounded_while_an_instance_flaps() -> None:
+    """One of two instances restarts 20 times per second for a minute, in a full mesh of six nodes."""
     net = Network(6, 1, Faults())
     for pair in itertools.combinations(net.engines, 2):
         net.link(*pair)
@@ -325,12 +327,12 @@ def test_a_storm_of_flapping_is_told_in_a_bounded_number_of_messages() -> None:
         net.run(0.025)
     adverts = net.sent["Advert"] - before
     net.run(10)
-    net.check_quiet()
+    net.check_tables()
     coalescing_windows = 60 / 0.25
     assert adverts <= coalescing_windows * 15 * 2 * 2
 
 
-def test_a_network_without_events_is_silent_but_for_digests() -> None:
+def test_only_digests_are_sent_in_an_idle_network() -> None:
     net = ring(6, 1, Faults())
     for name in net.engines:
         net.up(name)

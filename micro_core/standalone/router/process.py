@@ -85,7 +85,7 @@ class RouterComponent:
         tunnel.set_event_handler(adverts.handle_link_event)
         router.set_sender(adverts.send)
         self._standing.add(router.close, adverts.close)
-        router.recall()
+        router.restore()
         # The registry first: what the neighbours are told at once is then the whole, and withdraws nothing that stands.
         await router.start(runtime.registry)
         adverts.start()

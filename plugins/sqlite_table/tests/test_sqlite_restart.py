@@ -36,7 +36,7 @@ async def line(net: Lab, directory: Path) -> tuple[LabNode, LabNode, LabNode]:
 
     a = await net.add("a")
     b = await net.add("b", links=[a])
-    net.wires.set("b", "c", WAN)
+    net.links.set("b", "c", WAN)
     c = await net.add("c", links=[b], table=table_in(directory))
     await a.serve(service)
     await net.converged()
