@@ -1,4 +1,4 @@
-"""The kit of the registry role, over real multicast on the loopback interface."""
+"""The conformance kit of the registry role, with multicast on the loopback interface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from micro_core.testing import DriverUnderTest, RegistryConformance
 class TestMdnsRegistry(RegistryConformance):
     lease_s = 2.0
     timeout_s = 15.0
-    burst_changes = 200  # each is a datagram to everybody
+    burst_changes = 200  # each change is a multicast datagram
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Registry]:

@@ -1,4 +1,4 @@
-"""The registry over real multicast, on the loopback interface only."""
+"""Tests of the registry with multicast on the loopback interface."""
 
 from __future__ import annotations
 
@@ -103,14 +103,14 @@ async def network() -> str:
 
 @pytest.fixture
 async def another(network: str) -> AsyncIterator[Opener]:
-    """Opens registries of one network, and closes them in the end."""
+    """Return a function that opens registries of one network. They are closed at the end of the test."""
     async with AsyncExitStack() as stack:
 
-        async def open_one(**options: object) -> MdnsRegistry:
+        async def open_registry(**options: object) -> MdnsRegistry:
             registry, _ = await stack.enter_async_context(opened(network, **options))  # type: ignore[arg-type]
             return registry
 
-        yield open_one
+        yield open_registry
 
 
 def instance(name: str = "1", version: str = "1.0", service: str = "greeter") -> Instance:
@@ -134,13 +134,13 @@ def test_the_hook_describes_the_driver() -> None:
     assert isinstance(create(MdnsOptions(), context_for("n")), MdnsRegistry)
 
 
-def test_service_types_keep_to_the_15_characters_of_rfc_6763_and_tell_networks_and_sites_apart() -> None:
+def test_service_types_have_at_most_15_characters_and_differ_by_network_and_site() -> None:
     types = {service_type(network, site) for network in ("go.micro", "go") for site in ("eu", "us", "micro")}
     assert len(types) == 6
     assert all(len(one.split(".")[0].removeprefix("_")) <= 15 for one in types)
 
 
-async def test_others_see_a_record_come_change_and_go(another: Opener) -> None:
+async def test_record_changes_reach_other_registries(another: Opener) -> None:
     owner, other = await another(), await another()
     for registry in (owner, other):
         assert await registry.instances() == []
@@ -160,23 +160,23 @@ async def test_others_see_a_record_come_change_and_go(another: Opener) -> None:
     assert await other.instances() == []
 
 
-async def test_a_newcomer_knows_all_versions_and_instances_at_its_first_look(another: Opener) -> None:
+async def test_new_registry_lists_all_instances_at_the_first_read(another: Opener) -> None:
     owners = [await another() for _ in range(3)]
     expected = {f"{owner}-{number}" for owner in range(3) for number in range(20)}
     for name in sorted(expected):
         owner = owners[int(name[0])]
         await owner.register(instance(name, f"{name[-1]}.0", f"service{name[-1]}"), lease_s=30)
-    newcomer = await another()
+    new_registry = await another()
     started = time.monotonic()
-    found = await newcomer.instances()
+    found = await new_registry.instances()
     assert {one.id for one in found} == expected
-    assert time.monotonic() - started < 0.9, "settled before the longest wait"
-    assert {one.version for one in await newcomer.instances("service3")} == {"3.0"}
-    watch = await newcomer.watch()
+    assert time.monotonic() - started < 0.9, "the wait ends before browse_s"
+    assert {one.version for one in await new_registry.instances("service3")} == {"3.0"}
+    watch = await new_registry.watch()
     assert {(await next_event(watch))[0] for _ in expected} == {"created"}
 
 
-async def test_an_empty_network_costs_the_first_reader_no_more_than_browse_s(another: Opener) -> None:
+async def test_empty_network_delays_the_first_read_by_browse_s(another: Opener) -> None:
     registry = await another(browse_s=1.0)
     started = time.monotonic()
     assert await registry.instances() == []
@@ -186,16 +186,16 @@ async def test_an_empty_network_costs_the_first_reader_no_more_than_browse_s(ano
     assert time.monotonic() - started < 0.5
 
 
-async def test_sites_are_apart_unless_they_share_a_domain(another: Opener) -> None:
+async def test_sites_are_isolated_unless_they_share_a_domain(another: Opener) -> None:
     europe = await another(site="eu")
     america = await another(site="us", browse_s=0.3)
-    visitor = await another(site="us", domain="eu")
+    same_domain = await another(site="us", domain="eu")
     await europe.register(instance(), lease_s=30)
-    assert await next_event(await visitor.watch()) == ("created", instance())
+    assert await next_event(await same_domain.watch()) == ("created", instance())
     assert await america.instances() == []
 
 
-async def test_a_record_that_is_renewed_outlives_its_lease_silently(another: Opener) -> None:
+async def test_renewed_record_outlives_its_lease_without_events(another: Opener) -> None:
     owner, other = await another(), await another()
     watch = await other.watch()
     await owner.register(instance(), lease_s=0.8)
@@ -206,11 +206,11 @@ async def test_a_record_that_is_renewed_outlives_its_lease_silently(another: Ope
         await owner.register(instance(), lease_s=0.8)
     assert not event.done()
     renewed_at = time.monotonic()
-    assert (await event)[0] == "deleted", "nobody renews any more"
-    assert 0.7 < time.monotonic() - renewed_at < 1.8, "within the lease plus one second"
+    assert (await event)[0] == "deleted", "the record is no longer renewed"
+    assert 0.7 < time.monotonic() - renewed_at < 1.8, "the record expires within one second of its lease"
 
 
-async def test_closing_withdraws_at_once(another: Opener, network: str) -> None:
+async def test_close_withdraws_records_immediately(another: Opener, network: str) -> None:
     other = await another()
     watch = await other.watch()
     async with opened(network) as (owner, _):
@@ -226,19 +226,19 @@ async def test_closing_withdraws_at_once(another: Opener, network: str) -> None:
         await owner.register(instance(), lease_s=30)
 
 
-async def test_a_killed_process_is_gone_within_its_lease_and_one_second(another: Opener, network: str) -> None:
+async def test_killed_process_is_removed_within_one_second_of_its_lease(another: Opener, network: str) -> None:
     lease_s = 2.0
     watch = await (await another()).watch()
     code = OWNER.format(network=network, lease_s=lease_s)
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     try:
         assert await next_event(watch, 20.0) == ("created", instance("killed"))
-        still = asyncio.ensure_future(next_event(watch, 20.0))
-        await asyncio.wait({still}, timeout=lease_s + 1.2)
-        assert not still.done(), "it lives, and beats"
+        event = asyncio.ensure_future(next_event(watch, 20.0))
+        await asyncio.wait({event}, timeout=lease_s + 1.2)
+        assert not event.done(), "the process is running and sends heartbeats"
         process.send_signal(signal.SIGKILL)
         killed_at = time.monotonic()
-        assert await still == ("deleted", instance("killed"))
+        assert await event == ("deleted", instance("killed"))
         assert time.monotonic() - killed_at < lease_s + 1.0
     finally:
         if process.returncode is None:
@@ -246,91 +246,89 @@ async def test_a_killed_process_is_gone_within_its_lease_and_one_second(another:
         await process.wait()
 
 
-async def test_a_lost_announcement_is_repaired_by_the_next_beat(another: Opener, network: str) -> None:
+async def test_lost_announcement_is_repaired_by_the_next_heartbeat(another: Opener, network: str) -> None:
     async with opened(network) as (listener, counters):
         received: Counter[str] = Counter()
-        hear = listener._multicast._receive
+        receive = listener._multicast._receive
 
-        def hear_badly(label: str, text: bytes) -> None:
-            received["record" if "-" in label else "beat"] += 1
-            if "-" not in label or received["beat"]:
-                hear(label, text)
+        def receive_with_loss(label: str, text: bytes) -> None:
+            received["record" if "-" in label else "heartbeat"] += 1
+            if "-" not in label or received["heartbeat"]:
+                receive(label, text)
 
-        listener._multicast._receive = hear_badly
+        listener._multicast._receive = receive_with_loss
         watch = await listener.watch()
         owner = await another()
         await owner.register(instance(), lease_s=3)
         assert await next_event(watch) == ("created", instance())
-        assert received["beat"] == 1
+        assert received["heartbeat"] == 1
         assert counters.values == {"mdns_repairs": 1}
 
 
-async def test_standing_traffic_is_one_small_message_a_beat_whatever_the_number_of_records(
-    another: Opener, network: str
-) -> None:
-    heard: list[tuple[str, int]] = []
-    spy = Multicast(
+async def test_idle_traffic_is_independent_of_the_number_of_records(another: Opener, network: str) -> None:
+    received: list[tuple[str, int]] = []
+    monitor = Multicast(
         service_type(network, "eu"),
         interfaces=LOOPBACK,
         ip_version="4",
         random=random.Random(),
-        receive=lambda label, text: heard.append((label, len(text))),
+        receive=lambda label, text: received.append((label, len(text))),
         count=CountersInMemory().add,
     )
-    await spy.open()
+    await monitor.open()
     try:
         owner = await another()
-        await owner.instances()  # browsing, which others answer, is over
+        await owner.instances()  # waits until the queries at the start are answered
         for number in range(30):
             await owner.register(instance(str(number)), lease_s=1.5)
-        await until(lambda: len([label for label, _ in heard if "-" in label]) == 60)
-        heard.clear()
+        await until(lambda: len([label for label, _ in received if "-" in label]) == 60)
+        received.clear()
         seconds = 2.0
         ends_at = time.monotonic() + seconds
         while time.monotonic() < ends_at:
             for number in range(30):
                 await owner.register(instance(str(number)), lease_s=1.5)
             await asyncio.sleep(0.4)
-        beats = [size for label, size in heard if "-" not in label]
-        assert 2 <= len(beats) <= seconds / 0.5 + 2
-        assert max(beats) < 60
-        assert len(heard) == len(beats), "no record is sent again"
+        heartbeats = [size for label, size in received if "-" not in label]
+        assert 2 <= len(heartbeats) <= seconds / 0.5 + 2
+        assert max(heartbeats) < 60
+        assert len(received) == len(heartbeats), "no record is sent again"
     finally:
-        await spy.close()
+        await monitor.close()
 
 
-async def test_garbage_of_others_is_counted_and_harms_nobody(another: Opener, network: str) -> None:
-    def nothing(label: str, text: bytes) -> None:
-        """Hears nothing."""
+async def test_garbage_is_counted_and_has_no_other_effect(another: Opener, network: str) -> None:
+    def ignore(label: str, text: bytes) -> None:
+        """Ignore received records."""
 
-    vandal = Multicast(
+    attacker = Multicast(
         service_type(network, "eu"),
         interfaces=LOOPBACK,
         ip_version="4",
         random=random.Random(),
-        receive=nothing,
+        receive=ignore,
         count=CountersInMemory().add,
     )
-    await vandal.open()
+    await attacker.open()
     try:
         async with opened(network) as (registry, counters):
             watch = await registry.watch()
             owner = "0123456789abcdef"
             bomb = zlib.compress(b" " * 1_000_000, 9)
-            vandal.tell("somebody", b"\x03v=1", ttl_s=10)
-            vandal.tell(owner, b"\xff", ttl_s=10)
-            vandal.tell(f"{owner}-1", b"", ttl_s=10)
-            vandal.tell(f"{owner}-2", b"\x03v=1\x06l=1000" + b"\xf0" + b"00=" + bomb[:237], ttl_s=10)
-            vandal.tell(f"{owner}-99999999999", b"\x03v=1", ttl_s=10)
+            attacker.send_text("not-an-owner", b"\x03v=1", ttl_s=10)
+            attacker.send_text(owner, b"\xff", ttl_s=10)
+            attacker.send_text(f"{owner}-1", b"", ttl_s=10)
+            attacker.send_text(f"{owner}-2", b"\x03v=1\x06l=1000" + b"\xf0" + b"00=" + bomb[:237], ttl_s=10)
+            attacker.send_text(f"{owner}-99999999999", b"\x03v=1", ttl_s=10)
             await until(lambda: counters.values.get("mdns_garbage", 0) >= 5)
             await (await another()).register(instance(), lease_s=30)
             assert await next_event(watch) == ("created", instance())
             assert await registry.instances() == [instance()]
     finally:
-        await vandal.close()
+        await attacker.close()
 
 
-async def test_a_record_too_large_for_a_message_is_refused_and_the_earlier_one_stands(another: Opener) -> None:
+async def test_oversized_record_is_rejected_and_the_previous_one_kept(another: Opener) -> None:
     registry = await another(browse_s=0.0)
     await registry.register(instance(), lease_s=30)
     noise = {f"k{row}": "".join(f"{zlib.crc32(b'%d %d' % (row, n)):08x}" for n in range(500)) for row in range(12)}
@@ -341,7 +339,7 @@ async def test_a_record_too_large_for_a_message_is_refused_and_the_earlier_one_s
     assert await registry.instances() == [instance()]
 
 
-async def test_the_largest_record_crosses_the_network(another: Opener) -> None:
+async def test_largest_record_is_transferred(another: Opener) -> None:
     owner, other = await another(), await another()
     noise = {f"k{row}": "".join(f"{zlib.crc32(b'%d %d' % (row, n)):08x}" for n in range(215)) for row in range(6)}
     large = Instance(service="greeter", id="1", address="tcp://127.0.0.1:1", metadata=noise)
@@ -351,11 +349,11 @@ async def test_the_largest_record_crosses_the_network(another: Opener) -> None:
     assert await (await another()).instances() == [large]
 
 
-def test_every_interface_includes_loopback() -> None:
+def test_interfaces_include_loopback() -> None:
     assert LOOPBACK in ipv4_addresses()
 
 
-async def test_an_interface_that_is_not_there_is_unreachable_with_a_hint() -> None:
+async def test_missing_interface_raises_unreachable_with_a_hint() -> None:
     registry = MdnsRegistry(MdnsOptions(interfaces="203.0.113.7"), context_for("nowhere"))
     with pytest.raises(Unreachable) as caught:
         await registry.start()
@@ -366,6 +364,6 @@ async def test_an_interface_that_is_not_there_is_unreachable_with_a_hint() -> No
 
 
 @pytest.mark.parametrize("options", [MdnsOptions(interfaces="eth0"), MdnsOptions(ip_version="5")])
-def test_options_that_mean_nothing_are_refused(options: MdnsOptions) -> None:
+def test_invalid_options_are_rejected(options: MdnsOptions) -> None:
     with pytest.raises(OptionError):
         MdnsRegistry(options, context_for("n"))

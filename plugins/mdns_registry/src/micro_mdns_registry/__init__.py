@@ -7,7 +7,7 @@ from micro_mdns_registry.options import MdnsOptions
 
 
 def create(options: MdnsOptions, context: DriverContext) -> Registry:
-    """Build the registry; nothing is opened before `start`."""
+    """Create the registry. Sockets are only opened by `start`. Raises OptionError for invalid options."""
     from micro_mdns_registry.registry import MdnsRegistry
 
     return MdnsRegistry(options, context)
@@ -15,9 +15,10 @@ def create(options: MdnsOptions, context: DriverContext) -> Registry:
 
 @hookimpl
 def micro_registry() -> Driver[Registry]:
+    """Return the description of the registry driver `mdns`."""
     return Driver(
         name="mdns",
-        summary="Services on the local network by multicast DNS, with no server.",
+        summary="Services on the local network by multicast DNS, without a server.",
         options=MdnsOptions,
         create=create,
     )

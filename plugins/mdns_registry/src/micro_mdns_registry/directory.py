@@ -1,12 +1,13 @@
-"""Who is on the local network, from what was heard: the records of all owners, and what each beat does to them.
+"""The records of all processes on the local network, according to the received messages.
 
-Pure: callers pass `now`, in seconds of any monotonic clock. An *owner* is one registry object of one process, under a
-random name. It numbers its records upwards and never uses a number twice, so a record under a number never changes.
-A beat names every number that stands. Hence whatever was lost, doubled or reordered on the way, the next beat repairs:
+Callers pass `now`, in seconds of any monotonic clock. An *owner* is one registry object of one process. It has a random
+name, numbers its records in ascending order, and never uses a number twice, so the record of a number never changes. A
+heartbeat lists the numbers of all current records of its owner, so it corrects the effects of lost, duplicated and
+reordered messages:
 
-    listed, known           renewed
-    listed, not known       to be asked for
-    known, below the beat's next number, not listed     withdrawn
+    number in the list, record received                               the record is renewed
+    number in the list, record not received                           the record has to be queried
+    number not in the list, below the heartbeat's next number         the record is withdrawn
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from dataclasses import dataclass, field
 
 from micro_core.contract import Instance, RegistryEvent
 from micro_core.contract.watching import changes
-from micro_mdns_registry.texts import MAX_STANDING, Beat
+from micro_mdns_registry.txt_records import MAX_RECORDS_PER_OWNER, Heartbeat
 
 MAX_OWNERS = 1_024
-"""Owners remembered; strangers beyond are ignored and counted, so that forged names cannot fill memory."""
+"""Maximum number of owners. Further ones are ignored and counted, so that forged names cannot exhaust the memory."""
 
 MAX_RECORDS = 8_192
-"""Records of all owners together, for the same reason."""
+"""Maximum number of records of all owners together, for the same reason."""
 
 OWNER_MEMORY_S = 60.0
-"""Seconds for which a silent owner without records is remembered: longer than any late copy of a message travels."""
+"""Seconds for which a silent owner without records is remembered, longer than the delay of any duplicated message."""
 
 GRACE_S = 0.25
-"""Added to a lease before a record is given up, for a beat that is on its way. Within the second the contract allows."""
+"""Seconds added to a lease before a record expires, for a heartbeat in transit. The contract allows up to one second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,149 +38,157 @@ class _Record:
     sequence: int
     instance: Instance
     lease_s: float
-    arrival: int
+    number: int
 
 
 @dataclass(slots=True)
 class _Owner:
-    heard_at: float
+    received_at: float
     records: dict[int, _Record] = field(default_factory=dict)
     renewed_at: dict[int, float] = field(default_factory=dict)
     unreadable: set[int] = field(default_factory=set)
-    beat: Beat | None = None
+    heartbeat: Heartbeat | None = None
 
 
 class Directory:
-    """The records that stand. Several owners may claim one instance id: the claim heard last counts."""
+    """The current records. If several owners register the same instance id, the registration received last is used."""
 
     def __init__(self, count: Callable[[str], None]) -> None:
         self._count = count
         self._owners: dict[str, _Owner] = {}
-        self._claims: dict[str, list[_Record]] = {}
-        self._arrivals = 0
+        self._registrations: dict[str, list[_Record]] = {}
+        self._registration_count = 0
         self._record_count = 0
 
     def instances(self, service: str | None = None) -> list[Instance]:
-        """The instances of one service or of all, oldest claim first."""
-        found = [claims[-1].instance for claims in self._claims.values()]
+        """Return the instances of one service, or of all services, ordered by registration."""
+        found = [registrations[-1].instance for registrations in self._registrations.values()]
         return [instance for instance in found if service is None or instance.service == service]
 
-    def known(self) -> list[tuple[str, int]]:
-        """(owner, sequence number) of every record that stands."""
-        return [(record.owner, record.sequence) for claims in self._claims.values() for record in claims]
+    def record_ids(self) -> list[tuple[str, int]]:
+        """Return (owner, sequence number) of all current records."""
+        return [
+            (record.owner, record.sequence)
+            for registrations in self._registrations.values()
+            for record in registrations
+        ]
 
     def is_wanted(self, owner: str, sequence: int) -> bool:
-        """Whether a record is not known yet, and not known to be withdrawn or unreadable."""
-        known = self._owners.get(owner)
-        if known is None:
+        """Return whether a record is missing here, i.e. neither stored nor known to be withdrawn or unreadable."""
+        entry = self._owners.get(owner)
+        if entry is None:
             return True
-        if sequence in known.records or sequence in known.unreadable:
+        if sequence in entry.records or sequence in entry.unreadable:
             return False
-        beat = known.beat
-        return beat is None or sequence >= beat.next_sequence or sequence in beat.standing
+        heartbeat = entry.heartbeat
+        return heartbeat is None or sequence >= heartbeat.next_sequence or sequence in heartbeat.records
 
     def renew(self, owner: str, sequence: int, now: float) -> None:
-        """The record was heard again."""
-        known = self._owners.get(owner)
-        if known is not None and sequence in known.records:
-            known.heard_at = known.renewed_at[sequence] = now
+        """Renew the lease of a record that was received again."""
+        entry = self._owners.get(owner)
+        if entry is not None and sequence in entry.records:
+            entry.received_at = entry.renewed_at[sequence] = now
 
     def put(self, owner: str, sequence: int, instance: Instance, lease_s: float, now: float) -> list[RegistryEvent]:
-        """Take in a record that `is_wanted`. A newer record of the same instance and owner replaces the older."""
-        known = self._owner(owner, now)
-        if known is None or self._record_count >= MAX_RECORDS or len(known.records) >= MAX_STANDING:
+        """Store a record for which `is_wanted` is true, and return the resulting events.
+
+        A newer record of the same instance and owner replaces the older one. Records above the limits are dropped and
+        counted.
+        """
+        entry = self._owner(owner, now)
+        if entry is None or self._record_count >= MAX_RECORDS or len(entry.records) >= MAX_RECORDS_PER_OWNER:
             self._count("mdns_records_refused")
             return []
         before = self._current(instance.id)
-        for claim in self._claims.get(instance.id, ()):
-            if claim.owner == owner:
-                if claim.sequence > sequence:
+        for registration in self._registrations.get(instance.id, ()):
+            if registration.owner == owner:
+                if registration.sequence > sequence:
                     return []
-                self._drop(claim)
+                self._drop(registration)
                 break
-        self._arrivals += 1
-        record = _Record(owner, sequence, instance, lease_s, self._arrivals)
-        known.records[sequence] = record
-        known.renewed_at[sequence] = now
-        self._claims.setdefault(instance.id, []).append(record)
+        self._registration_count += 1
+        record = _Record(owner, sequence, instance, lease_s, self._registration_count)
+        entry.records[sequence] = record
+        entry.renewed_at[sequence] = now
+        self._registrations.setdefault(instance.id, []).append(record)
         self._record_count += 1
         return changes(before, instance)
 
     def put_unreadable(self, owner: str, sequence: int, now: float) -> None:
-        """Remember that a record cannot be read, so that it is not asked for again."""
-        known = self._owner(owner, now)
-        if known is not None and len(known.unreadable) < MAX_STANDING:
-            known.unreadable.add(sequence)
+        """Remember that a record cannot be decoded, so that it is not queried again."""
+        entry = self._owner(owner, now)
+        if entry is not None and len(entry.unreadable) < MAX_RECORDS_PER_OWNER:
+            entry.unreadable.add(sequence)
 
     def remove(self, owner: str, sequence: int) -> list[RegistryEvent]:
-        """The owner withdrew the record."""
-        known = self._owners.get(owner)
-        record = known.records.get(sequence) if known is not None else None
-        return self._end([record]) if record is not None else []
+        """Remove a record that its owner withdrew, and return the resulting events."""
+        entry = self._owners.get(owner)
+        record = entry.records.get(sequence) if entry is not None else None
+        return self._remove([record]) if record is not None else []
 
-    def beat(self, owner: str, beat: Beat, now: float) -> tuple[list[RegistryEvent], list[int]]:
-        """Return what changed, and the sequence numbers to ask for."""
-        known = self._owner(owner, now)
-        if known is None:
+    def apply_heartbeat(self, owner: str, heartbeat: Heartbeat, now: float) -> tuple[list[RegistryEvent], list[int]]:
+        """Apply a heartbeat. Return the resulting events, and the sequence numbers of records to query."""
+        entry = self._owner(owner, now)
+        if entry is None:
             self._count("mdns_records_refused")
             return [], []
-        if known.beat is not None and beat.number <= known.beat.number:
+        if entry.heartbeat is not None and heartbeat.number <= entry.heartbeat.number:
             return [], []
-        known.beat = beat
-        known.unreadable &= beat.standing
-        gone = [
+        entry.heartbeat = heartbeat
+        entry.unreadable &= heartbeat.records
+        removed = [
             record
-            for sequence, record in known.records.items()
-            if sequence < beat.next_sequence and sequence not in beat.standing
+            for sequence, record in entry.records.items()
+            if sequence < heartbeat.next_sequence and sequence not in heartbeat.records
         ]
-        for sequence in beat.standing & known.records.keys():
-            known.renewed_at[sequence] = now
-        missing = sorted(beat.standing - known.records.keys() - known.unreadable)
-        return self._end(gone), missing
+        for sequence in heartbeat.records & entry.records.keys():
+            entry.renewed_at[sequence] = now
+        missing = sorted(heartbeat.records - entry.records.keys() - entry.unreadable)
+        return self._remove(removed), missing
 
     def expire(self, now: float) -> list[RegistryEvent]:
-        """Give up what was not renewed in its lease."""
-        gone = [
+        """Remove records whose lease has ended, and return the resulting events."""
+        removed = [
             record
-            for known in self._owners.values()
-            for sequence, record in known.records.items()
-            if known.renewed_at[sequence] + record.lease_s + GRACE_S <= now
+            for entry in self._owners.values()
+            for sequence, record in entry.records.items()
+            if entry.renewed_at[sequence] + record.lease_s + GRACE_S <= now
         ]
-        events = self._end(gone)
+        events = self._remove(removed)
         silent = [
             owner
-            for owner, known in self._owners.items()
-            if not known.records and known.heard_at + OWNER_MEMORY_S <= now
+            for owner, entry in self._owners.items()
+            if not entry.records and entry.received_at + OWNER_MEMORY_S <= now
         ]
         for owner in silent:
             del self._owners[owner]
         return events
 
     def next_expiry(self) -> float | None:
-        """When `expire` next has a record to give up, or None."""
+        """Return the time at which the next record expires, or None."""
         return min(
             (
-                known.renewed_at[sequence] + record.lease_s + GRACE_S
-                for known in self._owners.values()
-                for sequence, record in known.records.items()
+                entry.renewed_at[sequence] + record.lease_s + GRACE_S
+                for entry in self._owners.values()
+                for sequence, record in entry.records.items()
             ),
             default=None,
         )
 
     def _owner(self, owner: str, now: float) -> _Owner | None:
-        known = self._owners.get(owner)
-        if known is None:
+        entry = self._owners.get(owner)
+        if entry is None:
             if len(self._owners) >= MAX_OWNERS:
                 return None
-            known = self._owners[owner] = _Owner(now)
-        known.heard_at = now
-        return known
+            entry = self._owners[owner] = _Owner(now)
+        entry.received_at = now
+        return entry
 
     def _current(self, instance_id: str) -> Instance | None:
-        claims = self._claims.get(instance_id)
-        return claims[-1].instance if claims else None
+        registrations = self._registrations.get(instance_id)
+        return registrations[-1].instance if registrations else None
 
-    def _end(self, records: Iterable[_Record]) -> list[RegistryEvent]:
+    def _remove(self, records: Iterable[_Record]) -> list[RegistryEvent]:
         events: list[RegistryEvent] = []
         for record in records:
             before = self._current(record.instance.id)
@@ -188,10 +197,10 @@ class Directory:
         return events
 
     def _drop(self, record: _Record) -> None:
-        known = self._owners[record.owner]
-        del known.records[record.sequence], known.renewed_at[record.sequence]
-        claims = self._claims[record.instance.id]
-        claims.remove(record)
-        if not claims:
-            del self._claims[record.instance.id]
+        entry = self._owners[record.owner]
+        del entry.records[record.sequence], entry.renewed_at[record.sequence]
+        registrations = self._registrations[record.instance.id]
+        registrations.remove(record)
+        if not registrations:
+            del self._registrations[record.instance.id]
         self._record_count -= 1

@@ -1,4 +1,4 @@
-"""What can be set about the mDNS registry."""
+"""Options of the mDNS registry."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ class MdnsOptions:
     """Options of `registry:mdns`."""
 
     domain: str = option(
-        "", "Registries see each other when network and domain are equal. Empty: the site's name, so sites stay apart."
+        "", "Registries with the same network and domain share their records. Empty: the name of the site."
     )
     interfaces: str = option(
-        "", "Addresses of the interfaces to use, comma separated, as in 127.0.0.1. Empty: every interface."
+        "", "Comma-separated addresses of the interfaces to use, e.g. 127.0.0.1. Empty: all interfaces."
     )
-    ip_version: str = option("4", "Internet protocol to use: 4, 6 or both.")
+    ip_version: str = option("4", "IP version: 4, 6 or both.")
     ttl_s: int = option(
-        0, "Seconds for which other mDNS caches keep a record. 0: the record's lease, rounded up to a second."
+        0, "Seconds for which other mDNS software caches a record. 0: the lease of the record, rounded up."
     )
     browse_s: float = option(
         0.6,
-        "Longest wait in seconds for first answers, paid once, by the first reader. Ends early once answers settle.",
+        "Maximum seconds for which the first reader waits for answers. The wait ends early when no more answers arrive.",
     )
