@@ -1,7 +1,7 @@
-"""The two ends of a measured path, as processes: `load.py serve|call|bulk|hold ...`. Used by whole_path.py.
+"""The client and the service of a measured path, as processes: `load.py serve|call|bulk|hold ...`.
 
-A closed loop: `in_flight` workers, each with one call outstanding. Prints one JSON object: calls per second, p50 and
-p99 in microseconds.
+Used by whole_path.py. `call` runs a closed loop with `in_flight` workers, each with one outstanding call. It prints one
+JSON object with the calls per second, and p50 and p99 in microseconds.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ def percentile(ordered: list[float], share: float) -> float:
 
 
 async def measure(call: Call, *, size: int, in_flight: int, seconds: float) -> dict[str, float]:
-    """Run the loop; calls that began before the warm-up's end are not counted."""
+    """Run the loop for `seconds` after a warm-up. Calls that started during the warm-up are not counted."""
     payload = bytes(size)
     latencies: list[float] = []
     clock = time.perf_counter
-    begin = clock() + WARM_UP_S
-    end = begin + seconds
+    started_at = clock() + WARM_UP_S
+    end = started_at + seconds
 
     async def worker() -> None:
         while (started := clock()) < end:
             answer = await call(payload)
             if len(answer) != size:
-                raise SystemExit(f"{len(answer)} bytes came back of {size}")
-            if started >= begin:
+                raise SystemExit(f"received {len(answer)} bytes instead of {size}")
+            if started >= started_at:
                 latencies.append(clock() - started)
 
     await asyncio.gather(*(worker() for _ in range(in_flight)))
@@ -69,7 +69,7 @@ async def micro_serve() -> None:
 
     @service.endpoint("Echo.Hold")
     async def hold(items: AsyncIterator[bytes]) -> int:
-        """A reader that stops: takes one item and no more."""
+        """Read one item, and then stop reading."""
         first = await anext(items)
         await asyncio.sleep(3_600.0)
         return len(first)
@@ -110,7 +110,10 @@ async def micro_call(address: str) -> tuple[Call, Callable[[], Awaitable[None]]]
 
 
 async def micro_bulk(address: str, size: int, item_bytes: int) -> None:
-    """Send client streams of `size` bytes, one after the other, until SIGTERM; prints `started`, then a line for each."""
+    """Send client streams of `size` bytes one after the other until SIGTERM.
+
+    Prints `started`, and a JSON object with the rate of each stream.
+    """
     from micro_core import Client
     from micro_core.wire.codec import BYTES
 
@@ -120,22 +123,25 @@ async def micro_bulk(address: str, size: int, item_bytes: int) -> None:
 
     async def send_for_ever() -> None:
         while True:
-            begin = time.perf_counter()
+            started_at = time.perf_counter()
             async with client.stream(SERVICE, "Echo.Take", content_type=BYTES, timeout_s=600.0) as stream:
                 for _ in range(size // item_bytes):
                     await stream.send(item)
                 await stream.end()
                 total = await stream.receive()
             if total != size:
-                raise SystemExit(f"{total} bytes arrived of {size}")
-            print(json.dumps({"mib_per_s": size / 2**20 / (time.perf_counter() - begin)}), flush=True)
+                raise SystemExit(f"{total} of {size} bytes arrived")
+            print(json.dumps({"mib_per_s": size / 2**20 / (time.perf_counter() - started_at)}), flush=True)
 
     await until_stopped(send_for_ever())
     await client.close()
 
 
 async def micro_hold(address: str, size: int) -> None:
-    """Send to a reader that stops, `size` bytes if it let us; prints `started`, and at SIGTERM what was taken off us."""
+    """Try to send `size` bytes to a handler that stops reading.
+
+    Prints `started`, and at SIGTERM the number of bytes that could be sent.
+    """
     from micro_core import Client
     from micro_core.wire.codec import BYTES
 
@@ -157,7 +163,7 @@ async def micro_hold(address: str, size: int) -> None:
 
 
 async def until_stopped(work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` until SIGTERM; what it raises is raised here."""
+    """Run `work` until SIGTERM. Raises its error if it fails before."""
     task = asyncio.ensure_future(work)
     print("started", flush=True)
     stop = asyncio.ensure_future(stopped())

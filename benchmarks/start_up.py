@@ -1,9 +1,9 @@
-"""What `micro --help` costs beyond an empty typer app with the same help: the two interleaved, medians of each.
+"""Compare the start-up time of `micro --help` with an empty typer app that has the same help. Prints medians.
 
     python benchmarks/start_up.py [--runs 21]
 
-CPU time is the figure to go by: other work on the machine does not count in it. The package is compiled beforehand, as an
-installer does, into a directory of its own.
+Compare CPU times, which other work on the machine does not affect. The runs are interleaved. All modules are compiled
+beforehand, as an installer does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 OURS = "from micro_core.cli.main import main; main()"
-# The same words, and nothing behind them: what typer itself takes to make that help.
+# An app with the same help texts and no code of its own: the time that typer itself takes.
 EMPTY = """
 import typer
 
@@ -43,7 +43,7 @@ app(prog_name="micro")
 
 
 def empty_app() -> str:
-    """A program with the same help as ours."""
+    """Return a program with the same help as `micro`."""
     from micro_core.cli.main import app
 
     commands = [
@@ -60,7 +60,7 @@ def empty_app() -> str:
 
 
 def compiled(directory: str) -> dict[str, str]:
-    """An environment in which all that is imported has been compiled."""
+    """Compile all imported modules into `directory`. Returns environment variables that use it."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = directory
     for program in (OURS, empty_app()):
@@ -71,18 +71,18 @@ def compiled(directory: str) -> dict[str, str]:
 
 
 def cost_ms(program: str, environment: dict[str, str]) -> tuple[float, float]:
-    """(wall clock, CPU) of one run, in milliseconds."""
-    began = time.perf_counter()
-    with Path(os.devnull).open("wb") as nowhere:
-        child = subprocess.Popen([sys.executable, "-c", program, "--help"], stdout=nowhere, env=environment)
-        _, status, used = os.wait4(child.pid, 0)  # the one call that tells what this child has used, and no other
+    """Return (wall-clock time, CPU time) of one run in milliseconds."""
+    started_at = time.perf_counter()
+    with Path(os.devnull).open("wb") as devnull:
+        child = subprocess.Popen([sys.executable, "-c", program, "--help"], stdout=devnull, env=environment)
+        _, status, used = os.wait4(child.pid, 0)  # returns the resource usage of this child only
     child.returncode = os.waitstatus_to_exitcode(status)
     assert child.returncode == 0, program
-    return (time.perf_counter() - began) * 1000, (used.ru_utime + used.ru_stime) * 1000
+    return (time.perf_counter() - started_at) * 1000, (used.ru_utime + used.ru_stime) * 1000
 
 
 def measure(runs: int, environment: dict[str, str]) -> dict[str, list[tuple[float, float]]]:
-    """The costs of each program, run in turn; the first runs, which fill the caches, do not count."""
+    """Measure each program `runs` times, in turn. A first run fills the caches and is ignored."""
     programs = {"micro --help": OURS, "empty app": empty_app(), "python": "pass"}
     costs: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
     for run in range(runs + 1):
@@ -95,7 +95,7 @@ def measure(runs: int, environment: dict[str, str]) -> dict[str, list[tuple[floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--runs", type=int, default=21)
+    parser.add_argument("--runs", type=int, default=21, help="number of runs of each program")
     with tempfile.TemporaryDirectory(prefix="micro-bench-") as directory:
         costs = measure(parser.parse_args().runs, compiled(directory))
     medians = {
@@ -104,8 +104,8 @@ def main() -> None:
     print(f"{'':14} {'wall':>10} {'CPU':>10}   medians, ms")
     for name, (wall, cpu) in medians.items():
         print(f"{name:14} {wall:10.1f} {cpu:10.1f}")
-    more = [ours - empty for ours, empty in zip(medians["micro --help"], medians["empty app"], strict=True)]
-    print(f"{'more than that':14} {more[0]:10.1f} {more[1]:10.1f}   at most 20 are allowed")
+    difference = [ours - empty for ours, empty in zip(medians["micro --help"], medians["empty app"], strict=True)]
+    print(f"{'difference':14} {difference[0]:10.1f} {difference[1]:10.1f}   limit: 20")
 
 
 if __name__ == "__main__":

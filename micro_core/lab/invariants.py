@@ -179,7 +179,7 @@ def _connected_groups(lab: LabState) -> list[list[LabNode]]:
 
 
 def _cycle(edges: dict[str, set[str]]) -> list[str]:
-    """Return the nodes of one cycle, empty if there is none. Not recursive, since paths may be long."""
+    """Return the nodes of one cycle, empty without a cycle. Not recursive, since paths may be long."""
     done: set[str] = set()
     for start, first in edges.items():
         if start in done:

@@ -86,7 +86,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self._timers[0] if self._timers else None
 
     def _run_once(self) -> None:
-        """Run all callbacks that are ready. If there are none, advance the time to the next timer first."""
+        """Run all callbacks that are ready. If no callback is ready, advance the time to the next timer first."""
         following = self._next_timer()
         self._turns_at_this_instant += 1
         if self._turns_at_this_instant > MAX_TURNS_PER_INSTANT:

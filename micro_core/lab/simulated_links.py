@@ -68,7 +68,7 @@ class SimulatedLinks:
         self._cut.add((source, target))
 
     def heal(self, source: str, target: str) -> None:
-        """Undo `cut`. The data that was held back arrives late."""
+        """Undo `cut`. The retained data arrives late."""
         self._cut.discard((source, target))
         self._resume(source, target)
 
@@ -77,7 +77,7 @@ class SimulatedLinks:
         self._blocked.add((scheme, source, target))
 
     def unblock(self, scheme: str, source: str, target: str) -> None:
-        """Undo `block`. The data that was held back arrives late."""
+        """Undo `block`. The retained data arrives late."""
         self._blocked.discard((scheme, source, target))
         self._resume(source, target)
 
@@ -274,7 +274,7 @@ class LabLink:
         self._end(error, drop=True)
 
     def resume(self) -> None:
-        """Retransmit the data that was held back by a cut."""
+        """Retransmit the data that was retained during a cut."""
         conditions = self._links.conditions(self.source, self.target)
         for lane, queue in enumerate(self._in_transit):
             if queue and self._timers[lane] is None:

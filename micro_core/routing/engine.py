@@ -4,8 +4,8 @@
   withdrawal leaves a tombstone, so that a late advert does not bring the route back.
 - Every announcement contains the path of routers. A path that contains this router is a loop and is rejected. A route
   is not advertised to the routers on its path (split horizon).
-- Only feasible routes are used, i.e. routes that are guaranteed to be free of loops (RFC 8966 section 3.5.1). If there
-  is none, the engine requests a newer sequence number from the origin (seqno_requests.py).
+- Only feasible routes are used, i.e. routes that are guaranteed to be free of loops (RFC 8966 section 3.5.1). Without
+  a feasible route, the engine requests a newer sequence number from the origin (seqno_requests.py).
 - Every route has a lease, which digests of its neighbour renew. A digest is a checksum of all routes that the neighbour
   has advertised. After a mismatch, the engine requests the full table. When a link closes, its routes are removed.
 - Changes within half a second are advertised as their net effect. A withdrawal that leaves no route is sent at once.
@@ -241,7 +241,7 @@ class Engine:
             self._origin.refresh(service, now)
             self._schedule(key, now)
         else:
-            # The net change is computed when the delay has passed. A removal followed by an addition is no change.
+            # The net change is computed when the delay has passed. A removal and an addition may cancel out.
             self._schedule(key, now + self._coalesce_delay_s())
 
     def _refresh_own(self, service: str, now: float) -> None:

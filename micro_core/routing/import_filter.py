@@ -17,7 +17,7 @@ def rejection_of(
         announce: The announcement.
         router: Node id of this router.
         neighbour: The neighbour that sent the announcement.
-        entry: The entry of the same service at the same origin, None if there is none.
+        entry: The entry of the same service at the same origin, None for a new one.
         incarnation: The latest known incarnation of the origin.
     """
     if router in announce.path:

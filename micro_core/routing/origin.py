@@ -97,7 +97,7 @@ class Origin:
         return [DeleteRoute(self.route(service, instance).key)]
 
     def current_offer(self, service: str) -> Offer | None:
-        """Return the offer of a known service as it should be advertised now. None means a withdrawal."""
+        """Return the offer of a known service that is to be advertised now. None means a withdrawal."""
         return None if self.is_draining else offer_of(self.services[service].instances)
 
     def is_withdrawal_due(self, service: str) -> bool:
@@ -158,7 +158,7 @@ class Origin:
         """Return the instances of a service on this site as route candidates.
 
         If the service is not advertised because it is suppressed or the node is draining, an additional candidate
-        without an address says so.
+        without an address has this status.
         """
         own = self.services.get(service)
         if own is None:

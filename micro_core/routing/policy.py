@@ -52,7 +52,7 @@ class Policy:
     def permits_export(self, announce: Announce, *, is_own: bool) -> bool:
         """Return whether the route may be advertised to the neighbour.
 
-        `is_own` says whether this router is the origin. For `ExportScope.BEST`, the caller must compare the origins.
+        `is_own` is True if this router is the origin. For `ExportScope.BEST`, the caller must compare the origins.
         """
         if self.export is ExportScope.NONE or (self.export is ExportScope.LOCAL and not is_own):
             return False

@@ -60,7 +60,7 @@ class RibEntry:
     empty_since: float = 0.0
     """Clock seconds at which the last candidate was removed."""
     selected: str = ""
-    """The neighbour of the selected candidate. Empty if there is none."""
+    """The neighbour of the selected candidate. Empty if no candidate is usable."""
     feasibility_distance: tuple[Seqno, int] = ((0, 0), UNREACHABLE_US)
     """(sequence number, smallest metric that this router has used with it), as in RFC 8966 section 3.2.5."""
     installed: dict[str, Route] = field(default_factory=dict)

@@ -140,7 +140,7 @@ class Router:
     # ----------------------------------------------------------------- queries
 
     def lookup(self, service: str) -> Sequence[Route]:
-        """Return the routes of a service, lowest metric first. If there are none, return the default routes."""
+        """Return the routes of a service, lowest metric first. A service without routes gets the default routes."""
         if self._stale:
             return self._stale.usable(self.table.lookup(service)) or self._stale.usable(self.table.lookup(ANY_SERVICE))
         return self.table.lookup(service) or self.table.lookup(ANY_SERVICE)

@@ -38,7 +38,7 @@ def request_seqno(key: tuple[str, str], entry: RibEntry, now: float) -> list[Eff
 
 
 def forward(request: SeqnoRequest, entry: RibEntry, sender: str, now: float) -> list[Effect]:
-    """Forward a request towards its origin, once per `RETRY_S`: along the selected route, or along all if there is none.
+    """Forward a request towards its origin, once per `RETRY_S`: along the selected route, or along all without one.
 
     A request whose hops are used up is dropped.
     """

@@ -55,7 +55,7 @@ def test_different_seed_gives_a_different_log() -> None:
     assert run("ring", seed=1).result["digest"] != run("ring", seed=2).result["digest"]
 
 
-def test_the_outcome_is_said_for_people_and_for_programs_and_can_be_replayed(tmp_path: Path) -> None:
+def test_report_is_printed_as_text_and_json_and_can_be_replayed(tmp_path: Path) -> None:
     saved = tmp_path / "run.json"
     done = micro("lab", "run", "line", "--nodes", "4", "--seed", "2", "--save", str(saved))
     assert done.exit_code == 0, done.output
@@ -71,7 +71,7 @@ def test_the_outcome_is_said_for_people_and_for_programs_and_can_be_replayed(tmp
     assert micro("lab", "replay", str(saved)).exit_code == 9
 
 
-def test_a_run_leaves_the_log_levels_of_the_process_as_they_were() -> None:
+def test_run_restores_the_log_levels_of_the_process() -> None:
     logger = logging.getLogger("micro_core")
     logger.setLevel(logging.INFO)
     try:

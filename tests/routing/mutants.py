@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "micro_core" / "routing"
 TESTS = ("tests/routing", "tests/lab/test_explanations.py", "tests/lab/test_policies.py", "tests/lab/test_soak.py")
 
 
@@ -238,7 +237,7 @@ MUTANTS = (
 def run_tests(mutant: Mutant, copy: Path) -> str:
     """Run the tests against one mutant in a copy of the tree. Returns the first failed test, empty if all pass."""
     target = copy / "micro_core" / "routing" / mutant.file
-    original = (PACKAGE / mutant.file).read_text()
+    original = target.read_text()
     if mutant.old not in original:
         raise SystemExit(f"mutant «{mutant.rule}»: {mutant.file} does not contain {mutant.old!r} (adapt the mutant)")
     target.write_text(original.replace(mutant.old, mutant.new))
