@@ -32,6 +32,12 @@ def phrases(tmp_path: Path, name: str, source: str) -> list[str]:
         "The hot path of the whole house.",
         "The route that stands is used.",
         "A service that is held back is let out later.",
+        "Who receives the frames of one stream.",
+        "What is told to a neighbour.",
+        "A file that is no record never expires.",
+        "Done once a call at every hop.",
+        "The words under which its options are given.",
+        "Raises OptionError for the value as it was said.",
     ],
 )
 def test_banned_phrase_is_found_in_documentation_comments_docstrings_and_strings(tmp_path: Path, sentence: str) -> None:
@@ -49,6 +55,10 @@ def test_banned_phrase_is_found_in_documentation_comments_docstrings_and_strings
         "`tell` and [page](told.md) are not prose.",
         "Return None if there is none left.",
         "Once per call, the state is read.",
+        "If there is no route, the origin is asked; it is no longer than 8 bytes.",
+        "What happens if the link fails?",
+        "An address without a scheme stands for every driver.",
+        "Once a session is open, data is sent.",
     ],
 )
 def test_plain_english_is_accepted(tmp_path: Path, sentence: str) -> None:
@@ -62,6 +72,25 @@ def test_code_blocks_in_documentation_are_skipped(tmp_path: Path) -> None:
 def test_banned_name_is_found_in_code_only(tmp_path: Path) -> None:
     assert phrases(tmp_path, "names.py", "FIRST_RETRY_S = 1\n") == ["FIRST_RETRY_S"]
     assert phrases(tmp_path, "names.md", "FIRST_RETRY_S\n") == []
+
+
+def test_name_of_a_test_is_checked_as_a_sentence(tmp_path: Path) -> None:
+    assert phrases(tmp_path, "test_x.py", "def test_stopped_node_is_told() -> None: ...\n") == ["told"]
+    assert phrases(tmp_path, "test_y.py", "def test_stopped_node_is_reported() -> None: ...\n") == []
+
+
+@pytest.mark.parametrize(
+    "name", ["_door_address", "heard", "MOST_US", "RETRY_LAST_S", "plugin_words", "is_aside", "paths_told"]
+)
+def test_old_name_is_banned(tmp_path: Path, name: str) -> None:
+    assert phrases(tmp_path, "names.py", f"{name} = 1\n") == [name]
+
+
+@pytest.mark.parametrize(
+    "name", ["last_received_at", "set_aside", "both_ways", "understands", "asyncio.FIRST_COMPLETED", "first"]
+)
+def test_other_name_is_accepted(tmp_path: Path, name: str) -> None:
+    assert phrases(tmp_path, "names.py", f"x = {name}\n") == []
 
 
 def test_finding_shows_file_line_and_suggestion(tmp_path: Path) -> None:
