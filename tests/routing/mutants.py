@@ -14,11 +14,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("tests/routing", "tests/lab/test_explanations.py", "tests/lab/test_policies.py", "tests/lab/test_soak.py")
+TESTS = (
+    ("tests/routing",),
+    ("tests/lab/test_explanations.py", "tests/lab/test_policies.py", "tests/lab/test_soak.py"),
+)
+"""Groups of tests. The slow second group runs only if the first one does not detect a mutant."""
 
 
 @dataclass(frozen=True)
@@ -242,15 +247,19 @@ def run_tests(mutant: Mutant, copy: Path) -> str:
         raise SystemExit(f"mutant «{mutant.rule}»: {mutant.file} does not contain {mutant.old!r} (adapt the mutant)")
     target.write_text(original.replace(mutant.old, mutant.new))
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS],
-            cwd=copy,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return next(filter(None, (_first_failure(mutant, copy, tests) for tests in TESTS)), "")
     finally:
         target.write_text(original)
+
+
+def _first_failure(mutant: Mutant, copy: Path, tests: Sequence[str]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
     if done.returncode not in (0, 1):
         raise SystemExit(f"mutant «{mutant.rule}»: the tests did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
