@@ -52,7 +52,7 @@ async def test_cancel_ends_every_task_and_may_be_repeated(tasks: BackgroundTasks
 
     async def run(number: int) -> None:
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             ended.append(number)
 

@@ -76,7 +76,7 @@ class Do:
     async def wait(self) -> None:
         print("wait started", flush=True)
         try:
-            await asyncio.sleep(3600)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             print("wait was cancelled", flush=True)
             raise

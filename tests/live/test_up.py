@@ -200,7 +200,9 @@ def test_what_ends_before_it_is_ready_ends_all(upper: Upper) -> None:
 
 
 def test_a_second_signal_hurries(upper: Upper) -> None:
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+    stubborn = (
+        "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
+    )
     upper.write(TWO_SITES + f'\n[services.stubborn]\nsite = "eu"\ncommand = ["python", "-c", {json.dumps(stubborn)}]')
     up = upper.start()
     up.wait_for(said("all ready"), timeout_s=60)

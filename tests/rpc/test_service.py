@@ -394,7 +394,7 @@ async def start():
 
 async def hang():
     print("hangs", flush=True)
-    await asyncio.sleep(60)
+    await asyncio.Event().wait()
 
 service.endpoint("S.Hang")(hang)
 service._start = start

@@ -235,8 +235,9 @@ async def test_peer_that_does_not_read_pauses_the_client_within_a_memory_bound(s
                 written += len(piece)
             await asyncio.sleep(0)
             assert written < 64 * 1024 * 1024, "the writer is not paused"
-    # The writer stays paused while the peer does not read.
-    await asyncio.sleep(0.05)
+    # The writer is still paused after everything that was sent has arrived, because the peer does not read.
+    client.dial("rpc", peer=site.far.node_id)
+    await until(lambda: len(accepted) == 2)
     assert near_end.is_paused
     accepted[0].session.resume_reading()
     await until(lambda: len(accepted[0].data) == written)

@@ -117,7 +117,7 @@ class RestoresDeregisteredRecords(Correct):
 class LeaksTask(Correct):
     async def start(self) -> None:
         await super().start()
-        self.task = asyncio.create_task(asyncio.sleep(3_600), name="leaked")
+        self.task = asyncio.create_task(asyncio.Event().wait(), name="leaked")
 
 
 class LeaksFile(Correct):

@@ -223,7 +223,7 @@ async def main():
     link = await driver().dial({address!r}, timeout_s=5.0)
     reader = Reader(link)
     link.write(1, b"alive")
-    await asyncio.sleep(60)
+    await asyncio.Event().wait()
 
 asyncio.run(main())
 """

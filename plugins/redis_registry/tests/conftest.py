@@ -165,6 +165,7 @@ class Relay:
 
     def __init__(self, target_port: int, *, delay_s: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
         self.delay_s = delay_s
+        self.received_chunks = 0
         self._target_port = target_port
         self._tls = tls
         self._server: asyncio.Server | None = None
@@ -200,6 +201,7 @@ class Relay:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while piece := await reader.read(65_536):
+                self.received_chunks += 1
                 await asyncio.sleep(self.delay_s)
                 writer.write(piece)
                 await writer.drain()

@@ -139,14 +139,19 @@ async def test_change_is_not_executed_after_its_deadline(
 
 
 async def test_cancelled_renewal_is_not_executed_after_the_deregistration(
-    opened: Open, make_relay: MakeRelay, redis_server: RedisServer, make_instance: MakeInstance
+    opened: Open,
+    make_relay: MakeRelay,
+    redis_server: RedisServer,
+    make_instance: MakeInstance,
+    wait_until: Until,
 ) -> None:
     relay = await make_relay(redis_server.port, delay_s=0.05)
     owner, other = await opened(f"redis://127.0.0.1:{relay.port}"), await opened()
     await owner.registry.register(make_instance(), lease_s=60)
     for _ in range(5):
+        chunks = relay.received_chunks
         renewal = asyncio.create_task(owner.registry.register(make_instance(), lease_s=60))
-        await asyncio.sleep(0.02)
+        await wait_until(lambda: relay.received_chunks > chunks, "the command is sent")  # noqa: B023 - called at once
         renewal.cancel()
         await owner.registry.deregister(make_instance())
         assert await other.registry.instances() == []
