@@ -1,13 +1,13 @@
-"""What holds for every test of the house."""
+"""Settings for all tests: the hypothesis profile, and the order in which files run."""
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Examples are bounded in number, not in time: a busy machine is no failure.
-settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("house")
+# The number of examples is limited, not their duration, because the machine may be busy.
+settings.register_profile("micro", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("micro")
 
-LONGEST = (
+SLOWEST = (
     "tests/live/test_quickstart.py",
     "tests/packaging/",
     "tests/live/test_new_plugins.py",
@@ -15,13 +15,14 @@ LONGEST = (
     "tests/testing/",
     "tests/lab/",
 )
-"""What takes longest, that first: where several processes share the tests, none is left with it at the end."""
+"""The slowest tests, which start first: otherwise one process would still run them when the others have finished."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=place_of)
+    """Run the slowest tests first."""
+    items.sort(key=rank)
 
 
-def place_of(item: pytest.Item) -> int:
-    """Its place in LONGEST; all others come after, as they are."""
-    return next((place for place, start in enumerate(LONGEST) if item.nodeid.startswith(start)), len(LONGEST))
+def rank(item: pytest.Item) -> int:
+    """Return the index of the item's file or directory in SLOWEST; all other items come after those."""
+    return next((index for index, start in enumerate(SLOWEST) if item.nodeid.startswith(start)), len(SLOWEST))

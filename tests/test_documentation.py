@@ -1,4 +1,4 @@
-"""What the documentation says is so: generated pages, links, commands that are shown."""
+"""The documentation matches the code: generated pages, links, commands and settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 SHOWN = re.compile(r"^(?:\$ )?((?:[A-Z_]+=\S+ )*micro .*)$")
 
 
-def test_the_generated_pages_are_as_the_code_is() -> None:
+def test_generated_pages_are_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "docs/generate.py"), "--check"], capture_output=True, text=True, check=False
     )
@@ -35,22 +35,25 @@ def test_the_generated_pages_are_as_the_code_is() -> None:
 
 
 NOT_FOR_DRIVERS = {
-    # What core makes of links, and reads itself.
+    # Created or read by core only.
     *("ChannelListener", "DialMode", "LinkInfo", "MessageReceiver", "Session", "Sessions", "Tunnel"),
-    # Shapes of functions, told where they are given; and what only core and the kits use.
-    *("Interceptor", "MessageHandler", "Next", "hookspec", "CAPABILITIES", "Conformance", "needs"),
+    *("DialFailed", "LinkDown", "LinkEvent", "LinkEventHandler", "LinkMoved", "LinkUp"),
+    # Function types, documented with the parameters that they type, and names that only core and the kits use.
+    *("Interceptor", "MessageHandler", "Next", "hookspec", "CAPABILITIES", "Conformance", "requires"),
 }
 
 
-def test_every_name_that_authors_of_drivers_import_is_on_a_page_of_the_reference() -> None:
+def test_every_name_of_the_contract_and_the_kits_is_in_the_reference() -> None:
     text = "\n".join(path.read_text() for path in (ROOT / "docs/reference").glob("*.md"))
-    told = set(re.findall(r"(?:^#+ `(?:async )?|^\| `|`micro_core\.(?:spec|testing)\.)(\w+)", text, re.MULTILINE))
+    documented = set(
+        re.findall(r"(?:^#+ `(?:async )?|^\| `|`micro_core\.(?:contract|testing)\.)(\w+)", text, re.MULTILINE)
+    )
     names = {*micro_core.contract.__all__, *micro_core.testing.__all__}
-    assert names - told == NOT_FOR_DRIVERS
+    assert names - documented == NOT_FOR_DRIVERS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_exist(page: Path) -> None:
     for target in LINK.findall(page.read_text()):
         if "://" in target or target.startswith("#"):
             continue
@@ -72,26 +75,26 @@ def shown_commands() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "command"), shown_commands())
-def test_commands_that_are_shown_exist_with_their_options(page: str, command: str) -> None:
-    words = shlex.split(command.partition("  #")[0].partition(" | ")[0].partition(" && ")[0].rstrip(" &"))
-    words = words[next(place for place, word in enumerate(words) if word == "micro") + 1 :]
+def test_shown_commands_and_their_options_exist(page: str, command: str) -> None:
+    arguments = shlex.split(command.partition("  #")[0].partition(" | ")[0].partition(" && ")[0].rstrip(" &"))
+    arguments = arguments[next(index for index, argument in enumerate(arguments) if argument == "micro") + 1 :]
     group: Any = typer.main.get_command(app)
-    if words[:1] == ["--peer"]:
+    if arguments[:1] == ["--peer"]:
         return
-    if words and not words[0].startswith("-") and words[0] not in group.commands:
-        # A word that a plugin of this house adds.
-        added = typer.Typer()
-        add_command(added, words[0])
-        group = typer.main.get_command(added)
-    while words and hasattr(group, "commands"):
-        if words[0].startswith("-"):
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in group.commands:
+        # A command of a plugin in this repository.
+        plugin_app = typer.Typer()
+        add_command(plugin_app, arguments[0])
+        group = typer.main.get_command(plugin_app)
+    while arguments and hasattr(group, "commands"):
+        if arguments[0].startswith("-"):
             break
-        assert words[0] in group.commands, f"{page}: {command}"
-        group = group.commands[words.pop(0)]
+        assert arguments[0] in group.commands, f"{page}: {command}"
+        group = group.commands[arguments.pop(0)]
     known = {option for parameter in group.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    for word in words:
-        if word.startswith("-") and len(word) > 1 and not re.match(r"-\d", word):
-            assert word.partition("=")[0] in known | {"--help"}, f"{page}: {command}"
+    for argument in arguments:
+        if argument.startswith("-") and len(argument) > 1 and not re.match(r"-\d", argument):
+            assert argument.partition("=")[0] in known | {"--help"}, f"{page}: {command}"
 
 
 def test_every_setting_is_documented() -> None:

@@ -35,7 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> Any:
     """Convert tests with the fixture into synchronous functions, before another plugin runs them in its own loop."""
-    if not inspect.iscoroutinefunction(obj) or FIXTURE not in inspect.signature(obj).parameters:
+    # `callable`: since Python 3.12, `iscoroutinefunction` is true for the module `inspect`.
+    if not callable(obj) or not inspect.iscoroutinefunction(obj) or FIXTURE not in inspect.signature(obj).parameters:
         return None
     on_virtual_time = _on_virtual_time(obj)
     setattr(collector.obj, name, on_virtual_time)

@@ -40,8 +40,9 @@ def to_contract_error(error: Exception, where: str) -> MicroError:
     text = " ".join(str(error).split())[:300]
     if _contains(text, "WRONGPASS", "invalid password", "NOAUTH", "AUTH <password>", "Authentication required"):
         return Unauthorized(f"redis login failed: {text}", at=where, hint=_LOGIN)
+    # Since version 7, servers report a command that is refused within a script as "ACL failure in script".
     if isinstance(error, library.NoPermissionError) or _contains(
-        text, "NOPERM", "can't run this command or subcommand", "can't access at least one of the keys"
+        text, "NOPERM", "ACL failure", "can't run this command or subcommand", "can't access at least one of the keys"
     ):
         return Forbidden(f"redis user lacks a permission: {text}", at=where, hint=f"ACL SETUSER <user> {RIGHTS}")
     if isinstance(error, (library.AuthenticationError, library.AuthorizationError)):

@@ -112,7 +112,9 @@ class RouteFile:
             if lease_end <= clocks.wall:
                 return LoadedRoutes(too_old=connection.execute("DELETE FROM routes").rowcount)
             # Store the end of the lease: if this run ends early, the next one must not extend it.
-            connection.execute("UPDATE routes SET expires_at = min(coalesce(expires_at, ?1), ?1)", (lease_end,))
+            connection.execute(
+                "UPDATE routes SET expires_at = min(coalesce(expires_at, :end), :end)", {"end": lease_end}
+            )
             routes: list[Route] = []
             refused = too_old = 0
             for row in connection.execute(_READ, (max_routes + 1,)):
