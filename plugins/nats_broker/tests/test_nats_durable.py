@@ -105,7 +105,7 @@ async def test_a_message_is_stored_when_publish_has_returned(site: Any, shared: 
 # -------------------------------------------------------------------------------------- redelivery
 
 
-async def test_a_message_whose_handler_failed_comes_again(site: Any, shared: Any) -> None:
+async def test_failed_message_is_redelivered(site: Any, shared: Any) -> None:
     broker, heard = await site.broker(shared, **DURABLE), site.heard()
     heard.failures = 3
     await broker.subscribe("jobs", heard, queue="workers")
@@ -266,7 +266,7 @@ async def test_a_group_that_exists_is_not_replayed(site: Any, shared: Any) -> No
 
 
 async def test_replay_without_durable_is_refused(site: Any, shared: Any) -> None:
-    with pytest.raises(OptionError, match="replay_from needs durable"):
+    with pytest.raises(OptionError, match="requires durable"):
         await site.broker(shared, replay_from="all")
     with pytest.raises(OptionError, match="replay_from"):
         await site.broker(shared, durable=True, replay_from="yesterday")
@@ -424,7 +424,7 @@ async def test_bounds_of_a_stream_that_stands_are_kept_and_said(
 ) -> None:
     await site.broker(shared, **DURABLE)
     other = await site.broker(shared, **{**DURABLE, "max_bytes": 1_000_000})
-    assert "the stream has other bounds" in caplog.text
+    assert "limits of the existing stream differ" in caplog.text
     assert (await stream_of(shared, other)).config.max_bytes == 8_000_000
 
 

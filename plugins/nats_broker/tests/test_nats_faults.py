@@ -130,7 +130,7 @@ async def test_a_way_that_stops_does_not_let_memory_grow(
             return_exceptions=True,
         )
         assert all(isinstance(each, MicroError) for each in results)
-        assert sum("too much waits" in str(each) for each in results) > 150
+        assert sum("too much data is waiting" in str(each) for each in results) > 150
         way.open.set()
         await site.until_connected(broker)
         await broker.close()
@@ -175,8 +175,10 @@ async def test_when_a_server_of_the_cluster_dies_the_next_is_taken(site: Any, cl
     heard = site.heard()
     await subscriber.subscribe("orders", heard)
     # The publisher was told of the others.
-    await site.until(lambda: len(publisher._connection.session.others()) >= 2)
-    publisher._connection._pool.connected(publisher._connection.session.server, publisher._connection.session.others())
+    await site.until(lambda: len(publisher._connection.session.discovered_servers()) >= 2)
+    publisher._connection._pool.connected(
+        publisher._connection.session.server, publisher._connection.session.discovered_servers()
+    )
     sent, failed = [], 0
     for number in range(300):
         if number == 100:

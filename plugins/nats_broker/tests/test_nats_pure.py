@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from micro_nats_broker import dead_letters, envelope
-from micro_nats_broker.credentials import Credentials, check_choice
+from micro_nats_broker.credentials import Credentials, check_credentials
 from micro_nats_broker.options import NatsOptions
-from micro_nats_broker.pulls import SILENCE_S, Pulls, Said, meaning
-from micro_nats_broker.replay import Begin, parse_begin
+from micro_nats_broker.pulls import TIMEOUT_S, Pulls, PullStatus, parse_status
+from micro_nats_broker.replay import ReplayStart, parse_replay_from
 from micro_nats_broker.servers import Server, ServerPool, parse_servers
-from micro_nats_broker.stored import Stored, StreamGone, read_stored
+from micro_nats_broker.stored import Stored, StreamLost, read_stored
 from micro_nats_broker.subjects import Subjects, check_pattern, group_consumer, single_consumer
 
 from micro_core.contract import BadRequest, Malformed, Message, OptionError
@@ -173,53 +173,53 @@ def test_what_is_no_text_is_the_publishers_fault() -> None:
 
 
 def test_one_request_stands_at_a_time_and_fills_the_room() -> None:
-    pulls = Pulls(at_once=64)
-    assert pulls.wanted(0) == 64
-    pulls.asked(64, 0.0)
-    assert pulls.wanted(0) == 0
+    pulls = Pulls(max_held=64)
+    assert pulls.request_count(0) == 64
+    pulls.sent(64, 0.0)
+    assert pulls.request_count(0) == 0
     for _ in range(64):
         pulls.arrived(0.0)
-    assert pulls.wanted(64) == 0
-    assert pulls.wanted(33) == 0
-    assert pulls.wanted(32) == 32
+    assert pulls.request_count(64) == 0
+    assert pulls.request_count(33) == 0
+    assert pulls.request_count(32) == 32
 
 
 def test_what_is_said_of_an_older_request_means_nothing() -> None:
-    pulls = Pulls(at_once=8)
-    pulls.asked(8, 0.0)
+    pulls = Pulls(max_held=8)
+    pulls.sent(8, 0.0)
     pulls.reset()
-    pulls.asked(8, 1.0)
-    pulls.over(1)
-    assert pulls.wanted(0) == 0
-    pulls.over(2)
-    assert pulls.wanted(0) == 8
+    pulls.sent(8, 1.0)
+    pulls.completed(1)
+    assert pulls.request_count(0) == 0
+    pulls.completed(2)
+    assert pulls.request_count(0) == 8
 
 
 def test_a_request_of_which_nothing_is_heard_is_forgotten() -> None:
-    pulls = Pulls(at_once=8)
-    pulls.asked(8, 0.0)
-    pulls.beat(pulls.number, 5.0)
-    assert not pulls.is_forgotten(5.0 + SILENCE_S)
-    assert pulls.is_forgotten(5.1 + SILENCE_S)
+    pulls = Pulls(max_held=8)
+    pulls.sent(8, 0.0)
+    pulls.heartbeat(pulls.number, 5.0)
+    assert not pulls.has_timed_out(5.0 + TIMEOUT_S)
+    assert pulls.has_timed_out(5.1 + TIMEOUT_S)
     pulls.reset()
-    assert not pulls.is_forgotten(100.0)
+    assert not pulls.has_timed_out(100.0)
 
 
 @pytest.mark.parametrize(
     ("status", "description", "said"),
     [
-        ("100", "Idle Heartbeat", Said.BEAT),
-        ("404", "No Messages", Said.OVER),
-        ("408", "Request Timeout", Said.OVER),
-        ("409", "Leadership Change", Said.OVER),
-        ("409", "Batch Completed", Said.OVER),
-        ("409", "Consumer Deleted", Said.GONE),
-        ("503", "", Said.GONE),
-        ("", "", Said.OVER),
+        ("100", "Idle Heartbeat", PullStatus.ACTIVE),
+        ("404", "No Messages", PullStatus.COMPLETED),
+        ("408", "Request Timeout", PullStatus.COMPLETED),
+        ("409", "Leadership Change", PullStatus.COMPLETED),
+        ("409", "Batch Completed", PullStatus.COMPLETED),
+        ("409", "Consumer Deleted", PullStatus.CONSUMER_LOST),
+        ("503", "", PullStatus.CONSUMER_LOST),
+        ("", "", PullStatus.COMPLETED),
     ],
 )
-def test_statuses_are_read(status: str, description: str, said: Said) -> None:
-    assert meaning(status, description) is said
+def test_statuses_are_read(status: str, description: str, said: PullStatus) -> None:
+    assert parse_status(status, description) is said
 
 
 # --------------------------------------------------------------------------------------- servers
@@ -285,15 +285,15 @@ def test_the_server_that_was_lost_is_the_last_to_be_tried_and_others_told_of_com
 def test_where_to_begin_is_read() -> None:
     noon = dt.datetime(2026, 11, 24, 12, tzinfo=dt.UTC)
     now = noon.timestamp()
-    assert parse_begin("", now) == Begin()
-    assert parse_begin("all", now) == Begin(is_everything=True)
-    assert parse_begin("90s", now) == Begin(moment=noon - dt.timedelta(seconds=90))
-    assert parse_begin("1.5h", now) == Begin(moment=noon - dt.timedelta(minutes=90))
-    assert parse_begin("2026-11-24T12:00:00Z", 0.0) == parse_begin("2026-11-24T13:00:00+01:00", 0.0)
-    assert parse_begin("2026-11-24T12:00:00", 0.0) == Begin(moment=noon)
+    assert parse_replay_from("", now) == ReplayStart()
+    assert parse_replay_from("all", now) == ReplayStart(is_everything=True)
+    assert parse_replay_from("90s", now) == ReplayStart(moment=noon - dt.timedelta(seconds=90))
+    assert parse_replay_from("1.5h", now) == ReplayStart(moment=noon - dt.timedelta(minutes=90))
+    assert parse_replay_from("2026-11-24T12:00:00Z", 0.0) == parse_replay_from("2026-11-24T13:00:00+01:00", 0.0)
+    assert parse_replay_from("2026-11-24T12:00:00", 0.0) == ReplayStart(moment=noon)
     for wrong in ("yesterday", "1y", "-1h", "9" * 400 + "d", "nan"):
         with pytest.raises(ValueError, match="replay_from"):
-            parse_begin(wrong, now)
+            parse_replay_from(wrong, now)
 
 
 def test_jetstream_s_answers_are_read() -> None:
@@ -301,7 +301,7 @@ def test_jetstream_s_answers_are_read() -> None:
     for wrong in (b"", b"[]", b"{}", b'{"stream":"s"}', b"[" * 100_000, b'{"error":7}'):
         with pytest.raises(Exception, match="JetStream"):
             read_stored(wrong)
-    assert issubclass(StreamGone, Exception)
+    assert issubclass(StreamLost, Exception)
 
 
 # ------------------------------------------------------------------------------------ dead letters
@@ -309,7 +309,7 @@ def test_jetstream_s_answers_are_read() -> None:
 
 def test_a_dead_letter_is_the_message_and_says_what_happened() -> None:
     message = Message(id="1", body=b"b", content_type="x/y", headers={"n": "1", "micro-origin": "far"})
-    letter = dead_letters.letter("orders", message, "workers", 5, "KeyError: 'x'\n")
+    letter = dead_letters.make_dead_letter("orders", message, "workers", 5, "KeyError: 'x'\n")
     assert (letter.body, letter.content_type) == (b"b", "x/y")
     assert letter.headers == {
         "n": "1",
@@ -319,13 +319,15 @@ def test_a_dead_letter_is_the_message_and_says_what_happened() -> None:
         "dead-letter-deliveries": "5",
         "dead-letter-reason": "KeyError: 'x' ",
     }
-    assert letter.id == dead_letters.letter("orders", message, "workers", 6, "other").id
-    assert letter.id != dead_letters.letter("orders", message, "others", 5, "KeyError").id
+    assert letter.id == dead_letters.make_dead_letter("orders", message, "workers", 6, "other").id
+    assert letter.id != dead_letters.make_dead_letter("orders", message, "others", 5, "KeyError").id
 
 
 @given(st.dictionaries(TEXTS, st.text(st.characters(exclude_categories=["Cs"]), max_size=3_000), max_size=70), TEXTS)
 def test_a_dead_letter_fits_wherever_the_message_did(headers: dict[str, str], reason: str) -> None:
-    letter = dead_letters.letter("t" * 253, Message(id="i" * 64, body=b"", headers=headers), "q" * 253, 5, reason * 99)
+    letter = dead_letters.make_dead_letter(
+        "t" * 253, Message(id="i" * 64, body=b"", headers=headers), "q" * 253, 5, reason * 99
+    )
     check_message(letter)
     assert len(letter.headers) <= MAX_HEADERS
 
@@ -360,7 +362,7 @@ def test_options_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
 )
 def test_who_we_are_is_said_in_one_way(wrong: dict[str, str]) -> None:
     with pytest.raises(OptionError) as caught:
-        check_choice(NatsOptions(**wrong))  # type: ignore[arg-type]  # a table of texts
+        check_credentials(NatsOptions(**wrong))  # type: ignore[arg-type]  # a table of texts
     assert "s3cret" not in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Topics over NATS servers; with JetStream, messages that wait for their subscribers."""
+"""A broker over NATS servers; with JetStream, messages are stored for their subscribers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from micro_nats_broker.options import NatsOptions
 
 
 def create(options: NatsOptions, context: DriverContext) -> Broker:
-    """Build the broker; nothing is opened before `start`. Raises OptionError."""
+    """Build the broker; `start` connects. Raises OptionError for invalid options."""
     from micro_nats_broker.broker import NatsBroker
 
     return NatsBroker(options, context)
@@ -15,9 +15,10 @@ def create(options: NatsOptions, context: DriverContext) -> Broker:
 
 @hookimpl
 def micro_broker() -> Driver[Broker]:
+    """Describe the NATS broker."""
     return Driver(
         name="nats",
-        summary="Topics over NATS servers; at least once, and replayed, with JetStream.",
+        summary="Carries topics over NATS servers; with JetStream, at least once and with replay.",
         options=NatsOptions,
         create=create,
         capabilities=frozenset({"queue-groups", "wildcards"}),

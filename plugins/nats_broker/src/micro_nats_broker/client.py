@@ -1,13 +1,13 @@
-"""The nats-py client, with what it leaves open closed: one connection, never reconnected by itself.
+"""The nats-py client for one connection, without automatic reconnects, and with some of its problems fixed.
 
-What is mended, each held by a test:
-- a `tls://` address is a promise: nothing leaves before the line is encrypted. nats-py asks the server, in the clear,
-  whether to encrypt, so whoever sits between could say no and read the password;
-- `PING` goes out behind what was written before it. nats-py writes it past its own queue, so that the answer to it says
-  nothing about messages published just before;
-- headers or subjects that strangers made odd do not end the reading loop in silence;
-- an answer to a question that nobody waits for any more does not either;
-- a line that breaks is known at once, and closing never waits for a peer that does not read.
+Each of these fixes is covered by a test:
+- With `tls://`, nothing is sent before the connection is encrypted. nats-py asks the server in clear text whether to
+  encrypt, so an attacker in between could answer no and read the password.
+- `PING` is sent after all data written before it. nats-py bypasses its own queue, so that a `PONG` would not confirm the
+  messages published just before.
+- Invalid headers or subjects do not end the reading loop silently.
+- Neither does a `PONG` for a request that was cancelled.
+- A broken connection is noticed immediately, and closing never waits for a peer that does not read.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from nats.aio.transport import TcpTransport
 _PING = b"PING\r\n"
 
 
-class Line(TcpTransport):
-    """The socket of one connection. `lose` ends it at once; `on_lost` is called at the end, with the reason."""
+class NatsTransport(TcpTransport):
+    """The transport of one connection. `lose` closes it immediately; `on_lost` is called once with the reason."""
 
     def __init__(self, *, must_encrypt: bool, on_lost: Callable[[str], None], is_queueing: Callable[[], bool]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # nats-py's
@@ -36,13 +36,14 @@ class Line(TcpTransport):
         self._is_queueing = is_queueing
         self._is_encrypted = False
         self._is_lost = False
-        self._pings_behind = 0
+        self._queued_pings = 0
 
     def __bool__(self) -> bool:
-        # The client makes a transport of its own in the place of one that is false.
+        # The client would replace a transport that is false with its own.
         return True
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        """Open the connection."""
         await super().connect(uri, buffer_size, connect_timeout)
         if self._is_lost:
             self._abort()
@@ -50,24 +51,28 @@ class Line(TcpTransport):
     async def connect_tls(
         self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
     ) -> None:
+        """Upgrade the connection to TLS."""
         await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
         self._is_encrypted = True
 
     def write(self, payload: bytes) -> None:
+        """Write data; a PING is queued after the data written before it. Raises SecureConnWantedError before TLS."""
         self._check_encrypted()
         if payload == _PING and self._is_queueing():
-            self._pings_behind += 1
+            self._queued_pings += 1
         elif not self._is_lost:
             super().write(payload)  # type: ignore[no-untyped-call]  # nats-py's
 
     def writelines(self, payload: list[bytes]) -> None:
+        """Write chunks, then queued PINGs. Raises SecureConnWantedError before TLS."""
         self._check_encrypted()
-        lines = [*payload, *[_PING] * self._pings_behind]
-        self._pings_behind = 0
+        lines = [*payload, *[_PING] * self._queued_pings]
+        self._queued_pings = 0
         if lines and not self._is_lost:
             super().writelines(lines)  # type: ignore[no-untyped-call]  # nats-py's
 
     async def read(self, buffer_size: int) -> bytes:
+        """Read data; the end of the connection calls `on_lost`. Raises OSError."""
         try:
             data: bytes = await super().read(buffer_size)
         except OSError as error:
@@ -78,6 +83,7 @@ class Line(TcpTransport):
         return data
 
     async def drain(self) -> None:
+        """Wait until written data is sent; an error ends the connection."""
         if self._is_lost:
             return
         try:
@@ -86,16 +92,18 @@ class Line(TcpTransport):
             self.lose(str(error) or type(error).__name__)
 
     def close(self) -> None:
+        """Close the connection immediately."""
         self.lose("closed")
 
     async def wait_closed(self) -> None:
-        """Aborted lines close by themselves."""
+        """Return immediately: aborted connections close on their own."""
 
     def at_eof(self) -> bool:
+        """Return whether the connection has ended."""
         return self._is_lost or bool(super().at_eof())  # type: ignore[no-untyped-call]  # nats-py's
 
     def lose(self, reason: str) -> None:
-        """End it; what is not written yet is thrown away. Safe to call again."""
+        """Close the connection and discard unwritten data. Safe to call again."""
         if not self._is_lost:
             self._is_lost = True
             self._abort()
@@ -112,19 +120,21 @@ class Line(TcpTransport):
 
 
 class Client(nats.aio.client.Client):
-    """A client on a given `Line`; `on_garbage` is called for messages that cannot be read."""
+    """A nats-py client on a `NatsTransport`; `on_garbage` is called for invalid messages."""
 
     def __init__(self, *, must_encrypt: bool, on_lost: Callable[[str], None], on_garbage: Callable[[], None]) -> None:
         super().__init__()
         self._on_garbage = on_garbage
-        self.line = Line(must_encrypt=must_encrypt, on_lost=on_lost, is_queueing=lambda: self.pending_data_size > 0)
-        self._transport = self.line
+        self.nats_transport = NatsTransport(
+            must_encrypt=must_encrypt, on_lost=on_lost, is_queueing=lambda: self.pending_data_size > 0
+        )
+        self._transport = self.nats_transport
 
     async def _process_headers(self, headers: Any) -> dict[str, str] | None:
         try:
             return await super()._process_headers(headers)
-        except Exception:  # noqa: BLE001 - whatever a stranger's bytes make of the parser
-            # Without an id whoever gets the message skips and counts it.
+        except Exception:  # noqa: BLE001 - invalid bytes may raise anything in the parser
+            # Without headers, the receiver skips and counts the message.
             return None
 
     def _build_message(
@@ -144,9 +154,9 @@ class Client(nats.aio.client.Client):
             await super()._process_pong()
 
     async def abandon(self) -> None:
-        """End the connection now, and the tasks that serve it."""
-        self.line.lose("closed")
-        # Without it `connect` never came as far as making tasks, and `close` cannot cope.
+        """Close the connection immediately and end its tasks. Raises TimeoutError if nats-py does not end."""
+        self.nats_transport.lose("closed")
+        # Without a flush queue, `connect` failed before creating tasks, and `close` would fail.
         if self._flush_queue is not None:
             async with asyncio.timeout(1.0):
                 await self.close()

@@ -1,4 +1,4 @@
-"""Keeps one session with the cluster: dials, prepares, waits for the end, begins anew with growing pauses."""
+"""Maintain one session with the cluster: dial, prepare, wait for the end, and reconnect with growing pauses."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Awaitable, Callable
 
 from micro_core.contract import Closed, ConfigError, DriverContext, MicroError, Unauthorized, Unreachable
 from micro_nats_broker.credentials import Credentials
-from micro_nats_broker.ending import end
 from micro_nats_broker.options import NatsOptions
 from micro_nats_broker.servers import Server, ServerPool
 from micro_nats_broker.session import Session, open_session
+from micro_nats_broker.task_cancellation import cancel_and_wait
 
 FAILOVER_S = 0.5
-"""How long after a loss a publisher waits for the next server of the cluster, before it is told that there is none."""
+"""Seconds for which a publisher waits for the next server after a loss, before it raises Unreachable."""
 
 
 class Connection:
-    """`session` is the present one, prepared; None while there is none."""
+    """The connection to a cluster. `session` is the current session, or None; `prepare` is called with each new session."""
 
     def __init__(
         self,
@@ -33,27 +33,27 @@ class Connection:
         self._pool = ServerPool(servers, context.random, retry_s=options.retry_s)
         self._credentials: Credentials | None = None
         self._changed = asyncio.Event()
-        self._away_since = 0.0
+        self._lost_at = 0.0
         self._failure: MicroError | None = None
-        self._has_failed_once = asyncio.Event()
-        self._keeper: asyncio.Task[None] | None = None
+        self._first_attempt_failed = asyncio.Event()
+        self._reconnect_task: asyncio.Task[None] | None = None
         self._is_closed = False
 
     async def start(self) -> None:
-        """Begin. Raises Unauthorized or ConfigError when a server says that it will not do; a server that is not
+        """ReplayStart. Raises Unauthorized or ConfigError when a server says that it will not do; a server that is not
         there is waited for in the background.
         """
         self._credentials = Credentials(self._options)
-        self._away_since = self._context.clock.now()
-        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        self._lost_at = self._context.clock.now()
+        self._reconnect_task = asyncio.get_running_loop().create_task(self._run())
         wait_s = self._options.subscribe_timeout_s
         try:
             async with asyncio.timeout(wait_s):
-                await self._until_known()
+                await self._wait_for_first_result()
         except TimeoutError:
             self._context.counters.add("broker_nats_started_without_server")
             self._context.logger.warning(
-                "no NATS server yet; going on without", extra={"reason": str(self._failure or "no answer")}
+                "no NATS server; continuing without a connection", extra={"reason": str(self._failure or "no answer")}
             )
         failure = self._failure
         if self.session is None and isinstance(failure, (Unauthorized, ConfigError)):
@@ -61,21 +61,18 @@ class Connection:
             raise failure
 
     async def close(self) -> None:
-        """Safe to call twice."""
+        """Disconnect. Safe to call twice."""
         self._is_closed = True
         self._changed.set()
-        await end(self._keeper)
+        await cancel_and_wait(self._reconnect_task)
         session, self.session = self.session, None
         if session is not None:
             await session.abandon("closed")
 
-    async def usable(self, patience_s: float = 0.0) -> Session:
-        """The session; a short wait where the last one was lost just now, `patience_s` at least.
-
-        Raises Unreachable, Closed.
-        """
+    async def current(self, wait_s: float = 0.0) -> Session:
+        """Return the current session; wait briefly after a loss, at least `wait_s`. Raises Unreachable, Closed."""
         if self.session is None:
-            left_s = max(patience_s, self._away_since + FAILOVER_S - self._context.clock.now())
+            left_s = max(wait_s, self._lost_at + FAILOVER_S - self._context.clock.now())
             if left_s > 0:
                 try:
                     async with asyncio.timeout(left_s):
@@ -85,11 +82,13 @@ class Connection:
         self._check_open()
         if self.session is None:
             reason = f": {self._failure.detail}" if self._failure is not None else ""
-            raise Unreachable(f"no NATS server is connected{reason}", hint="publish again later; nothing was kept")
+            raise Unreachable(
+                f"no NATS server is connected{reason}", hint="publish again later; the message was not sent"
+            )
         return self.session
 
     async def next(self) -> Session:
-        """The session, waited for without end. Raises Closed."""
+        """Wait for a session without a time limit. Raises Closed."""
         while self.session is None:
             self._check_open()
             await self._changed.wait()
@@ -98,22 +97,22 @@ class Connection:
     def _check_open(self) -> None:
         if self._is_closed:
             raise Closed("this broker is closed")
-        if self._keeper is None:
+        if self._reconnect_task is None:
             raise Closed("this broker is not started", hint="await start() first")
 
-    async def _until_known(self) -> None:
-        """Return when there is a session, or a failure that time does not mend."""
+    async def _wait_for_first_result(self) -> None:
+        """Wait until there is a session, or a failure that a retry cannot fix."""
         while self.session is None and not isinstance(self._failure, (Unauthorized, ConfigError)):
-            self._has_failed_once.clear()
-            waits = [asyncio.ensure_future(event.wait()) for event in (self._changed, self._has_failed_once)]
+            self._first_attempt_failed.clear()
+            waiters = [asyncio.ensure_future(event.wait()) for event in (self._changed, self._first_attempt_failed)]
             try:
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for wait in waits:
-                    wait.cancel()
+                for waiter in waiters:
+                    waiter.cancel()
 
-    async def _keep(self) -> None:
-        said = ""
+    async def _run(self) -> None:
+        logged_reason = ""
         while True:
             server, pause_s = self._pool.next()
             await asyncio.sleep(pause_s)
@@ -121,26 +120,24 @@ class Connection:
                 session = await self._connect(server)
             except MicroError as error:
                 self._failure = error
-                self._has_failed_once.set()
+                self._first_attempt_failed.set()
                 self._context.counters.add("broker_nats_dials_failed")
-                # Once for each reason, not once for each try.
-                if error.detail != said:
+                # Log each reason once, not each attempt.
+                if error.detail != logged_reason:
                     self._context.logger.info("no NATS server", extra={"reason": str(error)})
-                    said = error.detail
+                    logged_reason = error.detail
                 continue
             except Exception:
-                self._context.counters.add("broker_keeper_failures")
-                self._context.logger.exception("the connection to NATS failed")
+                self._context.counters.add("broker_nats_reconnect_failures")
+                self._context.logger.exception("connecting to NATS failed")
                 continue
-            said = ""
+            logged_reason = ""
             await session.lost.wait()
             self.session = None
-            self._away_since = self._context.clock.now()
+            self._lost_at = self._context.clock.now()
             self._changed.clear()
             self._context.counters.add("broker_nats_connections_lost")
-            self._context.logger.warning(
-                "the NATS server was lost", extra={"remote": server.url, "reason": session.reason}
-            )
+            self._context.logger.warning("NATS server lost", extra={"remote": server.url, "reason": session.reason})
             await session.abandon(session.reason)
 
     async def _connect(self, server: Server) -> Session:
@@ -150,14 +147,14 @@ class Connection:
             async with asyncio.timeout(4 * self._options.answer_timeout_s):
                 await self._prepare(session)
             if session.lost.is_set():
-                raise Unreachable(f"{server.url} was lost while subscriptions were made: {session.reason}")
+                raise Unreachable(f"{server.url} was lost while subscriptions were created: {session.reason}")
         except TimeoutError as error:
-            await session.abandon("it did not answer")
-            raise Unreachable(f"nats: {server.url} is too slow to take the subscriptions") from error
+            await session.abandon("no response")
+            raise Unreachable(f"nats: {server.url} did not accept the subscriptions in time") from error
         except BaseException as error:
             await session.abandon(str(error))
             raise
-        self._pool.connected(server, session.others() if self._options.discover else ())
+        self._pool.connected(server, session.discovered_servers() if self._options.discover else ())
         self._failure = None
         self.session = session
         self._changed.set()

@@ -1,4 +1,4 @@
-"""A subscription without JetStream: what the server sends while we listen, once or not at all."""
+"""A subscription without JetStream: messages are delivered at most once, while the subscription is active."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from nats.aio.msg import Msg
 from micro_core.contract import BadRequest, DriverContext, Malformed, Message, MessageHandler
 from micro_nats_broker import envelope
 from micro_nats_broker.connection import Connection
-from micro_nats_broker.mailbox import Arrived, Mailbox
+from micro_nats_broker.mailbox import Mailbox, ReceivedMessage
 from micro_nats_broker.options import NatsOptions
 from micro_nats_broker.session import Session
 from micro_nats_broker.subjects import Subjects
 
 
 class CoreSubscription:
-    """Implements `Subscription`; `attach` puts it in force on a session, each time there is a new one."""
+    """Implements `Subscription`; `attach` activates it on each new session."""
 
     number = 0
 
@@ -42,33 +42,35 @@ class CoreSubscription:
         self._forget = forget
         self._mailbox = Mailbox(topic, handler, context, max_waiting=options.max_waiting)
         self._session: Session | None = None
-        self._on_server: nats.aio.subscription.Subscription | None = None
-        self._turn = asyncio.Lock()
+        self._subscription: nats.aio.subscription.Subscription | None = None
+        self._lock = asyncio.Lock()
         self._is_closed = False
 
     async def attach(self, session: Session) -> None:
-        """Return when the server knows; again on the same session it does nothing. Raises LinkLost, Forbidden."""
-        async with self._turn:
+        """Subscribe on `session`; return when the server has confirmed it. Idempotent. Raises LinkLost, Forbidden."""
+        async with self._lock:
             if self._is_closed or self._session is session:
                 return
-            # A word of letters: queues may hold blanks, and dots mean nothing in them.
-            queue = envelope.encoded_word(self.queue)
-            self._on_server = await session.subscribe(
-                self._subjects.of(self.topic), queue, self._arrived, self._mailbox.lost
+            # Queue names may contain spaces and dots, which NATS does not allow.
+            queue = envelope.encode_name(self.queue)
+            self._subscription = await session.subscribe(
+                self._subjects.of(self.topic), queue, self._arrived, self._mailbox.drop
             )
             self._session = session
 
     def is_attached(self, session: Session) -> bool:
+        """Return whether the subscription is active on `session`."""
         return self._session is session
 
     async def close(self) -> None:
+        """Unsubscribe and handle received messages for at most `drain_timeout_s`. Safe to call twice."""
         if self._is_closed:
             return
         self._is_closed = True
         self._forget(self)
-        async with self._turn:
-            if self._session is not None and self._on_server is not None:
-                await self._session.unsubscribe(self._on_server, drain_s=max(0.01, self._options.drain_timeout_s))
+        async with self._lock:
+            if self._session is not None and self._subscription is not None:
+                await self._session.unsubscribe(self._subscription, drain_s=max(0.01, self._options.drain_timeout_s))
         left = await self._mailbox.close(self._options.drain_timeout_s)
         if left:
             self._context.counters.add("broker_messages_dropped_at_close", len(left))
@@ -76,14 +78,14 @@ class CoreSubscription:
     async def _arrived(self, received: Msg) -> None:
         read = read_message(received, self._subjects, self._context)
         if read is not None:
-            self._mailbox.offer(Arrived(*read))
+            self._mailbox.offer(ReceivedMessage(*read))
 
 
 def read_message(received: Msg, subjects: Subjects, context: DriverContext) -> tuple[str, Message] | None:
-    """Topic and message; None, counted, for what no member of the house sent: anybody may publish on a subject."""
+    """Return topic and message, or None (counted) for an invalid message: any NATS client may publish on a subject."""
     try:
         return subjects.topic(received.subject), envelope.decode(received.headers, received.data)
     except (Malformed, BadRequest) as error:
         context.counters.add("broker_nats_garbage")
-        context.logger.debug("skipped", extra={"topic": received.subject, "reason": error.detail})
+        context.logger.debug("invalid message skipped", extra={"topic": received.subject, "reason": error.detail})
         return None

@@ -1,4 +1,4 @@
-"""What becomes of a message that was delivered in vain. Pure."""
+"""Dead letters: messages that could not be handled. Pure."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ QUEUE = "dead-letter-queue"
 DELIVERIES = "dead-letter-deliveries"
 REASON = "dead-letter-reason"
 MAX_REASON_CHARS = 500
-_ROOM_BYTES = 4 * MAX_REASON_CHARS + 1_500
-"""What our headers take at most."""
+"""Maximum length of the reason."""
+
+_OWN_HEADERS_BYTES = 4 * MAX_REASON_CHARS + 1_500
+"""Maximum size of the headers added to a dead letter."""
 
 
-def letter(topic: str, message: Message, queue: str, deliveries: int, reason: str) -> Message:
-    """The message as a dead letter: body and content type as they were, and headers that say what happened.
+def make_dead_letter(topic: str, message: Message, queue: str, deliveries: int, reason: str) -> Message:
+    """Return a dead letter with the body and content type of `message` and headers that describe the failure.
 
-    Its id follows from message and queue, so that it is buried once, however often that is tried. Headers of the
-    publisher are left out from the end where there is no room for ours.
+    Its id is derived from message, topic and queue, so that it is stored only once if publishing is repeated. If there are too
+    many headers, the last headers of the publisher are omitted.
     """
-    ours = {
+    own_headers = {
         TOPIC: topic,
         ID: message.id,
         QUEUE: queue,
         DELIVERIES: str(deliveries),
-        REASON: "".join(letter if letter.isprintable() else " " for letter in reason)[:MAX_REASON_CHARS],
+        REASON: "".join(character if character.isprintable() else " " for character in reason)[:MAX_REASON_CHARS],
     }
     kept: dict[str, str] = {}
-    room = MAX_HEADERS_BYTES - _ROOM_BYTES
+    space_bytes = MAX_HEADERS_BYTES - _OWN_HEADERS_BYTES
     for name, value in message.headers.items():
-        room -= len(name.encode()) + len(value.encode()) + 8
-        # The node's own marks are about the copy that was delivered; this is a message of its own.
-        if room < 0 or len(kept) + len(ours) >= MAX_HEADERS:
+        space_bytes -= len(name.encode()) + len(value.encode()) + 8
+        # Omit headers of the node, which belong to the delivered copy.
+        if space_bytes < 0 or len(kept) + len(own_headers) >= MAX_HEADERS:
             break
-        if name not in ours and not name.startswith(HOUSE_PREFIX):
+        if name not in own_headers and not name.startswith(HOUSE_PREFIX):
             kept[name] = value
-    identity = hashlib.sha256(f"{message.id}\0{topic}\0{queue}".encode()).hexdigest()[:32]
-    return replace(message, id=identity, headers={**kept, **ours})
+    new_id = hashlib.sha256(f"{message.id}\0{topic}\0{queue}".encode()).hexdigest()[:32]
+    return replace(message, id=new_id, headers={**kept, **own_headers})

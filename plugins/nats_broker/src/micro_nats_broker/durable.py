@@ -1,4 +1,4 @@
-"""A subscription through JetStream: asks for as much as it can hold, acknowledges what was handled, buries the rest."""
+"""A subscription through JetStream: pulls messages as capacity allows, acknowledges them, and creates dead letters."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from micro_core.contract import ConfigError, DriverContext, LinkLost, Message, M
 from micro_nats_broker import dead_letters
 from micro_nats_broker.connection import Connection
 from micro_nats_broker.core import read_message
-from micro_nats_broker.ending import end
-from micro_nats_broker.mailbox import MAX_WAITING_BYTES, Arrived, Mailbox
+from micro_nats_broker.mailbox import MAX_WAITING_BYTES, Mailbox, ReceivedMessage
 from micro_nats_broker.options import NatsOptions
-from micro_nats_broker.pulls import HEARTBEAT_S, REQUEST_S, Pulls, Said, meaning
+from micro_nats_broker.pulls import HEARTBEAT_S, REQUEST_S, Pulls, PullStatus, parse_status
 from micro_nats_broker.session import Session
 from micro_nats_broker.stream import Stream
 from micro_nats_broker.subjects import Subjects
+from micro_nats_broker.task_cancellation import cancel_and_wait
 
-AT_ONCE = 64
-"""Messages held of one subscription: enough to keep a handler busy, few to come again when this process dies."""
+MAX_HELD = 64
+"""Maximum number of messages held per subscription: enough to keep a handler busy, few to redeliver after a crash."""
 
-ACK, AGAIN, TERMINATE, PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"
+ACK, NAK, TERMINATE, PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"
 _ACK_PREFIX = "$JS.ACK."
 MAX_REMEMBERED = 1_024
-"""Messages remembered as handled, so that one whose acknowledgement was lost is not handled twice by this process."""
+"""Number of handled messages remembered, so that one whose acknowledgement was lost is not handled twice."""
 
 RETRY_S = 1.0
+"""Pause in seconds after a failed pull request."""
 
 
 class DurableSubscription:
-    """Implements `Subscription`; `attach` puts it in force on a session, each time there is a new one."""
+    """Implements `Subscription`; `attach` activates it on each new session."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class DurableSubscription:
         options: NatsOptions,
         context: DriverContext,
         connection: Connection,
-        bury: Callable[[str, Message], Awaitable[None]],
+        publish_dead_letter: Callable[[str, Message], Awaitable[None]],
         forget: Callable[[DurableSubscription], None],
     ) -> None:
         self.topic = topic
@@ -58,127 +59,127 @@ class DurableSubscription:
         self._options = options
         self._context = context
         self._connection = connection
-        self._bury = bury
+        self._publish_dead_letter = publish_dead_letter
         self._forget = forget
         self._mailbox = Mailbox(
-            topic, handler, context, max_waiting=2 * AT_ONCE, settle=self._settle, on_room=self._wake
+            topic, handler, context, max_waiting=2 * MAX_HELD, settle=self._settle, on_capacity=self._wake
         )
-        self._pulls = Pulls(at_once=AT_ONCE)
+        self._pulls = Pulls(max_held=MAX_HELD)
         self._consumer = stream.consumer_name(topic, queue, number)
         self._incarnation: int | None = None
-        """Of the stream, when this was put in force; None before."""
+        """Incarnation of the stream when the consumer was created; None before."""
         self._delivered_to = 0
-        """The last sequence of it that the consumer has delivered, as far as we know."""
+        """Last known stream sequence that the consumer has delivered."""
         self._inbox = ""
         self._session: Session | None = None
-        self._on_server: nats.aio.subscription.Subscription | None = None
-        self._standing: asyncio.Future[None] | None = None
-        """Of the session: done when it is in force, or when it cannot be."""
-        self._is_consumer_gone = False
+        self._subscription: nats.aio.subscription.Subscription | None = None
+        self._ready: asyncio.Future[None] | None = None
+        """For the current session: done when the subscription is active or has failed."""
+        self._is_consumer_lost = False
         self._handled: dict[int, None] = {}
         self._held: set[int] = set()
-        """Sequences that wait here or are being handled."""
+        """Stream sequences of messages that are queued or being handled."""
         self._changed = asyncio.Event()
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._puller: asyncio.Task[None] | None = None
-        self._toucher = asyncio.get_running_loop().create_task(self._touch())
+        self._progress_task = asyncio.get_running_loop().create_task(self._extend_ack_waits())
         self._is_closed = False
 
     async def attach(self, session: Session) -> None:
-        """Return when the consumer stands and is asked; again on the same session it does nothing.
+        """Activate the subscription on `session`; return when the consumer exists and is polled. Idempotent.
 
-        Raises LinkLost, Forbidden, ConfigError. While JetStream does not answer it waits; whoever gives up waiting leaves
-        it to be put in force as soon as JetStream does.
+        Raises LinkLost, Forbidden, ConfigError. While JetStream does not respond, it waits; after a cancellation, activation
+        continues in the background.
         """
-        async with self._turn:
+        async with self._lock:
             if self._is_closed:
                 return
             if self._session is not session:
                 self._inbox = session.client.new_inbox()
-                self._on_server = await session.subscribe(f"{self._inbox}.*", "", self._arrived, self._overrun)
-                await end(self._puller)
+                self._subscription = await session.subscribe(f"{self._inbox}.*", "", self._arrived, self._overrun)
+                await cancel_and_wait(self._puller)
                 self._session = session
-                self._standing = asyncio.get_running_loop().create_future()
-                self._is_consumer_gone = True
-                self._puller = asyncio.get_running_loop().create_task(self._pull(session, self._standing))
-            standing = self._standing
-        assert standing is not None
-        await asyncio.shield(standing)
+                self._ready = asyncio.get_running_loop().create_future()
+                self._is_consumer_lost = True
+                self._puller = asyncio.get_running_loop().create_task(self._pull(session, self._ready))
+            ready = self._ready
+        assert ready is not None
+        await asyncio.shield(ready)
 
     def is_attached(self, session: Session) -> bool:
-        """Whether all is done but what JetStream has to do."""
+        """Return whether everything except the part of JetStream is done."""
         return self._session is session
 
     async def close(self) -> None:
-        """Handle what is held, give the rest back; without queue, nothing is kept for this subscriber any more."""
+        """Handle held messages, return the rest to JetStream, and delete the consumer of a subscriber without a queue."""
         if self._is_closed:
             return
         self._is_closed = True
         self._forget(self)
-        async with self._turn:
-            await end(self._puller)
-            if self._session is not None and self._on_server is not None:
-                await self._session.unsubscribe(self._on_server, drain_s=max(0.01, self._options.drain_timeout_s))
+        async with self._lock:
+            await cancel_and_wait(self._puller)
+            if self._session is not None and self._subscription is not None:
+                await self._session.unsubscribe(self._subscription, drain_s=max(0.01, self._options.drain_timeout_s))
         left = await self._mailbox.close(self._options.drain_timeout_s)
-        await end(self._toucher)
+        await cancel_and_wait(self._progress_task)
         session = self._connection.session
         if session is None:
             return
         try:
             for arrived in left:
-                await session.tell(arrived.reply, AGAIN)
+                await session.write(arrived.reply, NAK)
             if not self.queue and self._consumer:
                 await self._stream.delete_consumer(session, self._consumer)
             else:
-                await session.answered()
+                await session.confirmed()
         except MicroError as error:
-            self._context.logger.info("a subscription ended untidily", extra={"reason": str(error)})
+            self._context.logger.info("closing a subscription failed", extra={"reason": str(error)})
 
-    # ---------------------------------------------------------------------------------- asking
+    # ---------------------------------------------------------------------------------- pulling
 
-    async def _pull(self, session: Session, standing: asyncio.Future[None]) -> None:
-        """Ask whenever there is room; make the consumer again when it is gone."""
-        said = ""
+    async def _pull(self, session: Session, ready: asyncio.Future[None]) -> None:
+        """Send pull requests while there is capacity; create the consumer again if it was lost."""
+        logged_reason = ""
         while not session.lost.is_set():
             try:
-                if self._is_consumer_gone:
+                if self._is_consumer_lost:
                     await self._stream.ensure(session)
                     await self._ensure_consumer(session)
-                    self._is_consumer_gone = False
+                    self._is_consumer_lost = False
                     self._pulls.reset()
-                await self._ask(session)
+                await self._send_pull(session)
             except LinkLost:
                 break
             except MicroError as error:
                 if isinstance(error, ConfigError):
-                    _fail(standing, error)
+                    _fail(ready, error)
                 self._context.counters.add("broker_nats_pulls_failed")
-                if error.detail != said:
+                if error.detail != logged_reason:
                     self._context.logger.warning(
-                        "JetStream does not serve a subscription", extra={"topic": self.topic, "reason": str(error)}
+                        "JetStream pull failed", extra={"topic": self.topic, "reason": str(error)}
                     )
-                    said = error.detail
+                    logged_reason = error.detail
                 await asyncio.sleep(RETRY_S)
                 continue
-            said = ""
-            if not standing.done():
-                standing.set_result(None)
+            logged_reason = ""
+            if not ready.done():
+                ready.set_result(None)
             self._changed.clear()
             try:
                 async with asyncio.timeout(HEARTBEAT_S):
                     await self._changed.wait()
             except TimeoutError:
-                if self._pulls.is_forgotten(self._context.clock.now()):
-                    self._context.counters.add("broker_nats_pulls_forgotten")
+                if self._pulls.has_timed_out(self._context.clock.now()):
+                    self._context.counters.add("broker_nats_pulls_timed_out")
                     self._pulls.reset()
-        _fail(standing, LinkLost(f"the connection was lost before the subscription stood: {session.reason}"))
+        _fail(ready, LinkLost(f"the connection was lost before the subscription was active: {session.reason}"))
 
     async def _ensure_consumer(self, session: Session) -> None:
-        """Put it in force; a consumer that was lost goes on where it was, in a stream that was lost from its beginning."""
+        """Create the consumer if needed. A lost consumer continues where it was; in a new stream it starts at the beginning."""
         after: int | None = None
         if self._incarnation is not None:
             after = self._delivered_to if self._incarnation == self._stream.incarnation else 0
-        # Read before: should the stream be lost meanwhile, it will be noticed.
+        # Read the incarnation first, so that a loss of the stream in the meantime is noticed.
         incarnation = self._stream.incarnation
         delivered = await self._stream.ensure_consumer(session, self.topic, self.queue, self.number, after)
         if self._incarnation != incarnation:
@@ -187,18 +188,18 @@ class DurableSubscription:
             self._held.clear()
         self._delivered_to = max(self._delivered_to, delivered)
 
-    async def _ask(self, session: Session) -> None:
-        wanted = self._pulls.wanted(self._mailbox.held)
-        if not wanted:
+    async def _send_pull(self, session: Session) -> None:
+        count = self._pulls.request_count(self._mailbox.held)
+        if not count:
             return
-        self._pulls.asked(wanted, self._context.clock.now())
+        self._pulls.sent(count, self._context.clock.now())
         request = {
-            "batch": wanted,
+            "batch": count,
             "max_bytes": MAX_WAITING_BYTES,
             "expires": round(REQUEST_S * 1e9),
             "idle_heartbeat": round(HEARTBEAT_S * 1e9),
         }
-        await session.tell(
+        await session.write(
             self._stream.next_subject(self._consumer),
             json.dumps(request).encode(),
             reply=f"{self._inbox}.{self._pulls.number}",
@@ -210,7 +211,7 @@ class DurableSubscription:
     async def _arrived(self, received: Msg) -> None:
         now = self._context.clock.now()
         if not received.reply.startswith(_ACK_PREFIX):
-            self._told(received, now)
+            self._status_received(received, now)
             return
         self._pulls.arrived(now)
         metadata = received.metadata
@@ -218,92 +219,93 @@ class DurableSubscription:
         self._delivered_to = max(self._delivered_to, sequence)
         read = read_message(received, self._subjects, self._context)
         if read is None:
-            await self._tell(received.reply, TERMINATE)
+            await self._respond(received.reply, TERMINATE)
         elif sequence in self._held:
-            # Its turn comes, and acknowledging the earlier delivery settles both.
-            self._context.counters.add("broker_nats_redeliveries_known")
+            # The earlier delivery is still queued; its acknowledgement covers both.
+            self._context.counters.add("broker_nats_redeliveries_ignored")
         elif sequence in self._handled:
-            self._context.counters.add("broker_nats_redeliveries_known")
-            await self._tell(received.reply, ACK)
+            self._context.counters.add("broker_nats_redeliveries_ignored")
+            await self._respond(received.reply, ACK)
         elif metadata.num_delivered > self._options.max_deliveries:
-            # Nobody lived to say that it failed: it may be what kills us.
-            arrived = Arrived(*read, received.reply, sequence, metadata.num_delivered)
-            await self._give_up(arrived, "no handler came to an end with it")
-        elif self._mailbox.offer(Arrived(*read, received.reply, sequence, metadata.num_delivered)):
-            # It fits, for no more was asked for; one that does not comes again.
+            # No process survived to report a failure, so the message may crash its handlers.
+            arrived = ReceivedMessage(*read, received.reply, sequence, metadata.num_delivered)
+            await self._give_up(arrived, "no handler completed")
+        elif self._mailbox.offer(ReceivedMessage(*read, received.reply, sequence, metadata.num_delivered)):
+            # The message fits, since no more were requested. Otherwise it is redelivered.
             self._held.add(sequence)
         self._wake()
 
-    def _told(self, received: Msg, now: float) -> None:
+    def _status_received(self, received: Msg, now: float) -> None:
         headers = received.headers or {}
-        word = received.subject.rpartition(".")[2]
-        number = int(word) if word.isascii() and word.isdigit() and len(word) < 19 else 0
-        match meaning(headers.get("Status", ""), headers.get("Description", "")):
-            case Said.BEAT:
-                self._pulls.beat(number, now)
-            case Said.OVER:
-                self._pulls.over(number)
+        token = received.subject.rpartition(".")[2]
+        number = int(token) if token.isascii() and token.isdigit() and len(token) < 19 else 0
+        match parse_status(headers.get("Status", ""), headers.get("Description", "")):
+            case PullStatus.ACTIVE:
+                self._pulls.heartbeat(number, now)
+            case PullStatus.COMPLETED:
+                self._pulls.completed(number)
                 self._wake()
-            case Said.GONE:
-                self._is_consumer_gone = True
+            case PullStatus.CONSUMER_LOST:
+                self._is_consumer_lost = True
                 self._wake()
 
     def _overrun(self, count: int) -> None:
-        # Nothing is lost: it is not acknowledged, so it comes again.
-        self._context.counters.add("broker_nats_messages_put_off", count)
+        # No message is lost: unacknowledged messages are redelivered.
+        self._context.counters.add("broker_nats_messages_delayed", count)
 
-    # ---------------------------------------------------------------------------------- answering
+    # ------------------------------------------------------------------------- acknowledgements
 
-    async def _settle(self, arrived: Arrived, failure: Exception | None) -> None:
+    async def _settle(self, arrived: ReceivedMessage, failure: Exception | None) -> None:
         self._held.discard(arrived.sequence)
         if failure is None:
             self._handled[arrived.sequence] = None
             if len(self._handled) > MAX_REMEMBERED:
                 del self._handled[next(iter(self._handled))]
-            await self._tell(arrived.reply, ACK)
+            await self._respond(arrived.reply, ACK)
         elif arrived.delivery >= self._options.max_deliveries:
             await self._give_up(arrived, f"{type(failure).__name__}: {failure}")
         else:
             pause_s = min(
                 self._options.redelivery_delay_s * 2 ** min(arrived.delivery - 1, 16), self._options.ack_wait_s
             )
-            self._context.counters.add("broker_nats_messages_put_off")
-            await self._tell(arrived.reply, AGAIN + b" " + json.dumps({"delay": round(pause_s * 1e9)}).encode())
+            self._context.counters.add("broker_nats_messages_delayed")
+            await self._respond(arrived.reply, NAK + b" " + json.dumps({"delay": round(pause_s * 1e9)}).encode())
 
-    async def _give_up(self, arrived: Arrived, reason: str) -> None:
-        """Bury, and only then be done with it: a message is in the stream or among the dead letters, never nowhere."""
+    async def _give_up(self, arrived: ReceivedMessage, reason: str) -> None:
+        """Publish a dead letter, then terminate the message, so that it is never lost in between."""
         topic = self._options.dead_letter_topic
         if arrived.topic == topic:
             self._context.counters.add("broker_nats_dead_letters_dropped")
-            self._context.logger.error("a dead letter was given up", extra={"topic": topic, "reason": reason})
-            await self._tell(arrived.reply, TERMINATE)
+            self._context.logger.error("dead letter dropped", extra={"topic": topic, "reason": reason})
+            await self._respond(arrived.reply, TERMINATE)
             return
-        letter = dead_letters.letter(arrived.topic, arrived.message, self.queue, arrived.delivery, reason)
+        dead_letter = dead_letters.make_dead_letter(
+            arrived.topic, arrived.message, self.queue, arrived.delivery, reason
+        )
         try:
-            await self._bury(topic, letter)
+            await self._publish_dead_letter(topic, dead_letter)
         except MicroError as error:
-            self._context.counters.add("broker_nats_burials_failed")
+            self._context.counters.add("broker_nats_dead_letters_failed")
             self._context.logger.warning(
-                "a message was not buried; it comes again", extra={"topic": arrived.topic, "reason": str(error)}
+                "publishing a dead letter failed; the message is redelivered",
+                extra={"topic": arrived.topic, "reason": str(error)},
             )
             return
         self._context.counters.add("broker_nats_dead_letters")
-        self._context.logger.warning(
-            "a message goes to the dead letters", extra={"topic": arrived.topic, "reason": reason}
-        )
-        await self._tell(arrived.reply, TERMINATE)
+        self._context.logger.warning("message became a dead letter", extra={"topic": arrived.topic, "reason": reason})
+        await self._respond(arrived.reply, TERMINATE)
 
-    async def _tell(self, reply: str, word: bytes) -> None:
-        """Answer through whatever session there is: the stream knows the message, not the connection."""
+    async def _respond(self, reply: str, payload: bytes) -> None:
+        """Acknowledge on the current session; JetStream does not require the one that received the message."""
         try:
             async with asyncio.timeout(self._options.ack_wait_s):
                 session = await self._connection.next()
-                await session.tell(reply, word)
+                await session.write(reply, payload)
         except (MicroError, TimeoutError):
             self._context.counters.add("broker_nats_acknowledgements_lost")
 
-    async def _touch(self) -> None:
-        """Tell the server that messages whose turn has not come are not forgotten."""
+    async def _extend_ack_waits(self) -> None:
+        """Extend the acknowledgement time of queued messages."""
         while True:
             await asyncio.sleep(self._options.ack_wait_s / 3)
             session = self._connection.session
@@ -311,14 +313,14 @@ class DurableSubscription:
                 continue
             for arrived in self._mailbox.waiting():
                 try:
-                    await session.tell(arrived.reply, PROGRESS)
+                    await session.write(arrived.reply, PROGRESS)
                 except MicroError:
-                    # It comes again: at least once.
+                    # The message is redelivered.
                     break
 
 
-def _fail(standing: asyncio.Future[None], error: MicroError) -> None:
-    if not standing.done():
-        standing.set_exception(error)
-        # Whoever waited may have gone; an error that nobody fetches is no fault.
-        standing.exception()
+def _fail(ready: asyncio.Future[None], error: MicroError) -> None:
+    if not ready.done():
+        ready.set_exception(error)
+        # Mark the exception as retrieved, in case the waiter was cancelled.
+        ready.exception()

@@ -1,10 +1,10 @@
-"""A message as NATS headers and payload, and back. Pure.
+"""Convert messages to NATS headers and payload, and back. Pure.
 
     Micro-Id: 4f...        Content-Type: application/json        Nats-Msg-Id: 4f...:orders.created        n: 17
 
-Headers of the publisher keep their names and values, so that other NATS programs read them. What a NATS header cannot
-say (controls, other letters than ASCII, blanks at the ends) is percent-encoded. So is the first letter of a name that
-means something to servers or to us: `Nats-Rollup` of a publisher would empty the stream.
+Headers of the publisher keep their names and values, so that other NATS programs can read them. Characters that are not
+allowed in a NATS header (control characters, non-ASCII letters, spaces at the ends) are percent-encoded, and so is the first
+letter of a reserved name: a header `Nats-Rollup` of a publisher would clear the stream.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from micro_core.contract import BadRequest, Malformed, Message, TooLarge, check_
 ID = "Micro-Id"
 CONTENT_TYPE = "Content-Type"
 DEDUPE = "Nats-Msg-Id"
-"""JetStream takes each value of it once within its window."""
+"""JetStream stores each value of this header only once within its window."""
 
-_SERVERS_OWN = "nats-"
+_SERVER_PREFIX = "nats-"
 _RESERVED = frozenset({"micro-id", "content-type", "status", "description"})
-"""Ours; and the two under which nats-py puts what a server says in a status line."""
+"""Our own headers, and the two in which nats-py stores the status line of a server."""
 
 _PLAIN_NAME = re.compile(r"[!#$&'*+\-.^_`|~0-9A-Za-z]+")
 _PLAIN_VALUE = re.compile(r"(?:[!-$&-~](?:[ -$&-~]*[!-$&-~])?)?")
@@ -35,7 +35,7 @@ _LINE_BYTES = len(": \r\n")
 
 
 def encode(topic: str, message: Message) -> dict[str, str]:
-    """The NATS headers of a message that passed `check_message`. Raises BadRequest for what is not text."""
+    """Return the NATS headers of a message that passed `check_message`. Raises BadRequest for invalid text."""
     try:
         headers = {
             ID: _encoded_value(message.id),
@@ -45,14 +45,14 @@ def encode(topic: str, message: Message) -> dict[str, str]:
         for name, value in message.headers.items():
             headers[_encoded_name(name)] = _encoded_value(value)
     except UnicodeEncodeError as error:
-        raise BadRequest(f"a message's id, content type and headers must be text: {error.reason}") from error
+        raise BadRequest(f"id, content type and headers of a message must be valid text: {error.reason}") from error
     return headers
 
 
 def decode(headers: Mapping[str, str] | None, payload: bytes) -> Message:
-    """The message in what came from a server. Raises Malformed for what no member of the house sends."""
+    """Return the message received with `headers` and `payload`. Raises Malformed if it was not published by micro."""
     if not headers or ID not in headers:
-        raise Malformed("a message without an id", hint=f"publish with the header {ID}")
+        raise Malformed("the message has no id", hint=f"publish with the header {ID}")
     own = {
         _decoded(name) if name != _EMPTY_NAME else "": _decoded(value)
         for name, value in headers.items()
@@ -68,20 +68,20 @@ def decode(headers: Mapping[str, str] | None, payload: bytes) -> Message:
 
 
 def size(headers: Mapping[str, str], payload: bytes) -> int:
-    """Bytes that a server counts against its `max_payload`."""
-    # Encoded names and values are ASCII; the topic in DEDUPE is too.
+    """Return the size in bytes that a server compares with its `max_payload`."""
+    # Encoded names and values are ASCII, and so is the topic in DEDUPE.
     lines = sum(len(name) + len(value) + _LINE_BYTES for name, value in headers.items())
     return _VERSION_LINE_BYTES + lines + len(payload)
 
 
-def encoded_word(text: str) -> str:
-    """Any text as one word of printable ASCII; empty stays empty."""
+def encode_name(text: str) -> str:
+    """Encode any text as printable ASCII without spaces and dots; an empty text stays empty."""
     return _NOT_IN_NAME.sub(_escape, text.encode()).decode()
 
 
 def _is_reserved(name: str) -> bool:
     lower = name.lower()
-    return lower in _RESERVED or lower.startswith(_SERVERS_OWN)
+    return lower in _RESERVED or lower.startswith(_SERVER_PREFIX)
 
 
 def _encoded_name(name: str) -> str:
@@ -94,7 +94,7 @@ def _encoded_value(value: str) -> str:
     if _PLAIN_VALUE.fullmatch(value) is not None:
         return value
     text = _NOT_IN_VALUE.sub(_escape, value.encode()).decode()
-    # Blanks at the ends are cut off on the way.
+    # NATS strips spaces at the ends.
     inner = text.strip(" ")
     before, after = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" "))
     return "%20" * before + inner + "%20" * after if inner else "%20" * len(text)
@@ -104,11 +104,11 @@ def _decoded(text: str) -> str:
     if "%" not in text:
         return text
     if _ESCAPES.search(text):
-        raise Malformed(f"{text!r:.60} has a % that is no escape")
+        raise Malformed(f"{text!r:.60} contains an invalid % escape")
     try:
         return unquote_to_bytes(text).decode()
     except UnicodeDecodeError as error:
-        raise Malformed(f"{text!r:.60} is not text") from error
+        raise Malformed(f"{text!r:.60} is not valid text") from error
 
 
 def _escape(match: re.Match[bytes]) -> bytes:

@@ -1,4 +1,4 @@
-"""A subscription's own queue and task: bounded, in order, and nobody else waits for its handler."""
+"""The bounded queue and the task of one subscription, which handles its messages in order."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from micro_core.contract import DriverContext, Message, MessageHandler
-from micro_nats_broker.ending import end
+from micro_nats_broker.task_cancellation import cancel_and_wait
 
 MAX_WAITING_BYTES = 16 * 1024 * 1024
-"""Bodies that wait for one handler: above it nothing more is taken. It can be passed by less than one message."""
+"""Maximum size of the queued bodies of one handler. It may be exceeded by less than one message."""
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
-    """A message for the handler. The rest is JetStream's: where to acknowledge it, which it is, the nth delivery."""
+class ReceivedMessage:
+    """A received message. `reply`, `sequence` and `delivery` (the number of deliveries) are set by JetStream only."""
 
     topic: str
     message: Message
@@ -27,13 +27,13 @@ class Arrived:
 
 
 class Settle(Protocol):
-    """Told, in order, how each message ended; the next one is handled after it has returned."""
+    """Called in order with the outcome of each message; the next message is handled after it has returned."""
 
-    def __call__(self, arrived: Arrived, failure: Exception | None) -> Awaitable[None]: ...
+    def __call__(self, arrived: ReceivedMessage, failure: Exception | None) -> Awaitable[None]: ...
 
 
 class Mailbox:
-    """`offer` messages; the handler gets them one after the other."""
+    """Queues messages and passes them to a handler one after the other."""
 
     def __init__(
         self,
@@ -43,15 +43,15 @@ class Mailbox:
         *,
         max_waiting: int,
         settle: Settle | None = None,
-        on_room: Callable[[], None] | None = None,
+        on_capacity: Callable[[], None] | None = None,
     ) -> None:
         self._topic = topic
         self._handler = handler
         self._context = context
         self._max_waiting = max_waiting
         self._settle = settle
-        self._on_room = on_room
-        self._waiting: deque[Arrived] = deque()
+        self._on_capacity = on_capacity
+        self._waiting: deque[ReceivedMessage] = deque()
         self._waiting_bytes = 0
         self._is_handling = False
         self._changed = asyncio.Event()
@@ -61,41 +61,42 @@ class Mailbox:
 
     @property
     def held(self) -> int:
-        """Messages that wait or are being handled."""
+        """Number of messages that are queued or being handled."""
         return len(self._waiting) + self._is_handling
 
     @property
     def is_full(self) -> bool:
+        """Whether the limits of messages or bytes are reached."""
         return len(self._waiting) >= self._max_waiting or self._waiting_bytes >= MAX_WAITING_BYTES
 
-    def waiting(self) -> Iterable[Arrived]:
-        """Those whose turn has not come."""
+    def waiting(self) -> Iterable[ReceivedMessage]:
+        """Return the queued messages."""
         return tuple(self._waiting)
 
-    def offer(self, arrived: Arrived) -> bool:
-        """Queue a message and return True; or lose it, counted, and return False. Never waits."""
+    def offer(self, arrived: ReceivedMessage) -> bool:
+        """Queue a message and return True, or drop and count it and return False. Never waits."""
         if self._is_closed:
             self._context.counters.add("broker_messages_unwanted")
             return False
         if self.is_full:
-            self.lost(1)
+            self.drop(1)
             return False
         self._waiting.append(arrived)
         self._waiting_bytes += len(arrived.message.body)
         self._changed.set()
         return True
 
-    def lost(self, count: int) -> None:
-        """Messages that this subscriber was too slow for. Said once a burst, which ends when it has caught up."""
+    def drop(self, count: int) -> None:
+        """Count messages dropped because the subscriber is too slow; log once per burst, until it has caught up."""
         self._context.counters.add("broker_messages_dropped_slow_subscriber", count)
         if self._lost_in_burst == 0:
-            self._context.logger.warning("a subscriber is too slow; messages are lost", extra={"topic": self._topic})
+            self._context.logger.warning("subscriber too slow, messages dropped", extra={"topic": self._topic})
         self._lost_in_burst += count
 
-    async def close(self, timeout_s: float) -> list[Arrived]:
-        """Handle what waits for at most `timeout_s`, then stop the handler; return what was not handled.
+    async def close(self, timeout_s: float) -> list[ReceivedMessage]:
+        """Handle queued messages for at most `timeout_s`, then stop the handler; return the unhandled messages.
 
-        Called by the handler itself it cannot wait for its own end.
+        If the handler itself calls this method, it cannot wait for its own end.
         """
         self._is_closed = True
         self._changed.set()
@@ -106,12 +107,12 @@ class Mailbox:
                     self._context.counters.add("broker_handlers_cancelled")
                 left = list(self._waiting)
                 self._waiting.clear()
-                # A handler that will not be cancelled is not waited for.
+                # Do not wait for a handler that ignores its cancellation.
                 try:
                     async with asyncio.timeout(1.0):
-                        await end(self._task)
+                        await cancel_and_wait(self._task)
                 except TimeoutError:
-                    self._context.logger.warning("a handler does not end", extra={"topic": self._topic})
+                    self._context.logger.warning("handler ignores its cancellation", extra={"topic": self._topic})
                 return left
         left = list(self._waiting)
         self._waiting.clear()
@@ -123,7 +124,7 @@ class Mailbox:
                 await self._handle(self._waiting.popleft())
             if self._lost_in_burst:
                 self._context.logger.info(
-                    "the subscriber has caught up", extra={"topic": self._topic, "lost": self._lost_in_burst}
+                    "subscriber has caught up", extra={"topic": self._topic, "lost": self._lost_in_burst}
                 )
                 self._lost_in_burst = 0
             if self._is_closed:
@@ -131,7 +132,7 @@ class Mailbox:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _handle(self, arrived: Arrived) -> None:
+    async def _handle(self, arrived: ReceivedMessage) -> None:
         self._waiting_bytes -= len(arrived.message.body)
         self._is_handling = True
         failure: Exception | None = None
@@ -140,19 +141,19 @@ class Mailbox:
         except asyncio.CancelledError:
             if self._is_being_cancelled():
                 raise
-            failure = RuntimeError("the handler was cancelled by itself")
+            failure = RuntimeError("the handler raised CancelledError")
             self._context.counters.add("broker_handlers_failed")
         except Exception as error:
-            # One message's handler is a task's root of its own: the next message is not to blame.
+            # Isolate the failure: the next message must still be handled.
             failure = error
             self._context.counters.add("broker_handlers_failed")
-            self._context.logger.exception("a subscriber failed", extra={"topic": arrived.topic})
+            self._context.logger.exception("subscriber failed", extra={"topic": arrived.topic})
         finally:
             self._is_handling = False
         if self._settle is not None:
             await self._settle(arrived, failure)
-        if self._on_room is not None:
-            self._on_room()
+        if self._on_capacity is not None:
+            self._on_capacity()
 
     def _is_being_cancelled(self) -> bool:
         task = asyncio.current_task()

@@ -1,4 +1,4 @@
-"""What can be set about the NATS broker."""
+"""Options of the NATS broker."""
 
 from __future__ import annotations
 
@@ -13,57 +13,63 @@ class NatsOptions:
 
     url: tuple[str, ...] | str = option(
         ("nats://127.0.0.1:4222",),
-        "Servers of one cluster, comma separated: nats://host:4222, or tls://host:4222 to insist on TLS.",
+        "Servers of one cluster, comma separated: nats://host:4222, or tls://host:4222 to require TLS.",
     )
-    user: str = option("", "User name, with password.")
+    user: str = option("", "User name; requires password.")
     password: str = option("", "Password of the user.", secret=True)
-    token: str = option("", "Token, where the server wants one instead of a user.", secret=True)
-    nkey_seed: str = option("", "Seed (SU...) of the user's nkey.", secret=True)
-    creds_file: str = option("", "Credentials file (JWT and seed) of the user, read at every connection.")
-    tls_ca_file: str = option("", "File of the authorities that may vouch for servers. Empty: those of this machine.")
-    tls_cert_file: str = option("", "Certificate of this client, where servers want one.")
-    tls_key_file: str = option("", "Key of that certificate.")
-    tls_hostname: str = option("", "Name that servers' certificates carry. Empty: the host of the address dialled.")
-    subject_root: str = option("micro", "First part of every subject: ROOT.NETWORK@SITE.TOPIC.")
-    discover: bool = option(default=True, help="Whether to use other servers of the cluster that a server tells of.")
-    connect_timeout_s: float = option(2.0, "Longest wait in seconds for one server to let us in.")
-    retry_s: float = option(2.0, "Longest pause in seconds between two rounds of tries to connect.")
-    keepalive_s: float = option(5.0, "Seconds between two questions whether the server is there.")
-    answer_timeout_s: float = option(
-        5.0, "Longest wait in seconds for an answer of the server, after which the connection is given up."
+    token: str = option("", "Token, if the server uses a token instead of users.", secret=True)
+    nkey_seed: str = option("", "Seed (SU...) of the nkey of the user.", secret=True)
+    creds_file: str = option("", "Credentials file (JWT and seed) of the user; it is read for every connection.")
+    tls_ca_file: str = option("", "PEM file of trusted certificate authorities. Empty: those of this machine.")
+    tls_cert_file: str = option("", "Client certificate (PEM).")
+    tls_key_file: str = option("", "Private key (PEM) of the client certificate.")
+    tls_hostname: str = option("", "Host name in the certificates of the servers. Empty: the host of the url.")
+    subject_root: str = option("micro", "Prefix of every subject: ROOT.NETWORK@SITE.TOPIC.")
+    discover: bool = option(default=True, help="Whether to use other servers of the cluster that a server announces.")
+    connect_timeout_s: float = option(2.0, "Time limit in seconds for connecting to one server.")
+    retry_s: float = option(2.0, "Longest pause in seconds between two rounds of connection attempts.")
+    keepalive_s: float = option(5.0, "Seconds between two keepalives.")
+    answer_timeout_s: float = option(5.0, "Time limit in seconds of a response, after which the connection is closed.")
+    publish_timeout_s: float = option(5.0, "Time limit in seconds of publish, including retries.")
+    subscribe_timeout_s: float = option(
+        2.0, "Seconds for which start and subscribe wait for a server before they continue without one."
     )
-    publish_timeout_s: float = option(5.0, "Longest time in seconds that publish takes in all, tries again included.")
-    subscribe_timeout_s: float = option(2.0, "How long start and subscribe wait for a server before going on without.")
-    drain_timeout_s: float = option(1.0, "How long messages that have arrived are handled while a subscription ends.")
-    max_waiting: int = option(1024, "Messages that wait for one handler; the newest beyond are lost and counted.")
+    drain_timeout_s: float = option(
+        1.0, "Seconds for which received messages are handled when a subscription is closed."
+    )
+    max_waiting: int = option(
+        1024, "Maximum number of messages queued for one handler; further ones are dropped and counted."
+    )
 
     durable: bool = option(
-        default=False, help="Keep messages in JetStream: at least once, redelivered until acknowledged."
+        default=False, help="Store messages in JetStream: delivered at least once, until they are acknowledged."
     )
-    max_age_s: float = option(86_400.0, "JetStream: seconds for which messages are kept.")
-    max_bytes: int = option(268_435_456, "JetStream: bytes kept of a site's messages; the oldest go first.")
-    replicas: int = option(1, "JetStream: servers that keep each message: 1, 3 or 5.")
-    storage: str = option("file", "JetStream: file, or memory, which a restart of the server empties.")
-    dedupe_window_s: float = option(120.0, "JetStream: seconds in which a message id is taken once only.")
-    ack_wait_s: float = option(30.0, "JetStream: seconds a handler may take before the message is delivered again.")
-    max_deliveries: int = option(5, "JetStream: deliveries after which a message goes to the dead letters.")
+    max_age_s: float = option(86_400.0, "JetStream: seconds for which messages are stored.")
+    max_bytes: int = option(
+        268_435_456, "JetStream: maximum size of the stream in bytes; the oldest messages are dropped first."
+    )
+    replicas: int = option(1, "JetStream: number of servers that store each message: 1, 3 or 5.")
+    storage: str = option("file", "JetStream: file or memory; memory is lost when the server restarts.")
+    dedupe_window_s: float = option(120.0, "JetStream: seconds within which a message id is stored only once.")
+    ack_wait_s: float = option(30.0, "JetStream: seconds that a handler may take before the message is redelivered.")
+    max_deliveries: int = option(5, "JetStream: number of deliveries after which a message becomes a dead letter.")
     redelivery_delay_s: float = option(
-        1.0, "JetStream: pause in seconds before a message whose handler failed comes again; doubles each time."
+        1.0, "JetStream: seconds before a message whose handler failed is redelivered; doubled each time."
     )
-    dead_letter_topic: str = option("dead-letters", "JetStream: topic of messages that were given up.")
+    dead_letter_topic: str = option("dead-letters", "JetStream: topic of dead letters.")
     keep_subscriber_s: float = option(
-        300.0, "JetStream: seconds for which messages are kept for a subscriber without queue that is away."
+        300.0, "JetStream: seconds for which messages are stored for a subscriber without a queue that is down."
     )
     replay_from: str = option(
         "",
-        "JetStream: where new subscriptions begin: empty for now, all, a time (ISO 8601), or a span ago: 90s, 2h, 1d.",
+        "JetStream: start of new subscriptions. Empty: now; all; a time (ISO 8601); or a time span before now: 90s, 2h, 1d.",
     )
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """`url` as a list: in a settings file it may be one text."""
-        parts = self.url.split(",") if isinstance(self.url, str) else self.url
-        return tuple(part.strip() for part in parts if part.strip())
+        """The URLs as a list; in a settings file, `url` may be a single string."""
+        items = self.url.split(",") if isinstance(self.url, str) else self.url
+        return tuple(item.strip() for item in items if item.strip())
 
     def __post_init__(self) -> None:
         for name in (

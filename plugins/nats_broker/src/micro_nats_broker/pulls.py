@@ -1,7 +1,7 @@
-"""When to ask JetStream for more, and how many. Pure: callers pass `now`, in seconds of any monotonic clock.
+"""When to request more messages from JetStream, and how many. Pure: `now` is in seconds of any monotonic clock.
 
-One request stands at a time. It is used up when all it asked for has come, or when the server says so; a server that
-says nothing for too long has forgotten it.
+There is one pull request at a time. It is complete when all requested messages have arrived, or when the server reports so. If the
+server is silent for too long, the request counts as lost.
 """
 
 from __future__ import annotations
@@ -9,75 +9,77 @@ from __future__ import annotations
 import enum
 
 REQUEST_S = 30.0
-"""How long a request stands at the server."""
+"""Seconds for which a pull request is valid."""
 
 HEARTBEAT_S = 5.0
-"""How often the server says that it still stands."""
+"""Seconds between two heartbeats of the server for a pull request."""
 
-SILENCE_S = 2.5 * HEARTBEAT_S
-
-
-class Said(enum.Enum):
-    """What a status of the server means."""
-
-    BEAT = "the request stands"
-    OVER = "the request is used up; ask again"
-    GONE = "the consumer is no more: make it again"
+TIMEOUT_S = 2.5 * HEARTBEAT_S
+"""Seconds without a heartbeat after which a pull request counts as lost."""
 
 
-def meaning(status: str, description: str) -> Said:
-    """Read a status line."""
+class PullStatus(enum.Enum):
+    """The meaning of a status message of the server."""
+
+    ACTIVE = "the pull request is active"
+    COMPLETED = "the pull request is complete"
+    CONSUMER_LOST = "the consumer does not exist"
+
+
+def parse_status(status: str, description: str) -> PullStatus:
+    """Return the meaning of a status line."""
     if status == "100":
-        return Said.BEAT
+        return PullStatus.ACTIVE
     if status == "503" or (status == "409" and "consumer deleted" in description.lower()):
-        return Said.GONE
-    # 404 none there, 408 expired, 409 bytes are full, or the leader changed, or too many wait.
-    return Said.OVER
+        return PullStatus.CONSUMER_LOST
+    # 404: no messages, 408: expired, 409: byte limit reached, leader changed, or too many requests.
+    return PullStatus.COMPLETED
 
 
 class Pulls:
-    """The one request of a subscription."""
+    """The pull request of a subscription; at most `max_held` messages are held."""
 
-    def __init__(self, *, at_once: int) -> None:
-        self._at_once = at_once
+    def __init__(self, *, max_held: int) -> None:
+        self._max_held = max_held
         self._number = 0
         self._left = 0
-        self._heard_at = 0.0
+        self._received_at = 0.0
 
     @property
     def number(self) -> int:
-        """Which request stands, or stood last."""
+        """The number of the current or last pull request."""
         return self._number
 
-    def wanted(self, held: int) -> int:
-        """How many to ask for now; 0 while a request stands or enough is held."""
-        room = self._at_once - held
-        return 0 if self._left or room * 2 < self._at_once else room
+    def request_count(self, held: int) -> int:
+        """Return how many messages to request now; 0 while a request is active or enough messages are held."""
+        free = self._max_held - held
+        return 0 if self._left or free * 2 < self._max_held else free
 
-    def asked(self, count: int, now: float) -> None:
+    def sent(self, count: int, now: float) -> None:
+        """Record that a request for `count` messages was sent."""
         self._number += 1
         self._left = count
-        self._heard_at = now
+        self._received_at = now
 
     def arrived(self, now: float) -> None:
-        """A message came."""
-        self._heard_at = now
+        """Record a received message."""
+        self._received_at = now
         self._left = max(0, self._left - 1)
 
-    def beat(self, number: int, now: float) -> None:
-        """The server said that request `number` stands."""
+    def heartbeat(self, number: int, now: float) -> None:
+        """Record a heartbeat for request `number`."""
         if number == self._number:
-            self._heard_at = now
+            self._received_at = now
 
-    def over(self, number: int) -> None:
-        """The server said that request `number` is used up; what it says of an older one means nothing."""
+    def completed(self, number: int) -> None:
+        """Record that request `number` is complete; older requests are ignored."""
         if number == self._number:
             self._left = 0
 
     def reset(self) -> None:
-        """Nothing stands: the session or the consumer is another."""
+        """Forget the request, because the session or the consumer has changed."""
         self._left = 0
 
-    def is_forgotten(self, now: float) -> bool:
-        """Whether a request stands of which nothing was heard for too long."""
-        return self._left > 0 and now - self._heard_at > SILENCE_S
+    def has_timed_out(self, now: float) -> bool:
+        """Return whether the active request has been silent for too long."""
+        return self._left > 0 and now - self._received_at > TIMEOUT_S

@@ -1,4 +1,4 @@
-"""The stream of one site, and the consumers in it: made when they are not there, left as they are when they are."""
+"""The stream of one site and its consumers. They are created if missing and otherwise not changed."""
 
 from __future__ import annotations
 
@@ -15,47 +15,51 @@ from nats.js.client import JetStreamContext
 from micro_core.contract import ConfigError, DriverContext, Unreachable
 from micro_core.contract.messages import MAX_HEADERS_BYTES, MAX_MESSAGE_BYTES
 from micro_nats_broker.options import NatsOptions
-from micro_nats_broker.replay import Begin
+from micro_nats_broker.replay import ReplayStart
 from micro_nats_broker.session import Session
 from micro_nats_broker.subjects import Subjects, group_consumer, single_consumer
 
 MAX_STORED_BYTES = MAX_MESSAGE_BYTES + 4 * MAX_HEADERS_BYTES
-"""Of one message: percent-encoding may triple its headers."""
+"""Maximum size of a stored message: percent-encoding may triple the headers."""
 
 _NOT_ENABLED = (10_039, 10_076)
 _NO_RESOURCES = (10_023, 10_028, 10_047)
 MAX_ACK_PENDING = 1_024
-"""Messages of one consumer that are delivered and not acknowledged, over all members of a group."""
+"""Maximum number of unacknowledged messages of one consumer, over all members of a group."""
 
 
 class Stream:
-    """What is known of the stream; knows which numbers of single subscribers are taken."""
+    """The stream of one site. It also assigns numbers to subscribers without a queue."""
 
-    def __init__(self, subjects: Subjects, options: NatsOptions, context: DriverContext, begin: Begin) -> None:
+    def __init__(
+        self, subjects: Subjects, options: NatsOptions, context: DriverContext, replay_start: ReplayStart
+    ) -> None:
         self.name = subjects.stream
         self._subjects = subjects
         self._options = options
         self._context = context
-        self._begin = begin
+        self._replay_start = replay_start
         self._numbers: dict[str, set[int]] = defaultdict(set)
         self._created: dt.datetime | None = None
         self.incarnation = 0
-        """Counts how often the stream was lost and made anew; sequences begin again with each."""
-        self._turn = asyncio.Lock()
+        """Number of times the stream was lost and created again; sequence numbers restart each time."""
+        self._lock = asyncio.Lock()
         self._has_warned = False
 
     # ------------------------------------------------------------------------- subscribers by name
 
-    def number(self, topic: str) -> int:
-        """The smallest number free among this process's subscribers to `topic` without queue: after a restart the same
-        subscriber has the same name, and gets what it missed.
+    def allocate_number(self, topic: str) -> int:
+        """Return the lowest free number of a subscriber to `topic` without a queue in this process.
+
+        After a restart, the same subscriber has the same consumer name and receives the messages it missed.
         """
         taken = self._numbers[topic]
         found = next(number for number in range(len(taken) + 1) if number not in taken)
         taken.add(found)
         return found
 
-    def free(self, topic: str, number: int) -> None:
+    def release_number(self, topic: str, number: int) -> None:
+        """Make a number available again."""
         taken = self._numbers.get(topic)
         if taken is not None:
             taken.discard(number)
@@ -63,6 +67,7 @@ class Stream:
                 del self._numbers[topic]
 
     def consumer_name(self, topic: str, queue: str, number: int) -> str:
+        """Return the name of the consumer of a queue group, or of a subscriber without a queue."""
         if queue:
             return group_consumer(topic, queue)
         return single_consumer(topic, self._context.node_id, number, self._options.replay_from)
@@ -70,27 +75,27 @@ class Stream:
     # ---------------------------------------------------------------------------------- the server
 
     async def ensure(self, session: Session) -> None:
-        """Make the stream where it is not. Raises ConfigError, Unreachable."""
-        async with self._turn:
+        """Create the stream if it does not exist. Raises ConfigError, Unreachable."""
+        async with self._lock:
             manager = self._manager(session)
             try:
-                info = await self._found_or_made(manager)
+                info = await self._find_or_create(manager)
             except (nats.errors.Error, TimeoutError) as error:
                 raise self._translated(error) from error
-            self._warn_of_other_bounds(info.config)
+            self._warn_of_other_limits(info.config)
             if self._created is not None and info.created is not None and info.created != self._created:
-                # Emptied behind our backs: whatever is in it now was published since, and nobody has seen it.
+                # The stream was replaced: all its messages were published since then and are undelivered.
                 self.incarnation += 1
                 self._context.counters.add("broker_nats_streams_lost")
                 self._context.logger.warning(
-                    "the stream was lost, with what it held; it was made anew", extra={"stream": self.name}
+                    "stream and its messages were lost, stream created again", extra={"stream": self.name}
                 )
             self._created = info.created
 
     async def ensure_consumer(self, session: Session, topic: str, queue: str, number: int, after: int | None) -> int:
-        """Make the consumer where it is not; return the sequence up to which it has delivered.
+        """Create the consumer if it does not exist; return the last sequence number it has delivered.
 
-        A new one begins behind sequence `after`, or, with None, where the options say. Raises ConfigError, Unreachable.
+        A new consumer starts after sequence `after`, or, with None, as the options say. Raises ConfigError, Unreachable.
         """
         name = self.consumer_name(topic, queue, number)
         manager = self._manager(session)
@@ -98,7 +103,7 @@ class Stream:
             try:
                 found = await manager.consumer_info(self.name, name)
             except nats.js.errors.NotFoundError:
-                found = await self._make_consumer(manager, name, topic, queue, after)
+                found = await self._create_consumer(manager, name, topic, queue, after)
             else:
                 if found.config.ack_wait != self._options.ack_wait_s:
                     await manager.add_consumer(self.name, replace(found.config, ack_wait=self._options.ack_wait_s))
@@ -107,7 +112,7 @@ class Stream:
         return found.delivered.stream_seq if found.delivered is not None else 0
 
     async def delete_consumer(self, session: Session, name: str) -> None:
-        """Forget a subscriber. Raises Unreachable."""
+        """Delete a consumer if it exists. Raises Unreachable."""
         try:
             await self._manager(session).delete_consumer(self.name, name)
         except nats.js.errors.NotFoundError:
@@ -116,15 +121,15 @@ class Stream:
             raise self._translated(error) from error
 
     def next_subject(self, consumer: str) -> str:
-        """Where to ask for more."""
+        """Return the subject of pull requests for a consumer."""
         return f"{api.DEFAULT_PREFIX}.CONSUMER.MSG.NEXT.{self.name}.{consumer}"
 
-    # -------------------------------------------------------------------------------------- inside
+    # ------------------------------------------------------------------------------------ internal
 
     def _manager(self, session: Session) -> JetStreamContext:
         return session.client.jetstream(timeout=self._options.answer_timeout_s)
 
-    async def _found_or_made(self, manager: JetStreamContext) -> api.StreamInfo:
+    async def _find_or_create(self, manager: JetStreamContext) -> api.StreamInfo:
         try:
             return await manager.stream_info(self.name)
         except nats.js.errors.NotFoundError:
@@ -146,10 +151,10 @@ class Stream:
         try:
             return await manager.add_stream(config)
         except nats.js.errors.BadRequestError:
-            # Somebody else made it meanwhile, with other bounds perhaps; if not, this says what is wrong.
+            # Another process may have created it with other limits; otherwise this raises the actual error.
             return await manager.stream_info(self.name)
 
-    async def _make_consumer(
+    async def _create_consumer(
         self, manager: JetStreamContext, name: str, topic: str, queue: str, after: int | None
     ) -> api.ConsumerInfo:
         options = self._options
@@ -161,43 +166,47 @@ class Stream:
             deliver_policy=api.DeliverPolicy.NEW,
             ack_policy=api.AckPolicy.EXPLICIT,
             ack_wait=options.ack_wait_s,
-            # Without end: it is we who count, so that a message that kills its handlers is buried too.
+            # No limit: this plugin counts deliveries, so that a message that crashes its handlers becomes a dead letter.
             max_deliver=-1,
             max_ack_pending=MAX_ACK_PENDING,
-            # A group that has been away for as long as messages are kept has missed what it has missed.
+            # After this time, all messages for the group have expired anyway.
             inactive_threshold=options.max_age_s if queue else options.keep_subscriber_s,
         )
         if after is not None:
             config.deliver_policy = api.DeliverPolicy.BY_START_SEQUENCE
             config.opt_start_seq = after + 1
-        elif self._begin.is_everything:
+        elif self._replay_start.is_everything:
             config.deliver_policy = api.DeliverPolicy.ALL
-        elif self._begin.moment is not None:
+        elif self._replay_start.moment is not None:
             config.deliver_policy = api.DeliverPolicy.BY_START_TIME
-            config.opt_start_time = self._begin.moment
+            config.opt_start_time = self._replay_start.moment
         try:
             return await manager.add_consumer(self.name, config)
         except nats.js.errors.BadRequestError:
-            # Another member of the group was first, with another beginning; if not, this says what is wrong.
+            # Another member may have created it with another start; otherwise this raises the actual error.
             found: api.ConsumerInfo = await manager.consumer_info(self.name, name)
             return found
 
-    def _warn_of_other_bounds(self, config: api.StreamConfig) -> None:
+    def _warn_of_other_limits(self, config: api.StreamConfig) -> None:
         options = self._options
-        wanted = {"max_age": options.max_age_s, "max_bytes": options.max_bytes, "num_replicas": options.replicas}
-        others = {key: getattr(config, key) for key, value in wanted.items() if getattr(config, key) != value}
+        expected = {"max_age": options.max_age_s, "max_bytes": options.max_bytes, "num_replicas": options.replicas}
+        others = {key: getattr(config, key) for key, value in expected.items() if getattr(config, key) != value}
         if others and not self._has_warned:
             self._has_warned = True
             self._context.logger.warning(
-                "the stream has other bounds than the options say, and keeps them",
-                extra={"stream": self.name, "bounds": ", ".join(f"{key}={value}" for key, value in others.items())},
+                "limits of the existing stream differ from the options and are not changed",
+                extra={"stream": self.name, "limits": ", ".join(f"{key}={value}" for key, value in others.items())},
             )
 
     def _translated(self, error: Exception) -> ConfigError | Unreachable:
         code = getattr(error, "err_code", None)
-        said = getattr(error, "description", None) or str(error) or type(error).__name__
+        text = getattr(error, "description", None) or str(error) or type(error).__name__
         if code in _NOT_ENABLED or (isinstance(error, nats.js.errors.ServiceUnavailableError) and code is None):
-            return Unreachable("nats: the server has no JetStream", hint="nats-server -js, or durable = false")
+            return Unreachable(
+                "nats: the server has no JetStream", hint="start nats-server -js, or set durable = false"
+            )
         if code in _NO_RESOURCES:
-            return ConfigError(f"nats: JetStream: {said}", hint="lower max_bytes or replicas, or give it more room")
-        return Unreachable(f"nats: JetStream: {said}", hint="nats stream report")
+            return ConfigError(
+                f"nats: JetStream: {text}", hint="lower max_bytes or replicas, or raise the limits of the server"
+            )
+        return Unreachable(f"nats: JetStream: {text}", hint="nats stream report")
