@@ -12,13 +12,13 @@ from micro_core.contract.names import INTEREST_PREFIX
 from micro_core.contract.table import Route, RouteKey, RouteQuery
 from micro_core.contract.tunnel import LinkInfo
 from micro_core.node.views import (
+    candidate_view,
     change_view,
     damping_view,
     flap_view,
     observed_view,
     route_view,
     services_view,
-    candidate_view,
 )
 from micro_core.routing.router import Router
 from micro_core.rpc.server import Server

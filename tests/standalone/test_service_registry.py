@@ -115,8 +115,12 @@ class TestServiceRegistry(RegistryConformance):
     lease_s = 0.5
 
     @pytest.fixture
-    def driver_under_test(self, host: Host, options: ServiceRegistryOptions, transport: Transport) -> DriverUnderTest[Registry]:
-        return DriverUnderTest(driver=service_registry.micro_registry(), options=options, transport=transport, faults=host)
+    def driver_under_test(
+        self, host: Host, options: ServiceRegistryOptions, transport: Transport
+    ) -> DriverUnderTest[Registry]:
+        return DriverUnderTest(
+            driver=service_registry.micro_registry(), options=options, transport=transport, faults=host
+        )
 
 
 @pytest.fixture
