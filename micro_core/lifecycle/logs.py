@@ -19,6 +19,7 @@ class KeyValueFormatter(logging.Formatter):
     default_msec_format = "%s.%03d"
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record, followed by its traceback if it has one."""
         fields = "".join(f" {key}={_quoted(str(value))}" for key, value in vars(record).items() if key not in _STANDARD)
         message = _one_line(record.getMessage())
         line = f"{self.formatTime(record)} {record.levelname.lower()} {record.name} {message}{fields}"

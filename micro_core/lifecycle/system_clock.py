@@ -13,4 +13,5 @@ class SystemClock:
     now = staticmethod(time.monotonic)
 
     def wall(self) -> float:
+        """Return the seconds since 1970 (UTC)."""
         return time.time()

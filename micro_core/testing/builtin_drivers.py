@@ -87,6 +87,7 @@ class TestMemoryRegistry(RegistryConformance):
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Registry]:
+        """Return the driver."""
         return DriverUnderTest(driver=memory_registry.micro_registry())
 
 
@@ -118,6 +119,7 @@ class TestLocalRegistry(RegistryConformance):
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Registry]:
+        """Return the driver."""
         options = LocalRegistryOptions(poll_s=0.02)
         return DriverUnderTest(driver=local_registry.micro_registry(), options=options, faults=_ForeignFiles())
 
@@ -130,6 +132,7 @@ class TestMemoryTransport(TransportConformance):
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Transport]:
+        """Return the driver."""
         driver = memory_transport.micro_transport()
         faults = _ConnectionFaults()
         return DriverUnderTest(driver=dataclasses.replace(driver, create=faults.recording(driver)), faults=faults)
@@ -140,6 +143,7 @@ class TestTcpTransport(TransportConformance):
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Transport]:
+        """Return the driver."""
         return DriverUnderTest(driver=tcp_transport.micro_transport())
 
 
@@ -148,6 +152,7 @@ class TestUnixTransport(TransportConformance):
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Transport]:
+        """Return the driver."""
         return DriverUnderTest(driver=unix_transport.micro_transport())
 
 
@@ -181,6 +186,7 @@ class TestMemoryBroker(BrokerConformance):
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Broker]:
+        """Return the driver."""
         return DriverUnderTest(driver=memory_broker.micro_broker())
 
 
@@ -216,6 +222,7 @@ class TestNodeBroker(BrokerConformance):
 
     @pytest_asyncio.fixture
     async def driver_under_test(self) -> AsyncIterator[DriverUnderTest[Broker]]:
+        """Yield the driver with its back end."""
         host = _BrokerHostFaults()
         await host.registry.start()
         await host.transport.start()
@@ -277,6 +284,7 @@ class TestMemoryTunnel(TunnelConformance):
 
     @pytest.fixture(params=[4, 1], ids=["four-lanes", "one-lane"])
     def driver_under_test(self, request: pytest.FixtureRequest) -> DriverUnderTest[LinkDriver]:
+        """Return the driver."""
         network = _NetworkFaults()
         return DriverUnderTest(
             driver=dataclasses.replace(memory_tunnel.micro_tunnel(), create=network.create),
@@ -293,6 +301,7 @@ class TestMemoryTable(TableConformance):
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Table]:
+        """Return the driver."""
         return DriverUnderTest(driver=memory_table.micro_table())
 
 
@@ -304,10 +313,12 @@ class TestMemoryResolver(ResolverConformance):
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Resolver]:
+        """Return the driver."""
         self.withdrawals: list[Any] = []
         return DriverUnderTest(driver=memory_resolver.micro_resolver())
 
     async def publish(self, harness: Harness[Resolver], candidates: Sequence[Candidate]) -> None:
+        """Replace the nodes that the resolver finds."""
         for withdraw in self.withdrawals:
             withdraw()
         self.withdrawals = [memory_resolver.announce(harness.network, candidate) for candidate in candidates]
@@ -318,6 +329,7 @@ class TestStaticResolver(ResolverConformance):
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Resolver]:
+        """Return the driver."""
         options = StaticOptions(nodes=("quic://127.0.0.1:7001", "127.0.0.1:7002"))
         return DriverUnderTest(driver=static_resolver.micro_resolver(), options=options)
 
@@ -353,6 +365,7 @@ class TestRegistryResolver(ResolverConformance):
 
     @pytest_asyncio.fixture
     async def driver_under_test(self) -> AsyncIterator[DriverUnderTest[Resolver]]:
+        """Yield the driver with its back end."""
         self.registry = memory_registry.create(NoOptions(), _context())
         await self.registry.start()
         faults = _UnavailableRegistry(self.registry)
@@ -361,6 +374,7 @@ class TestRegistryResolver(ResolverConformance):
         await self.registry.close()
 
     async def publish(self, harness: Harness[Resolver], candidates: Sequence[Candidate]) -> None:
+        """Replace the nodes that the resolver finds."""
         del harness
         for instance in await self.registry.instances():
             await self.registry.deregister(instance)

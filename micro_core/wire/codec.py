@@ -47,7 +47,11 @@ def encode(value: object, content_type: str = MSGPACK) -> bytes:
 
 
 def decode(body: bytes, content_type: str = MSGPACK) -> Any:
-    """The value of `body`; raises Malformed, or TooLarge for values over the bounds of `limits`."""
+    """Return the value of `body`.
+
+    Raises Malformed for an invalid body, TooLarge for a value over the bounds of `limits`, and BadRequest for an unknown content
+    type.
+    """
     try:
         if content_type == MSGPACK:
             value = msgpack.unpackb(

@@ -125,6 +125,7 @@ class FrameDecoder:
 
     @property
     def buffered_bytes(self) -> int:
+        """Return the size of the incomplete frame that has been received so far."""
         return len(self._rest)
 
     def receive_data(self, data: bytes) -> Iterator[Frame]:

@@ -9,7 +9,7 @@ from micro_core.contract import option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NatsOptions:
-    """Options of `broker:nats`."""
+    """Options of `broker:nats`. Raises ValueError for values that are out of range or contradict each other."""
 
     url: tuple[str, ...] | str = option(
         ("nats://127.0.0.1:4222",),

@@ -13,7 +13,7 @@ DEFAULT_LISTEN = "127.0.0.1:9464"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrometheusOptions:
-    """Options of `hooks:prometheus`."""
+    """Options of `hooks:prometheus`. Raises OptionError for an invalid address or limit."""
 
     listen: str = option(DEFAULT_LISTEN, "Address (host:port) at which a node serves its metrics; empty: disabled.")
     service_listen: str = option(

@@ -41,7 +41,7 @@ IDLE_FEED_S = 10.0
 
 
 class RedisRegistry:
-    """Implements `micro_core.contract.registry.Registry`."""
+    """Implements `micro_core.contract.registry.Registry`. Raises OptionError for an invalid option."""
 
     def __init__(self, options: RedisOptions, context: DriverContext) -> None:
         if not 0.05 <= options.timeout_s <= 60:
