@@ -81,7 +81,7 @@ def test_a_node_of_five_processes_makes_the_main_job_both_ways_and_outlives_each
     assert (link["name"], link["driver"]) == ("us-1", "quic")
     assert lab.json(eu, "network", "status")["links"] == 1
     explained = lab.json(eu, "network", "explain", "go.micro.srv.here")
-    assert [way["gateway_name"] for way in explained["ways"]] == ["us-1"]
+    assert [candidate["gateway_name"] for candidate in explained["candidates"]] == ["us-1"]
     # None of them is offered to other sites.
     offered = {e["service"] for e in lab.json(us, "network", "services")["services"] if "eu" in e["sites"]}
     assert offered == {GREETER, "go.micro.network"}

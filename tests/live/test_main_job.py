@@ -190,7 +190,7 @@ def test_an_unknown_service_is_not_found_at_once(lab: Any) -> None:
     started = time.monotonic()
     refused = lab.micro(here, "call", "no.such.service", "Say.Hello", "{}", **PROXY)
     assert refused.returncode == 4
-    assert time.monotonic() - started < 4.0
+    assert time.monotonic() - started < 8.0
 
 
 def test_nodes_of_different_networks_do_not_mix(lab: Any) -> None:

@@ -57,7 +57,7 @@ def test_routes_are_stale_after_kill_9_until_the_neighbour_tells_them_again(lab:
         shown = lab.micro(us, "network", "routes", "--service", GREETER).stdout
         assert "network, stale" in shown
         explained = lab.micro(us, "network", "explain", GREETER).stdout
-        assert "stale: kept from before" in explained
+        assert "stale: stored before the node restarted" in explained
         assert "no link to its gateway" in explained
         refused = lab.micro(us, "call", GREETER, "Say.Hello", '{"name": "John"}', MICRO_PROXY="go.micro.network")
         assert refused.returncode != 0
