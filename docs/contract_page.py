@@ -39,13 +39,13 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     ),
     "Errors": (
         (
-            "Raise the class that says it ([all of them](errors.md)); what a library raises is translated where it enters: "
+            "Raise the class that matches the failure ([all classes](errors.md)), and convert the errors of libraries: "
             '`raise Unreachable("acme: connection refused", hint="is it running?") from error`.'
         ),
         {"errors.py": ("MicroError",)},
     ),
 }
-"""By heading: a sentence, and what is told by file of the contract."""
+"""For each heading: a sentence, and the documented names of each file of the contract."""
 
 TESTING: dict[str, tuple[str, ...]] = {
     "kit/driver_under_test.py": ("DriverUnderTest", "Faults"),
@@ -57,8 +57,8 @@ TESTING: dict[str, tuple[str, ...]] = {
 
 def page() -> str:
     lines = [
-        "What has a heading here is imported from `micro_core.contract`, or, for tests, from `micro_core.testing`; bounds from the",
-        "module that is named. The Protocols of the six roles have [pages of their own](../plugins/README.md).",
+        "Import the names on this page from `micro_core.contract` or, for tests, from `micro_core.testing`, and bounds from the named",
+        "module. The Protocols of the six roles have [pages of their own](../plugins/README.md).",
         "",
     ]
     for title, (sentence, files) in SECTIONS.items():
@@ -72,7 +72,7 @@ def page() -> str:
     lines += [
         "## In tests",
         "",
-        "`pip install micro-network[testing]`. The kits, and what fits them to a back end, are in",
+        "`pip install micro-network[testing]`. The kits, and how to adapt them to a back end, are described in",
         "[conformance](../plugins/conformance.md).",
         "",
     ]
@@ -82,13 +82,13 @@ def page() -> str:
 
 
 def sections(path: Path, names: tuple[str, ...]) -> list[str]:
-    """What a file says of these classes and functions, one level below the page's own headings."""
+    """Return the sections of these classes and functions of a file, one level below the headings of the page."""
     functions = {node.name: node for node in ast.parse(path.read_text()).body if isinstance(node, FUNCTION)}
     lines: list[str] = []
     for name in names:
         found = functions.get(name)
-        told = class_sections(path, (name,)) if found is None else function_section(found)
-        lines += [f"#{line}" if line.startswith("#") else line for line in told]
+        section = class_sections(path, (name,)) if found is None else function_section(found)
+        lines += [f"#{line}" if line.startswith("#") else line for line in section]
     return lines
 
 
@@ -96,13 +96,13 @@ FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def bounds(path: Path) -> list[str]:
-    """The rows of a table: every constant `MAX_...` of a file, with the text below it."""
+    """Return table rows for the constants `MAX_...` of a file, with the text below each of them."""
     body = ast.parse(path.read_text()).body
     rows = []
-    for place, statement in enumerate(body):
+    for index, statement in enumerate(body):
         if not isinstance(statement, ast.Assign) or not ast.unparse(statement.targets[0]).startswith("MAX_"):
             continue
-        below = body[place + 1] if place + 1 < len(body) else None
+        below = body[index + 1] if index + 1 < len(body) else None
         is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
         why = " ".join(str(below.value.value).split()).replace("|", "\\|") if is_text else ""  # type: ignore[union-attr]
         rows.append(f"| `{ast.unparse(statement.targets[0])}` | `{ast.unparse(statement.value)}` | {why} |")

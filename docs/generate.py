@@ -1,4 +1,4 @@
-"""Write the pages of docs/reference from the code: `python docs/generate.py`, or `--check` to see whether they are so."""
+"""Write the pages of docs/reference from the code: `python docs/generate.py`, or `--check` to report outdated pages."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def drivers() -> str:
     catalog = Catalog.discover({})
     missing = sorted(IN_TREE - {entry.distribution for entry in catalog.entries})
     if missing:
-        raise SystemExit(f"not installed here, so their options cannot be told: {', '.join(missing)}; try: make setup")
+        raise SystemExit(f"not installed here, so their options are unknown: {', '.join(missing)}; try: make setup")
     lines = [
         (
             "Each option is given as `[plugins.NAME] option = value` in `micro.toml`, as the variable shown, or as `--set "
@@ -113,7 +113,7 @@ def drivers() -> str:
         "",
     ]
     for role in (*Role, None):
-        lines += [f"## {role.value if role is not None else 'hooks: what cuts across'}", ""]
+        lines += [f"## {role.value if role is not None else 'hooks (cross-cutting)'}", ""]
         for entry in catalog.entries:
             if entry.role is not role or entry.distribution not in IN_TREE:
                 continue
@@ -124,10 +124,10 @@ def drivers() -> str:
             lines += [f"### `{entry.qualified}`", "", f"{driver.summary} ({where})", ""]
             if driver.capabilities:
                 lines += [f"Capabilities: {', '.join(sorted(driver.capabilities))}.", ""]
-            # A name that several roles have is said with its role: the plain word would mean all of them.
+            # A name that several roles share needs the role, because the plain name selects all of them.
             is_shared = sum(other.name == entry.name for other in catalog.entries) > 1
-            word = f"{role.value}__{entry.name}" if is_shared and role is not None else entry.name
-            rows = [option_row(word, field) for field in dataclasses.fields(driver.options)]
+            name = f"{role.value}__{entry.name}" if is_shared and role is not None else entry.name
+            rows = [option_row(name, field) for field in dataclasses.fields(driver.options)]
             if rows:
                 lines += ["| option | default | variable | meaning |", "|---|---|---|---|", *rows, ""]
     return "\n".join(lines)
@@ -156,7 +156,7 @@ def hooks() -> str:
     ]
     lines += [f"| `{role.group}` | `{role.hook}` | a driver of the role {role.value} |" for role in Role]
     lines += [
-        f"| `{hookspecs.HOOKS_GROUP}` | any of the others | cross-cutting: commands, interceptors, what a node tells |",
+        f"| `{hookspecs.HOOKS_GROUP}` | any of the others | cross-cutting: commands, interceptors, events of a node |",
         "",
     ]
     for name, function in sorted(vars(hookspecs).items()):
@@ -180,14 +180,14 @@ def hooks() -> str:
 def error_classes() -> str:
     lines = [
         (
-            "One tree, the same class at both ends of a call. `code` is like HTTP's; 900 and above never leave the process. Every error "
-            "says what (`detail`), where (`at`, the hop) and what to try (`hint`)."
+            "A call that fails raises the same class at both ends. `code` resembles a HTTP status; 900 and above never leave the process. Every error "
+            "states what failed (`detail`), where (`at`, the hop) and what to try (`hint`)."
         ),
         "",
         "| class | code | below | exit | meaning |",
         "|---|---|---|---|---|",
     ]
-    # Most classes have their sentence in the tree that the module's docstring draws.
+    # The meaning of most classes is in the tree in the docstring of the module.
     drawn = re.findall(r"(\w+) +\d{3} +(.+)", errors.__doc__ or "")
     tree = dict(drawn)
     for kind in walk_errors(errors.MicroError):
@@ -210,10 +210,10 @@ def walk_errors(kind: type[errors.MicroError]) -> Iterator[type[errors.MicroErro
 def limits() -> str:
     tree = ast.parse((ROOT / "micro_core/wire/limits.py").read_text())
     lines = [(ast.get_docstring(tree) or "").partition("\n")[0], "", "| limit | value | why |", "|---|---|---|"]
-    for place, statement in enumerate(tree.body):
+    for index, statement in enumerate(tree.body):
         if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
             continue
-        following = tree.body[place + 1] if place + 1 < len(tree.body) else None
+        following = tree.body[index + 1] if index + 1 < len(tree.body) else None
         why = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             why = escaped(str(following.value.value))
@@ -222,21 +222,20 @@ def limits() -> str:
 
 
 def counters() -> str:
-    """Every name that is counted, by the files that count it."""
+    """Return a table of all counters and the files that count them."""
     found: dict[str, set[str]] = {}
     sources = [*(ROOT / "micro_core").rglob("*.py"), *(ROOT / "plugins").glob("*/src/**/*.py")]
     for path in sorted(sources):
         for name in counted_in(ast.parse(path.read_text())):
             found.setdefault(name, set()).add(str(path.relative_to(ROOT)))
     lines = [
-        "What is dropped, refused or repaired is counted: `micro network status` and `Debug.Stats` show it.",
+        "Counters of dropped, refused and repaired items. `micro network status` and `Debug.Stats` show them.",
         "",
         "| counter | counted in |",
         "|---|---|",
     ]
     lines += [
-        f"| `{name}` | {', '.join(f'`{place}`' for place in sorted(places))} |"
-        for name, places in sorted(found.items())
+        f"| `{name}` | {', '.join(f'`{file}`' for file in sorted(files))} |" for name, files in sorted(found.items())
     ]
     return "\n".join(lines)
 

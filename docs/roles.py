@@ -1,4 +1,4 @@
-"""The reference pages of the roles: a hand-written introduction, then the contract's own words, then the kit's checks."""
+"""The reference pages of the roles: a written introduction, the docstrings of the contract, and the checks of the kit."""
 
 from __future__ import annotations
 
@@ -51,14 +51,17 @@ def page(role: Role) -> str:
     for file, names in CLASSES[role].items():
         lines += class_sections(SPEC / file, names)
     lines += ["## Capabilities", ""]
-    words = CAPABILITIES[role]
-    lines += [f"- `{word}`: {promise}" for word, promise in words.items()] or ["None so far."]
-    lines += ["", "A driver declares them in `Driver.capabilities`; words of its own begin with `x-`.", ""]
+    lines += [f"- `{name}`: {promise}" for name, promise in CAPABILITIES[role].items()] or ["None so far."]
+    lines += [
+        "",
+        "A driver declares them in `Driver.capabilities`. The names of additional capabilities begin with `x-`.",
+        "",
+    ]
     return "\n".join([*lines, *kit_section(role)])
 
 
 def class_sections(path: Path, names: tuple[str, ...]) -> list[str]:
-    """What a file says of these of its classes."""
+    """Return the sections of these classes of a file."""
     tree = ast.parse(path.read_text())
     found = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     return [line for name in names for line in class_section(found[name])]
@@ -95,8 +98,8 @@ def arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 
 
 def documented_fields(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    """Each field or member as it is written, with the docstring below it."""
-    for place, statement in enumerate(node.body):
+    """Yield the source text of each field or member, with the docstring below it."""
+    for index, statement in enumerate(node.body):
         if isinstance(statement, ast.AnnAssign) and not ast.unparse(statement.target).startswith("_"):
             default = f" = {ast.unparse(statement.value)}" if statement.value is not None else ""
             text = f"{ast.unparse(statement.target)}: {ast.unparse(statement.annotation)}{default}"
@@ -104,7 +107,7 @@ def documented_fields(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
             text = ast.unparse(statement)
         else:
             continue
-        below = node.body[place + 1] if place + 1 < len(node.body) else None
+        below = node.body[index + 1] if index + 1 < len(node.body) else None
         is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
         yield text, " ".join(str(below.value.value).split()) if is_text else ""  # type: ignore[union-attr]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from check_prose import ROOT, files
 
-MIN_WORDS = 4
+MIN_TOKENS = 4
 """Shorter lines are mostly headings, table cells and ends of paragraphs."""
 
 
@@ -29,7 +29,7 @@ def prose_lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
     lines = _python_lines(source) if path.suffix == ".py" else _document_lines(source)
     for number, text in lines:
         stripped = text.strip().strip('#"').strip()
-        if len(re.findall(r"[^\W\d_]+", stripped)) >= MIN_WORDS:
+        if len(re.findall(r"[^\W\d_]+", stripped)) >= MIN_TOKENS:
             yield number, stripped
 
 

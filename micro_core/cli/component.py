@@ -9,7 +9,7 @@ from micro_core.cli.foreground import print_line, until_stopped
 from micro_core.cli.output import run_guarded
 from micro_core.config import load_settings
 from micro_core.lifecycle.logs import set_up_logging
-from micro_core.plugins import blocked_words
+from micro_core.plugins import blocked_names
 
 
 def run_component(
@@ -25,7 +25,7 @@ def run_component(
     """Run a component until SIGINT or SIGTERM. Raises typer.Exit when it fails."""
 
     def body() -> None:
-        blocked = blocked_words(block)
+        blocked = blocked_names(block)
         settings = load_settings({**flags, "node.block": tuple(blocked) or None}, sets=sets, config=config)
         set_up_logging(settings.node.log)
 

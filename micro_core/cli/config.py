@@ -13,7 +13,7 @@ from micro_core.cli.output import CONFIGURATION, run_guarded, show_error, show_j
 from micro_core.config import MASK, NodeSettings, Settings, Value, build_options, load_settings, shown
 from micro_core.contract.driver import Driver, NoOptions, Role
 from micro_core.contract.errors import BadRequest, ConfigError, OptionError
-from micro_core.plugins import Catalog, Entry, blocked_words
+from micro_core.plugins import Catalog, Entry, blocked_names
 
 Sources = tuple[str | None, str | None, Sequence[str], Sequence[str]]
 """The values of --config, --plugins, --set and -p."""
@@ -92,7 +92,7 @@ class _PluginSection:
 
 def _load(sources: Sources, errors: list[ConfigError]) -> tuple[Settings, Catalog]:
     config, plugins, sets, block = sources
-    flags = {"node.plugins": plugins, "node.block": tuple(blocked_words(block)) or None}
+    flags = {"node.plugins": plugins, "node.block": tuple(blocked_names(block)) or None}
     return load_settings(flags, sets=sets, config=config, report=errors.append), Catalog.discover()
 
 
@@ -101,9 +101,9 @@ def _plugin_sections(catalog: Catalog, settings: Settings, errors: list[ConfigEr
     entries = list(_entries_in_use(catalog, settings, errors))
     sections = [_plugin_section(catalog, settings, entry, errors) for entry in entries]
     for name in settings.plugin_tables():
-        if any(entry.answers_to(name) for entry in entries):
+        if any(entry.has_name(name) for entry in entries):
             continue
-        matching = [entry for entry in catalog.entries if entry.answers_to(name)]
+        matching = [entry for entry in catalog.entries if entry.has_name(name)]
         if len(matching) == 1:
             section = _plugin_section(catalog, settings, matching[0], errors)
             sections.append(dataclasses.replace(section, is_used=False))
@@ -154,7 +154,7 @@ def _entries_in_use(catalog: Catalog, settings: Settings, errors: list[ConfigErr
 
 
 def _plugin_section(catalog: Catalog, settings: Settings, entry: Entry, errors: list[ConfigError]) -> _PluginSection:
-    values = settings.plugin_values(*entry.words)
+    values = settings.plugin_values(*entry.option_tables)
     try:
         # A cross-cutting plugin without a description has no options, so any option is an error.
         driver = catalog.describe(entry) or _WITHOUT_OPTIONS

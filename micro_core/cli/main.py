@@ -76,7 +76,7 @@ def main() -> None:
         # The import of `micro_core.cli.output` may be what failed, so the error is printed without it.
         print(f"error: unexpected {type(error).__name__}: {error}", file=sys.stderr)
         if os.environ.get("MICRO_DEBUG", "") in ("", "0"):
-            print("  try: micro --debug ..., which shows the traceback", file=sys.stderr)
+            print(" hint: micro --debug ..., which shows the traceback", file=sys.stderr)
         else:
             raise
         sys.exit(1)

@@ -90,7 +90,7 @@ def show_error(error: MicroError) -> None:
     if error.at:
         note(f"   at: {_sanitized(error.at)}")
     if error.hint:
-        note(f"  try: {_sanitized(error.hint)}")
+        note(f" hint: {_sanitized(error.hint)}")
 
 
 def fail(error: MicroError, *, as_json: bool = False) -> NoReturn:

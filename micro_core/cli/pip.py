@@ -94,7 +94,7 @@ def _resolve(name: str) -> _Requirement:
             f"{name!r:.80} is not the name of a plugin", hint="use e.g. quic, tunnel:quic or micro-quic-tunnel"
         )
     name, specifier = match[1], match[2]
-    known = [plugin for plugin in KNOWN_PLUGINS if plugin.answers_to(name)]
+    known = [plugin for plugin in KNOWN_PLUGINS if plugin.has_name(name)]
     if len(known) > 1:
         names = " or ".join(plugin.qualified for plugin in known)
         raise PluginAmbiguous(f"{name!r} is the name of several plugins", hint=f"use {names}")
@@ -104,7 +104,7 @@ def _resolve(name: str) -> _Requirement:
         raise UsageError(
             f"{CORE_DISTRIBUTION} is micro itself, not a plugin", hint=f"pip install --upgrade {CORE_DISTRIBUTION}"
         )
-    installed = [entry.distribution for entry in Catalog.discover().entries if entry.answers_to(name)]
+    installed = [entry.distribution for entry in Catalog.discover().entries if entry.has_name(name)]
     if CORE_DISTRIBUTION in installed:
         raise UsageError(f"{name!r} is built in", hint=f"use it with --plugins {name}")
     if installed:

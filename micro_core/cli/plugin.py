@@ -54,7 +54,7 @@ def list_plugins(*, check: bool, all_plugins: bool, as_json: bool) -> None:
             columns = ["role", "name", "distribution", "version", "state"]
             show_table(columns, [[row[column] for column in columns] for row in rows], "no plugins")
             for found in broken.values():
-                note(f"{found.reason}\n   at: {found.entry.distribution} {found.entry.version}\n  try: {found.fix}")
+                note(f"{found.reason}\n   at: {found.entry.distribution} {found.entry.version}\n hint: {found.fix}")
             for problem in catalog.unreadable:
                 note(problem)
         if broken:

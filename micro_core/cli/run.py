@@ -12,7 +12,7 @@ from micro_core.config import NodeSettings, Settings, load_settings
 from micro_core.contract.errors import ConfigError
 from micro_core.contract.names import NETWORK_SERVICE
 from micro_core.lifecycle.logs import set_up_logging
-from micro_core.plugins import blocked_words
+from micro_core.plugins import blocked_names
 
 if TYPE_CHECKING:
     from micro_core.node.node import Node
@@ -25,7 +25,7 @@ def run_node(flags: Mapping[str, object], *, config: str | None, sets: Sequence[
     """
 
     def body() -> None:
-        blocked = blocked_words(block)
+        blocked = blocked_names(block)
         settings = load_settings({**flags, "node.block": tuple(blocked) or None}, sets=sets, config=config)
         set_up_logging(settings.node.log)
         asyncio.run(_run(settings))

@@ -133,7 +133,7 @@ class _File:
     def _plugins(self, settings: Settings, name: str) -> set[str]:
         """Return the plugins that the node uses. Raises PluginMissing, PluginAmbiguous."""
         try:
-            chosen = Catalog.discover().select(settings.plugin_words, blocked=settings.node.block)
+            chosen = Catalog.discover().select(settings.plugin_names, blocked=settings.node.block)
         except ConfigError as error:
             error.at = error.at or f"{self._path.name}, {name}"
             raise
@@ -143,7 +143,7 @@ class _File:
         """Raise OptionError if two nodes listen on the same address: all nodes of a file run on one machine."""
         taken: dict[str, str] = {}
         for name, settings in nodes.items():
-            chosen = Catalog.discover().select(settings.plugin_words, blocked=settings.node.block)
+            chosen = Catalog.discover().select(settings.plugin_names, blocked=settings.node.block)
             for key in ("listen", "address"):
                 value = getattr(settings.node, key)
                 has_links = any(entry.role is Role.TUNNEL for entry in chosen)

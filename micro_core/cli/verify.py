@@ -53,7 +53,7 @@ def verify_plugin(
             raise PluginMissing(f"the conformance kits need {needed}", hint="pip install 'micro-network[testing]'")
         # The child process does the same. Doing it here first reports errors in the usual form.
         driver = catalog.load(entry)
-        build_options(driver.options, settings.plugin_values(*entry.words), entry.name)
+        build_options(driver.options, settings.plugin_values(*entry.option_tables), entry.name)
         selected = None
         if capabilities is not None:
             selected = [item.strip() for item in capabilities.split(",") if item.strip()]
@@ -187,7 +187,7 @@ def _report(entry: Entry, checks: Sequence[Mapping[str, Any]], capabilities: Seq
 
 def _options(settings: Settings, entry: Entry, driver: Driver[Any]) -> dict[str, Any]:
     """Return the options that the settings give, with secrets masked."""
-    values = settings.plugin_values(*entry.words)
+    values = settings.plugin_values(*entry.option_tables)
     options: Any = build_options(driver.options, values, entry.name)
     return {key: shown(driver.options, key, getattr(options, key), value) for key, value in values.items()}
 

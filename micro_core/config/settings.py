@@ -72,7 +72,7 @@ class Settings:
         self._check(report)
 
     @property
-    def plugin_words(self) -> tuple[str, ...]:
+    def plugin_names(self) -> tuple[str, ...]:
         return self.node.plugins
 
     def plugin_values(self, *words: str) -> dict[str, Value]:

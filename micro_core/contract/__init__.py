@@ -1,6 +1,6 @@
-"""The contract: everything the author of a plugin reads, and nothing that does any work.
+"""The contract between core and plugins: the roles as Protocols, driver descriptions, hooks, errors and helpers for drivers.
 
-`from micro_core.contract import Registry, Driver, hookimpl, option` is all most plugins import.
+Plugins import all names from here, e.g. `from micro_core.contract import Driver, Registry, hookimpl, option`.
 """
 
 from micro_core.contract.broker import Broker, Message, MessageHandler, Subscription

@@ -1,4 +1,4 @@
-"""The broker role: topics on *one* network. The node carries messages between networks."""
+"""The broker role: topics on one site. Nodes forward messages between sites."""
 
 from __future__ import annotations
 
@@ -9,53 +9,66 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """What is published. `id` is unique in the whole network (32 hex digits): copies are recognised by it.
-
-    `headers` are short strings; names that begin with `micro-` are the house's own.
-    """
+    """A published message."""
 
     id: str
+    """Unique in the whole network (32 hexadecimal digits). Copies of a message have the same id."""
     body: bytes
+    """The encoded content, at most `MAX_MESSAGE_BYTES` (4 MiB)."""
     content_type: str = "application/msgpack"
     headers: Mapping[str, str] = field(default_factory=dict)
+    """Short texts by name. Names that begin with `micro-` are reserved for micro itself."""
 
 
 MessageHandler = Callable[[str, Message], Awaitable[None]]
-"""Called with (topic, message). An exception is counted and logged, and disturbs nobody else."""
+"""Called with (topic, message). An exception is logged and counted, and does not affect other subscribers."""
 
 
 class Subscription(Protocol):
-    """A standing subscription."""
+    """An open subscription."""
 
     topic: str
+    """The topic or pattern as it was passed to `subscribe`."""
     queue: str
+    """The queue group; empty if the subscriber receives every message."""
 
     async def close(self) -> None:
-        """Unsubscribe; handlers that run are awaited for at most one second."""
+        """Unsubscribe, and wait at most one second for running handlers. Safe to call twice."""
         ...
 
 
 class Broker(Protocol):
-    """Publish and subscribe.
+    """Publishes messages to topics and delivers them to subscribers.
 
-    At most once, in order per publisher and topic, unless a driver declares `durable`. A subscriber that does
-    not keep up loses the newest messages, and the loss is counted; it never slows another down.
+    A message is delivered at most once, and in order per publisher and topic; the capability `durable` gives other
+    guarantees. If a subscriber is too slow, its newest messages are dropped and counted. Slow subscribers do not delay
+    others.
     """
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Connect. Called once, before all other methods."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close all subscriptions and disconnect. Safe to call twice."""
+        ...
 
     async def publish(self, topic: str, message: Message) -> None:
-        """Return when the broker has taken the message. Raises Unreachable when it is away, TooLarge."""
+        """Publish `message`, and return when the broker has accepted it. Call `check_message` first.
+
+        Raises Unreachable if the broker cannot be reached, TooLarge if the message exceeds a limit, and BadRequest if the
+        topic or the message is invalid.
+        """
         ...
 
     async def subscribe(self, topic: str, handler: MessageHandler, *, queue: str = "") -> Subscription:
-        """Receive every message of `topic`; with `queue`, one member of the group receives each.
+        """Deliver every message of `topic` to `handler`. With `queue`, one member of the group receives each message.
 
-        Returns when the subscription is in force. It survives reconnects. With the capability `wildcards`, `topic` may be
-        a pattern: `*` stands for one part between dots, `>` at the end for one part or more (`orders.*.paid`,
-        `orders.>`); the handler is called with the topic itself. Patterns are heard on their own site: interest in
-        topics of other sites is told by name.
+        Returns when the subscription is active. It is restored after a reconnect. Raises BadRequest if the topic or the
+        queue group is invalid.
+
+        With the capability `wildcards`, `topic` may be a pattern: `*` matches one segment between dots, and `>` at the end
+        matches one or more segments (`orders.*.paid`, `orders.>`). The handler is called with the topic of the message.
+        Patterns match messages of their own site only, because sites advertise interest in complete topics.
         """
         ...

@@ -1,4 +1,4 @@
-"""The two sources of nondeterminism, always handed in, so that a whole network can run on virtual time."""
+"""Time and random numbers as parameters, so that tests and the lab can run a network on virtual time from a seed."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Time for measuring and for waiting, in seconds: `now` for what stays in this process, `wall` for what leaves it."""
+    """Time in seconds: `now` for values that stay in this process, `wall` for values that leave it."""
 
     def now(self) -> float:
-        """Monotonic seconds, for everything that is measured within one process: pauses, ages, timeouts.
+        """Return the monotonic time in seconds, for pauses, ages and timeouts within one process.
 
-        The zero is this process's own, so the number means nothing to another process, another machine, or this one
-        started again: never store it or send it. In asyncio shells this is `loop.time`; a kit gives each of its drivers
-        another zero.
+        The origin of the scale is different in each process, so the value means nothing to another process, or to this
+        one after a restart. Do not store or send it. In an asyncio program this is `loop.time()`. The conformance kits
+        use a different origin for each driver.
         """
         ...
 
     def wall(self) -> float:
-        """Seconds since 1970, for what other processes read and what outlives this one: the end of a lease in a file or
-        a database that several share, the time of an event, an incarnation; and for people.
+        """Return the seconds since 1970, for values that other processes read or that outlive this process.
 
-        Processes of one machine share it. Those of two machines agree as far as their clocks are kept right, so lease
-        times there are as wrong as the clocks are: a back end with a clock of its own (a key's time to live on a
-        server) is the better judge. People may set it: nothing within one process is measured by it.
+        Examples are the expiry of a lease in a shared file or database, the time of an event, and an incarnation number.
+        Processes on one machine share this clock. Clocks of two machines can differ, and leases that are compared across
+        machines are then wrong by the difference; prefer the clock of the back end, e.g. the time to live of a key on a
+        server. The clock can be set at any time, so do not measure durations within a process with it.
         """
         ...
 
 
 class Random(Protocol):
-    """What the house uses of `random.Random`, for spreading and drawing: never for secrets, which are of `secrets`."""
+    """The methods of `random.Random` that micro uses for jitter and selection. Use `secrets` for secrets."""
 
     def random(self) -> float:
-        """From 0, included, to 1, excluded."""
+        """Return a number x with 0 <= x < 1."""
         ...
 
     def uniform(self, a: float, b: float) -> float:
-        """Between `a` and `b`."""
+        """Return a number between `a` and `b`."""
         ...
 
     def randrange(self, start: int, stop: int) -> int:
-        """From `start`, included, to `stop`, excluded."""
+        """Return an integer n with start <= n < stop."""
         ...
 
     def getrandbits(self, k: int) -> int:
-        """A whole number of `k` bits."""
+        """Return a non-negative integer of at most `k` bits."""
         ...

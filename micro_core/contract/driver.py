@@ -1,4 +1,4 @@
-"""What a plugin hands over: a description of a driver, from which core builds the driver when it is wanted."""
+"""The description of a driver that a plugin returns. Core builds the driver from it when it is needed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from micro_core.contract.registry import Registry
 from micro_core.contract.transport import Transport
 
 CONTRACT_VERSION = (1, 0)
-"""Version of everything in `micro_core.contract`. A new minor only adds; a new major may break."""
+"""Version of `micro_core.contract`. A new minor version only adds; a new major version may change or remove."""
+
+HOOKS_GROUP = "micro.hooks"
+"""Entry-point group of cross-cutting plugins.
+
+The commands of an installed plugin are always available. Interceptors and node events need the plugin to be selected, like
+a driver: `--plugins quic,NAME`."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Role(enum.Enum):
-    """The six roles; the value is the word in config and the end of the entry-point group."""
+    """The six roles of a driver. The value is the name in configuration and the last component of the entry-point group."""
 
     REGISTRY = "registry"
     TRANSPORT = "transport"
@@ -32,82 +38,87 @@ class Role(enum.Enum):
 
     @property
     def group(self) -> str:
-        """The entry-point group, `micro.registry`."""
+        """The entry-point group, e.g. `micro.registry`."""
         return f"micro.{self.value}"
 
     @property
     def hook(self) -> str:
-        """The hook's name, `micro_registry`."""
+        """The name of the hook, e.g. `micro_registry`."""
         return f"micro_{self.value}"
 
 
 class Counters(Protocol):
-    """Where drivers count: what is dropped, refused or repaired is counted, and shown by `micro network status`.
+    """Counters for everything that a driver drops, refuses or repairs. `micro network status` shows them.
 
-    A driver's names begin with its own (`acme_rows_not_understood`), and are written out where they are counted.
+    Begin the names of counters with the name of the driver, e.g. `acme_rows_invalid`, and write each name out in the call,
+    so that it can be found by a search.
     """
 
     def add(self, name: str, amount: int = 1) -> None:
-        """Count `amount` more under `name`. Never fails and never waits; to be called in the event loop."""
+        """Add `amount` to the counter `name`. Does not raise or block. Call it in the event loop only."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverContext:
-    """What core lends a driver. All fields may be relied on but the two that say otherwise."""
+    """The objects and values that core passes to a driver. All fields are set, except the two that may be None."""
 
     node_id: str
-    """Id of this node, or of this process when it is not a node."""
+    """Id of this node, or of this process if it is not a node."""
     network: str
-    """Name of the network, `go.micro`."""
+    """Name of the network, e.g. `go.micro`."""
     site: str
-    """Name of this site, `eu`: keeps registries of different sites apart."""
+    """Name of this site, e.g. `eu`. Registries that share a back end use it to keep sites apart."""
     state_dir: str
-    """A directory of this user's machine for files of the driver, mode 0700. Processes of one site may share it."""
+    """A local directory for files of the driver, with mode 0700. Other processes of the same user may use it, too."""
     clock: Clock
-    """Time: `now()` for what is measured within this process, `wall()` for what others read."""
+    """Time: `now()` for durations within this process, `wall()` for values that other processes read."""
     random: Random
-    """Chance, for spreading retries and drawing among equals."""
+    """Random numbers for the jitter of retries and for selection among equals."""
     logger: logging.Logger
-    """Named after the driver. Constant messages; what varies goes into `extra`."""
+    """Logger with the name of the driver. Use constant messages and pass variable values in `extra`."""
     counters: Counters
-    """Where what is dropped is counted."""
+    """Counters of dropped, refused and repaired items."""
     registry: Registry | None = None
-    """The site's registry, for drivers built after it (broker, resolver); None for the others."""
+    """The registry of the site for drivers that are built after it (broker, resolver); None for the other roles."""
     transport: Transport | None = None
-    """The transports in use, as one (dials by scheme), for drivers built after it (registry, broker, resolver)."""
+    """All transports in use as one, which dials by the scheme of the address, for drivers that are built after them
+    (registry, broker, resolver); None for the other roles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Driver(Generic[T_co]):
-    """A driver, described.
-
-    `options` is a frozen dataclass, every field with a default and a docstring-like `help`; make fields with
-    `option()`. `create(options, context)` builds the object and touches nothing outside: connecting is
-    `start`'s part. `capabilities` name what the conformance kit then also demands.
-    """
+    """The description of a driver, which the hook of a plugin returns."""
 
     name: str
-    """The word people type, in lower case: that of the entry point."""
+    """The name of the driver in lower case. It is the same as the name of the entry point, and the one that users type."""
     summary: str
-    """One sentence, which `micro plugin list` shows."""
+    """One sentence for `micro plugin list`."""
     options: type
-    """The dataclass of options; `NoOptions` where there are none."""
+    """A frozen dataclass of options in which every field has a default; see `option`. `NoOptions` for a driver without options."""
     create: Callable[..., T_co]
-    """`create(options, context)`: the driver, not started."""
+    """`create(options, context)` returns the driver. It performs no I/O: connecting is the task of `start`."""
     capabilities: frozenset[str] = frozenset()
-    """Words of the role (its page lists them), each a promise beyond the contract; own words begin with `x-`."""
+    """Guarantees beyond the contract of the role, which the conformance kit then checks, too. The page of the role lists their
+    names; names of additional capabilities begin with `x-`."""
     contract: tuple[tuple[int, int], tuple[int, int]] = ((1, 0), (2, 0))
-    """The range of CONTRACT_VERSION it was made for: from (included) and to (excluded)."""
+    """The supported range of CONTRACT_VERSION: minimum (inclusive) and maximum (exclusive)."""
 
 
-def option(default: T, help: str, *, secret: bool = False) -> T:  # noqa: A002 - the word users know
-    """A field of an options dataclass: `port: int = option(8085, "UDP port to listen on.")`.
+def option(default: T, help: str, *, secret: bool = False) -> T:  # noqa: A002 - the name that users expect
+    """Return a field of an options dataclass, e.g. `port: int = option(8085, "UDP port to listen on.")`.
 
-    Core converts what people write to the annotated type (`str`, `int`, `float`, `bool`, tuples of them) and says which
-    value does not fit. What the type cannot say, `__post_init__` checks: it raises `OptionError` naming the field, and
-    core adds the plugin and where the value was set. A `secret` is masked wherever it is shown, and left out of the
-    dataclass's repr.
+    Core converts configured values to the annotated type: `str`, `int`, `float`, `bool`, a tuple or frozenset of one of
+    them, or one of them or None. It reports values that cannot be converted. Check further conditions in `__post_init__`
+    and raise `OptionError` with the name of the field in the text; core adds the plugin and the source of the value.
+
+    Args:
+        default: The default value. It is immutable, since options are frozen.
+        help: One sentence for `micro plugin info` and the reference pages.
+        secret: Mask the value in all output, and leave it out of the repr of the dataclass.
+
+    Raises:
+        TypeError: `default` is a list, dict or set.
     """
     if isinstance(default, (list, dict, set)):
         raise TypeError("use a tuple or frozenset: options are frozen")
@@ -116,14 +127,15 @@ def option(default: T, help: str, *, secret: bool = False) -> T:  # noqa: A002 -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoOptions:
-    """For drivers that have none."""
+    """The options of a driver that has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class CountersInMemory:
-    """The plain implementation of `Counters`, for tests too: a dict of names and amounts in `values`."""
+    """Counters in a dict, `values`. Tests can use it, too."""
 
     values: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, amount: int = 1) -> None:
+        """Add `amount` to the counter `name`."""
         self.values[name] = self.values.get(name, 0) + amount

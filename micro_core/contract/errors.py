@@ -1,34 +1,35 @@
-"""Every error a user or a peer can meet, as one tree.
+"""The exceptions of micro as one tree, with their codes.
 
-    MicroError                      500  anything below; also what an unknown code becomes
-    ├── BadRequest                  400  the request is wrong: the field and the reason are named
-    │   └── Malformed               400  bytes that do not follow the protocol
-    ├── Unauthorized                401  the handshake or a credential failed
-    ├── Forbidden                   403  known, but not allowed
+    MicroError                      500
+    ├── BadRequest                  400
+    │   └── Malformed               400
+    ├── Unauthorized                401
+    ├── Forbidden                   403
     ├── NotFound                    404
-    │   ├── ServiceNotFound         404  no instance of this service, here or on any route
-    │   ├── EndpointNotFound        404  the service has no such endpoint
-    │   └── RouteNotFound           404  the node knows no route to the service
-    ├── DeadlineExceeded            408  the time the caller gave ran out
-    ├── Conflict                    409  it exists already, or two things claim one name
-    ├── TooLarge                    413  over a documented bound (`micro_core.wire.limits`)
-    ├── Overloaded                  429  a bounded queue is full; nothing was started
-    ├── Cancelled                   499  the caller went away
-    ├── InternalError               500  the handler raised something else
-    ├── Unreachable                 502  the next hop could not be reached; nothing was started
-    │   ├── Closed                  502  this side closed the connection
-    │   ├── Ended                   502  the other side closed the connection
-    │   └── LinkLost                502  the connection broke
-    ├── Draining                    503  the instance is stopping; nothing was started
-    ├── LoopDetected                508  hop limit reached, or a router met its own id
-    └── ConfigError                 900  local only: never sent by a peer
-        ├── OptionError             901  unknown, missing or invalid option, with the nearest name
-        ├── PluginMissing           902  not installed, with the `pip install` line
-        ├── PluginBroken            903  installed, but cannot be loaded
-        └── PluginAmbiguous         904  one word, several plugins
+    │   ├── ServiceNotFound         404
+    │   ├── EndpointNotFound        404
+    │   └── RouteNotFound           404
+    ├── DeadlineExceeded            408
+    ├── Conflict                    409
+    ├── TooLarge                    413
+    ├── Overloaded                  429
+    ├── Cancelled                   499
+    ├── InternalError               500
+    ├── Unreachable                 502
+    │   ├── Closed                  502
+    │   ├── Ended                   502
+    │   └── LinkLost                502
+    ├── Draining                    503
+    ├── LoopDetected                508
+    └── ConfigError                 900
+        ├── OptionError             901
+        ├── PluginMissing           902
+        ├── PluginBroken            903
+        └── PluginAmbiguous         904
 
-An error is made where the fault is: it says *what*, *at* which hop, and a *hint* of what to try. It crosses
-hops unchanged, and both ends raise the same class.
+An error is created at the hop where the fault is. It states what failed, at which hop, and what to try. Hops forward it
+unchanged, and both ends of a call raise the same class. Errors with a code of 900 or more are local to a process and are
+never sent.
 """
 
 from __future__ import annotations
@@ -36,23 +37,30 @@ from __future__ import annotations
 from typing import ClassVar
 
 MAX_TEXT_CHARS = 2_000
-"""Longest text of one field accepted from a peer: an error is a sentence, never a payload."""
+"""Maximum length of each text field of an error, sent or received. Longer texts are cut off."""
 
 
 class MicroError(Exception):
-    """An error with a code, a place and a hint.
+    """The base class of all errors; also the class of an error whose kind is not known.
 
-    `detail` is one sentence for people: what is wrong, with the value. `hint` is what to try, `at` the hop that made it
-    (calls fill in their own where it is left out), and `id` names the kind for machines (`route-not-found`; a service
-    may use ids of its own). The class decides `code`, which is HTTP-like, `status`, the short phrase of the code, and
-    `retry_is_safe`. Shown to people it is `detail at AT (try: HINT)`.
+    `str(error)` is `DETAIL at AT (hint: HINT)`; empty fields are left out.
+
+    Args:
+        detail: What is wrong, in one sentence without a final period, including the invalid value.
+        at: The hop that created the error, or the source of an invalid setting (`micro.toml:14`). If it is empty, the
+            server that sends the error fills in its own name.
+        hint: What the user can try.
+        id: The kind of error for programs, e.g. `route-not-found`. The default is the id of the class; a service may
+            define ids of its own.
     """
 
     code: ClassVar[int] = 500
+    """Number of the kind of error, similar to an HTTP status code."""
     id: str = "micro-error"
     status: ClassVar[str] = "Internal Server Error"
+    """Short phrase for the code."""
     retry_is_safe: ClassVar[bool] = False
-    """True when this class promises that no handler was started."""
+    """True if this class guarantees that no handler was started, so that sending the call again is safe."""
 
     def __init__(self, detail: str, *, at: str = "", hint: str = "", id: str = "") -> None:  # noqa: A002 - wire name
         super().__init__(detail)
@@ -63,14 +71,11 @@ class MicroError(Exception):
             self.id = id
 
     def __str__(self) -> str:
-        parts = [self.detail]
-        if self.at:
-            parts.append(f"at {self.at}")
-        text = " ".join(parts)
-        return f"{text} (try: {self.hint})" if self.hint else text
+        text = f"{self.detail} at {self.at}" if self.at else self.detail
+        return f"{text} (hint: {self.hint})" if self.hint else text
 
     def to_wire(self) -> dict[str, str | int]:
-        """Return the map that crosses the wire: id, code, detail, status, at, hint."""
+        """Return the fields that are sent to a peer: id, code, detail, status, at, hint."""
         return {
             "id": self.id[:MAX_TEXT_CHARS],
             "code": self.code,
@@ -82,66 +87,90 @@ class MicroError(Exception):
 
 
 class BadRequest(MicroError):
+    """The request is invalid; the detail names the field and the reason."""
+
     code = 400
     id = "bad-request"
     status = "Bad Request"
 
 
 class Malformed(BadRequest):
+    """Received bytes do not follow the protocol or the format."""
+
     id = "malformed"
 
 
 class Unauthorized(MicroError):
+    """A credential is missing or wrong, or the handshake of a link failed."""
+
     code = 401
     id = "unauthorized"
     status = "Unauthorized"
 
 
 class Forbidden(MicroError):
+    """The caller is authenticated but not permitted to do this."""
+
     code = 403
     id = "forbidden"
     status = "Forbidden"
 
 
 class NotFound(MicroError):
+    """The requested object does not exist."""
+
     code = 404
     id = "not-found"
     status = "Not Found"
 
 
 class ServiceNotFound(NotFound):
+    """The service has no instance on this site or on any route. No handler was started."""
+
     id = "service-not-found"
     retry_is_safe = True
 
 
 class EndpointNotFound(NotFound):
+    """The service exists but does not have this endpoint."""
+
     id = "endpoint-not-found"
 
 
 class RouteNotFound(NotFound):
+    """The node has no route to the service. No handler was started."""
+
     id = "route-not-found"
     retry_is_safe = True
 
 
 class DeadlineExceeded(MicroError):
+    """The deadline of the caller passed before the call was completed."""
+
     code = 408
     id = "deadline-exceeded"
     status = "Request Timeout"
 
 
 class Conflict(MicroError):
+    """The object exists already, or the name or address is in use."""
+
     code = 409
     id = "conflict"
     status = "Conflict"
 
 
 class TooLarge(MicroError):
+    """A message, record or other value exceeds a documented limit (`micro_core.wire.limits`)."""
+
     code = 413
     id = "too-large"
     status = "Payload Too Large"
 
 
 class Overloaded(MicroError):
+    """A bounded queue or a limit on concurrency is exhausted. No handler was started."""
+
     code = 429
     id = "overloaded"
     status = "Too Many Requests"
@@ -149,17 +178,23 @@ class Overloaded(MicroError):
 
 
 class Cancelled(MicroError):
+    """The caller cancelled the call or disconnected."""
+
     code = 499
     id = "cancelled"
     status = "Client Closed Request"
 
 
 class InternalError(MicroError):
+    """The handler of a service raised an exception that is not a MicroError."""
+
     code = 500
     id = "internal-error"
 
 
 class Unreachable(MicroError):
+    """The next hop or a back end could not be reached. No handler was started."""
+
     code = 502
     id = "unreachable"
     status = "Bad Gateway"
@@ -167,27 +202,29 @@ class Unreachable(MicroError):
 
 
 class Closed(Unreachable):
-    """This side closed it."""
+    """This side closed the connection. A request in progress may have been handled."""
 
     id = "closed"
     retry_is_safe = False
 
 
 class Ended(Unreachable):
-    """The other side closed it."""
+    """The other side closed the connection in an orderly way. A request in progress may have been handled."""
 
     id = "ended"
     retry_is_safe = False
 
 
 class LinkLost(Unreachable):
-    """It broke: whether the request was handled is not known."""
+    """The connection failed. It is not known whether a request in progress was handled."""
 
     id = "link-lost"
     retry_is_safe = False
 
 
 class Draining(MicroError):
+    """The instance is shutting down and accepts no more calls. No handler was started."""
+
     code = 503
     id = "draining"
     status = "Service Unavailable"
@@ -195,39 +232,51 @@ class Draining(MicroError):
 
 
 class LoopDetected(MicroError):
+    """The hop limit was reached, or a router received a request that it had forwarded before."""
+
     code = 508
     id = "loop-detected"
     status = "Loop Detected"
 
 
 class ConfigError(MicroError):
+    """The configuration of this process is invalid. Never sent to a peer."""
+
     code = 900
     id = "config-error"
     status = "Configuration Error"
 
 
 class OptionError(ConfigError):
+    """A setting or an option of a plugin is unknown, missing or invalid."""
+
     code = 901
     id = "option-error"
 
 
 class PluginMissing(ConfigError):
+    """A plugin is not installed, or no plugin has this name; the hint contains the `pip install` command if known."""
+
     code = 902
     id = "plugin-missing"
 
 
 class PluginBroken(ConfigError):
+    """A plugin is installed but cannot be imported or does not follow the contract."""
+
     code = 903
     id = "plugin-broken"
 
 
 class PluginAmbiguous(ConfigError):
+    """Several installed plugins have this name."""
+
     code = 904
     id = "plugin-ambiguous"
 
 
 class RemoteError(MicroError):
-    """An error with a code or id that this version has no class for; `code` is the peer's own."""
+    """An error from a peer with a code for which this version has no class; `code` is the code that the peer sent."""
 
     def __init__(self, detail: str, *, code: int, status: str, at: str = "", hint: str = "", id: str = "") -> None:  # noqa: A002 - wire name
         super().__init__(detail, at=at, hint=hint, id=id)
@@ -249,17 +298,18 @@ for _class in _all_subclasses(MicroError):
         ERROR_CLASSES[_class.id] = _class
 
 CODE_CLASSES: dict[int, type[MicroError]] = {}
-"""The most general class of each code."""
+"""The most general class for each code."""
 for _class in ERROR_CLASSES.values():
     if _class is not MicroError:
         CODE_CLASSES.setdefault(_class.code, _class)
 
 
 def error_from_wire(value: object) -> MicroError:
-    """Build the error that a peer sent: its own class by id, else the class of its code, else RemoteError.
+    """Build the error that a peer sent, from the decoded content of an ERROR frame.
 
-    Never raises: whatever does not fit becomes a `Malformed` that says so. Codes of ConfigError (900 and up)
-    are local and are not believed from a peer.
+    The class is that of the id, else the most general class of the code, else RemoteError. Never raises: a value that is
+    not a map becomes `Malformed`, and an invalid code becomes 500. The codes of ConfigError (900 and above) are local, so
+    they are invalid here.
     """
     if not isinstance(value, dict):
         return Malformed("the peer sent an error that is not a map")
@@ -271,10 +321,10 @@ def error_from_wire(value: object) -> MicroError:
     code = value.get("code")
     if not isinstance(code, int) or isinstance(code, bool) or not 400 <= code < 600:
         code = 500
-    known = ERROR_CLASSES.get(text("id"))
-    if known is None or known.code != code:
-        known = CODE_CLASSES.get(code)
+    error_class = ERROR_CLASSES.get(text("id"))
+    if error_class is None or error_class.code != code:
+        error_class = CODE_CLASSES.get(code)
     detail, at, hint = text("detail") or "no detail", text("at"), text("hint")
-    if known is None:
+    if error_class is None:
         return RemoteError(detail, code=code, status=text("status") or "Error", at=at, hint=hint, id=text("id"))
-    return known(detail, at=at, hint=hint, id=text("id"))
+    return error_class(detail, at=at, hint=hint, id=text("id"))

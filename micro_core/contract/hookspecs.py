@@ -1,9 +1,9 @@
-"""The hooks a plugin may implement. One a role, and a few that cut across.
+"""The hooks that a plugin can implement: one per role, and some cross-cutting ones.
 
-A role's plugin is found through its entry point: group `micro.<role>`, name = the word users type, value = the
-module that holds the hook implementation. The module is imported only when its driver is wanted.
+Core finds the plugin of a role by its entry point. The group is `micro.<role>`, the name is the name of the driver, and the
+value is the module with the hook implementation. Core imports the module only when the driver is needed.
 
-Rules of evolution: arguments are only ever added; a hook that goes is warned about for two minor releases.
+Compatibility: new versions only add arguments to a hook. Before a hook is removed, core issues warnings for two minor releases.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from micro_core.contract.broker import Broker
-from micro_core.contract.driver import Driver
+from micro_core.contract.driver import HOOKS_GROUP, Driver
 from micro_core.contract.interceptors import Interceptor
 from micro_core.contract.registry import Registry
 from micro_core.contract.resolver import Resolver
@@ -30,65 +30,84 @@ PROJECT = "micro"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
-HOOKS_GROUP = "micro.hooks"
-"""Entry-point group of cross-cutting plugins. Their commands are there once installed; interceptors and what a node tells
-are for those that are named, as a driver is: `--plugins quic,NAME`."""
+__all__ = [
+    "HOOKS_GROUP",
+    "PROJECT",
+    "hookimpl",
+    "hookspec",
+    "micro_broker",
+    "micro_commands",
+    "micro_hooks",
+    "micro_interceptors",
+    "micro_node_started",
+    "micro_node_stopping",
+    "micro_registry",
+    "micro_resolver",
+    "micro_table",
+    "micro_transport",
+    "micro_tunnel",
+]
 
 
 @hookspec
 def micro_registry() -> Driver[Registry] | None:
-    """Describe a registry driver."""
+    """Return the description of a registry driver."""
 
 
 @hookspec
 def micro_transport() -> Driver[Transport] | None:
-    """Describe a transport driver."""
+    """Return the description of a transport driver."""
 
 
 @hookspec
 def micro_broker() -> Driver[Broker] | None:
-    """Describe a broker driver."""
+    """Return the description of a broker driver."""
 
 
 @hookspec
 def micro_tunnel() -> Driver[LinkDriver] | None:
-    """Describe a tunnel driver: it supplies links."""
+    """Return the description of a tunnel driver, which provides links."""
 
 
 @hookspec
 def micro_table() -> Driver[Table] | None:
-    """Describe a table driver."""
+    """Return the description of a table driver."""
 
 
 @hookspec
 def micro_resolver() -> Driver[Resolver] | None:
-    """Describe a resolver driver."""
+    """Return the description of a resolver driver."""
 
 
 @hookspec
 def micro_hooks() -> Driver[object] | None:
-    """Describe a cross-cutting plugin that has options: `create(options, context)` builds an object whose methods, marked
-    with `hookimpl`, are the hooks below. Built once a process (or node) that names the plugin."""
+    """Return the description of a cross-cutting plugin that has options.
+
+    `create(options, context)` returns an object whose methods, marked with `hookimpl`, implement the hooks below. Core
+    calls it once per process or node that selects the plugin.
+    """
 
 
 @hookspec
 def micro_commands() -> Sequence[tuple[str, Callable[[], object]]]:  # type: ignore[empty-body]
-    """Commands to add: (word, function that returns a typer app): `micro WORD ...`. The core's own words win.
+    """Return commands to add to `micro`, each as (name, function that returns a typer app).
 
-    A hook of the module itself, not of what `micro_hooks` describes: commands are there without being named.
+    Commands of core take precedence over commands of the same name. Implement this hook in the module of the entry point,
+    not in the object that `micro_hooks` describes: the commands of an installed plugin are available even if the plugin
+    is not selected.
     """
 
 
 @hookspec
 def micro_node_started(node: RunningNode) -> None:
-    """A node takes calls. Called in the event loop; must not block."""
+    """React to a node that has started to accept calls. Called in the event loop; must not block."""
 
 
 @hookspec
 def micro_node_stopping(node: RunningNode) -> None:
-    """A node begins to drain. Called in the event loop; must not block."""
+    """React to a node that starts to drain. Called in the event loop; must not block."""
 
 
 @hookspec
 def micro_interceptors(side: str) -> Sequence[Interceptor]:  # type: ignore[empty-body]
-    """Interceptors for `side` ("client" or "server"), outermost first. Asked once a process, in the event loop."""
+    """Return interceptors for `side` ("client" or "server"), outermost first. Called once per process, in the event loop."""

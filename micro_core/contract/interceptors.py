@@ -1,4 +1,4 @@
-"""Interceptors: what goes round every call, on either side.
+"""Interceptors: functions that wrap every call of a client or a server.
 
     async def timing(call: CallInfo, proceed: Next) -> Any:
         ...
@@ -6,11 +6,13 @@
         ...
         return answer
 
-The first is outermost. On the client one wraps the whole call with its retries and sees values before they are encoded;
-on the server it wraps the handler and sees values after they were checked. Of a streaming call it wraps the opening
-(client) or the handler's whole run (server), and `request` is None on the client. An interceptor may change
-`call.metadata` and `call.request`, answer by itself, or raise a MicroError. It sits on the way of every call: whatever
-waits in it, waits in all of them.
+The first interceptor is the outermost one. On the client, an interceptor wraps a whole call with its retries and receives
+the request before it is encoded. On the server, it wraps the handler and receives the request after its validation. For a
+streaming call, it wraps the opening of the stream on the client, where `request` is None, and the whole run of the handler on
+the server.
+
+An interceptor may change `call.metadata` and `call.request`, return a response without calling `proceed`, or raise a
+MicroError. It runs in every call, so the time that it takes is added to every call.
 """
 
 from __future__ import annotations
@@ -22,19 +24,24 @@ from typing import Any, Literal
 
 @dataclass(slots=True, kw_only=True)
 class CallInfo:
-    """What an interceptor sees of a call."""
+    """A call as an interceptor receives it."""
 
     side: Literal["client", "server"]
     service: str
     endpoint: str
     mode: int
-    """`micro_core.wire.header.CallMode`: 0 for one request and one answer, above it a stream of some kind."""
+    """A value of `micro_core.wire.header.CallMode`: 0 for a unary call, more than 0 for a streaming call."""
     metadata: dict[str, str]
     request: Any
+    """The request as a value, not encoded. None for a streaming call on the client."""
     timeout_s: float
+    """The remaining time until the deadline, in seconds."""
     peer: str = ""
-    """On the server, who calls; on the client, empty."""
+    """On the server, the address or node id of the caller. Empty on the client."""
 
 
 Next = Callable[[CallInfo], Awaitable[Any]]
+"""Runs the next interceptor or the call itself, and returns the response."""
+
 Interceptor = Callable[[CallInfo, Next], Awaitable[Any]]
+"""Receives a call and the function that continues it, and returns the response."""

@@ -1,61 +1,70 @@
-"""What every broker asks of a message before it takes it, so that no hop after it has to refuse it. Pure."""
+"""Checks of messages and queue groups for broker drivers. A checked message is accepted by every hop. Pure."""
 
 from __future__ import annotations
 
 from micro_core.contract.broker import Message
 from micro_core.contract.errors import BadRequest, TooLarge
-from micro_core.contract.names import MAX_NAME_CHARS
+from micro_core.contract.names import MAX_NAME_CHARS, RESERVED_PREFIX
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""Longest body: the bound of every message that crosses the network (`micro_core.wire.limits.MAX_BODY_BYTES`)."""
+"""Maximum size of a body. It equals the limit of a message on the wire, `micro_core.wire.limits.MAX_BODY_BYTES`."""
 
 MAX_ID_CHARS = 64
 MAX_CONTENT_TYPE_CHARS = 100
 MAX_HEADERS = 60
-"""Headers of a publisher. A publication's topic and id travel beside them, and the house adds two of its own: together
-the entries that one frame's header may have (`limits.MAX_METADATA_ENTRIES`)."""
+"""Maximum number of headers that a publisher sets. Topic, id and two headers that micro adds bring the number up to the limit
+of a frame, `limits.MAX_METADATA_ENTRIES`."""
 
 MAX_HEADERS_BYTES = 14 * 1024
-"""Names and values of them. What is left of a frame's header (`limits.MAX_HEADER_BYTES`, 16 KiB) holds topic, id, content
-type and the house's own."""
+"""Maximum size of all names and values together. The rest of the header of a frame (`limits.MAX_HEADER_BYTES`, 16 KiB) is for
+topic, id, content type and the headers that micro adds."""
 
-HOUSE_PREFIX = "micro-"
-_BYTES_AROUND = 8
-"""What a name and a value cost beyond their own bytes: the prefix of a name, and msgpack's two lengths."""
+_HEADER_OVERHEAD_BYTES = 8
+"""Size of an encoded header beyond name and value: the prefix of the name, and two msgpack lengths."""
 
 
 def check_message(message: Message) -> Message:
-    """Return `message`; raise TooLarge or BadRequest for one that could not reach every subscriber. For `publish`."""
+    """Return `message` if every hop can forward it. Call this in `publish`.
+
+    Raises TooLarge if the body or the headers exceed a limit, and BadRequest if the id, the content type or a header is
+    invalid.
+    """
     if len(message.body) > MAX_MESSAGE_BYTES:
         raise TooLarge(
-            f"a message of {len(message.body)} bytes is over the bound of {MAX_MESSAGE_BYTES}",
-            hint="publish where it can be fetched, not the thing itself",
+            f"a message of {len(message.body)} bytes exceeds the limit of {MAX_MESSAGE_BYTES}",
+            hint="publish a reference to the content instead",
         )
     if not 1 <= len(message.id) <= MAX_ID_CHARS:
-        raise BadRequest(f"the message id {message.id!r:.80} has not 1 to {MAX_ID_CHARS} characters")
+        raise BadRequest(f"the message id {message.id!r:.80} does not have 1 to {MAX_ID_CHARS} characters")
     if len(message.content_type) > MAX_CONTENT_TYPE_CHARS:
-        raise BadRequest(f"the content type {message.content_type!r:.80} is over {MAX_CONTENT_TYPE_CHARS} characters")
+        raise BadRequest(f"the content type {message.content_type!r:.80} exceeds {MAX_CONTENT_TYPE_CHARS} characters")
     if message.headers:
         _check_headers(message)
     return message
 
 
 def check_queue(queue: str) -> str:
-    """Return `queue`, the name of a queue group or "", or raise BadRequest. For `subscribe`."""
+    """Return `queue`, the name of a queue group or an empty string. Call this in `subscribe`.
+
+    Raises BadRequest if it has more than 253 characters.
+    """
     if len(queue) > MAX_NAME_CHARS:
-        raise BadRequest(f"the queue group {queue!r:.80} is over {MAX_NAME_CHARS} characters")
+        raise BadRequest(f"the queue group {queue!r:.80} exceeds {MAX_NAME_CHARS} characters")
     return queue
 
 
 def _check_headers(message: Message) -> None:
-    own = {name: value for name, value in message.headers.items() if not name.startswith(HOUSE_PREFIX)}
+    own = {name: value for name, value in message.headers.items() if not name.startswith(RESERVED_PREFIX)}
     if len(own) > MAX_HEADERS or len(message.headers) > MAX_HEADERS + 2:
-        raise TooLarge(f"a message of {len(own)} headers is over the bound of {MAX_HEADERS}", hint="send fewer")
+        raise TooLarge(
+            f"a message with {len(own)} headers exceeds the limit of {MAX_HEADERS}", hint="send fewer headers"
+        )
     try:
-        size = sum(len(name.encode()) + len(value.encode()) + _BYTES_AROUND for name, value in own.items())
+        size = sum(len(name.encode()) + len(value.encode()) + _HEADER_OVERHEAD_BYTES for name, value in own.items())
     except UnicodeEncodeError as error:
         raise BadRequest(f"a message header is not text: {error.reason}") from error
     if size > MAX_HEADERS_BYTES:
         raise TooLarge(
-            f"message headers of {size} bytes are over the bound of {MAX_HEADERS_BYTES}", hint="put it into the body"
+            f"message headers of {size} bytes exceed the limit of {MAX_HEADERS_BYTES}",
+            hint="move the content of the headers to the body",
         )

@@ -1,7 +1,7 @@
-"""Records of instances as plain maps (for JSON and msgpack), checked on the way in. Pure.
+"""Conversion of instances to plain maps for JSON and msgpack, and back. Pure.
 
-A registry keeps and sends `instance_to_dict(instance)`; whatever comes back from a peer or a file goes through
-`instance_from_dict`. Fields at their default are left out; fields that a later version adds are ignored.
+A registry stores and sends `instance_to_dict(instance)`, and reads data from a peer or a file with `instance_from_dict`, which
+validates it. Fields with their default value are left out. Unknown fields are ignored, so that later versions can add fields.
 """
 
 from __future__ import annotations
@@ -14,35 +14,37 @@ from micro_core.contract.names import MAX_NAME_CHARS, check_endpoint_name, check
 from micro_core.contract.registry import Endpoint, EndpointKind, Instance
 
 MAX_RECORD_BYTES = 64 * 1024
-"""All texts and values of one record together: `check_instance` raises TooLarge above it. Every watcher of a network holds
-every record. A driver whose back end takes less raises TooLarge itself, naming its own bound."""
+"""Maximum size of a record: all texts and values together. `check_instance` raises TooLarge above it.
+
+The limit is low because every watcher stores every record. A driver whose back end has a lower limit raises TooLarge itself
+and names that limit."""
 
 MAX_ENDPOINTS = 512
-"""Endpoints of one instance, its subscriptions (at most 256) included."""
+"""Maximum number of endpoints of an instance, including its subscriptions (at most 256)."""
 
 MAX_METADATA = 64
-"""Metadata entries of one instance."""
+"""Maximum number of metadata entries of an instance."""
 
 MAX_METADATA_KEY_CHARS = 128
 MAX_METADATA_VALUE_CHARS = 4_096
 
 MAX_ADDRESS_CHARS = 1_024
-"""A unix socket's path is at most 108 characters, a host name 253: this leaves room for both in URL form."""
+"""Maximum length of an address. The path of a Unix socket has at most 108 characters, and a host name at most 253."""
 
 MAX_VERSION_CHARS = 128
 MAX_DESCRIPTION_CHARS = 2_000
 
 MAX_SCHEMA_DEPTH = 32
-"""Levels of a JSON Schema: deeper ones are refused before they exhaust the stack."""
+"""Maximum nesting of a JSON Schema. Deeper schemas are refused before they exhaust the stack."""
 
 _VALUE_BYTES = 8
-"""What a number, a flag or a container counts towards MAX_RECORD_BYTES."""
+"""Size that a number, a boolean or a container counts towards MAX_RECORD_BYTES."""
 
 
 def instance_to_dict(instance: Instance) -> dict[str, object]:
     """Return `instance` as a plain map of texts, numbers, lists and maps.
 
-    Does not check: `check_instance` does, and a driver's `register` calls it first.
+    Does not validate the instance. The `register` method of a driver calls `check_instance` first.
     """
     record: dict[str, object] = {"service": instance.service, "id": instance.id, "address": instance.address}
     if instance.version != "latest":
@@ -55,10 +57,10 @@ def instance_to_dict(instance: Instance) -> dict[str, object]:
 
 
 def instance_from_dict(value: object) -> Instance:
-    """Build the instance of a record that came from outside, as a map that JSON or msgpack gave; the result shares nothing
-    mutable with `value`.
+    """Build an instance from untrusted data: a map that was decoded from JSON or msgpack.
 
-    Raises Malformed, naming the field, for whatever does not fit: missing fields, wrong types, bounds.
+    The result shares no mutable object with `value`. Raises Malformed with the name of the field if a field is missing, has
+    the wrong type, or exceeds a limit.
     """
     try:
         return _Reader().read_instance(value)
@@ -67,10 +69,10 @@ def instance_from_dict(value: object) -> Instance:
 
 
 def check_instance(instance: Instance) -> Instance:
-    """Return a copy of `instance` that later changes of its maps do not reach: `register` begins with it.
+    """Return a validated deep copy of `instance`. The `register` method of a driver calls this first.
 
-    Raises BadRequest naming the field that other nodes would refuse, TooLarge when the whole record is over
-    MAX_RECORD_BYTES. A driver only checks what its own back end bounds more tightly.
+    A driver itself only checks limits of its back end that are lower. Raises BadRequest with the name of the field if other
+    nodes would refuse the record, and TooLarge if the record exceeds MAX_RECORD_BYTES.
     """
     return _Reader().read_instance(instance_to_dict(instance))
 
@@ -93,7 +95,7 @@ def _endpoint_to_dict(endpoint: Endpoint) -> dict[str, object]:
 
 
 class _Reader:
-    """Reads one record; `_budget` is what is left of MAX_RECORD_BYTES."""
+    """Reads one record. `_budget` is the unused part of MAX_RECORD_BYTES."""
 
     __slots__ = ("_budget",)
 
@@ -113,17 +115,17 @@ class _Reader:
 
     def _endpoints(self, value: object) -> tuple[Endpoint, ...]:
         if not isinstance(value, (list, tuple)) or len(value) > MAX_ENDPOINTS:
-            raise Malformed(f"endpoints: not a list of at most {MAX_ENDPOINTS}")
+            raise Malformed(f"endpoints: not a list of at most {MAX_ENDPOINTS} entries")
         return tuple([self._endpoint(item) for item in value])
 
     def _endpoint(self, value: object) -> Endpoint:
         record = self._map(value, "endpoint", 64)
         kind = record.get("kind", EndpointKind.UNARY.value)
         if not isinstance(kind, str) or kind not in _KINDS:
-            raise Malformed(f"endpoint: kind {kind!r:.40} is none of {', '.join(_KINDS)}")
+            raise Malformed(f"endpoint: unknown kind {kind!r:.40}, expected one of {', '.join(_KINDS)}")
         idempotent = record.get("idempotent", False)
         if not isinstance(idempotent, bool):
-            raise Malformed("endpoint: idempotent is not a flag")
+            raise Malformed("endpoint: idempotent is not a boolean")
         return Endpoint(
             name=self._name(record.get("name"), "endpoint", check_endpoint_name),
             kind=_KINDS[kind],
@@ -164,15 +166,15 @@ class _Reader:
         if isinstance(value, Mapping):
             entries = self._map(value, "schema", MAX_RECORD_BYTES, MAX_RECORD_BYTES)
             return {key: self._value(item, depth - 1) for key, item in entries.items()}
-        raise Malformed(f"schema: holds a {type(value).__name__}, which has no place in JSON")
+        raise Malformed(f"schema: contains a {type(value).__name__}, which JSON does not support")
 
     def _map(
-        self, value: object, what: str, most: int, most_key_chars: int = MAX_METADATA_KEY_CHARS
+        self, value: object, what: str, max_entries: int, max_key_chars: int = MAX_METADATA_KEY_CHARS
     ) -> Mapping[str, object]:
-        if not isinstance(value, Mapping) or len(value) > most:
-            raise Malformed(f"{what}: not a map of at most {most} entries")
+        if not isinstance(value, Mapping) or len(value) > max_entries:
+            raise Malformed(f"{what}: not a map of at most {max_entries} entries")
         for key in value:
-            self._text(key, f"{what}: a key", most_key_chars)
+            self._text(key, f"{what}: a key", max_key_chars)
         return value
 
     def _name(self, value: object, what: str, check: Callable[[str], str]) -> str:
@@ -182,27 +184,27 @@ class _Reader:
         except BadRequest as error:
             raise Malformed(f"{what}: {error.detail}", hint=error.hint) from error
 
-    def _label(self, value: object, what: str, most: int) -> str:
-        text = self._text(value, what, most)
+    def _label(self, value: object, what: str, max_chars: int) -> str:
+        text = self._text(value, what, max_chars)
         if not text or not text.isprintable():
-            raise Malformed(f"{what}: empty, or holds characters that cannot be printed")
+            raise Malformed(f"{what}: empty, or contains unprintable characters")
         return text
 
-    def _text(self, value: object, what: str, most: int) -> str:
-        if not isinstance(value, str) or len(value) > most:
-            raise Malformed(f"{what}: not a text of at most {most} characters")
+    def _text(self, value: object, what: str, max_chars: int) -> str:
+        if not isinstance(value, str) or len(value) > max_chars:
+            raise Malformed(f"{what}: not a text of at most {max_chars} characters")
         try:
             self._spend(len(value.encode()))
         except UnicodeEncodeError as error:
-            raise Malformed(f"{what}: half of a surrogate pair") from error
+            raise Malformed(f"{what}: contains an unpaired surrogate") from error
         return value
 
     def _spend(self, size_bytes: int) -> None:
         self._budget -= size_bytes
         if self._budget < 0:
             raise TooLarge(
-                f"the record is over the bound of {MAX_RECORD_BYTES} bytes",
-                hint="describe fewer endpoints, or leave their schemas out",
+                f"the record exceeds the limit of {MAX_RECORD_BYTES} bytes",
+                hint="register fewer endpoints, or leave out their schemas",
             )
 
 

@@ -1,4 +1,4 @@
-"""The registry role: who is here, on *this* network, as records with a lease."""
+"""The registry role: the instances on one site, as records with a lease."""
 
 from __future__ import annotations
 
@@ -9,110 +9,129 @@ from typing import Protocol
 
 
 class EndpointKind(enum.Enum):
-    """How an endpoint exchanges messages."""
+    """How messages are exchanged with an endpoint."""
 
     UNARY = "unary"
     SERVER_STREAM = "server-stream"
     CLIENT_STREAM = "client-stream"
     BIDIRECTIONAL = "bidirectional"
     SUBSCRIBER = "subscriber"
+    """Receives the messages of a topic; not called."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One thing an instance answers to.
-
-    `name` is `Say.Hello`, or the topic of a SUBSCRIBER. `request` and `response` are JSON Schemas (empty when
-    unknown). `queue` is a subscriber's queue group. `idempotent` allows a client to send a call again.
-    """
+    """One operation of an instance, or one subscription."""
 
     name: str
+    """E.g. `Say.Hello`, or the topic of a SUBSCRIBER."""
     kind: EndpointKind = EndpointKind.UNARY
     request: Mapping[str, object] = field(default_factory=dict)
+    """JSON Schema of the request; empty if not known."""
     response: Mapping[str, object] = field(default_factory=dict)
+    """JSON Schema of the response; empty if not known."""
     idempotent: bool = False
+    """Permits clients and hops to send a failed call again."""
     queue: str = ""
+    """Queue group of a SUBSCRIBER; empty if it receives every message."""
     description: str = ""
+    """Text for people, at most 2,000 characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """One running copy of a service.
-
-    `id` is unique within the network and stable for the life of the process. `address` is
-    `transport://host:port` (or `unix:///path`), as a transport's listener gave it. `metadata` holds short
-    strings (labels, site, protocol).
-    """
+    """One running copy of a service."""
 
     service: str
+    """Name of the service, e.g. `go.micro.srv.greeter`."""
     id: str
+    """Unique in the network, and constant while the process runs."""
     address: str
+    """The `address` of the listener of a transport, e.g. `tcp://host:port` or `unix:///path`."""
     version: str = "latest"
     metadata: Mapping[str, str] = field(default_factory=dict)
+    """At most 64 short texts by key, e.g. labels. Keys that begin with `micro-` are reserved for micro itself."""
     endpoints: tuple[Endpoint, ...] = ()
 
 
 class RegistryEventKind(enum.Enum):
-    """What became of an instance."""
+    """The kind of change of a registry."""
 
     CREATED = "created"
     UPDATED = "updated"
     DELETED = "deleted"
     RESYNC = "resync"
-    """The watcher fell behind and events were dropped: read `instances()` again. `instance` is None."""
+    """Events were dropped because the watcher was too slow. It must read `instances()` again. `instance` is None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryEvent:
-    """A change seen by a watch; DELETED carries the last known record."""
+    """A change, as a watch reports it. DELETED contains the last known record."""
 
     kind: RegistryEventKind
     instance: Instance | None
 
 
 class RegistryWatch(Protocol):
-    """A running watch. Iterate it; `close` ends the iteration."""
+    """An open watch: an asynchronous iterator of events."""
 
-    def __aiter__(self) -> AsyncIterator[RegistryEvent]: ...
+    def __aiter__(self) -> AsyncIterator[RegistryEvent]:
+        """Return the iterator. It ends when the watch or the registry is closed.
 
-    async def close(self) -> None: ...
+        A consumer can be cancelled while it waits for an event; no event is lost.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End the iteration, also in a consumer that is waiting. Safe to call twice."""
+        ...
 
 
 class Registry(Protocol):
     """Records of instances, each with a lease that its owner renews.
 
-    A record whose owner stops renewing (crash, `kill -9`) disappears within its lease plus one second, and
-    watchers see DELETED. Methods raise `Unreachable` when the back end is away.
+    If the owner of a record stops renewing it, for example because the process was killed, the record is removed within
+    its lease plus one second, and watchers receive DELETED. All methods except `close` raise `Unreachable` if the back end
+    cannot be reached. Callers may cancel them; a cancelled `register` may or may not have taken effect.
     """
 
     async def start(self) -> None:
-        """Connect. Called once, before anything else."""
+        """Connect to the back end. Called once, before all other methods."""
         ...
 
     async def close(self) -> None:
-        """Withdraw what this object registered, end its watches, disconnect. Safe to call twice."""
+        """Remove the records that this object registered, end its watches, and disconnect. Safe to call twice."""
         ...
 
     async def register(self, instance: Instance, *, lease_s: float) -> None:
-        """Create, replace or renew the record of `instance.id`. Callers renew at about a third of `lease_s`.
+        """Create, replace or renew the record of `instance.id`.
 
-        A record equal to the one that stands renews silently: no event. Raises TooLarge when the record does
-        not fit the back end, naming the bound.
+        Callers renew a record about three times per lease. If the record is equal to the current one, only its lease is
+        renewed, and watchers receive no event. Call `check_instance` first.
+
+        Args:
+            instance: The record.
+            lease_s: Time in seconds after which the record is removed unless it is renewed.
+
+        Raises:
+            BadRequest: A field of the record is invalid.
+            TooLarge: The record exceeds a limit of the contract or of the back end; the detail contains the limit.
+            Unreachable: The back end cannot be reached.
         """
         ...
 
     async def deregister(self, instance: Instance) -> None:
-        """Remove the record now. Unknown ids are ignored."""
+        """Remove the record of `instance.id` now. An unknown id is ignored."""
         ...
 
     async def instances(self, service: str | None = None) -> list[Instance]:
-        """The live records of one service, or of all; empty when there are none."""
+        """Return the records of one service, or of all services, whose lease has not expired."""
         ...
 
     async def watch(self, service: str | None = None) -> RegistryWatch:
-        """Follow changes, beginning with one CREATED for each record that stands.
+        """Report the changes of one service, or of all services.
 
-        Per instance, events arrive in order; a watcher that does not keep up gets RESYNC instead of
-        unbounded memory.
+        The watch first reports CREATED for each existing record. The events of one instance arrive in order. If a watcher
+        is too slow, queued events are replaced by one RESYNC, so that the memory of a watch is bounded.
         """
         ...

@@ -1,4 +1,4 @@
-"""The resolver role: from a network's name to addresses of nodes to dial."""
+"""The resolver role: finds addresses of nodes of a network."""
 
 from __future__ import annotations
 
@@ -8,28 +8,37 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A node that might be dialled: `address` as a link driver takes it (`quic://host:port` or `host:port`).
-
-    Several addresses of one node are joined by `|` (`quic://host:8085|tls://host:443`): they are ways to one link. With
-    `host:port` alone every driver in use is tried there.
-
-    Lower `priority` is tried first; among equals, `weight` sets the odds (RFC 2782). `ttl_s` tells how long the
-    answer is good for.
-    """
+    """A node that may be dialled."""
 
     address: str
+    """`quic://host:port` for one driver, or `host:port` for every driver in use.
+
+    Several addresses of the same node are joined by `|`, e.g. `quic://host:8085|tls://host:443`. They are paths to one
+    link.
+    """
     priority: int = 0
+    """Candidates with a lower value are dialled first (RFC 2782)."""
     weight: int = 0
+    """Relative probability of being dialled first among candidates of the same priority (RFC 2782)."""
     ttl_s: float = 60.0
+    """Time in seconds after which the network should be resolved again."""
 
 
 class Resolver(Protocol):
-    """Looks a network up. The whole answer replaces the earlier one."""
+    """Looks up the nodes of a network."""
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Acquire what the resolver needs. Called once, before `resolve`."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release everything. Safe to call twice."""
+        ...
 
     async def resolve(self, network: str) -> list[Candidate]:
-        """Candidates in the order to try, possibly none. Raises Unreachable when the source is away."""
+        """Return the candidates of `network` in the order in which to dial them; the list may be empty.
+
+        Each result replaces the previous one. The caller may cancel the lookup. Raises Unreachable if the source does not
+        respond; the caller tries again later.
+        """
         ...

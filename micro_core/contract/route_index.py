@@ -1,7 +1,7 @@
-"""What every table driver needs: routes in a dict, indexed by service, and the watchers that hear of changes.
+"""An index of routes by service with watchers, for table drivers.
 
-A lookup is one dict access however many routes there are; a put costs the same with one route or a hundred
-thousand, because it only forgets the sorted answer of its own service.
+A lookup is one dictionary access, regardless of the number of routes. The cost of `put` does not depend on the number of routes
+either, because it only discards the sorted result of one service.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ Watcher = Callable[[RouteEvent], None]
 
 
 class RouteIndex:
-    """All that a table does but `start` and `close`: a driver adds those, and gives it the context's logger and counters."""
+    """Implements a table except `start` and `close`. A driver inherits from it and passes the logger and counters of its context."""
 
     def __init__(self, *, logger: logging.Logger, counters: Counters) -> None:
         self._logger = logger
         self._counters = counters
-        # Invariants: no service has an empty dict; `_sorted[service]`, where present, is `_routes[service]` sorted.
+        # Invariants: no service has an empty dict; if `_sorted[service]` exists, it is the sorted `_routes[service]`.
         self._routes: dict[str, dict[RouteKey, Route]] = {}
         self._sorted: dict[str, tuple[Route, ...]] = {}
         self._watchers: dict[object, Watcher] = {}
-        self._untold: deque[RouteEvent] = deque()
-        self._is_telling = False
+        self._pending: deque[RouteEvent] = deque()
+        self._is_notifying = False
 
     def put(self, route: Route) -> None:
-        """Create or replace the route with this key; an equal one is no change and no event."""
+        """Create or replace the route with the key of `route`. An equal route changes nothing and causes no event."""
         key = route.key
         routes = self._routes.setdefault(route.service, {})
         before = routes.get(key)
@@ -38,10 +38,10 @@ class RouteIndex:
             return
         routes[key] = route
         self._sorted.pop(route.service, None)
-        self._tell(RouteEventKind.CREATE if before is None else RouteEventKind.UPDATE, route)
+        self._notify(RouteEventKind.CREATE if before is None else RouteEventKind.UPDATE, route)
 
     def delete(self, key: RouteKey) -> bool:
-        """Remove a route; False when there was none."""
+        """Remove a route. Return False if there is no route with this key."""
         routes = self._routes.get(key.service)
         route = routes.pop(key, None) if routes is not None else None
         if routes is None or route is None:
@@ -49,29 +49,29 @@ class RouteIndex:
         if not routes:
             del self._routes[key.service]
         self._sorted.pop(key.service, None)
-        self._tell(RouteEventKind.DELETE, route)
+        self._notify(RouteEventKind.DELETE, route)
         return True
 
     def lookup(self, service: str) -> tuple[Route, ...]:
-        """The routes of exactly this service by (metric, key)."""
+        """Return the routes of exactly this service, ordered by metric and key."""
         answer = self._sorted.get(service)
         if answer is not None:
             return answer
         routes = self._routes.get(service)
         if routes is None:
-            # Not remembered: names that nobody serves come from callers and would fill the memory.
+            # Not cached: callers can ask for any number of names without routes, which would fill the memory.
             return ()
         answer = self._sorted[service] = tuple(sorted(routes.values(), key=_by_metric))
         return answer
 
     def list(self, query: RouteQuery | None = None) -> list[Route]:
-        """Routes that match, by (service, metric, key)."""
+        """Return the routes that match, ordered by service, metric and key."""
         services: Iterable[str] = (query.service,) if query is not None and query.service else sorted(self._routes)
         found = (route for service in services for route in self.lookup(service))
         return list(found) if query is None else [route for route in found if query.matches(route)]
 
     def watch(self, callback: Watcher) -> Callable[[], None]:
-        """Call `callback` after each change, in the order of the changes; returns the function that ends it."""
+        """Call `callback` after each change, in the order of the changes. Return a function that ends the watch."""
         token = object()
         self._watchers[token] = callback
 
@@ -81,33 +81,33 @@ class RouteIndex:
         return end
 
     def forget_watchers(self) -> None:
-        """Nobody is told anything any more; the routes stay readable."""
+        """Remove all watchers. The routes stay readable."""
         self._watchers.clear()
 
-    def _tell(self, kind: RouteEventKind, route: Route) -> None:
+    def _notify(self, kind: RouteEventKind, route: Route) -> None:
         if not self._watchers:
             return
-        self._untold.append(RouteEvent(kind=kind, route=route))
-        # A watcher may change the table: that event waits here until everybody has heard the one before.
-        if self._is_telling:
+        self._pending.append(RouteEvent(kind=kind, route=route))
+        # If a watcher changes the table, its event stays queued until all watchers have received the current one.
+        if self._is_notifying:
             return
-        self._is_telling = True
+        self._is_notifying = True
         try:
-            while self._untold:
-                event = self._untold.popleft()
+            while self._pending:
+                event = self._pending.popleft()
                 for token, callback in tuple(self._watchers.items()):
                     if token in self._watchers:
                         self._call(callback, event)
         finally:
-            self._is_telling = False
+            self._is_notifying = False
 
     def _call(self, callback: Watcher, event: RouteEvent) -> None:
         try:
             callback(event)
         except Exception:
-            # The change stands and the other watchers must hear of it, whatever this one thinks of it.
+            # The change has taken effect, so the other watchers must be notified, too.
             self._counters.add("table_watcher_failed")
-            self._logger.exception("a watcher of the table failed")
+            self._logger.exception("table watcher failed")
 
 
 def _by_metric(route: Route) -> tuple[int, RouteKey]:

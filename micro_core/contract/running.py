@@ -1,4 +1,4 @@
-"""What a cross-cutting plugin sees of a node that runs."""
+"""The view of a running node that a cross-cutting plugin receives."""
 
 from __future__ import annotations
 
@@ -11,40 +11,52 @@ from micro_core.contract.tunnel import Tunnel
 
 
 class RunningNode(Protocol):
-    """A node, as `micro_node_started` and `micro_node_stopping` are told of it: to be read, not to be changed."""
+    """A running node, as passed to `micro_node_started` and `micro_node_stopping`. Plugins only read it."""
 
     @property
-    def node_id(self) -> str: ...
+    def node_id(self) -> str:
+        """The id of the node: 32 characters of base32."""
+        ...
 
     @property
     def name(self) -> str:
-        """The node's name for people."""
+        """The display name of the node."""
         ...
 
     @property
-    def site(self) -> str: ...
+    def site(self) -> str:
+        """The site of the node."""
+        ...
 
     @property
-    def network_name(self) -> str: ...
+    def network_name(self) -> str:
+        """The name of the network to which the node belongs."""
+        ...
 
     @property
     def address(self) -> str:
-        """Where it takes calls."""
+        """The address at which the node accepts calls from its site."""
         ...
 
     @property
-    def registry(self) -> Registry: ...
+    def registry(self) -> Registry:
+        """The registry of the site."""
+        ...
 
     @property
-    def table(self) -> Table: ...
+    def table(self) -> Table:
+        """The route table of the node."""
+        ...
 
     @property
-    def tunnel(self) -> Tunnel: ...
+    def tunnel(self) -> Tunnel:
+        """The tunnel of the node."""
+        ...
 
     def facts(self) -> Mapping[str, Any]:
-        """What `micro network status` shows: `drivers`, `in_flight` (calls), `counters`, and who it is."""
+        """Return the values that `micro network status` shows, e.g. `drivers`, `in_flight` (calls), `counters` and the identity."""
         ...
 
     def counted(self) -> Mapping[str, int]:
-        """All counters, by name."""
+        """Return all counters by name."""
         ...

@@ -1,4 +1,4 @@
-"""The table role: the routes a node knows, indexed by service."""
+"""The table role: the routes of a node, indexed by service."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 LOCAL_LINK = "local"
-"""`Route.link` of a service on this node's own network."""
+"""`Route.link` of a service on the site of this node."""
 
 NETWORK_LINK = "network"
-"""`Route.link` of a service that is reached through the tunnel."""
+"""`Route.link` of a service that is reached over the tunnel."""
 
 ANY_SERVICE = "*"
 """`Route.service` of a default route."""
 
 
 class RouteKey(NamedTuple):
-    """What makes two routes the same route (the metric does not)."""
+    """The identity of a route: all fields but the metric and the informational ones."""
 
     service: str
     address: str
@@ -30,29 +30,35 @@ class RouteKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """How to reach a service.
-
-    `address` is the instance's address for a local route, empty for a remote one. `gateway` is the node id
-    of the next hop, empty for a local route. `router` is the node id of the origin. `metric` is the cost in
-    microseconds, added up along the way: lower is better. `site`, `version` and `hops` inform people and
-    filters.
-    """
+    """How to reach a service."""
 
     service: str
+    """Name of the service; ANY_SERVICE for a default route."""
     address: str
+    """Address of the instance for a local route; empty for a remote route."""
     gateway: str
+    """Node id of the next hop for a remote route; empty for a local route."""
     network: str
+    """Name of the network to which the route belongs."""
     router: str
+    """Node id of the origin."""
     link: str
+    """LOCAL_LINK or NETWORK_LINK."""
     metric: int
+    """Cost in microseconds, added up over all hops. Lower is better."""
     site: str = ""
+    """Site of the origin, for display and filters."""
     version: str = ""
+    """Version of the service, for display and filters."""
     hops: int = 0
+    """Number of nodes on the route, for display and filters."""
     expires_at: float | None = None
-    """Clock seconds at which a *stale* route goes: one kept from an earlier life of the node, which no neighbour has told
-    since. None for all others: local routes follow the registry, learned ones the lease of their neighbour."""
+    """For a *stale* route, the time (`Clock.now`) at which it is removed; None for other routes.
+
+    A stale route was kept from before a restart of the node, and no neighbour has advertised it since. Other routes have no
+    expiry of their own: local routes follow the registry, and learned routes the lease of the neighbour."""
     key: RouteKey = field(init=False, compare=False, repr=False)
-    """Made once: it is asked for with every call."""
+    """The identity of the route, computed once because every call uses it."""
 
     def __post_init__(self) -> None:
         key = RouteKey(self.service, self.address, self.gateway, self.network, self.router, self.link)
@@ -60,13 +66,13 @@ class Route:
 
     @property
     def is_stale(self) -> bool:
-        """Whether it was kept from an earlier life of the node, and nobody has told it since."""
+        """Return whether the route was kept from before a restart and has not been advertised since."""
         return self.expires_at is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteQuery:
-    """A filter; an empty field matches all."""
+    """A filter of routes. An empty field matches every route."""
 
     service: str = ""
     address: str = ""
@@ -76,6 +82,7 @@ class RouteQuery:
     link: str = ""
 
     def matches(self, route: Route) -> bool:
+        """Return whether all fields that are not empty are equal to those of `route`."""
         return (
             (not self.service or self.service == route.service)
             and (not self.address or self.address == route.address)
@@ -87,6 +94,8 @@ class RouteQuery:
 
 
 class RouteEventKind(enum.Enum):
+    """The kind of change of a table."""
+
     CREATE = "create"
     UPDATE = "update"
     DELETE = "delete"
@@ -94,40 +103,47 @@ class RouteEventKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteEvent:
-    """A change of the table, told to its watchers after it stands."""
+    """A change of the table, reported after it took effect."""
 
     kind: RouteEventKind
     route: Route
 
 
 class Table(Protocol):
-    """Synchronous and in memory to the caller: it is read once a call.
+    """The routes of a node, in memory. The methods are synchronous, because every call looks up a route.
 
-    A driver that persists does so behind this face: after `start` it holds what it has kept. What it gives back of an
-    earlier life may have a lease (`expires_at`) that it had not; the router makes it no longer. Every change, of the
-    metric too, is told to watchers.
+    A driver that persists routes writes them in the background, and contains the stored routes after `start`. It may set
+    `expires_at` on stored routes; the router does not extend that time. Watchers receive every change, including changes
+    of the metric.
     """
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        """Load stored routes, if the driver persists them. Called once, before all other methods."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Write pending changes, if the driver persists routes, and release everything. Safe to call twice."""
+        ...
 
     def put(self, route: Route) -> None:
-        """Create or replace the route with this key."""
+        """Create or replace the route with the key of `route`. An equal route is not a change."""
         ...
 
     def delete(self, key: RouteKey) -> bool:
-        """Remove a route; False when there was none."""
+        """Remove a route. Return False if there is no route with this key."""
         ...
 
     def lookup(self, service: str) -> tuple[Route, ...]:
-        """The routes of exactly this service, best metric first; empty when there are none."""
+        """Return the routes of exactly this service, lowest metric first."""
         ...
 
     def list(self, query: RouteQuery | None = None) -> list[Route]:
-        """Routes that match, ordered by service, then metric, then key: a stable listing."""
+        """Return the routes that match, ordered by service, metric and key."""
         ...
 
     def watch(self, callback: Callable[[RouteEvent], None]) -> Callable[[], None]:
-        """Call `callback` after each change; returns the function that ends it."""
+        """Call `callback` after each change, in the order of the changes. Return a function that ends the watch.
+
+        An exception of a callback is logged and counted, and does not affect other watchers.
+        """
         ...

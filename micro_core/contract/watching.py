@@ -1,11 +1,11 @@
-"""What every registry driver needs for `watch`: a bounded queue a watcher iterates, and the set of all of them.
+"""Bounded watches for registry drivers: `WatchSet` implements the `watch` method of a registry.
 
     watches = WatchSet(context.counters)
-    watch = watches.open(service, standing)          # in `watch`: CREATED for each standing record comes first
-    watches.publish(changes(before, after))          # wherever a record changes
+    watch = watches.open(service, existing)          # in `watch`: begins with CREATED for each existing record
+    watches.publish(changes(before, after))          # after each change of a record
     await watches.close()                            # in `close`
 
-To be used in one event loop. Nothing here waits for a watcher.
+Use a set in one event loop only. No method waits for a watcher.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from micro_core.contract.driver import Counters
 from micro_core.contract.registry import Instance, RegistryEvent, RegistryEventKind
 
 MAX_PENDING_EVENTS = 1_024
-"""Events that wait for one watcher, beyond the initial ones; one more and it is told to read everything anew."""
+"""Maximum number of queued events per watcher, in addition to the initial ones. One more event replaces all by RESYNC."""
 
 RESYNC = RegistryEvent(kind=RegistryEventKind.RESYNC, instance=None)
 
 
 def changes(before: Instance | None, after: Instance | None) -> list[RegistryEvent]:
-    """The events that tell watchers of a record's change; none when nothing changed. None stands for no record.
+    """Return the events that describe the change of a record from `before` to `after`.
 
-    A record that moves to another service is gone for watchers of the one and new for those of the other.
+    None means that there is no record. The list is empty if both are equal. If the service of a record changes, the record
+    is deleted for watchers of the old service and created for watchers of the new one.
     """
     if before == after:
         return []
@@ -41,10 +42,10 @@ def changes(before: Instance | None, after: Instance | None) -> list[RegistryEve
 
 
 class WatchQueue:
-    """A `RegistryWatch` that a driver feeds with `offer`.
+    """A `RegistryWatch` to which a driver adds events with `offer`.
 
-    Holds `initial` and at most `capacity` events after it. On overflow what waits is replaced by one RESYNC:
-    the reader then reads `instances()` and goes on, and sees no event older than that RESYNC.
+    The queue contains the `initial` events and at most `capacity` later ones. On overflow, all queued later events are
+    replaced by one RESYNC. The consumer then reads `instances()`, and receives no event that is older than the RESYNC.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class WatchQueue:
         self._closed = False
 
     def offer(self, event: RegistryEvent) -> None:
-        """Queue `event` unless it is of another service; never waits. Ignored after the end."""
+        """Queue `event` unless it belongs to another service or the watch is closed. Never waits."""
         if self._closed:
             return
         if self.service is not None and event.instance is not None and event.instance.service != self.service:
@@ -93,11 +94,11 @@ class WatchQueue:
         raise StopAsyncIteration
 
     async def close(self) -> None:
-        """End the iteration, also one that waits. What is queued is not delivered. Safe to call twice."""
+        """End the iteration, also in a consumer that is waiting. Queued events are dropped. Safe to call twice."""
         self.end()
 
     def end(self) -> None:
-        """`close`, for callers that cannot await."""
+        """Do the same as `close`, for callers that cannot await."""
         if self._closed:
             return
         self._closed = True
@@ -109,9 +110,9 @@ class WatchQueue:
 
 
 class WatchSet:
-    """The open watches of one registry: what `watch` opens, `close` ends, and whatever changes a record publishes to.
+    """The open watches of one registry.
 
-    Given the context's counters, it counts events that a slow watcher has to do without.
+    With `counters`, events that are dropped because a watcher is too slow are counted as `registry_watch_events_dropped`.
     """
 
     def __init__(self, counters: Counters | None = None, *, capacity: int = MAX_PENDING_EVENTS) -> None:
@@ -122,24 +123,24 @@ class WatchSet:
     def __len__(self) -> int:
         return len(self._open)
 
-    def open(self, service: str | None, standing: Iterable[Instance]) -> WatchQueue:
-        """A new watch that begins with one CREATED for each of `standing` that is of `service`."""
+    def open(self, service: str | None, existing: Iterable[Instance]) -> WatchQueue:
+        """Open a watch that begins with CREATED for each of the `existing` records that belongs to `service`."""
         watch = WatchQueue(
             service,
             initial=[
                 RegistryEvent(kind=RegistryEventKind.CREATED, instance=instance)
-                for instance in standing
+                for instance in existing
                 if service is None or instance.service == service
             ],
             capacity=self._capacity,
             counters=self._counters,
-            on_close=lambda gone: self._open.pop(gone, None),
+            on_close=lambda closed: self._open.pop(closed, None),
         )
         self._open[watch] = None
         return watch
 
     def publish(self, events: Iterable[RegistryEvent]) -> None:
-        """Offer `events`, in order, to every open watch."""
+        """Queue `events`, in order, in every open watch."""
         for event in events:
             for watch in tuple(self._open):
                 watch.offer(event)

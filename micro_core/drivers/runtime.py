@@ -118,7 +118,7 @@ async def build_runtime(settings: Settings | None = None, *, catalog: Catalog | 
 def drivers_of(catalog: Catalog, settings: Settings, role: Role) -> list[Entry]:
     """The drivers of `role` that the settings mean, in order. Raises PluginMissing, PluginAmbiguous, ConfigError."""
     blocked = settings.node.block
-    named = [entry for entry in catalog.select(settings.plugin_words, blocked=blocked) if entry.role is role]
+    named = [entry for entry in catalog.select(settings.plugin_names, blocked=blocked) if entry.role is role]
     if len(named) > 1 and role in (Role.TABLE, Role.BROKER):
         names = ", ".join(entry.name for entry in named)
         raise ConfigError(f"several drivers are named for the role {role.value}: {names}", hint="name one")
@@ -134,7 +134,7 @@ def drivers_of(catalog: Catalog, settings: Settings, role: Role) -> list[Entry]:
 def check_tables(catalog: Catalog, settings: Settings) -> None:
     """Raise PluginMissing for a [plugins.NAME] whose plugin is not there: its options would be lost in silence."""
     for word in settings.plugin_tables():
-        if not any(entry.answers_to(word) for entry in catalog.entries):
+        if not any(entry.has_name(word) for entry in catalog.entries):
             catalog.find(word)
 
 
@@ -144,14 +144,14 @@ def build(catalog: Catalog, settings: Settings, entry: Entry, context: DriverCon
 
 
 def _created(driver: Driver[Any], settings: Settings, entry: Entry, context: DriverContext) -> Any:
-    options: Any = build_options(driver.options, settings.plugin_values(*entry.words), entry.name)
+    options: Any = build_options(driver.options, settings.plugin_values(*entry.option_tables), entry.name)
     logger = logging.getLogger(f"micro.{entry.qualified}")
     return driver.create(options, replace(context, logger=logger))
 
 
 def hooks_of(catalog: Catalog, settings: Settings) -> list[Entry]:
     """The cross-cutting plugins that the settings name, in order. Raises PluginMissing, PluginAmbiguous."""
-    named = catalog.select(settings.plugin_words, blocked=settings.node.block)
+    named = catalog.select(settings.plugin_names, blocked=settings.node.block)
     return [entry for entry in named if entry.role is None]
 
 

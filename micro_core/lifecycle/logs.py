@@ -11,8 +11,8 @@ _STANDARD = set(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message
 class KeyValueFormatter(logging.Formatter):
     """`2026-01-02T03:04:05.678 warning micro.node link replaced peer=b7f3`.
 
-    A value with anything but plain characters is quoted as JSON: what a peer said can neither begin a line of its own
-    nor a field.
+    A value with other than plain characters is quoted as JSON, so that text from a peer cannot start a new line or
+    field.
     """
 
     default_time_format = "%Y-%m-%dT%H:%M:%S"

@@ -29,7 +29,7 @@ from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.network.peers import PeerOptions
 from micro_core.node.composition import Parts, compose
 from micro_core.node.node import Node
-from micro_core.node.node_lock import NameClaim
+from micro_core.node.node_lock import NodeLock
 from micro_core.plugins import Catalog
 from micro_core.routing.damping import DampingPolicy
 from micro_core.routing.options import EngineOptions
@@ -118,7 +118,7 @@ def assemble(settings: Settings, catalog: Catalog | None = None) -> Node:
             lease_s=chosen.lease,
             router=router_options(chosen),
             peers=PeerOptions(target_links=chosen.target_links),
-            claim=NameClaim(node_file(settings, "lock"), name),
+            claim=NodeLock(node_file(settings, "lock"), name),
             hooks=build_hooks(catalog, settings, context),
             drivers=tuple(
                 entry.qualified

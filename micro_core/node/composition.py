@@ -24,7 +24,7 @@ from micro_core.network.network import Network
 from micro_core.network.peers import PeerOptions
 from micro_core.node.control import Control
 from micro_core.node.node import Node
-from micro_core.node.node_lock import NameClaim
+from micro_core.node.node_lock import NodeLock
 from micro_core.plugins import CORE_DISTRIBUTION, Hooks
 from micro_core.proxy.proxy import CHANNEL, Proxy
 from micro_core.proxy.topics import Topics
@@ -68,7 +68,7 @@ class Parts:
     tunnel: TunnelOptions = field(default_factory=TunnelOptions)
     router: RouterOptions = field(default_factory=RouterOptions)
     hooks: Hooks = field(default_factory=Hooks)
-    claim: NameClaim | None = None
+    claim: NodeLock | None = None
     """What keeps a second process from running the same node."""
     drivers: tuple[str, ...] = ()
 

@@ -18,7 +18,7 @@ from micro_core.contract.table import Table
 from micro_core.contract.transport import Listener, Socket, Transport
 from micro_core.network.adverts import Adverts
 from micro_core.network.network import Network
-from micro_core.node.node_lock import NameClaim
+from micro_core.node.node_lock import NodeLock
 from micro_core.plugins import Hooks
 from micro_core.proxy.proxy import CHANNEL, Proxy
 from micro_core.proxy.topics import Topics
@@ -66,7 +66,7 @@ class Node:
     """What it was assembled of, as `tunnel:quic`."""
     address: str = ""
     """Where the node takes calls, once started."""
-    claim: NameClaim | None = None
+    claim: NodeLock | None = None
     _is_announced: bool = False
     _listener: Listener | None = None
     _registrations: list[Registration] = field(default_factory=list)

@@ -8,7 +8,7 @@ from pathlib import Path
 from micro_core.contract.errors import ConfigError, Conflict
 
 
-class NameClaim:
+class NodeLock:
     """A lock on a file, held as long as the node runs; the system lets go of it when the process ends, however it does.
 
     `name` is the node's. Where the system has no such locks, nothing is claimed.

@@ -8,7 +8,7 @@ Built-in drivers come in by the same door.
 those that cut across.
 """
 
-from micro_core.plugins.catalog import Catalog, PluginWarning, Quarantined, blocked_words
+from micro_core.plugins.catalog import Catalog, PluginWarning, Quarantined, blocked_names
 from micro_core.plugins.entries import CORE_DISTRIBUTION, HOOKS_GROUP, KNOWN_PLUGINS, Entry, KnownPlugin
 from micro_core.plugins.hooks import Hooks
 
@@ -22,5 +22,5 @@ __all__ = [
     "KnownPlugin",
     "PluginWarning",
     "Quarantined",
-    "blocked_words",
+    "blocked_names",
 ]

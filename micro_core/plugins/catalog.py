@@ -80,7 +80,7 @@ class Catalog:
         chosen: dict[Entry, None] = {}
         for word in words:
             found = self._meant_by(word, role)
-            standing = [entry for entry in found if not any(entry.answers_to(no) for no in blocks)]
+            standing = [entry for entry in found if not any(entry.has_name(no) for no in blocks)]
             if standing or not (found or canonical(word) in map(canonical, blocks)):
                 chosen[self._only_one(word, standing, role)] = None
         return list(chosen)
@@ -94,7 +94,7 @@ class Catalog:
         blocks = tuple(blocked)
         own = {entry.name: entry for entry in self.entries if entry.is_builtin and entry.role is role}
         found = [own[name] for name in names if name in own]
-        return [entry for entry in found if not any(entry.answers_to(no) for no in blocks)]
+        return [entry for entry in found if not any(entry.has_name(no) for no in blocks)]
 
     def conflicts(self) -> list[tuple[Entry, Entry]]:
         """Pairs of distributions that claim the same role and name."""
@@ -105,7 +105,7 @@ class Catalog:
         ]
 
     def _meant_by(self, word: str, role: Role | None) -> list[Entry]:
-        return [entry for entry in self.entries if entry.answers_to(word) and (role is None or entry.role is role)]
+        return [entry for entry in self.entries if entry.has_name(word) and (role is None or entry.role is role)]
 
     def _only_one(self, word: str, found: Sequence[Entry], role: Role | None) -> Entry:
         if not found:
@@ -124,7 +124,7 @@ class Catalog:
 
     def _missing(self, word: str, role: Role | None) -> PluginMissing:
         for known in KNOWN_PLUGINS:
-            if known.answers_to(word) and role in (None, known.role):
+            if known.has_name(word) and role in (None, known.role):
                 return PluginMissing(f"plugin {word!r} is not installed", hint=f"pip install {known.distribution}")
         # The right name with the wrong role, before names that merely look alike.
         tail = canonical(word.rpartition(":")[2])
@@ -156,7 +156,7 @@ class Catalog:
         blocks = tuple(blocked)
         plugins: list[object] = []
         for entry in self.entries:
-            if entry.role is not None or any(entry.answers_to(no) for no in blocks):
+            if entry.role is not None or any(entry.has_name(no) for no in blocks):
                 continue
             try:
                 plugins.append(self.load_hooks_of(entry).plugin)
@@ -202,7 +202,7 @@ class Catalog:
         return loaded
 
 
-def blocked_words(options: Sequence[str]) -> list[str]:
+def blocked_names(options: Sequence[str]) -> list[str]:
     """The names of `-p no:NAME`; raises ConfigError for anything else."""
     for option in options:
         if not option.startswith("no:") or option == "no:":

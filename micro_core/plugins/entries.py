@@ -53,11 +53,11 @@ class Entry:
         return f"{self.role.value if self.role else 'hooks'}:{self.name}"
 
     @property
-    def words(self) -> tuple[str, ...]:
-        """The words under which its options are given, those that count more last."""
+    def option_tables(self) -> tuple[str, ...]:
+        """Names under which the options of the plugin are set; later names take precedence."""
         return (self.name, *(() if self.is_builtin else (self.distribution,)), self.qualified)
 
-    def answers_to(self, word: str) -> bool:
+    def has_name(self, word: str) -> bool:
         """Whether `word` means this plugin: quic, tunnel:quic, quic_tunnel, micro-quic-tunnel."""
         plain = canonical(word)
         # The core's own name would mean every built-in driver at once.
@@ -80,7 +80,7 @@ class KnownPlugin:
     def distribution(self) -> str:
         return f"micro-{role_words(self.name, self.role)[2]}"
 
-    def answers_to(self, word: str) -> bool:
+    def has_name(self, word: str) -> bool:
         return canonical(word) in (*role_words(self.name, self.role), self.distribution)
 
 

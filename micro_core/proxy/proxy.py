@@ -29,7 +29,7 @@ from micro_core.proxy.routes import RouteSource
 from micro_core.routing.lookup import rank
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.deadlines import Deadlines
-from micro_core.rpc.graceful_shutdown import say_goodbye, wait_until_read
+from micro_core.rpc.graceful_shutdown import flush_all, send_goaway_and_flush
 from micro_core.rpc.pool import Pool
 from micro_core.rpc.server import Server
 from micro_core.wire.frames import MORE, Frame, encode
@@ -337,7 +337,7 @@ class Proxy:
     async def drain(self, timeout_s: float) -> None:
         """Refuse new calls on all connections (GOAWAY) and wait at most `timeout_s` for the calls in flight."""
         self._is_draining = True
-        await say_goodbye(self._accepted)
+        await send_goaway_and_flush(self._accepted)
         if self._calls:
             self._idle.clear()
             try:
@@ -345,7 +345,7 @@ class Proxy:
                     await self._idle.wait()
             except TimeoutError:
                 self._counters.add("proxy_calls_cut_by_drain", len(self._calls))
-        await wait_until_read(list(self._accepted))
+        await flush_all(list(self._accepted))
 
     async def close(self) -> None:
         """End all calls in flight with Cancelled, then close all connections."""

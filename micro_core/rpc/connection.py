@@ -43,7 +43,7 @@ EAGER_FRAMES = 32
 """Frames that are written without waiting for the end of the turn: the next hop begins on them while this one works on
 the rest. All of a busy turn in one write would have each process wait for the one before it."""
 
-LAST_STREAM = 0xFFFF_FFFF
+MAX_STREAM = 0xFFFF_FFFF
 """Stream numbers are u32 and never reused; a connection near the end of them asks to be replaced."""
 
 _REQUEST, _EVENT, _PING, _PONG, _GOAWAY, _HELLO = (
@@ -146,7 +146,7 @@ class Connection:
     @property
     def is_used_up(self) -> bool:
         """No stream number is left for calls of ours; those that stand go on."""
-        return self._next_stream > LAST_STREAM
+        return self._next_stream > MAX_STREAM
 
     @property
     def open_streams(self) -> int:

@@ -36,8 +36,8 @@ from micro_core.rpc.validation import to_plain
 from micro_core.wire import codec, limits
 from micro_core.wire.header import CACHED_HEADERS, CallHeader, encode_header
 
-FIRST_BACKOFF_S = 0.02
-LAST_BACKOFF_S = 1.0
+INITIAL_BACKOFF_S = 0.02
+MAX_BACKOFF_S = 1.0
 """Before a second attempt, a random time up to a bound that doubles from the first to the last."""
 
 _TRY_AGAIN = (Unreachable, Overloaded, Draining)
@@ -234,7 +234,7 @@ class Dispatcher:
             raise
 
     async def _back_off(self, attempt: int, deadline: float) -> bool:
-        pause_s = self._random.uniform(0.0, min(FIRST_BACKOFF_S * 2**attempt, LAST_BACKOFF_S))
+        pause_s = self._random.uniform(0.0, min(INITIAL_BACKOFF_S * 2**attempt, MAX_BACKOFF_S))
         if self._loop.time() + pause_s >= deadline:
             return False
         await asyncio.sleep(pause_s)

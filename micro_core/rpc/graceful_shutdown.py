@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 from micro_core.rpc.connection import Connection
 
-GOODBYE_TIMEOUT_S = 1.0
+FLUSH_TIMEOUT_S = 1.0
 """How long peers are given to read a GOAWAY, and then the last answers; one that does not loses its own calls only."""
 
 
-async def say_goodbye(connections: Iterable[Connection]) -> None:
+async def send_goaway_and_flush(connections: Iterable[Connection]) -> None:
     """Send GOAWAY on each; return when all have read it, or have had their time.
 
     Whoever closes before loses the calls that were on their way: they would be lost, where those that arrive after
@@ -20,16 +20,16 @@ async def say_goodbye(connections: Iterable[Connection]) -> None:
     told = list(connections)
     for connection in told:
         connection.goaway()
-    await wait_until_read(told)
+    await flush_all(told)
 
 
-async def wait_until_read(connections: Iterable[Connection]) -> None:
+async def flush_all(connections: Iterable[Connection]) -> None:
     """Return when all have read what was sent to them, or have had their time.
 
     Before what overtakes it: a node's farewell to its network travels on a lane of its own, and ends the link.
     """
     try:
-        async with asyncio.timeout(GOODBYE_TIMEOUT_S):
+        async with asyncio.timeout(FLUSH_TIMEOUT_S):
             await asyncio.gather(*(connection.round_trip() for connection in connections))
     except TimeoutError:
         pass

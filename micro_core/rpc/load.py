@@ -14,15 +14,15 @@ from micro_core.rpc.waiting import TOLERANCE, Waiting
 LOAD_KEY = "micro-load"
 """Metadata of an instance: microseconds of waiting a caller may expect."""
 
-LEAST_US = 4_000
+MIN_US = 4_000
 """Less is told as nothing: turns of an event loop, not load."""
 
-MOST_US = 8_192_000
+MAX_US = 8_192_000
 
 FALLEN = 0.75
 """A lower step is told when the waiting is below this share of the one that was told."""
 
-LOOKS_BEFORE_NEWS = 2
+SAMPLES_BEFORE_CHANGE = 2
 """Looks in a row that must have seen a change before it is told."""
 
 STALLED_CALLS = 4
@@ -55,7 +55,7 @@ class LoadMeasure:
         seen_us = quantised(waiting_us)
         is_other = seen_us > self.level_us or (self.level_us > 0 and waiting_us < FALLEN * self.level_us)
         self._looks = self._looks + 1 if is_other else 0
-        if self._looks < LOOKS_BEFORE_NEWS:
+        if self._looks < SAMPLES_BEFORE_CHANGE:
             return False
         self._looks = 0
         self.level_us = seen_us
@@ -63,8 +63,8 @@ class LoadMeasure:
 
 
 def quantised(waiting_us: int) -> int:
-    """0 below `LEAST_US`, else the power of two times it that is not above, at most `MOST_US`."""
-    if waiting_us < LEAST_US:
+    """0 below `MIN_US`, else the power of two times it that is not above, at most `MAX_US`."""
+    if waiting_us < MIN_US:
         return 0
-    steps: int = (waiting_us // LEAST_US).bit_length() - 1
-    return min(LEAST_US << steps, MOST_US)
+    steps: int = (waiting_us // MIN_US).bit_length() - 1
+    return min(MIN_US << steps, MAX_US)

@@ -24,8 +24,8 @@ SWEEP_EVERY_S = 10.0
 MAX_DIAL_S = 10.0
 """The longest a dial may take, whoever waits for it."""
 
-FIRST_PENALTY_S = 0.1
-LAST_PENALTY_S = 2.0
+INITIAL_PENALTY_S = 0.1
+MAX_PENALTY_S = 2.0
 """A failed address is not dialled again for a time that doubles from the first to the last."""
 
 BUSY_STREAMS = 32
@@ -194,7 +194,7 @@ class Pool:
     def _remember_failure(self, address: str, error: MicroError) -> None:
         self._counters.add("dials_failed")
         before = self._failures.get(address)
-        penalty_s = min(before.penalty_s * 2, LAST_PENALTY_S) if before is not None else FIRST_PENALTY_S
+        penalty_s = min(before.penalty_s * 2, MAX_PENALTY_S) if before is not None else INITIAL_PENALTY_S
         if before is None and len(self._failures) >= MAX_REMEMBERED_FAILURES:
             del self._failures[next(iter(self._failures))]
         until = self._clock.now() + penalty_s * self._random.uniform(0.75, 1.25)

@@ -11,8 +11,8 @@ from micro_core.contract.registry import Instance, Registry, RegistryEventKind, 
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S = 0.2
-LAST_PAUSE_S = 5.0
+INITIAL_PAUSE_S = 0.2
+MAX_PAUSE_S = 5.0
 """Pause before a broken watch is begun again; it doubles from the first to the last."""
 
 
@@ -72,13 +72,13 @@ class RegistryView:
         self._task = asyncio.get_running_loop().create_task(self._follow())
 
     async def _follow(self) -> None:
-        pause_s = FIRST_PAUSE_S
+        pause_s = INITIAL_PAUSE_S
         while True:
             try:
                 if self._watch is None:
                     self._watch = await self._registry.watch()
                     await self._read_all()
-                    pause_s = FIRST_PAUSE_S
+                    pause_s = INITIAL_PAUSE_S
                 await self._read_watch(self._watch)
             except MicroError as error:
                 log.info("the watch of the registry broke", extra={"reason": str(error)})
@@ -87,7 +87,7 @@ class RegistryView:
             self._counters.add("registry_watch_restarts")
             await self._end_watch()
             await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, LAST_PAUSE_S)
+            pause_s = min(pause_s * 2, MAX_PAUSE_S)
 
     async def _read_watch(self, watch: RegistryWatch) -> None:
         async for event in watch:

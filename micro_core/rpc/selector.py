@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from micro_core.contract.clock import Random
 from micro_core.contract.registry import Instance
 
-FIRST_ASIDE_S = 0.5
+INITIAL_EJECTION_S = 0.5
 """How long an instance rests after one failure."""
 
-LAST_ASIDE_S = 30.0
+MAX_EJECTION_S = 30.0
 """And after many: the lease of a dead instance has run out by then."""
 
 MAX_REMEMBERED = 4_096
@@ -34,10 +34,10 @@ class Strategy(enum.Enum):
 
 
 @dataclass(slots=True)
-class _Standing:
+class _InstanceStats:
     outstanding: int = 0
     failures: int = 0
-    aside_until: float = 0.0
+    ejected_until: float = 0.0
 
 
 class Selector:
@@ -46,7 +46,7 @@ class Selector:
     def __init__(self, random: Random, strategy: Strategy = Strategy.LEAST_OUTSTANDING) -> None:
         self._random = random
         self._strategy = strategy
-        self._standings: dict[str, _Standing] = {}
+        self._standings: dict[str, _InstanceStats] = {}
         self._turns: dict[str, str] = {}
 
     def choose(self, instances: Sequence[Instance], now: float, *, avoid: frozenset[str] = frozenset()) -> Instance:
@@ -58,10 +58,10 @@ class Selector:
         healthy = [
             instance
             for instance in fresh
-            if (standing := standings.get(instance.address)) is None or standing.aside_until <= now
+            if (standing := standings.get(instance.address)) is None or standing.ejected_until <= now
         ]
         if not healthy:
-            return min(fresh, key=lambda instance: standings[instance.address].aside_until)
+            return min(fresh, key=lambda instance: standings[instance.address].ejected_until)
         if len(healthy) == 1:
             return healthy[0]
         match self._strategy:
@@ -77,7 +77,7 @@ class Selector:
         standing = self._standings.get(address)
         if standing is None:
             self._make_room()
-            standing = self._standings[address] = _Standing()
+            standing = self._standings[address] = _InstanceStats()
         standing.outstanding += 1
 
     def succeeded(self, address: str) -> None:
@@ -86,7 +86,7 @@ class Selector:
         if standing is not None:
             standing.outstanding = max(0, standing.outstanding - 1)
             standing.failures = 0
-            standing.aside_until = 0.0
+            standing.ejected_until = 0.0
 
     def failed(self, address: str, now: float) -> None:
         """It could not be reached, broke off, or refused for being full or stopping."""
@@ -95,8 +95,8 @@ class Selector:
             return
         standing.outstanding = max(0, standing.outstanding - 1)
         standing.failures = min(standing.failures + 1, 16)
-        aside_s = min(FIRST_ASIDE_S * 2 ** (standing.failures - 1), LAST_ASIDE_S)
-        standing.aside_until = now + aside_s * self._random.uniform(0.75, 1.0)
+        ejection_s = min(INITIAL_EJECTION_S * 2 ** (standing.failures - 1), MAX_EJECTION_S)
+        standing.ejected_until = now + ejection_s * self._random.uniform(0.75, 1.0)
 
     def gave_up(self, address: str) -> None:
         """The caller left before there was an answer: says nothing about the instance."""
@@ -104,9 +104,9 @@ class Selector:
         if standing is not None:
             standing.outstanding = max(0, standing.outstanding - 1)
 
-    def is_aside(self, address: str, now: float) -> bool:
+    def is_ejected(self, address: str, now: float) -> bool:
         standing = self._standings.get(address)
-        return standing is not None and standing.aside_until > now
+        return standing is not None and standing.ejected_until > now
 
     def outstanding(self, address: str) -> int:
         """Calls to `address` that have begun and not ended."""

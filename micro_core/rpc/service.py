@@ -35,7 +35,7 @@ from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.rpc.client import Client
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.debug import Debug
-from micro_core.rpc.graceful_shutdown import say_goodbye
+from micro_core.rpc.graceful_shutdown import send_goaway_and_flush
 from micro_core.rpc.handlers import endpoint_name, marks_of
 from micro_core.rpc.interceptors import Interceptor
 from micro_core.rpc.load import LOAD_KEY
@@ -217,7 +217,7 @@ class Service:
         await self._withdraw()
         if self._listener is not None:
             await self._listener.close()
-        await say_goodbye(self._connections)
+        await send_goaway_and_flush(self._connections)
         if not await self.server.drain(drain_s):
             log.warning("calls were cancelled to stop", extra={"service": self.name})
         await asyncio.gather(*(connection.close() for connection in list(self._connections)))

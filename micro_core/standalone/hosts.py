@@ -94,13 +94,13 @@ class RegistryComponent:
         return self._facts
 
     def _back_ends(self) -> list[Entry]:
-        named = self._catalog.select(self._settings.plugin_words, blocked=self._settings.node.block)
+        named = self._catalog.select(self._settings.plugin_names, blocked=self._settings.node.block)
         chosen = [entry for entry in named if entry.role is Role.REGISTRY and entry.qualified != OWN_DRIVER]
         return chosen or self._catalog.builtin(Role.REGISTRY, ("memory",))
 
     def _where_clients_look(self) -> str:
         entry = self._catalog.find(OWN_DRIVER)
-        options = build_options(ServiceRegistryOptions, self._settings.plugin_values(*entry.words), entry.name)
+        options = build_options(ServiceRegistryOptions, self._settings.plugin_values(*entry.option_tables), entry.name)
         return options.address
 
 

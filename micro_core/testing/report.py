@@ -18,7 +18,7 @@ MAX_REASON_CHARS = 2_000
 
 @dataclass(slots=True, kw_only=True)
 class CheckResult:
-    """The result of one run of a check. `reason` says why it was skipped, or which clause of the contract was violated."""
+    """The result of one run of a check. `reason` is why it was skipped, or which clause of the contract was violated."""
 
     kit: str
     """Name of the class, e.g. TestRedisRegistry."""

@@ -150,7 +150,7 @@ async def configuration_error(driver: Driver[Any], options: object) -> ConfigErr
 
 def options_of(settings: Settings, entry: Entry, driver: Driver[Any]) -> object:
     """Return the options of the driver from the settings. Raises OptionError."""
-    return build_options(driver.options, settings.plugin_values(*entry.words), entry.name)
+    return build_options(driver.options, settings.plugin_values(*entry.option_tables), entry.name)
 
 
 def _arguments(directory: str) -> Sequence[str]:

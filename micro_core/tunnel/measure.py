@@ -60,7 +60,7 @@ class LinkQuality:
         """Return whether nothing arrived for `dead_after_missed` keepalives. Call this once per keepalive.
 
         If this is called much too late, then this process itself was suspended (a blocked event loop, a sleeping
-        laptop). The silence then says nothing about the peer, and its timeout starts again.
+        laptop). The silence is then no sign of a lost peer, and its timeout starts again.
         """
         if self._checked_at is not None and now - self._checked_at > 2 * self.keepalive_s:
             self.last_received_at = max(self.last_received_at, now)

@@ -39,8 +39,8 @@ def paths_to(address: str, schemes: Sequence[str]) -> tuple[str, ...]:
     """Return the addresses to dial for `address`, preferred first, each with the scheme of a driver in use.
 
     `schemes` are the schemes of the drivers in use, in order of preference. Several addresses joined by `|` are used as
-    they are. An address without a scheme stands for every driver at this host and port. An address with a scheme stands
-    for this driver and those after it, at the same host and port (UDP and TCP ports are independent, so both drivers
+    they are. An address without a scheme stands for every driver at this host and port. An address with a scheme stands for
+    this driver and those after it, at the same host and port (UDP and TCP ports are independent, so both drivers
     can use the same number).
 
     Raises Unreachable when no driver in use supports any of the addresses.

@@ -24,7 +24,7 @@ _AFTER_LENGTH = HEAD.size - 4
 
 
 class Kind(enum.IntEnum):
-    """What a frame is. The sentence says who sends it and what its header and body hold."""
+    """The type of a frame. The text of each member describes the sender, the header and the body."""
 
     HELLO = 0
     """First frame of both sides, stream 0; header: msgpack array [wire versions], see header.py."""
@@ -48,7 +48,7 @@ class Kind(enum.IntEnum):
     """Answered at once by PONG with the same body (at most 32 bytes)."""
     PONG = 10
     GOAWAY = 11
-    """Stream 0: the sender drains: open no more calls here; those that stand are finished."""
+    """Stream 0: the sender drains. Do not open more calls; calls in progress are finished."""
 
 
 MORE = 0x01
@@ -155,7 +155,7 @@ class FrameDecoder:
                 raise Malformed(f"a {_KINDS[kind].name} frame on stream {stream}")
             if frame_end > end:
                 break
-            # Frame(...) without its interpreted constructor: this is done once a frame at every hop.
+            # Frame(...) without its interpreted constructor: this runs once per frame at every hop.
             yield new(Frame, (kind, flags, stream, data[position + HEAD.size : body_start], data[body_start:frame_end]))
             position = frame_end
         self._rest = data[position:]

@@ -27,12 +27,12 @@ STREAM_WINDOW_BYTES = 256 * 1024
 """Credit of one direction of one call: what a receiver that has stopped reading can be made to hold."""
 
 MAX_CONNECTION_BUFFER_BYTES = 16 * 1024 * 1024
-"""What waits to be written on one connection. Above it new calls are refused with Overloaded; calls that stand are
-bounded by their credit."""
+"""Bytes queued for writing on one connection. Above this limit, new calls are refused with Overloaded; calls in progress are
+limited by their credit."""
 
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
-"""What waits to be written on one connection before calls that stand end with Overloaded too: a peer that has opened
-many calls and stopped reading has the credit of all of them, and must not get it."""
+"""Bytes queued for writing on one connection above which calls in progress end with Overloaded, too: a peer that opened
+many calls and stopped reading must not use the credit of all of them."""
 
 MAX_HELD_ANSWER_BYTES = 256 * 1024 * 1024
 """Whole answers that a service holds until their callers grant credit, all calls together; above it the next large

@@ -9,15 +9,15 @@ import pytest
 
 def completions(process: Any, line: str) -> list[str]:
     """Return the completions that bash receives for an incomplete command line."""
-    words = line.split(" ")
+    arguments = line.split(" ")
     done = process(
         python=("-c", "from micro_core.cli.main import main; main()"),
         _MICRO_COMPLETE="complete_bash",
         COMP_WORDS=line,
-        COMP_CWORD=str(len(words) - 1),
+        COMP_CWORD=str(len(arguments) - 1),
     )
     assert done.returncode == 0, done.stderr
-    return [word for word in done.stdout.split("\n") if word]
+    return [item for item in done.stdout.split("\n") if item]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_commands_plugins_and_settings_are_completed(process: Any, line: str, ex
     found = completions(process, line)
     assert expected <= set(found)
     last = line.rpartition(" ")[2]
-    assert all(word.startswith(last) for word in found)
+    assert all(item.startswith(last) for item in found)
 
 
 def test_unknown_plugin_has_no_completions(process: Any) -> None:
@@ -48,12 +48,12 @@ def test_unknown_plugin_has_no_completions(process: Any) -> None:
 def test_broken_plugin_is_completed_without_importing_it(process: Any, install: Any) -> None:
     site = install("acme-bad", "micro.tunnel", "bad", "raise RuntimeError('imported')")
     for line, wanted in (("micro plugin info ba", ["bad"]), ("micro run --set bad.x", [])):
-        words = line.split(" ")
+        arguments = line.split(" ")
         done = process(
             python=("-c", "from micro_core.cli.main import main; main()"),
             site=site,
             _MICRO_COMPLETE="complete_bash",
             COMP_WORDS=line,
-            COMP_CWORD=str(len(words) - 1),
+            COMP_CWORD=str(len(arguments) - 1),
         )
         assert (done.returncode, done.stdout.split(), done.stderr) == (0, wanted, "")

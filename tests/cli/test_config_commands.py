@@ -47,8 +47,8 @@ def test_secrets_are_masked_and_references_are_shown_unresolved(
     micro: Any, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOMEWHERE", "271828")
-    for words in (["--json"], []):
-        shown = micro("config", "show", "--set", "node.proxy=$env:SOMEWHERE", *words).stdout
+    for arguments in (["--json"], []):
+        shown = micro("config", "show", "--set", "node.proxy=$env:SOMEWHERE", *arguments).stdout
         assert "s3cret" not in shown
         assert "271828" not in shown
         assert "***" in shown
@@ -88,8 +88,8 @@ def test_validate_reports_all_plugin_errors(micro: Any, file: Path) -> None:
     assert done.exit_code == 3
     assert done.stdout == ""
     for part in (
-        "error: plugin 'nats' is not installed\n  try: pip install micro-nats-broker\n",
-        "error: tcp: unknown option 'max_conections'\n   at: micro.toml:6\n  try: did you mean 'max_connections'?\n",
+        "error: plugin 'nats' is not installed\n hint: pip install micro-nats-broker\n",
+        "error: tcp: unknown option 'max_conections'\n   at: micro.toml:6\n hint: did you mean 'max_connections'?\n",
         "error: unix.max_connections: 'x' is not a whole number\n   at: micro.toml:8\n",
     ):
         assert part in done.stderr

@@ -68,7 +68,7 @@ def test_error_is_shown_with_location_and_hint(capsys: pytest.CaptureFixture[str
     )
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err == "error: no route\n   at: node b7f3 (eu)\n  try: micro network services\n"
+    assert printed.err == "error: no route\n   at: node b7f3 (eu)\n hint: micro network services\n"
 
 
 def test_json_error_is_printed_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +77,7 @@ def test_json_error_is_printed_to_stdout(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_control_characters_of_a_peer_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    exit_code_of(raising(errors.InternalError("red \x1b[31m\r\n  try: rm -rf /", at="\x07")))
+    exit_code_of(raising(errors.InternalError("red \x1b[31m\r\n hint: rm -rf /", at="\x07")))
     printed = capsys.readouterr().err
     assert "\x1b" not in printed
     assert "\x07" not in printed
@@ -96,7 +96,7 @@ def test_unexpected_error_is_one_sentence(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.delenv("MICRO_DEBUG", raising=False)
     assert exit_code_of(raising(TypeError("a bug"))) == 1
     printed = capsys.readouterr().err
-    assert printed.startswith("error: unexpected TypeError: a bug\n  try: micro --debug")
+    assert printed.startswith("error: unexpected TypeError: a bug\n hint: micro --debug")
     assert "Traceback" not in printed
 
 

@@ -51,7 +51,7 @@ def test_list_check_reports_broken_plugins_with_a_hint(micro: Any, install: Any,
     assert done.exit_code == 3
     assert "broken" in next(line for line in done.stdout.splitlines() if "acme-bad" in line)
     assert "ZeroDivisionError" in done.stderr
-    assert "try: pip install --upgrade acme-bad" in done.stderr
+    assert "hint: pip install --upgrade acme-bad" in done.stderr
     (found,) = json.loads(micro("plugin", "list", "--check", "--json").stdout)["broken"]
     assert (found["distribution"], found["version"], found["group"]) == ("acme-bad", "1.2.3", "micro.tunnel")
 

@@ -131,7 +131,9 @@ def test_an_option_error_of_the_dataclass_itself_names_the_plugin_and_where_the_
     values = {"ratio": of("9", Rank.SET, "flag --set quic.ratio"), "port": of(5, Rank.FILE, "micro.toml:3")}
     with pytest.raises(OptionError) as caught:
         build_options(Options, values, "quic")
-    assert str(caught.value) == ("quic: ratio = 9.0 is not from 0 to 8 at flag --set quic.ratio (try: 0.5 serves most)")
+    assert str(caught.value) == (
+        "quic: ratio = 9.0 is not from 0 to 8 at flag --set quic.ratio (hint: 0.5 serves most)"
+    )
     with pytest.raises(OptionError) as caught:
         build_options(Options, {"host": of("nowhere", Rank.FILE, "micro.toml:4")}, "quic")
     assert str(caught.value) == "quic: host: nowhere is no host at micro.toml:4", "the name is not said twice"

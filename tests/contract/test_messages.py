@@ -20,6 +20,6 @@ def test_what_a_broker_takes_fits_every_frame() -> None:
     assert MAX_HEADERS_BYTES + 2 * 1024 == limits.MAX_HEADER_BYTES
 
 
-def test_a_header_that_is_no_text_is_the_publishers_fault() -> None:
+def test_header_that_is_not_text_raises_bad_request() -> None:
     with pytest.raises(BadRequest, match="not text"):
         check_message(Message(id="1", body=b"", headers={"a": "\ud800"}))

@@ -77,10 +77,10 @@ async def test_overflow_becomes_one_resync_and_what_follows_it() -> None:
 
 
 async def test_initial_events_are_whole_however_many_there_are() -> None:
-    standing = [replace(ONE, id=str(number)) for number in range(100)]
+    existing = [replace(ONE, id=str(number)) for number in range(100)]
     watches = WatchSet(capacity=3)
-    watch = watches.open("greeter", [*standing, replace(ONE, service="other")])
-    assert [(await anext(watch)).instance for _ in standing] == standing
+    watch = watches.open("greeter", [*existing, replace(ONE, service="other")])
+    assert [(await anext(watch)).instance for _ in existing] == existing
 
 
 async def test_close_ends_every_reader_and_forgets_the_watch() -> None:

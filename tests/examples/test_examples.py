@@ -48,18 +48,18 @@ def redis_programs() -> list[Path]:
 class ExampleRun:
     """One example in its own directory, on free ports, run step by step as its page describes."""
 
-    def __init__(self, place: Path, example: str) -> None:
-        self.directory = place / example
+    def __init__(self, directory: Path, example: str) -> None:
+        self.directory = directory / example
         self._ports: dict[str, str] = {}
         self._background: list[Process] = []
-        (place / "state").mkdir(mode=0o700)
+        (directory / "state").mkdir(mode=0o700)
         shutil.copytree(EXAMPLES / example, self.directory, ignore=shutil.ignore_patterns("__pycache__", "*.token"))
         for path in self.directory.glob("*.toml"):
             path.write_text(self._with_free_ports(path.read_text()))
         page = (self.directory / "README.md").read_text()
         self._steps = [Step(match["note"] or "", match["kind"], match["text"]) for match in BLOCK.finditer(page)]
         self._reader = Reader(self.directory)
-        self._reader.environment["MICRO_STATE_DIR"] = str(place / "state")
+        self._reader.environment["MICRO_STATE_DIR"] = str(directory / "state")
         paths = (Path(sys.executable).parent, *redis_programs(), self._reader.environment["PATH"])
         self._reader.environment["PATH"] = ":".join(map(str, paths))
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from micro_core.contract.errors import ConfigError, Conflict
-from micro_core.node.node_lock import NameClaim
+from micro_core.node.node_lock import NodeLock
 
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from micro_core.node.node_lock import NameClaim
-claim = NameClaim(Path(sys.argv[1]), "eu-1")
+from micro_core.node.node_lock import NodeLock
+claim = NodeLock(Path(sys.argv[1]), "eu-1")
 asyncio.run(claim.take())
 print("held", flush=True)
 sys.stdin.read()
@@ -34,7 +34,7 @@ async def test_a_second_process_is_told_who_runs_the_node_and_may_once_that_is_g
     holder = hold(path)
     assert holder.stdin is not None
     assert holder.stdout is not None
-    claim = NameClaim(path, "eu-1")
+    claim = NodeLock(path, "eu-1")
     try:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(Conflict, match=f"eu-1 runs on this machine already, as process {holder.pid}") as caught:
@@ -49,7 +49,7 @@ async def test_a_second_process_is_told_who_runs_the_node_and_may_once_that_is_g
 
 
 async def test_a_claim_that_was_released_is_free_and_releasing_twice_harms_nobody(tmp_path: Path) -> None:
-    first, second = (NameClaim(tmp_path / "a.lock", "a") for _ in range(2))
+    first, second = (NodeLock(tmp_path / "a.lock", "a") for _ in range(2))
     await first.release()
     await first.take()
     with pytest.raises(Conflict):
@@ -62,4 +62,4 @@ async def test_a_claim_that_was_released_is_free_and_releasing_twice_harms_nobod
 
 async def test_a_place_that_cannot_be_written_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot write"):
-        await NameClaim(tmp_path / "not there" / "a.lock", "a").take()
+        await NodeLock(tmp_path / "not there" / "a.lock", "a").take()

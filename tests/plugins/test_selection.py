@@ -10,7 +10,7 @@ import pytest
 
 from micro_core.contract import Role
 from micro_core.contract.errors import ConfigError, PluginAmbiguous, PluginBroken, PluginMissing
-from micro_core.plugins import Catalog, blocked_words
+from micro_core.plugins import Catalog, blocked_names
 
 Site = Any  # the fixture's class lives in conftest, which cannot be imported
 
@@ -128,10 +128,10 @@ def test_a_blocked_plugin_is_left_out_even_if_it_is_not_installed(site: Site) ->
 
 
 def test_blocks_are_read_from_options_and_nothing_else_is() -> None:
-    assert blocked_words(["no:quic", "no:registry:redis"]) == ["quic", "registry:redis"]
+    assert blocked_names(["no:quic", "no:registry:redis"]) == ["quic", "registry:redis"]
     for wrong in ("quic", "no:"):
         with pytest.raises(ConfigError, match="not understood") as caught:
-            blocked_words([wrong])
+            blocked_names([wrong])
         assert "no:NAME" in caught.value.hint
 
 

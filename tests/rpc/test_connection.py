@@ -19,8 +19,8 @@ from micro_core.contract.errors import (
     ServiceNotFound,
     error_from_wire,
 )
-from micro_core.rpc.connection import EAGER_FRAMES, LAST_STREAM, MAX_UNREAD_REFUSALS, Connection
-from micro_core.rpc.graceful_shutdown import say_goodbye
+from micro_core.rpc.connection import EAGER_FRAMES, MAX_STREAM, MAX_UNREAD_REFUSALS, Connection
+from micro_core.rpc.graceful_shutdown import send_goaway_and_flush
 from micro_core.wire import frames, limits
 from micro_core.wire.frames import Frame, FrameDecoder, Kind
 from micro_core.wire.header import EventHeader, decode_map, encode_header, encode_hello
@@ -360,9 +360,9 @@ async def test_a_peer_that_asks_and_never_reads_is_cut_off(
 
 async def test_a_connection_that_has_used_up_its_stream_numbers_asks_to_be_replaced(connect: Connect) -> None:
     near, _ = connect()
-    near._next_stream = LAST_STREAM
+    near._next_stream = MAX_STREAM
     assert not near.is_used_up
-    assert near.open_stream(Owner()) == LAST_STREAM
+    assert near.open_stream(Owner()) == MAX_STREAM
     assert near.is_draining
     assert near.is_used_up
     with pytest.raises(Draining):
@@ -395,7 +395,7 @@ async def test_all_that_a_peer_began_before_it_read_the_goaway_has_arrived_when_
     owner = Owner()
     near, far = connect(None, Handler())
     await until(lambda: near.wire_version == far.wire_version == 1)
-    goodbye = asyncio.ensure_future(say_goodbye([far]))
+    goodbye = asyncio.ensure_future(send_goaway_and_flush([far]))
     await asyncio.sleep(0)
     # The peer has not read the GOAWAY: its request crosses it.
     near.send(frames.encode(Kind.REQUEST, near.open_stream(owner), b"header", b"body"))
@@ -409,14 +409,14 @@ async def test_all_that_a_peer_began_before_it_read_the_goaway_has_arrived_when_
 async def test_a_peer_that_does_not_read_a_goodbye_holds_nobody_up(
     pair: tuple[PairedSocket, PairedSocket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("micro_core.rpc.graceful_shutdown.GOODBYE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("micro_core.rpc.graceful_shutdown.FLUSH_TIMEOUT_S", 0.01)
     deaf = Connection(pair[0], dialed=False)
-    await asyncio.wait_for(say_goodbye([deaf]), 5.0)
+    await asyncio.wait_for(send_goaway_and_flush([deaf]), 5.0)
 
 
 async def test_a_goodbye_ends_with_the_connection(connect: Connect) -> None:
     _, far = connect()
-    goodbye = asyncio.ensure_future(say_goodbye([far]))
+    goodbye = asyncio.ensure_future(send_goaway_and_flush([far]))
     await asyncio.sleep(0)
     far.abort(LinkLost("broken"))
     await asyncio.wait_for(goodbye, 0.5)

@@ -25,7 +25,7 @@ from micro_core.contract.registry import Instance
 from micro_core.contract.transport import Socket
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.pool import IDLE_CLOSE_S, Pool
-from micro_core.rpc.selector import FIRST_ASIDE_S, LAST_ASIDE_S, Selector, Strategy
+from micro_core.rpc.selector import INITIAL_EJECTION_S, MAX_EJECTION_S, Selector, Strategy
 from micro_core.rpc.server import Server
 
 if TYPE_CHECKING:
@@ -389,17 +389,17 @@ def test_a_failing_instance_rests_for_a_time_that_grows_to_a_bound() -> None:
         selector.failed(bad.address, now)
         assert {selector.choose(two, now).id for _ in range(20)} == {good.id}
         begun = now
-        while selector.is_aside(bad.address, now):
+        while selector.is_ejected(bad.address, now):
             now += 0.05
         rests.append(now - begun)
-    assert rests[0] <= FIRST_ASIDE_S + 0.1
+    assert rests[0] <= INITIAL_EJECTION_S + 0.1
     assert rests[1] > rests[0]
-    assert max(rests) <= LAST_ASIDE_S + 0.1
+    assert max(rests) <= MAX_EJECTION_S + 0.1
     selector.started(bad.address)
     selector.succeeded(bad.address)
     selector.started(bad.address)
     selector.failed(bad.address, now)
-    assert not selector.is_aside(bad.address, now + FIRST_ASIDE_S), "one success forgives"
+    assert not selector.is_ejected(bad.address, now + INITIAL_EJECTION_S), "one success forgives"
 
 
 def test_when_all_rest_the_first_to_come_back_is_tried() -> None:

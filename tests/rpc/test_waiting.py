@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from micro_core.rpc.load import LEAST_US, LOOKS_BEFORE_NEWS, MOST_US, STALLED_CALLS, LoadMeasure, quantised
+from micro_core.rpc.load import MAX_US, MIN_US, SAMPLES_BEFORE_CHANGE, STALLED_CALLS, LoadMeasure, quantised
 from micro_core.rpc.waiting import HALF_LIFE_S, MAX_ENDPOINTS, USUAL_RISES_IN_S, Waiting
 
 
@@ -27,7 +27,7 @@ def test_calls_that_vary_do_not_count_as_waiting() -> None:
     for number in range(5_000):
         waiting.ended("Work.Do", source.expovariate(1 / 0.020), number * 0.01)
         worst = max(worst, waiting.waiting_s(number * 0.01))
-    assert worst < LEAST_US / 1e6
+    assert worst < MIN_US / 1e6
 
 
 def test_calls_that_take_far_longer_than_usual_wait_for_each_other() -> None:
@@ -68,14 +68,14 @@ def test_names_of_endpoints_do_not_fill_the_memory() -> None:
 
 
 def test_load_is_told_in_powers_of_two_within_bounds() -> None:
-    assert [quantised(us) for us in (0, LEAST_US - 1, LEAST_US, 2 * LEAST_US - 1, 2 * LEAST_US)] == [
+    assert [quantised(us) for us in (0, MIN_US - 1, MIN_US, 2 * MIN_US - 1, 2 * MIN_US)] == [
         0,
         0,
-        LEAST_US,
-        LEAST_US,
-        2 * LEAST_US,
+        MIN_US,
+        MIN_US,
+        2 * MIN_US,
     ]
-    assert quantised(10**12) == MOST_US
+    assert quantised(10**12) == MAX_US
 
 
 def overloaded(load: LoadMeasure, duration_s: float, start: float) -> float:
@@ -90,16 +90,16 @@ def test_a_step_is_told_when_it_has_lasted_and_not_again_while_it_merely_tremble
     now = overloaded(load, 0.020, 0.0)
     assert not load.look(now)
     looks = []
-    for _ in range(LOOKS_BEFORE_NEWS):
+    for _ in range(SAMPLES_BEFORE_CHANGE):
         now = overloaded(load, 0.140, now)
         looks.append(load.look(now))
-    assert looks == [False] * (LOOKS_BEFORE_NEWS - 1) + [True]
+    assert looks == [False] * (SAMPLES_BEFORE_CHANGE - 1) + [True]
     told_us = load.level_us
     assert 60_000 < told_us < 100_000
     for duration_s in (0.150, 0.130, 0.145, 0.125):
         now = overloaded(load, duration_s, now)
         assert not load.look(now), "up and down within a step is no news"
-    for _ in range(LOOKS_BEFORE_NEWS):
+    for _ in range(SAMPLES_BEFORE_CHANGE):
         now = overloaded(load, 0.020, now)
         is_told = load.look(now)
     assert is_told

@@ -60,7 +60,7 @@ class DoesNotReportUpdates(Correct):
 class NotifiesBeforeTheChange(Correct):
     def put(self, route: Route) -> None:
         kind = RouteEventKind.UPDATE if route.key in {known.key for known in self.list()} else RouteEventKind.CREATE
-        self._tell(kind, route)
+        self._notify(kind, route)
         watchers, self._watchers = self._watchers, {}
         super().put(route)
         self._watchers = watchers

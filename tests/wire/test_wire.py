@@ -229,7 +229,7 @@ def test_a_header_over_the_bound_cannot_be_encoded() -> None:
         header.encode_header(CallHeader("s", "e", metadata={"k": "v" * limits.MAX_HEADER_BYTES}))
 
 
-def test_two_sides_without_a_common_version_say_which_they_have() -> None:
+def test_missing_common_version_is_reported_with_the_versions_of_both_sides() -> None:
     assert header.decode_hello(header.encode_hello("me")) == (1, "me")
     with pytest.raises(Malformed, match="no common wire version"):
         header.decode_hello(msgpack.packb([[7, 8], "them"]))
@@ -293,6 +293,6 @@ def test_nesting_is_bounded(content_type: str) -> None:
         (1, "application/unknown"),
     ],
 )
-def test_what_cannot_be_said_in_a_content_type_is_a_bad_request(value: Any, content_type: str) -> None:
+def test_value_that_a_content_type_cannot_encode_is_a_bad_request(value: Any, content_type: str) -> None:
     with pytest.raises(BadRequest):
         codec.encode(value, content_type)

@@ -36,7 +36,7 @@ from micro_core.contract.names import check_topic
 CONNECT_TIMEOUT_S = 5.0
 """To find the host, dial it and make every subscription again."""
 
-FIRST_RETRY_S = 0.05
+INITIAL_RETRY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +172,7 @@ class NodeBroker:
             except Exception:
                 self._context.counters.add("broker_keeper_failures")
                 self._context.logger.exception("the connection to the broker failed")
-            longest_s = min(self._options.retry_s, FIRST_RETRY_S * 2 ** min(tries, 10))
+            longest_s = min(self._options.retry_s, INITIAL_RETRY_S * 2 ** min(tries, 10))
             tries += 1
             await asyncio.sleep(longest_s * self._context.random.uniform(0.2, 1.0))
 

@@ -45,7 +45,7 @@ from micro_core.contract import (
     option,
 )
 
-_LEAST_PAUSE_S = 0.02
+_MIN_PAUSE_S = 0.02
 """Pause between two looks however many records this process registers."""
 
 
@@ -175,7 +175,7 @@ class LocalRegistry:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._options.poll_s):
                     await self._poke.wait()
-                    await asyncio.sleep(_LEAST_PAUSE_S)
+                    await asyncio.sleep(_MIN_PAUSE_S)
             self._poke.clear()
             try:
                 await self._refresh()

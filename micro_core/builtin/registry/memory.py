@@ -24,7 +24,7 @@ from micro_core.contract import (
     hookimpl,
 )
 
-_LEAST_WAIT_S = 0.01
+_MIN_WAIT_S = 0.01
 """A clock that stands still (a test's) must not make the timer spin."""
 
 
@@ -77,7 +77,7 @@ class _Hub:
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = wake_at
-        self._timer = self.loop.call_later(max(wake_at - self._clock.now(), _LEAST_WAIT_S), self._timer_fired)
+        self._timer = self.loop.call_later(max(wake_at - self._clock.now(), _MIN_WAIT_S), self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None

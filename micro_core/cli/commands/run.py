@@ -63,7 +63,7 @@ def expand_peer(arguments: list[str]) -> list[str]:
 
     typer cannot express an option whose value is optional, so this happens before typer sees the arguments.
     """
-    index = next((index for index, word in enumerate(arguments) if word != "--debug"), len(arguments))
+    index = next((index for index, argument in enumerate(arguments) if argument != "--debug"), len(arguments))
     before, rest = arguments[:index], arguments[index:]
     if not rest or rest[0].partition("=")[0] != "--peer":
         return arguments

@@ -32,8 +32,8 @@ SILENCE_S = 15.0
 STALE_S = 90.0
 """How long ways to other sites are believed while the router is away: as long as it believes its neighbours."""
 
-RETRY_FIRST_S = 0.1
-RETRY_LAST_S = 2.0
+RETRY_INITIAL_S = 0.1
+RETRY_MAX_S = 2.0
 
 
 class RemoteRouter:
@@ -94,7 +94,7 @@ class RemoteRouter:
     # ----------------------------------------------------------------- inside
 
     async def _keep(self) -> None:
-        backoff = Backoff(random=self._context.random, initial_s=RETRY_FIRST_S, max_s=RETRY_LAST_S)
+        backoff = Backoff(random=self._context.random, initial_s=RETRY_INITIAL_S, max_s=RETRY_MAX_S)
         said = ""
         while True:
             self._is_followed = False

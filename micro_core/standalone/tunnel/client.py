@@ -36,8 +36,8 @@ from micro_core.tunnel.identity import membership_proof
 SILENCE_S = 10.0
 """The tunnel says something every second: one that has been silent for so long hangs, and counts as away."""
 
-RETRY_FIRST_S = 0.1
-RETRY_LAST_S = 2.0
+RETRY_INITIAL_S = 0.1
+RETRY_MAX_S = 2.0
 """Bounds of the pause before the tunnel is looked for again."""
 
 MAX_LINKS = 10_000
@@ -168,7 +168,7 @@ class RemoteTunnel:
         return DoorSocket(request, self._prove, owner)
 
     def new_backoff(self) -> Backoff:
-        return Backoff(random=self._random, initial_s=RETRY_FIRST_S, max_s=RETRY_LAST_S)
+        return Backoff(random=self._random, initial_s=RETRY_INITIAL_S, max_s=RETRY_MAX_S)
 
     def forget_listener(self, channel: str) -> None:
         self._listeners.pop(channel, None)

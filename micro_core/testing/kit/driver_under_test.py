@@ -13,7 +13,7 @@ T = TypeVar("T")
 class Faults:
     """A handle to inject faults into the back end. Override the methods that your back end supports.
 
-    Checks that need other methods are skipped, and the report says why. Each method returns when the fault is in effect. The
+    Checks that need other methods are skipped, and the report contains the reason. Each method returns when the fault is in effect. The
     methods run in the event loop of the test and must not block it. A check may call a method more than once (`garbage`
     twice in a row), so each must support that. Give the tests a back end of their own: checks leave it running, but they
     change its data.

@@ -311,7 +311,7 @@ def commands() -> Any:
 def test_command_gives_a_hint_if_no_metrics_are_served() -> None:
     done = CliRunner().invoke(commands(), ["show", f"127.0.0.1:{free_port()}"])
     assert (done.exit_code, done.stdout) == (6, "")
-    assert "try: start that process with MICRO_PLUGINS=prometheus" in done.stderr
+    assert "hint: start that process with MICRO_PLUGINS=prometheus" in done.stderr
 
 
 @pytest.mark.parametrize("options", [{"max_series": 0}, {"listen": "9464x"}, {"service_listen": "host:port"}])

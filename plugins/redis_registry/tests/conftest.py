@@ -120,11 +120,11 @@ class RedisServer(Faults):
         await client.zadd(index, {"go.micro.srv.greeter string": far, "go.micro.srv.greeter broken": far})
         broken: dict[Any, Any] = {"record": '{"service": "go.micro.s', "service": "go.micro.srv.greeter"}
         await client.hset(f"{root}instance:broken", mapping=broken | {"sequence": "7", "lease": "x", "owner": b"\xff"})
-        for place, record in enumerate((b"\xff", b"[" * 10_000, b"{}", b"null", b"z" * 300_000, b'{"id": 1}')):
+        for number, record in enumerate((b"\xff", b"[" * 10_000, b"{}", b"null", b"z" * 300_000, b'{"id": 1}')):
             await client.hset(
-                f"{root}instance:odd{place}", mapping={"record": record, "service": "odd", "sequence": b"1"}
+                f"{root}instance:odd{number}", mapping={"record": record, "service": "odd", "sequence": b"1"}
             )
-            await client.zadd(index, {f"odd odd{place}": far})
+            await client.zadd(index, {f"odd odd{number}": far})
         for message in (b"", b"garbage", b"1\nput\n1\na\nb\nc", b"9\nput\nx\na\nb\nc\n{}", b"\xff" * 100):
             await client.publish(f"{root}feed:0", message)
         await client.publish(f"{root}feed:0", b"1\nput\n1000\nowner\nsvc\nid\nnot json")
@@ -135,8 +135,8 @@ class RedisServer(Faults):
             await self.command("ACL", "SETUSER", *rule.split())
         return self
 
-    async def command(self, *words: str | int) -> Any:
-        return await self.client.execute_command(*words)  # type: ignore[no-untyped-call]
+    async def command(self, *arguments: str | int) -> Any:
+        return await self.client.execute_command(*arguments)  # type: ignore[no-untyped-call]
 
     async def close(self) -> None:
         await self.client.aclose()

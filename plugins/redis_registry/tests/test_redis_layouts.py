@@ -145,11 +145,11 @@ async def test_databases_and_prefixes_are_isolated(
     third = await opened(prefix="other")
     shared = [await opened(namespace="ours", site=site) for site in ("eu", "us")]
     watches = [await seen(one) for one in (first, second, third, shared[1])]
-    for place, one in enumerate((first, second, third, shared[0])):
-        await one.registry.register(make_instance(str(place)), lease_s=60)
-    for place, watch in enumerate(watches):
+    for number, one in enumerate((first, second, third, shared[0])):
+        await one.registry.register(make_instance(str(number)), lease_s=60)
+    for number, watch in enumerate(watches):
         await wait_until(lambda watch=watch: bool(watch.events), "each watch receives its own events")
-        assert watch.events == [("created", str(place))]
+        assert watch.events == [("created", str(number))]
     assert await redis_server.client.dbsize() == 9
 
 

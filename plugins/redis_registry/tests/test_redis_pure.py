@@ -263,7 +263,7 @@ def test_feed_converges_to_the_server_state_whenever_the_pages_are_read(
     first = data.draw(st.integers(0, len(changes)))
     directory = VersionedDirectory()
     directory.inner.begin(first)
-    standing: dict[str, bytes] = {}
+    stored: dict[str, bytes] = {}
     numbers: dict[str, int] = {}
     at = 0
 
@@ -271,16 +271,16 @@ def test_feed_converges_to_the_server_state_whenever_the_pages_are_read(
         nonlocal at
         for name, is_put, version in changes[at:end]:
             at += 1
-            standing.pop(name, None)
+            stored.pop(name, None)
             if is_put:
-                standing[name], numbers[name] = encoded_record(name, str(version)), at
+                stored[name], numbers[name] = encoded_record(name, str(version)), at
         at = max(at, end)
 
     go_to(first)
     for name in "abc":
         go_to(data.draw(st.integers(at, len(changes))))
-        if name in standing:
-            directory.inner.put_page(name, numbers[name], standing[name])
+        if name in stored:
+            directory.inner.put_page(name, numbers[name], stored[name])
     directory.inner.end(hold_until=0.0)
     go_to(len(changes))
     for number, (name, is_put, version) in enumerate(changes, start=1):
@@ -289,7 +289,7 @@ def test_feed_converges_to_the_server_state_whenever_the_pages_are_read(
         else:
             directory.remove(name, number)
     assert {one.id: one.version for one in directory.inner.instances()} == {
-        name: json.loads(encoded)["version"] for name, encoded in standing.items()
+        name: json.loads(encoded)["version"] for name, encoded in stored.items()
     }
 
 

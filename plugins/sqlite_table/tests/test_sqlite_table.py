@@ -171,7 +171,7 @@ async def test_changes_are_merged_and_written_soon(tmp_path: Path) -> None:
     async with opened(tmp_path, flush_s=0.05) as table:
         for metric in range(1_000):
             table.put(replace(ROUTE, metric=metric))
-        assert len(table._pending) == 1
+        assert len(table._unwritten) == 1
         await until(lambda: services_in(file_of(tmp_path)) == [ROUTE.service], "the route was written")
         table.delete(ROUTE.key)
         await until(lambda: services_in(file_of(tmp_path)) == [], "the route was deleted from the file")
@@ -342,7 +342,7 @@ async def test_file_damaged_at_run_time_is_rewritten(tmp_path: Path) -> None:
     async with opened(tmp_path, flush_s=0.02) as table:
         for number in range(2_000):
             table.put(replace(ROUTE, service=f"s{number}"))
-        await until(lambda: not table._pending and len(services_in(path)) == 2_000, "all routes were written")
+        await until(lambda: not table._unwritten and len(services_in(path)) == 2_000, "all routes were written")
         await table._in_thread(lambda: table._file._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)"))  # type: ignore[union-attr]
         with path.open("r+b") as damaged:
             damaged.seek(4_096)
@@ -463,7 +463,7 @@ async def test_full_disk_does_not_stop_the_node_and_routes_are_written_later(
                     table.put(replace(ROUTE, service=f"s{number}"))
                 await until(lambda: counted(table, "sqlite_file_failures") >= 1, "a write failed")
                 assert len(table.list()) == 3_000
-                assert not table._pending, "no changes are collected for a failed file"
+                assert not table._unwritten, "no changes are collected for a failed file"
                 table.delete(replace(ROUTE, service="s1").key)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -40,7 +40,7 @@ class Connection:
         self._is_closed = False
 
     async def start(self) -> None:
-        """ReplayStart. Raises Unauthorized or ConfigError when a server says that it will not do; a server that is not
+        """ReplayStart. Raises Unauthorized or ConfigError when a server refuses the connection; a server that is not
         there is waited for in the background.
         """
         self._credentials = Credentials(self._options)

@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import replace
 
 from micro_core.contract import Message
-from micro_core.contract.messages import HOUSE_PREFIX, MAX_HEADERS, MAX_HEADERS_BYTES
+from micro_core.contract.messages import MAX_HEADERS, MAX_HEADERS_BYTES
+from micro_core.contract.names import RESERVED_PREFIX
 
 TOPIC = "dead-letter-topic"
 ID = "dead-letter-id"
@@ -40,7 +41,7 @@ def make_dead_letter(topic: str, message: Message, queue: str, deliveries: int, 
         # Omit headers of the node, which belong to the delivered copy.
         if space_bytes < 0 or len(kept) + len(own_headers) >= MAX_HEADERS:
             break
-        if name not in own_headers and not name.startswith(HOUSE_PREFIX):
+        if name not in own_headers and not name.startswith(RESERVED_PREFIX):
             kept[name] = value
     new_id = hashlib.sha256(f"{message.id}\0{topic}\0{queue}".encode()).hexdigest()[:32]
     return replace(message, id=new_id, headers={**kept, **own_headers})

@@ -95,7 +95,7 @@ class Stream:
     async def ensure_consumer(self, session: Session, topic: str, queue: str, number: int, after: int | None) -> int:
         """Create the consumer if it does not exist; return the last sequence number it has delivered.
 
-        A new consumer starts after sequence `after`, or, with None, as the options say. Raises ConfigError, Unreachable.
+        A new consumer starts after sequence `after`, or, with None, as the options specify. Raises ConfigError, Unreachable.
         """
         name = self.consumer_name(topic, queue, number)
         manager = self._manager(session)

@@ -46,7 +46,7 @@ def make_app() -> typer.Typer:
                 text = answer.read(MAX_BYTES).decode(errors="replace")
         except (OSError, ValueError, HTTPException) as error:
             typer.echo(f"error: cannot read metrics from {host}: {error}", err=True)
-            typer.echo("  try: start that process with MICRO_PLUGINS=prometheus", err=True)
+            typer.echo(" hint: start that process with MICRO_PLUGINS=prometheus", err=True)
             raise typer.Exit(UNREACHABLE) from None
         for line in text.splitlines():
             is_selected = process or line.startswith("micro_")

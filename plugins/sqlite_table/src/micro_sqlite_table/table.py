@@ -51,7 +51,7 @@ class SqliteTable(RouteIndex):
         self._options = options
         self._clock = context.clock
         self._file = RouteFile(file_path(options, context), node_id=context.node_id, network=context.network)
-        self._pending: dict[RouteKey, Route | None] = {}
+        self._unwritten: dict[RouteKey, Route | None] = {}
         """Changes that are not in the file yet; None for a deleted route."""
         self._stored: set[RouteKey] = set()
         """Keys of the routes that belong in the file, at most `max_rows`."""
@@ -148,7 +148,7 @@ class SqliteTable(RouteIndex):
             self._stored.add(key)
         if self._must_rewrite:
             return
-        self._pending[key] = None if event.kind is RouteEventKind.DELETE else route
+        self._unwritten[key] = None if event.kind is RouteEventKind.DELETE else route
         self._due.set()
 
     # --------------------------------------------------------------------- writing
@@ -161,7 +161,7 @@ class SqliteTable(RouteIndex):
             await _wait(self._closing, pause_s)
             has_written = await self._flush()
             pause_s = self._options.flush_s if has_written else min(MAX_RETRY_S, max(1.0, 2 * pause_s))
-        if self._pending:
+        if self._unwritten:
             await self._flush()
 
     async def _flush(self) -> bool:
@@ -172,14 +172,14 @@ class SqliteTable(RouteIndex):
             if self._must_rewrite:
                 await self._in_thread(self._file.reopen)
                 self._must_rewrite = False
-                self._pending = {route.key: route for route in self.list() if route.key in self._stored}
+                self._unwritten = {route.key: route for route in self.list() if route.key in self._stored}
             while True:
-                batch = {key: self._pending.pop(key) for key in [*islice(self._pending, BATCH_ROUTES)]}
+                batch = {key: self._unwritten.pop(key) for key in [*islice(self._unwritten, BATCH_ROUTES)]}
                 refused = await self._write(batch, clear=clear)
                 clear = False
                 if refused:
                     self._counters.add("sqlite_routes_invalid", refused)
-                if not self._pending:
+                if not self._unwritten:
                     break
         except (sqlite3.Error, OSError, CorruptFileError, MicroError) as error:
             self._failed(error)
@@ -197,7 +197,7 @@ class SqliteTable(RouteIndex):
     def _failed(self, error: Exception) -> None:
         """Continue in memory; log the first failure until the file works again."""
         self._must_rewrite = True
-        self._pending.clear()
+        self._unwritten.clear()
         self._counters.add("sqlite_file_failures")
         if not self._is_failing:
             self._is_failing = True
