@@ -202,8 +202,8 @@ def test_a_named_file_is_read_instead_and_named_in_origins(tmp_path: Path) -> No
         ("[node]\nlog = 'loud'\n", "node.log: 'loud' is not one of debug, info", "micro.toml:2", ""),
         ("[node]\ntimeout = 0\n", "node.timeout: 0.0 is not more than 0 seconds", "micro.toml:2", ""),
         ("[node]\nlease = 0.0\n", "node.lease: 0.0 is not more than 0 seconds", "micro.toml:2", ""),
-        ("[node]\nsite = 'E U'\n", "node.site: 'E U' is not a site", "micro.toml:2", "as in eu-west-1"),
-        ("[node]\nnetwork = '~'\n", "node.network: '~' is not a network name", "micro.toml:2", "as in go.micro"),
+        ("[node]\nsite = 'E U'\n", "node.site: 'E U' is not a site", "micro.toml:2", "e.g. eu-west-1"),
+        ("[node]\nnetwork = '~'\n", "node.network: '~' is not a network name", "micro.toml:2", "e.g. go.micro"),
     ],
 )
 def test_what_the_file_says_wrong_is_told_with_its_line(
