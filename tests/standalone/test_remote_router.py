@@ -7,7 +7,6 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pytest
 
@@ -25,9 +24,10 @@ from micro_core.routing.router import Router
 from micro_core.rpc.service import Service
 from micro_core.standalone.discovery import ROUTER_SERVICE, part_metadata
 from micro_core.standalone.router import client as remote_router
+from micro_core.standalone.router import server
 from micro_core.standalone.router.client import RemoteRouter
-from micro_core.standalone.router.process import TableEndpoints
 from micro_core.standalone.router.protocol import event_from_item, event_to_item, route_from_map, route_to_map
+from micro_core.standalone.router.server import TableEndpoints
 
 PATIENCE_S = 10.0
 NODE = "n" * 32
@@ -56,13 +56,6 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @dataclass
-class Tunnel:
-    """All that the endpoints ask of a tunnel."""
-
-    node_id: str = NODE
-
-
-@dataclass
 class Site:
     """A router's process and a proxy's, on one memory transport."""
 
@@ -84,8 +77,7 @@ class Site:
             metadata=part_metadata(node_id, NAME, "eu"),
             instance_id=f"{ROUTER_SERVICE}-{node_id}",
         )
-        tunnel: Any = Tunnel(node_id)
-        self.endpoints = TableEndpoints(self.router, tunnel, CountersInMemory())
+        self.endpoints = TableEndpoints(self.router, node_id=node_id, counters=CountersInMemory())
         self.endpoints.add_to(service.server)
         await service.start()
 
@@ -226,9 +218,7 @@ async def test_the_router_of_another_node_is_not_believed(site: Site) -> None:
 async def test_a_watcher_that_does_not_read_is_sent_away_and_comes_back_for_the_whole(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from micro_core.standalone.router import process as component
-
-    monkeypatch.setattr(component, "MAX_UNREAD_EVENTS", 50)
+    monkeypatch.setattr(server, "MAX_UNREAD_EVENTS", 50)
     copy = await site.copy()
     # More in one turn of the loop than a watcher may leave unread.
     for number in range(500):

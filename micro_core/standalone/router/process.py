@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from micro_core.config import Settings
-from micro_core.contract.driver import Counters, Role
-from micro_core.contract.errors import MicroError, Overloaded
-from micro_core.contract.table import RouteEvent, Table
+from micro_core.contract.driver import Role
+from micro_core.contract.errors import MicroError
+from micro_core.contract.table import Table
 from micro_core.drivers.runtime import build, build_runtime, drivers_of
 from micro_core.lifecycle.environment import Environment
 from micro_core.network.adverts import Adverts
 from micro_core.node.assembly import node_file, node_name, router_options
-from micro_core.node.router_endpoints import RouterEndpoints, ServiceRequest
+from micro_core.node.router_endpoints import RouterEndpoints
 from micro_core.plugins import Catalog
 from micro_core.routing.router import Router
-from micro_core.rpc.server import Server
 from micro_core.rpc.service import Service
 from micro_core.standalone.discovery import (
     ROUTER_SERVICE,
@@ -29,15 +25,9 @@ from micro_core.standalone.discovery import (
     part_metadata,
     remote_tunnel,
 )
-from micro_core.standalone.router.protocol import ROUTES_PER_ITEM, batches, event_to_item, route_to_map
+from micro_core.standalone.router.server import TableEndpoints
 from micro_core.standalone.tunnel.client import RemoteTunnel
 from micro_core.tunnel.identity import next_incarnation
-
-MAX_WATCHERS = 256
-"""Watches of the table at once; one more is refused with Overloaded."""
-
-MAX_UNREAD_EVENTS = 10_000
-"""Changes that wait for one watcher; one more ends its stream, and it comes back for the whole table."""
 
 
 class RouterComponent:
@@ -108,7 +98,7 @@ class RouterComponent:
             names=lambda: _names(relay, tunnel),
             clock=context.clock,
         ).add_to(service.server)
-        self._table = TableEndpoints(router, tunnel, context.counters)
+        self._table = TableEndpoints(router, node_id=tunnel.node_id, counters=context.counters)
         self._table.add_to(service.server)
         self._standing.add(service.stop)
         await service.start()
@@ -137,77 +127,3 @@ async def _names(relay: Relay, tunnel: RemoteTunnel) -> dict[str, str]:
         # Names are for people; the routes themselves are known.
         return names
     return names
-
-
-class TableEndpoints:
-    """Lookups and the watch of the table, for the node's other processes."""
-
-    def __init__(self, router: Router, tunnel: RemoteTunnel, counters: Counters) -> None:
-        self._router = router
-        self._tunnel = tunnel
-        self._counters = counters
-        self._watchers: dict[asyncio.Event, None] = {}
-        """What wakes each of them."""
-        self._is_ending = False
-
-    def end_watches(self) -> None:
-        """The watches end, and no drain waits for them."""
-        self._is_ending = True
-        for has_more in self._watchers:
-            has_more.set()
-
-    def add_to(self, server: Server) -> None:
-        """Serve both."""
-        server.add("Router.Lookup", self.lookup, idempotent=True)
-        server.add("Router.Watch", self.watch, idempotent=True)
-
-    async def lookup(self, request: ServiceRequest) -> dict[str, Any]:
-        """The routes of one service, best first; those of the default route where there is none."""
-        return {"routes": [route_to_map(route) for route in self._router.lookup(request.service)[:ROUTES_PER_ITEM]]}
-
-    async def watch(self) -> AsyncIterator[dict[str, Any]]:
-        """The table, then its changes: {node}, {routes} in batches, {synced}, then {changes} as they come.
-
-        An empty item when nothing has changed for a while. Ends when the watcher has fallen behind.
-        """
-        if len(self._watchers) >= MAX_WATCHERS:
-            raise Overloaded(f"{MAX_WATCHERS} watches of the table are open")
-        pending: deque[RouteEvent] = deque()
-        has_more = asyncio.Event()
-        self._watchers[has_more] = None
-
-        def changed(event: RouteEvent) -> None:
-            pending.append(event)
-            has_more.set()
-
-        stop = self._router.watch(changed)
-        try:
-            yield {"node": self._tunnel.node_id}
-            pending.clear()
-            for batch in batches(self._router.routes()):
-                yield {"routes": [route_to_map(route) for route in batch]}
-            yield {"synced": True}
-            while not self._is_ending:
-                if not pending:
-                    has_more.clear()
-                    await _at_most(has_more, WATCH_BEAT_S)
-                if len(pending) > MAX_UNREAD_EVENTS:
-                    self._counters.add("router_watchers_slow")
-                    return
-                count = min(len(pending), ROUTES_PER_ITEM)
-                yield {"changes": [event_to_item(pending.popleft()) for _ in range(count)]}
-        finally:
-            stop()
-            del self._watchers[has_more]
-
-
-WATCH_BEAT_S = 5.0
-"""A watcher hears something so often, if only that nothing has changed."""
-
-
-async def _at_most(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -1,0 +1,99 @@
+"""The endpoints through which other processes of a node read the route table of the router process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any
+
+from micro_core.contract.driver import Counters
+from micro_core.contract.errors import Overloaded
+from micro_core.contract.table import RouteEvent
+from micro_core.node.router_endpoints import ServiceRequest
+from micro_core.routing.router import Router
+from micro_core.rpc.server import Server
+from micro_core.standalone.router.protocol import ROUTES_PER_ITEM, batches, event_to_item, route_to_map
+
+MAX_WATCHERS = 256
+"""Open watches of the table. A request for one more is refused with Overloaded."""
+
+MAX_UNREAD_EVENTS = 10_000
+"""Changes queued for one watcher. A watcher with more is disconnected; it then reads the whole table again."""
+
+HEARTBEAT_S = 5.0
+"""Longest time between two items of a watch. An item is empty if nothing has changed."""
+
+
+class TableEndpoints:
+    """Serves lookups and watches of the route table of `router`, the router of the node `node_id`."""
+
+    def __init__(self, router: Router, *, node_id: str, counters: Counters) -> None:
+        self._router = router
+        self._node_id = node_id
+        self._counters = counters
+        self._wakeups: dict[asyncio.Event, None] = {}
+        """One event per open watch, set when the watch has something to send."""
+        self._is_ending = False
+
+    def end_watches(self) -> None:
+        """End all watches, so that the server can drain without waiting for them."""
+        self._is_ending = True
+        for wakeup in self._wakeups:
+            wakeup.set()
+
+    def add_to(self, server: Server) -> None:
+        """Add both endpoints to `server`."""
+        server.add("Router.Lookup", self.lookup, idempotent=True)
+        server.add("Router.Watch", self.watch, idempotent=True)
+
+    async def lookup(self, request: ServiceRequest) -> dict[str, Any]:
+        """Return the routes of a service, best first. If it has none, return those of the default route."""
+        return {"routes": [route_to_map(route) for route in self._router.lookup(request.service)[:ROUTES_PER_ITEM]]}
+
+    async def watch(self) -> AsyncIterator[dict[str, Any]]:
+        """Send the table, then its changes.
+
+        The items are {node}, {routes} in batches, {synced}, then {changes}. The list of changes is empty if nothing has
+        changed for HEARTBEAT_S. The stream ends if the watcher falls behind by more than MAX_UNREAD_EVENTS.
+
+        Raises:
+            Overloaded: MAX_WATCHERS watches are open.
+        """
+        if len(self._wakeups) >= MAX_WATCHERS:
+            raise Overloaded(f"cannot watch the route table: {MAX_WATCHERS} watches are open")
+        pending: deque[RouteEvent] = deque()
+        wakeup = asyncio.Event()
+        self._wakeups[wakeup] = None
+
+        def on_event(event: RouteEvent) -> None:
+            pending.append(event)
+            wakeup.set()
+
+        unsubscribe = self._router.watch(on_event)
+        try:
+            yield {"node": self._node_id}
+            pending.clear()
+            for batch in batches(self._router.routes()):
+                yield {"routes": [route_to_map(route) for route in batch]}
+            yield {"synced": True}
+            while not self._is_ending:
+                if not pending:
+                    wakeup.clear()
+                    await _wait_at_most(wakeup, HEARTBEAT_S)
+                if len(pending) > MAX_UNREAD_EVENTS:
+                    self._counters.add("router_watchers_slow")
+                    return
+                count = min(len(pending), ROUTES_PER_ITEM)
+                yield {"changes": [event_to_item(pending.popleft()) for _ in range(count)]}
+        finally:
+            unsubscribe()
+            del self._wakeups[wakeup]
+
+
+async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return
