@@ -29,7 +29,7 @@ NODE_KEY = "node"
 """Metadata key of a record: the id of the node that registered it."""
 
 LOAD_KEY = "micro-load"
-"""Metadata key of a record: the load of the instance as `FREE/CAPACITY`, e.g. `3/8`."""
+"""Metadata key of a record: how long calls wait at the instance, in microseconds. Missing if they do not wait."""
 
 SCOPE_KEY = "micro-scope"
 """Metadata key of a record: how far the instance is advertised. The only value so far is SITE_SCOPE."""

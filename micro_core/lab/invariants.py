@@ -6,13 +6,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Protocol
 
-from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE
+from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE, PATH_SEPARATOR
 from micro_core.contract.table import LOCAL_LINK
 from micro_core.lab.lab_node import LabNode
 from micro_core.lab.options import LabOptions
 from micro_core.lab.simulated_links import SimulatedLinks
 from micro_core.network.graph import RADIUS
-from micro_core.tunnel.path_selection import PATH_SEPARATOR
 
 TOLERANCE_S = 0.01
 """Timers fire exactly on time. This covers rounding errors."""

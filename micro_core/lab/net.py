@@ -9,6 +9,7 @@ import random
 import string
 from collections.abc import Callable, Iterable, Sequence
 
+from micro_core.contract.names import PATH_SEPARATOR
 from micro_core.lab import invariants
 from micro_core.lab.lab_node import LabNode, TableMaker, memory_table
 from micro_core.lab.loop import LabClock
@@ -16,7 +17,6 @@ from micro_core.lab.options import LabOptions
 from micro_core.lab.simulated_links import Conditions, SimulatedLinks
 from micro_core.routing.router import RouterOptions
 from micro_core.tunnel.identity import NodeIdentity
-from micro_core.tunnel.path_selection import PATH_SEPARATOR
 
 CONVERGENCE_STEP_S = 0.05
 """Interval between two checks of `converged`, in virtual seconds."""

@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from micro_core.contract.names import NETWORK_SERVICE, NODE_KEY, interest_name
+from micro_core.contract.names import LOAD_KEY, NETWORK_SERVICE, NODE_KEY, SCOPE_KEY, SITE_SCOPE, interest_name
 from micro_core.contract.registry import EndpointKind, Instance
 from micro_core.contract.table import ANY_SERVICE
 from micro_core.routing.events import InstanceDown, InstanceUp, LocalInstance, LocalServices, RoutingEvent
 
-LOAD_KEY = "micro-load"
-"""Metadata key with which an instance reports how long calls wait there, in microseconds."""
-
 MAX_LOAD_US = 10_000_000
 """Upper bound of the reported load. Larger values are reduced to it."""
-
-SCOPE_KEY = "micro-scope"
-SITE_SCOPE = "site"
-"""Metadata key and value of instances that are not advertised, such as the components of a node: they serve their own
-site only."""
 
 
 class SiteInstances:

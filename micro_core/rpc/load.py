@@ -11,9 +11,6 @@ from collections.abc import Iterable
 
 from micro_core.rpc.waiting import TOLERANCE, Waiting
 
-LOAD_KEY = "micro-load"
-"""Metadata of an instance: microseconds of waiting a caller may expect."""
-
 MIN_US = 4_000
 """Less is told as nothing: turns of an event loop, not load."""
 

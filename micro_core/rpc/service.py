@@ -26,7 +26,7 @@ from micro_core.contract.broker import Broker, Subscription
 from micro_core.contract.clock import Clock, Random
 from micro_core.contract.driver import Counters, CountersInMemory
 from micro_core.contract.errors import ConfigError, Conflict, MicroError, Overloaded
-from micro_core.contract.names import check_service_name
+from micro_core.contract.names import LOAD_KEY, check_service_name
 from micro_core.contract.registry import Instance, Registry
 from micro_core.contract.transport import Listener, Socket, Transport
 from micro_core.drivers.runtime import Runtime, build_runtime, joined_interceptors
@@ -38,7 +38,6 @@ from micro_core.rpc.debug import Debug
 from micro_core.rpc.graceful_shutdown import send_goaway_and_flush
 from micro_core.rpc.handlers import endpoint_name, marks_of
 from micro_core.rpc.interceptors import Interceptor
-from micro_core.rpc.load import LOAD_KEY
 from micro_core.rpc.registration import LEASE_S, Registration
 from micro_core.rpc.server import MAX_CONCURRENT_CALLS, Server, Subscriber
 

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from micro_core.contract.errors import MicroError, Unreachable
+from micro_core.contract.names import SCOPE_KEY, SITE_SCOPE
 from micro_core.contract.registry import Instance, Registry
 from micro_core.drivers.runtime import Runtime
 from micro_core.node.assembly import network_token, node_name
-from micro_core.routing.site_instances import SCOPE_KEY, SITE_SCOPE
 from micro_core.rpc.client import Client
 from micro_core.rpc.server import Server
 from micro_core.standalone.tunnel.client import RemoteTunnel

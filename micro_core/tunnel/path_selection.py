@@ -16,11 +16,8 @@ from dataclasses import dataclass
 
 from micro_core.contract.clock import Random
 from micro_core.contract.errors import BadRequest, MicroError, Unauthorized, Unreachable
-from micro_core.contract.names import split_host_port
+from micro_core.contract.names import PATH_SEPARATOR, split_host_port
 from micro_core.tunnel.backoff import Backoff
-
-PATH_SEPARATOR = "|"
-"""Separates several addresses of one node: `quic://10.0.0.2:8085|tls://10.0.0.2:443`."""
 
 NO_DRIVER_ERROR_ID = "no-tunnel-driver"
 """Id of the error for an address that no driver in use supports. Another attempt cannot help."""

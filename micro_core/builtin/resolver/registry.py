@@ -23,10 +23,7 @@ from micro_core.contract import (
     option,
 )
 from micro_core.contract.clock import Random
-from micro_core.contract.names import NETWORK_SERVICE, NODE_KEY
-
-ALTERNATIVES = "|"
-"""Between several addresses of one candidate (see `Candidate.address`)."""
+from micro_core.contract.names import NETWORK_SERVICE, NODE_KEY, PATH_SEPARATOR
 
 TUNNEL_KEY = "tunnel"
 PRIORITY_KEY = "priority"
@@ -98,7 +95,7 @@ class RegistryResolver:
         if not addresses:
             return None
         return Candidate(
-            address=ALTERNATIVES.join(addresses[:MAX_ADDRESSES_PER_NODE]),
+            address=PATH_SEPARATOR.join(addresses[:MAX_ADDRESSES_PER_NODE]),
             priority=_parse_priority(instance.metadata.get(PRIORITY_KEY, "")),
             ttl_s=self._options.ttl_s,
         )
