@@ -13,7 +13,7 @@ from typing import Protocol
 from micro_core.contract.errors import Malformed, MicroError, error_from_wire
 from micro_core.contract.table import Route
 from micro_core.proxy.route_usage import RouteUsage
-from micro_core.rpc.calls import BEGUN
+from micro_core.rpc.calls import HANDLER_STARTED
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.credit import FRAME_COST_BYTES
 from micro_core.wire import limits
@@ -117,7 +117,7 @@ class ForwardedCall:
         if callee is None:
             self._wait_for_callee(frame)
             return
-        if callee.is_unread:
+        if callee.is_hard_limit_exceeded:
             self.forwarder.refuse_unread(self, "the next hop")
             return
         if kind in _PREVENTS_REROUTING:
@@ -143,7 +143,7 @@ class ForwardedCall:
     def forward_to_caller(self, frame: Frame) -> None:
         """Pass a frame of the next hop on to the caller."""
         kind = frame.kind
-        if self.caller.is_unread:
+        if self.caller.is_hard_limit_exceeded:
             self.forwarder.refuse_unread(self, "the caller")
             return
         if kind == _ERROR:
@@ -167,7 +167,7 @@ class ForwardedCall:
 
     def _is_rerouted(self, frame: Frame) -> bool:
         wire = decode_map(frame.header)
-        if isinstance(wire, dict) and wire.get(BEGUN):
+        if isinstance(wire, dict) and wire.get(HANDLER_STARTED):
             return False
         return self.forwarder.reroute(self, error_from_wire(wire))
 

@@ -116,7 +116,7 @@ class Proxy:
         """Keep a connection until it ends, so that closing the proxy closes it."""
         self._accepted[connection] = None
         if self._is_draining:
-            connection.goaway()
+            connection.send_goaway()
 
     def peer_connection(self, peer: str) -> Connection:
         """Return the connection on which messages are sent to `peer`. Raises Unreachable when there is no link."""
@@ -220,7 +220,7 @@ class Proxy:
         frame = call.request
         if frame is None or call.is_finished:
             return None
-        if connection.is_clogged:
+        if connection.is_send_buffer_full:
             self._counters.add("proxy_calls_overloaded")
             return Overloaded(f"the send buffer to the next hop of {call.header.service} is full", at=self.at)
         now = self._now()
@@ -255,7 +255,7 @@ class Proxy:
 
     def _peer_connection(self, peer: str, priority: Priority) -> Connection:
         connection = self._peer_connections.get((peer, priority))
-        if connection is None or connection.is_used_up:
+        if connection is None or connection.is_out_of_stream_ids:
             if connection is not None:
                 # Kept like an accepted connection, for its calls in flight.
                 self.accept_socket(connection)

@@ -154,7 +154,7 @@ class Topics:
         except Unreachable:
             self._counters.add("topics_messages_unreachable")
             return
-        if connection.is_clogged:
+        if connection.is_send_buffer_full:
             # Messages are delivered at most once: a slow link drops them, and they are counted.
             self._counters.add("topics_messages_dropped_slow_link")
             return

@@ -29,7 +29,7 @@ from micro_core.wire import frames
 from micro_core.wire.frames import MORE, Frame, Kind
 from micro_core.wire.header import CallMode, decode_map, encode_map
 
-BEGUN = "begun"
+HANDLER_STARTED = "begun"
 """Key in an ERROR's map: the handler had begun when it raised. Then not even an error whose class promises
 `retry_is_safe` (a handler may pass on the Overloaded of somebody it called) allows a second send."""
 
@@ -103,32 +103,32 @@ TRANSITIONS: Mapping[CallState, Mapping[CallEvent, CallState]] = {
 }
 
 
-class Transmit(NamedTuple):
+class Send(NamedTuple):
     """Send these bytes."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class SendQueueDrained:
     """All that was queued has been handed out: the next message may come."""
 
 
-class Answered(NamedTuple):
+class ResponseReceived(NamedTuple):
     """Client: the answer, whole. The call is over."""
 
     header: bytes
     body: bytes
 
 
-class Requested(NamedTuple):
+class RequestReceived(NamedTuple):
     """Server: the request, whole."""
 
     body: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class ItemsArrived:
+class ItemsReceived:
     """At least one item waits in `incoming`."""
 
 
@@ -141,15 +141,24 @@ class Failed(NamedTuple):
     """The call is over with `error`; `begun` when a handler had begun to work on it."""
 
     error: MicroError
-    begun: bool = True
+    handler_started: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class CancelledByCaller:
+class CancelledByClient:
     """Server: the caller gave up. The call is over."""
 
 
-Effect = Transmit | Room | Answered | Requested | ItemsArrived | ItemsEnded | Failed | CancelledByCaller
+Effect = (
+    Send
+    | SendQueueDrained
+    | ResponseReceived
+    | RequestReceived
+    | ItemsReceived
+    | ItemsEnded
+    | Failed
+    | CancelledByClient
+)
 _NOTHING: list[Effect] = []
 
 
@@ -166,7 +175,7 @@ class _Call:
         self.outgoing = Outgoing()
 
     @property
-    def is_over(self) -> bool:
+    def is_finished(self) -> bool:
         """Nothing more will be sent or received."""
         return self.state is CallState.ENDED and self.outgoing.is_empty
 
@@ -175,7 +184,7 @@ class _Call:
         item = self.incoming.take()
         return item, self._due_credit()
 
-    def lost(self) -> None:
+    def connection_lost(self) -> None:
         """The connection is gone."""
         self._move(CallEvent.FAILED)
         self.outgoing.clear()
@@ -196,9 +205,9 @@ class _Call:
         outgoing = self.outgoing
         was_waiting = not outgoing.is_empty
         data = outgoing.grant(frames.decode_credit(frame.body))
-        effects: list[Effect] = [Transmit(data)] if data else []
+        effects: list[Effect] = [Send(data)] if data else []
         if was_waiting and outgoing.is_empty:
-            effects.append(Room())
+            effects.append(SendQueueDrained())
         return effects
 
     def _receive_item(self, frame: Frame) -> list[Effect]:
@@ -206,11 +215,11 @@ class _Call:
         if item is None:
             return self._credit_effect()
         self.incoming.keep(item)
-        return [ItemsArrived()]
+        return [ItemsReceived()]
 
     def _credit_effect(self) -> list[Effect]:
         data = self._due_credit()
-        return [Transmit(data)] if data else _NOTHING
+        return [Send(data)] if data else _NOTHING
 
 
 class ClientCall(_Call):
@@ -254,7 +263,7 @@ class ClientCall(_Call):
         try:
             return self._receive(frame)
         except MicroError as violation:
-            return [Transmit(self.cancel()), Failed(violation)]
+            return [Send(self.cancel()), Failed(violation)]
 
     def _receive(self, frame: Frame) -> list[Effect]:
         kind = frame.kind
@@ -282,8 +291,8 @@ class ClientCall(_Call):
         if kind == _ERROR:
             wire = decode_map(frame.header)
             self._finish(CallEvent.FAILED)
-            begun = not isinstance(wire, dict) or bool(wire.get(BEGUN))
-            return [Failed(error_from_wire(wire), begun)]
+            handler_started = not isinstance(wire, dict) or bool(wire.get(HANDLER_STARTED))
+            return [Failed(error_from_wire(wire), handler_started)]
         raise Malformed(f"a {Kind(kind).name} frame from the serving side")
 
     def _receive_response(self, frame: Frame) -> list[Effect]:
@@ -292,7 +301,7 @@ class ClientCall(_Call):
             self.state = CallState.RESPONDING
             return self._credit_effect()
         self._finish(CallEvent.RESPONDED)
-        return [Answered(self.response_header, body)]
+        return [ResponseReceived(self.response_header, body)]
 
     def _finish(self, event: CallEvent) -> None:
         self._move(event)
@@ -314,7 +323,7 @@ class ServerCall(_Call):
 
     def receive(self, frame: Frame) -> list[Effect]:
         """What a frame of the caller means, its REQUEST first. Never raises: a violation is answered with ERROR."""
-        if self.is_over:
+        if self.is_finished:
             return _NOTHING
         try:
             return self._receive(frame)
@@ -322,7 +331,7 @@ class ServerCall(_Call):
             if self.state is CallState.ENDED:
                 return _NOTHING
             violation.at = violation.at or self.at
-            return [Transmit(self.fail(violation)), Failed(violation)]
+            return [Send(self.fail(violation)), Failed(violation)]
 
     def respond(self, header: bytes, body: bytes) -> bytes:
         """The answer and the end; bytes to send now. Raises TooLarge, and the call then still stands."""
@@ -345,7 +354,7 @@ class ServerCall(_Call):
         self._move(CallEvent.REPLY_ENDED)
         return self.outgoing.push_last(frames.encode(_END, self.stream))
 
-    def fail(self, error: MicroError, *, begun: bool = False) -> bytes:
+    def fail(self, error: MicroError, *, handler_started: bool = False) -> bytes:
         """The end with an error, at once: what waited is dropped. `begun`: a handler had begun."""
         if self.state is CallState.ENDED and self.outgoing.is_empty:
             return b""
@@ -353,8 +362,8 @@ class ServerCall(_Call):
         self.outgoing.clear()
         self.incoming.clear()
         wire = error.to_wire()
-        if begun:
-            wire[BEGUN] = 1
+        if handler_started:
+            wire[HANDLER_STARTED] = 1
         return frames.encode(_ERROR, self.stream, encode_map(wire))
 
     def _receive(self, frame: Frame) -> list[Effect]:
@@ -365,7 +374,7 @@ class ServerCall(_Call):
             self._move(CallEvent.CANCELLED)
             self.outgoing.clear()
             self.incoming.clear()
-            return [CancelledByCaller()]
+            return [CancelledByClient()]
         if kind == _REQUEST and not self._has_request:
             self._has_request = True
             return self._receive_first(frame)
@@ -395,4 +404,4 @@ class ServerCall(_Call):
         if body is None:
             return self._credit_effect()
         self._move(CallEvent.REQUESTED)
-        return [Requested(body)]
+        return [RequestReceived(body)]

@@ -9,14 +9,14 @@ from typing import Any
 
 from micro_core.contract.errors import BadRequest, Closed, DeadlineExceeded, Ended, Malformed, MicroError
 from micro_core.rpc.calls import (
-    Answered,
     CallState,
     ClientCall,
     Failed,
-    ItemsArrived,
     ItemsEnded,
-    Room,
-    Transmit,
+    ItemsReceived,
+    ResponseReceived,
+    Send,
+    SendQueueDrained,
 )
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.deadlines import Deadlines
@@ -44,10 +44,10 @@ class UnaryCall:
     def __init__(self, connection: Connection, at: str) -> None:
         self._at = at
         self._connection = connection
-        self._future: asyncio.Future[Answered] = connection.loop.create_future()
+        self._future: asyncio.Future[ResponseReceived] = connection.loop.create_future()
         self._call = ClientCall(connection.open_stream(self), CallMode.UNARY)
 
-    async def run(self, header: bytes, body: bytes, deadline: float, deadlines: Deadlines) -> Answered:
+    async def run(self, header: bytes, body: bytes, deadline: float, deadlines: Deadlines) -> ResponseReceived:
         """Send and wait. Raises CallFailed; cancelling this task cancels the call at the other end."""
         connection, call = self._connection, self._call
         deadlines.add(deadline, self)
@@ -62,17 +62,17 @@ class UnaryCall:
 
     def frame_received(self, frame: Frame) -> None:
         for effect in self._call.receive(frame):
-            if isinstance(effect, Answered):
+            if isinstance(effect, ResponseReceived):
                 if not self._future.done():
                     self._future.set_result(effect)
-            elif isinstance(effect, Transmit):
+            elif isinstance(effect, Send):
                 self._connection.send(effect.data)
             elif isinstance(effect, Failed):
-                safe = effect.error.retry_is_safe and not effect.begun
+                safe = effect.error.retry_is_safe and not effect.handler_started
                 self._fail(effect.error, may_have_begun=not safe)
 
     def connection_lost(self, error: MicroError) -> None:
-        self._call.lost()
+        self._call.connection_lost()
         self._fail(error, may_have_begun=True)
 
     def expire(self) -> None:
@@ -117,7 +117,7 @@ class ClientStream:
         self._call: ClientCall | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._wakeup = Wakeup()
-        self._answer: Answered | None = None
+        self._answer: ResponseReceived | None = None
         self._error: MicroError | None = None
         self._is_settled = False
 
@@ -204,9 +204,9 @@ class ClientStream:
         call, connection = self._opened()
         for effect in call.receive(frame):
             match effect:
-                case Transmit(data):
+                case Send(data):
                     connection.send(data)
-                case Answered():
+                case ResponseReceived():
                     self._answer = effect
                     self._settle(None)
                 case ItemsEnded():
@@ -215,14 +215,14 @@ class ClientStream:
                     error.at = error.at or self._at
                     self._error = error
                     self._settle(error)
-                case ItemsArrived() | Room():
+                case ItemsReceived() | SendQueueDrained():
                     self._wakeup.wake()
                 case _:
                     pass
 
     def connection_lost(self, error: MicroError) -> None:
         if self._call is not None:
-            self._call.lost()
+            self._call.connection_lost()
         self._error = error
         self._settle(error)
 

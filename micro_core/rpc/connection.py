@@ -107,9 +107,9 @@ class Connection:
         """The peer sent GOAWAY, or stream numbers run out: open no more calls here."""
         self.error: MicroError | None = None
         self.bytes_received = 0
-        self.is_clogged = False
+        self.is_send_buffer_full = False
         """More waits than `limits.MAX_CONNECTION_BUFFER_BYTES`: begin no call here, refuse it with Overloaded."""
-        self.is_unread = False
+        self.is_hard_limit_exceeded = False
         """More waits than `limits.MAX_UNREAD_BYTES`: end what would add to it with Overloaded."""
 
         self._socket = socket
@@ -144,7 +144,7 @@ class Connection:
         return self._socket.remote
 
     @property
-    def is_used_up(self) -> bool:
+    def is_out_of_stream_ids(self) -> bool:
         """No stream number is left for calls of ours; those that stand go on."""
         return self._next_stream > MAX_STREAM
 
@@ -175,7 +175,7 @@ class Connection:
         stream = self._next_stream
         self._next_stream = stream + 2
         # Numbers are used once: whoever wants more needs another connection.
-        self.is_draining = self.is_used_up
+        self.is_draining = self.is_out_of_stream_ids
         self.streams[stream] = owner
         return stream
 
@@ -200,8 +200,8 @@ class Connection:
         outgoing.append(data)
         self._bytes_unsent += len(data)
         if self._paused:
-            self.is_clogged = self._bytes_unsent > limits.MAX_CONNECTION_BUFFER_BYTES
-            self.is_unread = self._bytes_unsent > limits.MAX_UNREAD_BYTES
+            self.is_send_buffer_full = self._bytes_unsent > limits.MAX_CONNECTION_BUFFER_BYTES
+            self.is_hard_limit_exceeded = self._bytes_unsent > limits.MAX_UNREAD_BYTES
             return
         if len(outgoing) >= EAGER_FRAMES:
             self._flush()
@@ -217,7 +217,7 @@ class Connection:
             return
         self.send(frames.encode(Kind.ERROR, stream, encode_map(error.to_wire())))
 
-    def goaway(self) -> None:
+    def send_goaway(self) -> None:
         """Tell the peer to begin no more calls here; those it begins anyway are refused with Draining."""
         if not self._sent_goaway:
             self._sent_goaway = True
@@ -245,14 +245,14 @@ class Connection:
 
     def on_writable(self, callback: Callable[[], None]) -> None:
         """Call `callback` once: soon when there is room now, else when there is, or when the connection ends."""
-        if self.error is not None or not (self._paused or self.is_clogged):
+        if self.error is not None or not (self._paused or self.is_send_buffer_full):
             self.loop.call_soon(callback)
         else:
             self._writable_callbacks.append(callback)
 
     async def writable(self) -> None:
         """Wait until the socket takes more. Raises the reason when the connection ends first."""
-        while self.error is None and (self._paused or self.is_clogged):
+        while self.error is None and (self._paused or self.is_send_buffer_full):
             waiter = self.loop.create_future()
             self._writable_callbacks.append(lambda: None if waiter.done() else waiter.set_result(None))  # noqa: B023
             await waiter
@@ -268,7 +268,7 @@ class Connection:
             return
         outgoing, self._outgoing = self._outgoing, []
         self._bytes_unsent = 0
-        self.is_clogged = self.is_unread = False
+        self.is_send_buffer_full = self.is_hard_limit_exceeded = False
         self._unread_refusals = 0
         self._socket.write(outgoing[0] if len(outgoing) == 1 else b"".join(outgoing))
         if self._writable_callbacks and not self._paused:
@@ -331,7 +331,7 @@ class Connection:
         elif kind == _PING:
             if len(frame.body) > MAX_PING_BYTES:
                 raise Malformed(f"a PING of {len(frame.body)} bytes")
-            if not self.is_clogged:
+            if not self.is_send_buffer_full:
                 self.send(frames.encode(_PONG, 0, b"", frame.body))
         elif kind == _GOAWAY:
             self.is_draining = True
@@ -355,7 +355,7 @@ class Connection:
             self.refuse(stream, ServiceNotFound("nothing is served on this side of the connection", at=self.node_id))
         elif self._sent_goaway:
             self.refuse(stream, Draining("stopping; call another instance", at=self.node_id))
-        elif self._peer_streams >= limits.MAX_STREAMS_PER_CONNECTION or self.is_clogged:
+        elif self._peer_streams >= limits.MAX_STREAMS_PER_CONNECTION or self.is_send_buffer_full:
             self._counters.add("requests_refused_overloaded")
             self.refuse(stream, Overloaded("too much is open or unread on this connection", at=self.node_id))
         else:

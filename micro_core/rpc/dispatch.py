@@ -24,7 +24,7 @@ from micro_core.contract.errors import (
 )
 from micro_core.contract.names import NETWORK_SERVICE
 from micro_core.contract.registry import Instance
-from micro_core.rpc.calls import Answered
+from micro_core.rpc.calls import ResponseReceived
 from micro_core.rpc.client_call import CallFailed, UnaryCall
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.deadlines import Deadlines
@@ -84,7 +84,7 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._deadlines = Deadlines()
 
-    async def call(self, info: CallInfo, options: CallOptions) -> Answered:
+    async def call(self, info: CallInfo, options: CallOptions) -> ResponseReceived:
         """A unary call, with its retries, within `info.timeout_s`."""
         body = codec.encode(to_plain(info.request), options.content_type)
         deadline = self._loop.time() + info.timeout_s
@@ -155,7 +155,9 @@ class Dispatcher:
             return _plain_header(*plain, idempotent=options.idempotent)
         return encode_header(CallHeader(*plain, metadata=info.metadata, idempotent=options.idempotent))
 
-    async def _attempt(self, connection: Connection, to: str, header: bytes, body: bytes, deadline: float) -> Answered:
+    async def _attempt(
+        self, connection: Connection, to: str, header: bytes, body: bytes, deadline: float
+    ) -> ResponseReceived:
         call = UnaryCall(connection, self._at)
         self._selector.started(to)
         try:
@@ -207,14 +209,14 @@ class Dispatcher:
     def _standing(self, to: str) -> Connection | None:
         """A connection that takes the call at once."""
         connection = self._pool.find(to)
-        if connection is None or connection.open_streams >= BUSY_STREAMS or connection.is_clogged:
+        if connection is None or connection.open_streams >= BUSY_STREAMS or connection.is_send_buffer_full:
             return None
         return connection
 
     async def _connection(self, to: str, deadline: float) -> Connection:
         # The pool also knows when one more connection is worth its cost.
         connection = await self._dialed(to, deadline)
-        if connection.is_clogged:
+        if connection.is_send_buffer_full:
             try:
                 async with asyncio.timeout_at(deadline):
                     await connection.writable()

@@ -19,7 +19,7 @@ async def send_goaway_and_flush(connections: Iterable[Connection]) -> None:
     """
     told = list(connections)
     for connection in told:
-        connection.goaway()
+        connection.send_goaway()
     await flush_all(told)
 
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from micro_core.contract.errors import BadRequest, DeadlineExceeded, InternalError, MicroError, Overloaded
 from micro_core.contract.registry import Endpoint
 from micro_core.rpc.calls import (
-    Answered,
     CallState,
-    CancelledByCaller,
+    CancelledByClient,
     Failed,
-    ItemsArrived,
     ItemsEnded,
-    Requested,
-    Room,
+    ItemsReceived,
+    RequestReceived,
+    ResponseReceived,
+    Send,
+    SendQueueDrained,
     ServerCall,
-    Transmit,
 )
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.context import CallContext
@@ -110,29 +110,29 @@ class ServedCall:
     def frame_received(self, frame: Frame) -> None:
         for effect in self.call.receive(frame):
             match effect:
-                case Transmit(data):
+                case Send(data):
                     self.connection.send(data)
-                case Requested(body):
+                case RequestReceived(body):
                     self._start(body)
-                case ItemsArrived():
+                case ItemsReceived():
                     self._wakeup.wake()
                 case ItemsEnded():
                     self._items_ended = True
                     self._wakeup.wake()
-                case Room():
+                case SendQueueDrained():
                     self._wakeup.wake()
                     self._settle()
-                case CancelledByCaller():
+                case CancelledByClient():
                     self.server.counters.add("calls_cancelled")
                     self._stop()
                 case Failed():
                     self.server.counters.add("calls_malformed")
                     self._stop()
-                case Answered():  # only a caller is answered
+                case ResponseReceived():  # only a caller is answered
                     pass
 
     def connection_lost(self, error: MicroError) -> None:  # noqa: ARG002 - whatever it was, nobody waits any more
-        self.call.lost()
+        self.call.connection_lost()
         self._stop()
 
     # The task
@@ -290,13 +290,13 @@ class ServedCall:
                 if metadata
                 else plain_response_header(content_type)
             )
-        if self.connection.is_unread or len(body) >= self.call.outgoing.credit_bytes:
+        if self.connection.is_hard_limit_exceeded or len(body) >= self.call.outgoing.credit_bytes:
             self._hold(len(body))
         self._send(self.call.respond(header, body))
 
     def _hold(self, size_bytes: int) -> None:
         """Account for an answer that may have to wait for its reader. Raises Overloaded."""
-        if self.connection.is_unread:
+        if self.connection.is_hard_limit_exceeded:
             raise Overloaded("too much waits to be read on this connection")
         self.server.hold(size_bytes)
         self._held_bytes = size_bytes
@@ -316,7 +316,7 @@ class ServedCall:
             # Trouble with this side's own configuration is nothing a peer would believe.
             error = InternalError(error.detail, hint=error.hint)
         error.at = error.at or self.server.at
-        self._send(self.call.fail(error, begun=self._begun))
+        self._send(self.call.fail(error, handler_started=self._begun))
 
     def _send(self, data: bytes) -> None:
         if data:
@@ -329,7 +329,7 @@ class ServedCall:
             f"{self.header.service} {self.header.endpoint} took longer than {self.header.timeout_ms / 1000:.3g} s",
             at=self.server.at,
         )
-        self._send(self.call.fail(error, begun=True))
+        self._send(self.call.fail(error, handler_started=True))
         self._stop()
 
     # Ends
@@ -345,7 +345,7 @@ class ServedCall:
 
     def _settle(self) -> None:
         """Let go of what is finished: the stream when all is said, the call when its task is done too."""
-        if self.call.is_over:
+        if self.call.is_finished:
             self.server.deadlines.discard(self.deadline, self)
             self.connection.close_stream(self.call.stream)
             if self._held_bytes:

@@ -323,7 +323,7 @@ class Service:
         self._connections[connection] = None
         connection.on_lost(lambda lost, _error: self._connections.pop(lost, None))
         if self._is_stopped:
-            connection.goaway()
+            connection.send_goaway()
 
     async def _withdraw(self) -> None:
         if self._registration is not None:

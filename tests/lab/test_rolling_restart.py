@@ -120,7 +120,7 @@ async def test_draining_neighbour_with_many_routes_is_tried_once(micro_net: Lab)
     connection = calling.node.proxy._peer_connection(draining.id, Priority.CALLS)
     await micro_net.pass_time(0.1)
     for accepted in list(draining.node.proxy._accepted):
-        accepted.goaway()
+        accepted.send_goaway()
     await micro_net.pass_time(0.1)
     assert connection.is_draining
     with pytest.raises(Draining):

@@ -10,19 +10,19 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from micro_core.contract.errors import BadRequest, Malformed, MicroError, NotFound, Overloaded, TooLarge
 from micro_core.rpc.calls import (
     TRANSITIONS,
-    Answered,
     CallEvent,
     CallState,
-    CancelledByCaller,
+    CancelledByClient,
     ClientCall,
     Effect,
     Failed,
-    ItemsArrived,
     ItemsEnded,
-    Requested,
-    Room,
+    ItemsReceived,
+    RequestReceived,
+    ResponseReceived,
+    Send,
+    SendQueueDrained,
     ServerCall,
-    Transmit,
 )
 from micro_core.rpc.credit import Incoming, Outgoing
 from micro_core.wire import frames, limits
@@ -54,7 +54,7 @@ class Pair:
     @staticmethod
     def take(kept: list[Effect], effects: list[Effect], out: bytearray) -> None:
         for effect in effects:
-            if isinstance(effect, Transmit):
+            if isinstance(effect, Send):
                 out += effect.data
             else:
                 kept.append(effect)
@@ -66,14 +66,14 @@ def test_a_request_and_an_answer_of_any_size_arrive_whole(request_size: int, ans
     pair = Pair(CallMode.UNARY)
     pair.to_server += pair.client.begin(b"header", b"q" * request_size)
     pair.deliver()
-    assert pair.server_effects == [Requested(b"q" * request_size)]
+    assert pair.server_effects == [RequestReceived(b"q" * request_size)]
     pair.to_client += pair.server.respond(b"rh", b"a" * answer_size)
     pair.deliver()
-    assert [effect for effect in pair.client_effects if not isinstance(effect, Room)] == [
-        Answered(b"rh", b"a" * answer_size)
+    assert [effect for effect in pair.client_effects if not isinstance(effect, SendQueueDrained)] == [
+        ResponseReceived(b"rh", b"a" * answer_size)
     ]
-    assert pair.client.is_over
-    assert pair.server.is_over
+    assert pair.client.is_finished
+    assert pair.server.is_finished
 
 
 @given(st.sampled_from([CallMode.SERVER_STREAM, CallMode.BIDIRECTIONAL]), st.lists(st.integers(0, 300_000), max_size=6))
@@ -94,18 +94,18 @@ def test_items_arrive_in_order_and_then_the_end(mode: int, sizes: list[int]) -> 
         pair.deliver()
     assert got == items
     assert pair.client_effects[-1:] == [ItemsEnded()]
-    assert pair.server.is_over
+    assert pair.server.is_finished
 
 
 def test_a_half_closed_caller_still_receives() -> None:
     pair = Pair(CallMode.BIDIRECTIONAL)
     pair.to_server += pair.client.begin(b"h", b"") + pair.client.send_item(b"one") + pair.client.end()
     pair.deliver()
-    assert pair.server_effects == [ItemsArrived(), ItemsEnded()]
+    assert pair.server_effects == [ItemsReceived(), ItemsEnded()]
     pair.to_client += pair.server.send_item(b"two") + pair.server.end()
     pair.deliver()
     assert pair.client.take_item()[0] == b"two"
-    assert pair.client_effects == [ItemsArrived(), ItemsEnded()]
+    assert pair.client_effects == [ItemsReceived(), ItemsEnded()]
 
 
 def test_an_end_waits_behind_items_that_wait_for_credit() -> None:
@@ -132,11 +132,13 @@ def test_an_error_crosses_with_its_class_and_whether_the_handler_had_begun(begun
     pair = Pair(CallMode.UNARY)
     pair.to_server += pair.client.begin(b"h", b"")
     pair.deliver()
-    pair.to_client += pair.server.fail(NotFound("no such order", at="orders-1", hint="look again"), begun=begun)
+    pair.to_client += pair.server.fail(
+        NotFound("no such order", at="orders-1", hint="look again"), handler_started=begun
+    )
     pair.deliver()
     (failed,) = pair.client_effects
     assert isinstance(failed, Failed)
-    assert failed.begun is begun
+    assert failed.handler_started is begun
     error = failed.error
     assert (type(error), error.detail, error.at, error.hint) == (NotFound, "no such order", "orders-1", "look again")
 
@@ -148,7 +150,7 @@ def test_an_error_a_hop_made_has_not_begun() -> None:
     (frame,) = FrameDecoder().receive_data(pair_error)
     (failed,) = client.receive(frame)
     assert isinstance(failed, Failed)
-    assert failed.begun is False
+    assert failed.handler_started is False
     assert failed.error.retry_is_safe
 
 
@@ -156,11 +158,11 @@ def test_a_cancel_reaches_the_serving_side_and_ends_both() -> None:
     pair = Pair(CallMode.SERVER_STREAM)
     pair.to_server += pair.client.begin(b"h", b"") + pair.client.cancel()
     pair.deliver()
-    assert pair.server_effects == [Requested(b""), CancelledByCaller()]
+    assert pair.server_effects == [RequestReceived(b""), CancelledByClient()]
     assert pair.server.send_item(b"late") == b""
     assert pair.client.cancel() == b""
-    assert pair.client.is_over
-    assert pair.server.is_over
+    assert pair.client.is_finished
+    assert pair.server.is_finished
 
 
 def test_a_reader_that_stops_is_made_to_hold_one_window() -> None:
@@ -197,7 +199,7 @@ def test_more_than_the_credit_fails_the_call() -> None:
         effects += server.receive(Frame(Kind.DATA, 0, 1, b"", bytes(64 * 1024)))
     failed = [effect for effect in effects if isinstance(effect, Failed)]
     assert isinstance(failed[0].error, Malformed)
-    assert server.is_over
+    assert server.is_finished
 
 
 def test_a_message_over_the_bound_is_refused_before_anything_is_sent_and_the_call_stands() -> None:
@@ -234,7 +236,7 @@ def test_a_frame_that_does_not_belong_fails_the_call_and_cancels_it_there(mode: 
     client = ClientCall(1, mode)
     client.begin(b"h", b"")
     effects = client.receive(Frame(kind, 0, 1, b"", b""))
-    assert isinstance(effects[0], Transmit)
+    assert isinstance(effects[0], Send)
     assert next(iter(FrameDecoder().receive_data(effects[0].data))).kind == Kind.CANCEL
     assert isinstance(effects[1], Failed)
     assert isinstance(effects[1].error, BadRequest)
@@ -267,7 +269,7 @@ def test_no_sequence_of_frames_makes_a_call_raise_or_revive(
     for kind, flags, body, header in sequence:
         was_ended = call.state is CallState.ENDED
         effects = call.receive(Frame(kind, flags, 1, header, body))
-        endings += sum(isinstance(effect, Failed | Answered | CancelledByCaller) for effect in effects)
+        endings += sum(isinstance(effect, Failed | ResponseReceived | CancelledByClient) for effect in effects)
         assert not (was_ended and call.state is not CallState.ENDED)
     assert endings <= 1
 

@@ -286,7 +286,7 @@ async def test_after_goaway_the_peer_knows_and_new_requests_are_refused_as_drain
 ) -> None:
     owner = Owner()
     near, far = connect(None, Handler())
-    far.goaway()
+    far.send_goaway()
     near.send(frames.encode(Kind.REQUEST, near.open_stream(owner), b"h"))
     await until(lambda: bool(owner.frames) and near.is_draining)
     assert isinstance(error_from_wire(decode_map(owner.frames[0].header)), Draining)
@@ -318,9 +318,9 @@ async def test_while_the_socket_is_full_bytes_wait_here_and_are_counted(
     while not near.is_paused:
         near.send(frames.encode(Kind.DATA, stream, b"", piece))
         await until(lambda: near.buffered_bytes == 0 or near.is_paused)
-    assert not near.is_clogged
+    assert not near.is_send_buffer_full
     near.on_writable(lambda: called.append("room"))
-    while not near.is_clogged:
+    while not near.is_send_buffer_full:
         near.send(frames.encode(Kind.DATA, stream, b"", piece))
     assert near.buffered_bytes > limits.MAX_CONNECTION_BUFFER_BYTES
     written = len(pair[0].sent)
@@ -361,10 +361,10 @@ async def test_a_peer_that_asks_and_never_reads_is_cut_off(
 async def test_a_connection_that_has_used_up_its_stream_numbers_asks_to_be_replaced(connect: Connect) -> None:
     near, _ = connect()
     near._next_stream = MAX_STREAM
-    assert not near.is_used_up
+    assert not near.is_out_of_stream_ids
     assert near.open_stream(Owner()) == MAX_STREAM
     assert near.is_draining
-    assert near.is_used_up
+    assert near.is_out_of_stream_ids
     with pytest.raises(Draining):
         near.open_stream(Owner())
 

@@ -302,7 +302,7 @@ async def test_dead_and_draining_connections_are_replaced(
     transport.sockets[0].lose(LinkLost("cut"))
     second = await pool.get("memory://a", 1.0)
     assert second is not first
-    far[1].goaway()
+    far[1].send_goaway()
     await until(lambda: second.is_draining)
     third = await pool.get("memory://a", 1.0)
     assert third is not second
