@@ -287,7 +287,7 @@ class Proxy:
         usage, header = call.usage, call.header
         if usage is not None and header.mode == CallMode.UNARY:
             now = self._now()
-            usage.waiting.ended(header.endpoint, now - call.sent_at, now)
+            usage.queueing_delay.call_ended(header.endpoint, now - call.sent_at, now)
 
     def refuse_unread(self, call: ForwardedCall, receiver: str) -> None:
         """End a call with Overloaded because `receiver` does not read, and its unread data exceeds the limit."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from micro_core.contract.table import RouteKey
-from micro_core.rpc.waiting import Waiting
+from micro_core.rpc.queueing_delay import QueueingDelay
 
 MAX_ROUTES_MEASURED = 10_000
 """Maximum number of measured routes. Beyond it, the oldest route without calls is forgotten."""
@@ -14,11 +14,11 @@ MAX_ROUTES_MEASURED = 10_000
 class RouteUsage:
     """The calls along one route."""
 
-    __slots__ = ("outstanding", "waiting")
+    __slots__ = ("outstanding", "queueing_delay")
 
     def __init__(self) -> None:
         self.outstanding = 0
-        self.waiting = Waiting()
+        self.queueing_delay = QueueingDelay()
 
 
 class RouteUsageTable:
@@ -40,7 +40,7 @@ class RouteUsageTable:
     def waiting_us(self, key: RouteKey) -> int:
         """Return how much longer than usual recent calls along a route have waited, in microseconds."""
         usage = self._usage.get(key)
-        return round(usage.waiting.waiting_s(self._now()) * 1e6) if usage is not None else 0
+        return round(usage.queueing_delay.delay_s(self._now()) * 1e6) if usage is not None else 0
 
     def _create(self, key: RouteKey) -> RouteUsage:
         if len(self._usage) >= MAX_ROUTES_MEASURED:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from micro_core.rpc.waiting import TOLERANCE, Waiting
+from micro_core.rpc.queueing_delay import TOLERANCE, QueueingDelay
 
 MIN_US = 4_000
 """Less is told as nothing: turns of an event loop, not load."""
@@ -31,20 +31,22 @@ class LoadMeasure:
 
     def __init__(self) -> None:
         self.level_us = 0
-        self.waiting = Waiting()
+        self.queueing_delay = QueueingDelay()
         self._ended = 0
         self._looks = 0
 
     def ended(self, endpoint: str, duration_s: float, now: float) -> None:
         """A call has been answered."""
         self._ended += 1
-        self.waiting.ended(endpoint, duration_s, now)
+        self.queueing_delay.call_ended(endpoint, duration_s, now)
 
     def look(self, now: float, running: Iterable[tuple[str, float]] = ()) -> bool:
         """Called on a timer, with the calls that run (endpoint, began at): True when `level_us` has changed."""
-        waiting_s = self.waiting.waiting_s(now)
+        waiting_s = self.queueing_delay.delay_s(now)
         if not self._ended:
-            ages = [now - began_at - TOLERANCE * self.waiting.usual_s(endpoint) for endpoint, began_at in running]
+            ages = [
+                now - began_at - TOLERANCE * self.queueing_delay.baseline_s(endpoint) for endpoint, began_at in running
+            ]
             if len(ages) >= STALLED_CALLS:
                 waiting_s = max(waiting_s, sum(ages) / len(ages))
         self._ended = 0
