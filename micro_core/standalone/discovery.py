@@ -23,7 +23,7 @@ ROUTER_SERVICE = "go.micro.router"
 PROXY_SERVICE = "go.micro.proxy"
 BROKER_SERVICE = "go.micro.broker"
 
-DOOR_KEY = "door"
+IPC_KEY = "ipc"
 """Metadata of a tunnel: the address at which it takes the sessions of the node's other processes."""
 
 NAME_KEY = "name"
@@ -35,11 +35,11 @@ END_TIMEOUT_S = 15.0
 FIND_TIMEOUT_S = 5.0
 RELAY_TIMEOUT_S = 3.0
 
-OnAway = Callable[[str], None]
+Report = Callable[[str], None]
 """Told a sentence whenever another part is found, or cannot be had."""
 
 
-async def find_part(registry: Registry, service: str, name: str) -> Instance:
+async def find_component(registry: Registry, service: str, name: str) -> Instance:
     """The part of the node `name` that is this service. Raises Unreachable."""
     try:
         async with asyncio.timeout(FIND_TIMEOUT_S):
@@ -58,18 +58,18 @@ async def find_part(registry: Registry, service: str, name: str) -> Instance:
     return min(own, key=lambda instance: instance.id)
 
 
-def part_metadata(node_id: str, name: str, site: str, **more: str) -> dict[str, str]:
+def component_metadata(node_id: str, name: str, site: str, **more: str) -> dict[str, str]:
     """What every part says of itself; none of them is offered to other sites."""
     return {"node": node_id, NAME_KEY: name, "site": site, SCOPE_KEY: SITE_SCOPE, **more}
 
 
-def remote_tunnel(runtime: Runtime, say: OnAway) -> RemoteTunnel:
+def remote_tunnel(runtime: Runtime, say: Report) -> RemoteTunnel:
     """The tunnel of the node that the settings name, in whatever process it runs. Not connected yet."""
     name = node_name(runtime.settings)
 
     async def find() -> str:
-        instance = await find_part(runtime.registry, TUNNEL_SERVICE, name)
-        return instance.metadata.get(DOOR_KEY, "")
+        instance = await find_component(runtime.registry, TUNNEL_SERVICE, name)
+        return instance.metadata.get(IPC_KEY, "")
 
     context = runtime.context
     tunnel = RemoteTunnel(
@@ -90,7 +90,7 @@ def _sentence(part: str, error: MicroError | None) -> str:
     return f"the {part} is here" if error is None else f"waiting for the {part}: {error}"
 
 
-def away_sentences(part: str, say: OnAway) -> Callable[[MicroError | None], None]:
+def availability_reporter(part: str, say: Report) -> Callable[[MicroError | None], None]:
     """What `say` is told of a part that comes and goes."""
     return lambda error: say(_sentence(part, error))
 
@@ -130,7 +130,7 @@ class Relay:
 
     async def ask(self, service: str, endpoint: str, request: Any = None) -> Any:
         """The other part's answer. Raises Unreachable where it is away, and what it raises."""
-        part = await find_part(self._registry, service, self._name)
+        part = await find_component(self._registry, service, self._name)
         try:
             return await self._client.call(
                 service, endpoint, request, address=part.address, timeout_s=RELAY_TIMEOUT_S, retries=0

@@ -17,7 +17,7 @@ from micro_core.node.assembly import node_name
 from micro_core.plugins import Catalog, Entry
 from micro_core.rpc.registration import Registration
 from micro_core.rpc.service import Service
-from micro_core.standalone.discovery import BROKER_SERVICE, Standing, part_metadata
+from micro_core.standalone.discovery import BROKER_SERVICE, Standing, component_metadata
 from micro_core.standalone.registry.client import ServiceRegistryOptions
 from micro_core.standalone.registry.server import SERVICE as REGISTRY_SERVICE
 from micro_core.standalone.registry.server import RegistryEndpoints
@@ -71,7 +71,7 @@ class RegistryComponent:
             REGISTRY_SERVICE,
             registry=await endpoints.of(context.network, context.site),
             transport=transport,
-            metadata=part_metadata(context.node_id, node_name(settings), context.site),
+            metadata=component_metadata(context.node_id, node_name(settings), context.site),
             address=self._listen_address or self._where_clients_look(),
             lease_s=settings.node.lease,
             counters=context.counters,
@@ -136,7 +136,7 @@ class BrokerComponent:
             service=BROKER_SERVICE,
             id=f"{BROKER_SERVICE}-{secrets.token_hex(6)}",
             address=host.address,
-            metadata=part_metadata(context.node_id, node_name(self._settings), context.site),
+            metadata=component_metadata(context.node_id, node_name(self._settings), context.site),
         )
         registration = Registration(
             runtime.registry, instance, lease_s=self._settings.node.lease, counters=context.counters

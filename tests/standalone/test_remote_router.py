@@ -22,7 +22,7 @@ from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.plugins import Catalog
 from micro_core.routing.router import Router
 from micro_core.rpc.service import Service
-from micro_core.standalone.discovery import ROUTER_SERVICE, part_metadata
+from micro_core.standalone.discovery import ROUTER_SERVICE, component_metadata
 from micro_core.standalone.router import client as remote_router
 from micro_core.standalone.router import server
 from micro_core.standalone.router.client import RemoteRouter
@@ -74,7 +74,7 @@ class Site:
             ROUTER_SERVICE,
             registry=self.registry,
             transport=self.transport,
-            metadata=part_metadata(node_id, NAME, "eu"),
+            metadata=component_metadata(node_id, NAME, "eu"),
             instance_id=f"{ROUTER_SERVICE}-{node_id}",
         )
         self.endpoints = TableEndpoints(self.router, node_id=node_id, counters=CountersInMemory())

@@ -38,8 +38,8 @@ from micro_core.standalone.discovery import (
     TUNNEL_SERVICE,
     Relay,
     Standing,
-    away_sentences,
-    part_metadata,
+    availability_reporter,
+    component_metadata,
     remote_tunnel,
 )
 from micro_core.standalone.router.client import RemoteRouter
@@ -76,7 +76,7 @@ class ProxyComponent:
         self._standing.add(tunnel.close)
         await tunnel.connect()
         router = RemoteRouter(runtime, name=name, node_id=tunnel.node_id)
-        router.on_away(away_sentences("router", self._say))
+        router.on_away(availability_reporter("router", self._say))
         self._standing.add(router.close)
         await router.connect()
         node_id = tunnel.node_id
@@ -154,7 +154,7 @@ class ProxyComponent:
         server.add("Broker.Publish", Publishing(broker).publish)
         whole = {"node": node_id, "name": name, "site": context.site, "tunnel": ",".join(_addresses(tunnel.facts))}
         await self._register(runtime.registry, NETWORK_SERVICE, node_id, whole, context.counters)
-        own = part_metadata(node_id, name, context.site)
+        own = component_metadata(node_id, name, context.site)
         await self._register(runtime.registry, PROXY_SERVICE, node_id, own, context.counters)
         self._facts = [
             f"proxy of node {name} ({node_id[:8]}) of network {context.network}, site {context.site}",

@@ -20,7 +20,7 @@ from micro_core.contract.table import (
 )
 from micro_core.drivers.runtime import Runtime
 from micro_core.rpc.client import Client
-from micro_core.standalone.discovery import ROUTER_SERVICE, find_part
+from micro_core.standalone.discovery import ROUTER_SERVICE, find_component
 from micro_core.standalone.router.protocol import event_from_item, route_from_map
 from micro_core.tunnel.backoff import Backoff
 from micro_core.wire import limits
@@ -115,7 +115,7 @@ class RemoteRouter:
 
     async def _follow(self) -> None:
         """Read the table, then its changes; returns when the router ends the stream."""
-        part = await find_part(self._registry, ROUTER_SERVICE, self._name)
+        part = await find_component(self._registry, ROUTER_SERVICE, self._name)
         stream = self._client.stream(
             ROUTER_SERVICE,
             "Router.Watch",

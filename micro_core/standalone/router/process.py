@@ -22,7 +22,7 @@ from micro_core.standalone.discovery import (
     TUNNEL_SERVICE,
     Relay,
     Standing,
-    part_metadata,
+    component_metadata,
     remote_tunnel,
 )
 from micro_core.standalone.router.server import TableEndpoints
@@ -83,7 +83,7 @@ class RouterComponent:
             ROUTER_SERVICE,
             registry=runtime.registry,
             transport=runtime.transport,
-            metadata=part_metadata(tunnel.node_id, name, context.site),
+            metadata=component_metadata(tunnel.node_id, name, context.site),
             address=self._listen_address,
             instance_id=f"{ROUTER_SERVICE}-{tunnel.node_id}",
             lease_s=settings.node.lease,

@@ -21,7 +21,7 @@ from micro_core.node.assembly import listeners, network_token, node_file, node_n
 from micro_core.node.network_endpoints import NetworkEndpoints
 from micro_core.plugins import Catalog
 from micro_core.rpc.service import Service
-from micro_core.standalone.discovery import DOOR_KEY, TUNNEL_SERVICE, Standing, part_metadata
+from micro_core.standalone.discovery import IPC_KEY, TUNNEL_SERVICE, Standing, component_metadata
 from micro_core.standalone.tunnel.ipc_server import TunnelDoor
 from micro_core.tunnel.identity import NodeIdentity, next_incarnation
 from micro_core.tunnel.tunnel import TunnelHost
@@ -115,8 +115,8 @@ class TunnelComponent:
             TUNNEL_SERVICE,
             registry=runtime.registry,
             transport=runtime.transport,
-            metadata=part_metadata(
-                identity.node_id, name, context.site, tunnel=",".join(tunnel.address()), **{DOOR_KEY: door.address}
+            metadata=component_metadata(
+                identity.node_id, name, context.site, tunnel=",".join(tunnel.address()), **{IPC_KEY: door.address}
             ),
             address=self._listen_address,
             instance_id=f"{TUNNEL_SERVICE}-{identity.node_id}",
