@@ -177,7 +177,7 @@ def compose(parts: Parts) -> Node:
         claim=parts.claim,
         drivers=parts.drivers,
     )
-    Debug(server, version=version(CORE_DISTRIBUTION), instance_id=f"{NETWORK_SERVICE}-{node_id}").begin(clock)
+    Debug(server, version=version(CORE_DISTRIBUTION), instance_id=f"{NETWORK_SERVICE}-{node_id}").start(clock)
     Control(
         network=network,
         router=router,

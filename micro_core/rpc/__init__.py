@@ -1,1 +1,1 @@
-"""Calls: connections, client, server and service. What a proxy and a user both stand on."""
+"""Remote calls over connections: `Client`, `Service`, `Server`, and the connections that they share with the proxy."""

@@ -170,14 +170,14 @@ class Client:
             except BaseException:
                 # Nobody ends a stream that never began.
                 while opened_at:
-                    dispatcher.gave_up(opened_at.pop())
+                    dispatcher.call_abandoned(opened_at.pop())
                 raise
             return opened
 
         def ended(error: MicroError | None) -> None:
             if self._dispatcher is not None:
                 for to in opened_at:
-                    self._dispatcher.ended(to, error)
+                    self._dispatcher.call_ended(to, error)
 
         return ClientStream(
             open_call,

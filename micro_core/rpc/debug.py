@@ -1,4 +1,4 @@
-"""The endpoints that every service has, a node's included: is it well, what can it do, what has it counted."""
+"""The endpoints `Debug.Health`, `Debug.Describe` and `Debug.Stats`, which every service and every node has."""
 
 from __future__ import annotations
 
@@ -10,9 +10,15 @@ from micro_core.rpc.server import Server
 
 
 class Debug:
-    """`Debug.Health`, `Debug.Describe` and `Debug.Stats` of what `server` serves.
+    """Adds `Debug.Health`, `Debug.Describe` and `Debug.Stats` to a server.
 
-    `instance_id` is the record's in the registry; where it is empty, `server.at`.
+    Args:
+        server: The server that is described and that serves the endpoints.
+        version: The version of the service.
+        instance_id: The id in the record of the registry. `server.at` is used if it is empty.
+
+    Raises:
+        Conflict: The server already has one of these endpoints.
     """
 
     def __init__(self, server: Server, *, version: str, instance_id: str = "") -> None:
@@ -25,19 +31,25 @@ class Debug:
         server.add("Debug.Describe", self.describe, idempotent=True)
         server.add("Debug.Stats", self.stats, idempotent=True)
 
-    def begin(self, clock: Clock) -> None:
-        """The service starts now."""
+    def start(self, clock: Clock) -> None:
+        """Record the current time of `clock` as the start of the service, from which the uptime is counted."""
         self._clock = clock
         self._started_wall, self._started_now = clock.wall(), clock.now()
 
+    # The first lines of the docstrings below are the descriptions of the endpoints in the registry.
+
     async def health(self) -> dict[str, str]:
-        """Whether the instance serves."""
+        """Return the status of the instance.
+
+        Raises:
+            Draining: The instance is shutting down.
+        """
         if self._server.is_draining:
-            raise Draining("stopping", at=self._server.at)
+            raise Draining("the instance is shutting down", at=self._server.at)
         return self._server.health()
 
     async def describe(self) -> dict[str, Any]:
-        """What this service can do."""
+        """Return the service, its version, the instance id, and the endpoints with their schemas."""
         endpoints = [
             {
                 "name": endpoint.name,
@@ -58,6 +70,6 @@ class Debug:
         }
 
     async def stats(self) -> dict[str, Any]:
-        """Counts, uptime and memory."""
+        """Return counters, uptime, load and memory of the instance."""
         uptime_s = self._clock.now() - self._started_now if self._clock is not None else 0.0
         return self._server.stats(self._started_wall, uptime_s)

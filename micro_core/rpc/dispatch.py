@@ -125,20 +125,20 @@ class Dispatcher:
                 attempt += 1
                 tried.add(to)
             else:
-                self._selector.started(to)
+                self._selector.call_started(to)
                 return connection, to
 
-    def gave_up(self, to: str) -> None:
+    def call_abandoned(self, to: str) -> None:
         """Nothing came of a connection that `connect` gave: it says nothing of whoever is there."""
-        self._selector.gave_up(to)
+        self._selector.call_abandoned(to)
 
-    def ended(self, to: str, error: MicroError | None) -> None:
+    def call_ended(self, to: str, error: MicroError | None) -> None:
         """A call to `to` has ended, well (None) or not: the selector should know."""
         timed_out_here = isinstance(error, DeadlineExceeded) and error.at == self._at
         if timed_out_here or isinstance(error, _TRY_AGAIN):
-            self._selector.failed(to, self._clock.now())
+            self._selector.call_failed(to, self._clock.now())
         else:
-            self._selector.succeeded(to)
+            self._selector.call_succeeded(to)
 
     def header(self, info: CallInfo, options: CallOptions, deadline: float) -> bytes:
         """The call header with the time that remains. Raises DeadlineExceeded, TooLarge."""
@@ -159,16 +159,16 @@ class Dispatcher:
         self, connection: Connection, to: str, header: bytes, body: bytes, deadline: float
     ) -> ResponseReceived:
         call = UnaryCall(connection, self._at)
-        self._selector.started(to)
+        self._selector.call_started(to)
         try:
             answer = await call.run(header, body, deadline, self._deadlines)
         except CallFailed as failed:
-            self.ended(to, failed.error)
+            self.call_ended(to, failed.error)
             raise
         except BaseException:
-            self._selector.gave_up(to)
+            self._selector.call_abandoned(to)
             raise
-        self._selector.succeeded(to)
+        self._selector.call_succeeded(to)
         return answer
 
     async def _choose(
@@ -231,8 +231,8 @@ class Dispatcher:
             if self._loop.time() >= deadline:
                 raise DeadlineExceeded(f"the time ran out while connecting to {to}", at=self._at) from error
             # It rests for a while, and the others serve.
-            self._selector.started(to)
-            self._selector.failed(to, self._clock.now())
+            self._selector.call_started(to)
+            self._selector.call_failed(to, self._clock.now())
             raise
 
     async def _back_off(self, attempt: int, deadline: float) -> bool:

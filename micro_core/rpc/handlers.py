@@ -1,4 +1,4 @@
-"""Marks on methods of handler classes, and how a method's name becomes an endpoint's."""
+"""Decorators for the methods of handler classes, and the conversion of method names to endpoint names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ATTRIBUTE = "__micro_marks__"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
-    """What `endpoint` and `subscriber` said of a method."""
+    """The arguments of `endpoint` or `subscriber` that decorate a method."""
 
     name: str = ""
     idempotent: bool = False
@@ -22,24 +22,48 @@ class Marks:
 
 
 def endpoint(name: str = "", *, idempotent: bool = False) -> Callable[[HandlerT], HandlerT]:
-    """Mark a method of a handler class: another name than its own, or that it may be done twice."""
+    """Decorate a method of a handler class to set the name or the properties of its endpoint.
+
+        @service.handler
+        class Orders:
+            @endpoint(idempotent=True)
+            async def find(self, request: FindRequest) -> Order: ...
+
+    Methods without this decorator are endpoints too; see `Service.handler`.
+
+    Args:
+        name: The full name of the endpoint, e.g. `Orders.Find`. By default it is derived from the names of class and method.
+        idempotent: Whether executing the same call twice has the same effect as once. Callers then retry it after any
+            failure of the connection or the instance, not only if the handler was certainly not started.
+    """
     return _mark(Marks(name=name, idempotent=idempotent))
 
 
 def subscriber(topic: str, *, queue: str = "") -> Callable[[HandlerT], HandlerT]:
-    """Mark a method of a handler class as the subscriber of a topic."""
+    """Decorate a method of a handler class to make it a subscriber of `topic`.
+
+        @service.handler
+        class Mailer:
+            @subscriber("orders.created", queue="mailers")
+            async def order_created(self, order: Order) -> None: ...
+
+    Args:
+        topic: The topic, e.g. `orders.created`.
+        queue: The name of a queue group. Each message is delivered to one member of the group on each site. If it is
+            empty, every subscriber receives every message.
+    """
     return _mark(Marks(topic=topic, queue=queue))
 
 
 def marks_of(method: Callable[..., Any]) -> Marks:
-    """The marks of a method; the defaults when it has none."""
+    """Return the arguments of the decorator of `method`, or the default `Marks` if it is not decorated."""
     found = getattr(method, _ATTRIBUTE, None)
     return found if isinstance(found, Marks) else Marks()
 
 
 def endpoint_name(method: str) -> str:
-    """`say_hello` is `SayHello`; what is in camel case already keeps it."""
-    return "".join(word[:1].upper() + word[1:] for word in method.split("_") if word)
+    """Return the name of a method in camel case: `say_hello` becomes `SayHello`. Camel case is kept."""
+    return "".join(segment[:1].upper() + segment[1:] for segment in method.split("_") if segment)
 
 
 def _mark(marks: Marks) -> Callable[[HandlerT], HandlerT]:

@@ -1,4 +1,4 @@
-"""Interceptors, chained. What one is, and may do, stands in `micro_core.contract.interceptors`."""
+"""Chaining of interceptors. `micro_core.contract.interceptors` describes what an interceptor is and may do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["CallInfo", "Interceptor", "Next", "chain"]
 
 
 def chain(interceptors: Sequence[Interceptor], last: Next) -> Next:
-    """One function that calls all interceptors, the first outermost, and then `last`."""
+    """Return a function that calls all interceptors in order, the first outermost, and then `last`."""
     proceed = last
     for interceptor in reversed(interceptors):
         proceed = _bind(interceptor, proceed)

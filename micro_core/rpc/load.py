@@ -1,8 +1,8 @@
-"""What an instance tells of its load: how long calls wait there, in steps, and only when it has lasted. Pure.
+"""The load that an instance reports in its record: the queueing delay of calls, in powers of two. Pure.
 
-A number that moves with every call would be news all the time, for the registry and for every router. So the waiting is told in
-powers of two, from a few milliseconds on; a step up when two looks in a row have seen it, a step down when the waiting has
-fallen clearly below what was told.
+A value that changed with every call would cause an update of the registry and of every router each time. The delay is
+therefore rounded down to a power of two times `MIN_US`. A change is reported after `SAMPLES_BEFORE_CHANGE` consecutive samples,
+and a decrease only if the delay is clearly below the reported value.
 """
 
 from __future__ import annotations
@@ -12,58 +12,64 @@ from collections.abc import Iterable
 from micro_core.rpc.queueing_delay import TOLERANCE, QueueingDelay
 
 MIN_US = 4_000
-"""Less is told as nothing: turns of an event loop, not load."""
+"""Shorter delays are reported as 0. They come from iterations of the event loop, not from load."""
 
 MAX_US = 8_192_000
+"""Maximum reported delay."""
 
-FALLEN = 0.75
-"""A lower step is told when the waiting is below this share of the one that was told."""
+DECREASE_RATIO = 0.75
+"""A lower value is reported when the delay is below this share of the reported value."""
 
 SAMPLES_BEFORE_CHANGE = 2
-"""Looks in a row that must have seen a change before it is told."""
+"""Consecutive samples that must differ from the reported value before it changes."""
 
-STALLED_CALLS = 4
-"""So many calls that run, while none ends between two looks, tell of a stall; fewer may simply be long."""
+MIN_STALLED_CALLS = 4
+"""Minimum number of running calls for a stall, if no call ended between two samples. A few calls may simply be long."""
 
 
 class LoadMeasure:
-    """The load of one instance: `level_us` as it is told, in steps."""
+    """Measures the load of one instance. `level_us` is the reported queueing delay in microseconds."""
 
     def __init__(self) -> None:
         self.level_us = 0
         self.queueing_delay = QueueingDelay()
-        self._ended = 0
-        self._looks = 0
+        self._ended_calls = 0
+        self._differing_samples = 0
 
-    def ended(self, endpoint: str, duration_s: float, now: float) -> None:
-        """A call has been answered."""
-        self._ended += 1
+    def call_ended(self, endpoint: str, duration_s: float, now: float) -> None:
+        """Record a call that ended at `now` (clock seconds) after `duration_s` seconds."""
+        self._ended_calls += 1
         self.queueing_delay.call_ended(endpoint, duration_s, now)
 
-    def look(self, now: float, running: Iterable[tuple[str, float]] = ()) -> bool:
-        """Called on a timer, with the calls that run (endpoint, began at): True when `level_us` has changed."""
-        waiting_s = self.queueing_delay.delay_s(now)
-        if not self._ended:
+    def sample(self, now: float, running: Iterable[tuple[str, float]] = ()) -> bool:
+        """Update `level_us` and return whether it has changed. To be called periodically.
+
+        Args:
+            now: The current time in clock seconds.
+            running: Endpoint and start time of each call that is running.
+        """
+        delay_s = self.queueing_delay.delay_s(now)
+        if not self._ended_calls:
             ages = [
                 now - began_at - TOLERANCE * self.queueing_delay.baseline_s(endpoint) for endpoint, began_at in running
             ]
-            if len(ages) >= STALLED_CALLS:
-                waiting_s = max(waiting_s, sum(ages) / len(ages))
-        self._ended = 0
-        waiting_us = round(waiting_s * 1e6)
-        seen_us = quantised(waiting_us)
-        is_other = seen_us > self.level_us or (self.level_us > 0 and waiting_us < FALLEN * self.level_us)
-        self._looks = self._looks + 1 if is_other else 0
-        if self._looks < SAMPLES_BEFORE_CHANGE:
+            if len(ages) >= MIN_STALLED_CALLS:
+                delay_s = max(delay_s, sum(ages) / len(ages))
+        self._ended_calls = 0
+        delay_us = round(delay_s * 1e6)
+        sampled_us = quantize(delay_us)
+        differs = sampled_us > self.level_us or (self.level_us > 0 and delay_us < DECREASE_RATIO * self.level_us)
+        self._differing_samples = self._differing_samples + 1 if differs else 0
+        if self._differing_samples < SAMPLES_BEFORE_CHANGE:
             return False
-        self._looks = 0
-        self.level_us = seen_us
+        self._differing_samples = 0
+        self.level_us = sampled_us
         return True
 
 
-def quantised(waiting_us: int) -> int:
-    """0 below `MIN_US`, else the power of two times it that is not above, at most `MAX_US`."""
-    if waiting_us < MIN_US:
+def quantize(delay_us: int) -> int:
+    """Round `delay_us` down to a power of two times `MIN_US`, at most `MAX_US`. Return 0 for values below `MIN_US`."""
+    if delay_us < MIN_US:
         return 0
-    steps: int = (waiting_us // MIN_US).bit_length() - 1
-    return min(MIN_US << steps, MAX_US)
+    exponent: int = (delay_us // MIN_US).bit_length() - 1
+    return min(MIN_US << exponent, MAX_US)

@@ -1,4 +1,4 @@
-"""A record kept in the registry: registered, renewed until it is closed, withdrawn."""
+"""The record of an instance in the registry: registered, renewed periodically, and withdrawn."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from micro_core.contract.registry import Instance, Registry
 log = logging.getLogger(__name__)
 
 LEASE_S = 30.0
-"""How long the registry believes in an instance that has stopped renewing."""
+"""Duration of the lease: how long the registry keeps the record of an instance that does not renew it."""
 
 RETRY_S = 1.0
-"""Pause after a renewal that failed: the lease may be running out while the registry is away."""
+"""Maximum pause after a failed renewal. It is short because the lease continues to run out."""
 
 
 class Registration:
-    """Keeps `instance` in `registry`, renewing its lease at a third of its time, with jitter."""
+    """Keeps `instance` registered in `registry` until `close`.
+
+    The lease is renewed after about a third of `lease_s` seconds, with jitter. Failed renewals are counted, logged and
+    repeated.
+    """
 
     def __init__(
         self,
@@ -40,12 +44,18 @@ class Registration:
         self._renewing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Register. Raises Unreachable when the registry is away, TooLarge when the record does not fit it."""
+        """Register the record and begin to renew its lease.
+
+        Raises:
+            Unreachable: The registry cannot be reached.
+            TooLarge: The record exceeds a limit of the registry.
+            BadRequest: A field of the record is invalid.
+        """
         await self._registry.register(self.instance, lease_s=self._lease_s)
         self._renewing = asyncio.get_running_loop().create_task(self._renew())
 
     async def update(self, instance: Instance) -> None:
-        """Tell another record under the same id; where that fails, the next renewal tells it."""
+        """Replace the record by `instance`, which has the same id. If this fails, the next renewal sends the new record."""
         self.instance = instance
         try:
             await self._registry.register(instance, lease_s=self._lease_s)
@@ -54,7 +64,7 @@ class Registration:
             log.warning("the record of %s was not updated: %s", instance.id, error)
 
     async def close(self) -> None:
-        """Withdraw; where that fails, the lease runs out. Safe to call twice, and before `start`."""
+        """Stop renewing and withdraw the record. If this fails, its lease expires. Safe to call twice, and before `start`."""
         if self._renewing is None:
             return
         renewing, self._renewing = self._renewing, None
@@ -63,7 +73,7 @@ class Registration:
         try:
             await self._registry.deregister(self.instance)
         except MicroError as error:
-            log.warning("not withdrawn; the lease will run out: %s", error)
+            log.warning("the record of %s was not withdrawn and will expire: %s", self.instance.id, error)
 
     async def _renew(self) -> None:
         failed = False
@@ -77,7 +87,7 @@ class Registration:
                 failed = True
                 self._counters.add("lease_renewals_failed")
                 log.warning("the lease of %s was not renewed: %s", self.instance.id, error)
-            except Exception:  # the task's root: a driver's bug must not end the renewing
+            except Exception:  # a bug of a driver must not end the renewals
                 failed = True
                 self._counters.add("lease_renewals_failed")
-                log.exception("the lease of %s was not renewed", self.instance.id)
+                log.exception("the lease of %s was not renewed: unexpected error", self.instance.id)

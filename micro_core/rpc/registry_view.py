@@ -1,4 +1,4 @@
-"""What a client knows of the registry: instances by service, kept fresh by a watch, so that a call asks nobody."""
+"""A local copy of the registry, kept current by a watch, so that calls need no request to the registry."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ log = logging.getLogger(__name__)
 
 INITIAL_PAUSE_S = 0.2
 MAX_PAUSE_S = 5.0
-"""Pause before a broken watch is begun again; it doubles from the first to the last."""
+"""Pause before a watch that ended is opened again. It doubles from INITIAL_PAUSE_S to MAX_PAUSE_S."""
 
 
 class RegistryView:
-    """The live instances of every service, by name.
+    """The instances of every service, by name.
 
-    While the registry is away the last knowledge stands: the selector sets aside what has died meanwhile.
+    While the registry is unreachable, the view keeps the last known instances. The selector ejects those that have
+    stopped meanwhile.
     """
 
     def __init__(self, registry: Registry, counters: Counters) -> None:
@@ -32,13 +33,14 @@ class RegistryView:
         self._starting = asyncio.Lock()
 
     async def close(self) -> None:
+        """Close the watch. Safe to call twice."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._end_watch()
 
     def find(self, service: str) -> tuple[Instance, ...]:
-        """The instances known of `service`. Costs no I/O."""
+        """Return the known instances of `service`, without I/O."""
         found = self._lists.get(service)
         if found is None:
             records = self._by_service.get(service)
@@ -48,21 +50,24 @@ class RegistryView:
         return found
 
     async def look_up(self, service: str) -> tuple[Instance, ...]:
-        """Ask the registry, for a service that is not known here: it may have registered a moment ago.
+        """Read the instances of `service` from the registry. For a service that `find` does not know yet.
 
-        The first look-up also begins the watch. Raises Unreachable when the registry is away.
+        The first look-up also opens the watch.
+
+        Raises:
+            Unreachable: The registry cannot be reached.
         """
         if self._task is None:
             async with self._starting:
                 if self._task is None:
-                    await self._begin()
+                    await self._open()
         found = tuple(await self._registry.instances(service))
         for instance in found:
             self._put(instance)
         return found
 
-    async def _begin(self) -> None:
-        # The watch first: what changes between the two is then told by the watch.
+    async def _open(self) -> None:
+        # The watch is opened before the records are read, so that it reports the changes between the two steps.
         self._watch = await self._registry.watch()
         try:
             await self._read_all()
@@ -81,9 +86,9 @@ class RegistryView:
                     pause_s = INITIAL_PAUSE_S
                 await self._read_watch(self._watch)
             except MicroError as error:
-                log.info("the watch of the registry broke", extra={"reason": str(error)})
-            except Exception:  # the task's root: one bad record must not end the view
-                log.exception("the watch of the registry failed")
+                log.info("the watch of the registry ended", extra={"reason": str(error)})
+            except Exception:  # an unexpected error must not end the view
+                log.exception("the watch of the registry failed: unexpected error")
             self._counters.add("registry_watch_restarts")
             await self._end_watch()
             await asyncio.sleep(pause_s)
@@ -122,4 +127,4 @@ class RegistryView:
             try:
                 await watch.close()
             except MicroError as error:
-                log.info("the watch of the registry did not close", extra={"reason": str(error)})
+                log.info("the watch of the registry was not closed", extra={"reason": str(error)})

@@ -249,12 +249,12 @@ class Server:
             await asyncio.wait(left, timeout=1.0)
         return not left
 
-    def look_at_load(self, now: float) -> bool:
+    def update_load(self, now: float) -> bool:
         """Called on a timer: True when `load.level_us` has changed and should be told."""
         running = (
             (call.header.endpoint, call.began_at) for call in self._running if call.served.mode == CallMode.UNARY
         )
-        return self.load.look(now, running)
+        return self.load.sample(now, running)
 
     def health(self) -> dict[str, str]:
         """The answer of `Debug.Health`."""

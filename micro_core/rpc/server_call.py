@@ -163,7 +163,7 @@ class ServedCall:
             await self._serve(body)
             if self.served.mode == CallMode.UNARY:
                 now = self.connection.loop.time()
-                self.server.load.ended(self.header.endpoint, now - self.began_at, now)
+                self.server.load.call_ended(self.header.endpoint, now - self.began_at, now)
         except asyncio.CancelledError:
             if self.call.state is not CallState.ENDED:
                 # Nobody asked for it: the handler cancelled itself.

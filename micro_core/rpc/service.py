@@ -50,8 +50,8 @@ MAX_CONNECTIONS = 4_096
 """Sockets open at once: a caller needs one, and a process has few more descriptors by default."""
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
-LOOK_AT_LOAD_S = 1.0
-"""How often an instance asks itself how busy it is."""
+LOAD_INTERVAL_S = 1.0
+"""Interval at which the load of the instance is measured."""
 
 ClassT = TypeVar("ClassT")
 
@@ -106,7 +106,7 @@ class Service:
         self._listener: Listener | None = None
         self._instance: Instance | None = None
         self._registration: Registration | None = None
-        self._telling: asyncio.Task[None] | None = None
+        self._load_task: asyncio.Task[None] | None = None
         self._subscriptions: list[Subscription] = []
         self._connections: dict[Connection, None] = {}
         self._is_stopped = False
@@ -210,9 +210,9 @@ class Service:
         if self._is_stopped:
             return
         self._is_stopped = True
-        if self._telling is not None:
-            self._telling.cancel()
-            await asyncio.wait([self._telling])
+        if self._load_task is not None:
+            self._load_task.cancel()
+            await asyncio.wait([self._load_task])
         await self._withdraw()
         if self._listener is not None:
             await self._listener.close()
@@ -261,7 +261,7 @@ class Service:
     # Inside
 
     async def _start(self) -> None:
-        self._debug.begin(self._clock)
+        self._debug.start(self._clock)
         registry, transport, broker = self._registry, self._transport, self._broker
         if registry is None or transport is None:
             runtime = self._runtime = await build_runtime(self._settings)
@@ -296,13 +296,13 @@ class Service:
             registry, self._instance, lease_s=self._lease_s, counters=self.counters, random=self._random
         )
         await self._registration.start()
-        self._telling = asyncio.get_running_loop().create_task(self._tell_load(self._registration))
+        self._load_task = asyncio.get_running_loop().create_task(self._report_load(self._registration))
 
-    async def _tell_load(self, registration: Registration) -> None:
+    async def _report_load(self, registration: Registration) -> None:
         """So that calls leave an instance before it fails, and come back."""
         while True:
-            await asyncio.sleep(LOOK_AT_LOAD_S)
-            if self.server.look_at_load(asyncio.get_running_loop().time()):
+            await asyncio.sleep(LOAD_INTERVAL_S)
+            if self.server.update_load(asyncio.get_running_loop().time()):
                 load = {LOAD_KEY: str(self.server.load.level_us)} if self.server.load.level_us else {}
                 self._instance = replace(self.instance, metadata={**self._metadata, **load})
                 await registration.update(self._instance)

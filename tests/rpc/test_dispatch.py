@@ -369,7 +369,7 @@ def test_round_robin_takes_turns_across_calls_whoever_comes_or_goes() -> None:
 def test_least_outstanding_keeps_the_load_even() -> None:
     selector, all_of_them = Selector(Random(1)), instances(5)
     for _ in range(500):
-        selector.started(selector.choose(all_of_them, 0.0).address)
+        selector.call_started(selector.choose(all_of_them, 0.0).address)
     loads = [selector.outstanding(instance.address) for instance in all_of_them]
     assert max(loads) - min(loads) <= 5
 
@@ -385,8 +385,8 @@ def test_a_failing_instance_rests_for_a_time_that_grows_to_a_bound() -> None:
     rests = []
     now = 0.0
     for _ in range(12):
-        selector.started(bad.address)
-        selector.failed(bad.address, now)
+        selector.call_started(bad.address)
+        selector.call_failed(bad.address, now)
         assert {selector.choose(two, now).id for _ in range(20)} == {good.id}
         begun = now
         while selector.is_ejected(bad.address, now):
@@ -395,18 +395,18 @@ def test_a_failing_instance_rests_for_a_time_that_grows_to_a_bound() -> None:
     assert rests[0] <= INITIAL_EJECTION_S + 0.1
     assert rests[1] > rests[0]
     assert max(rests) <= MAX_EJECTION_S + 0.1
-    selector.started(bad.address)
-    selector.succeeded(bad.address)
-    selector.started(bad.address)
-    selector.failed(bad.address, now)
+    selector.call_started(bad.address)
+    selector.call_succeeded(bad.address)
+    selector.call_started(bad.address)
+    selector.call_failed(bad.address, now)
     assert not selector.is_ejected(bad.address, now + INITIAL_EJECTION_S), "one success forgives"
 
 
 def test_when_all_rest_the_first_to_come_back_is_tried() -> None:
     selector, two = Selector(Random(1)), instances(2)
     for now, instance in enumerate(two):
-        selector.started(instance.address)
-        selector.failed(instance.address, float(now) / 10)
+        selector.call_started(instance.address)
+        selector.call_failed(instance.address, float(now) / 10)
     assert selector.choose(two, 0.2) == two[0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from micro_core.rpc.load import MAX_US, MIN_US, SAMPLES_BEFORE_CHANGE, STALLED_CALLS, LoadMeasure, quantised
+from micro_core.rpc.load import MAX_US, MIN_US, SAMPLES_BEFORE_CHANGE, MIN_STALLED_CALLS, LoadMeasure, quantize
 from micro_core.rpc.queueing_delay import BASELINE_RISE_S, HALF_LIFE_S, MAX_ENDPOINTS, QueueingDelay
 
 
@@ -68,39 +68,39 @@ def test_number_of_endpoints_is_bounded() -> None:
 
 
 def test_load_level_is_a_power_of_two_within_bounds() -> None:
-    assert [quantised(us) for us in (0, MIN_US - 1, MIN_US, 2 * MIN_US - 1, 2 * MIN_US)] == [
+    assert [quantize(us) for us in (0, MIN_US - 1, MIN_US, 2 * MIN_US - 1, 2 * MIN_US)] == [
         0,
         0,
         MIN_US,
         MIN_US,
         2 * MIN_US,
     ]
-    assert quantised(10**12) == MAX_US
+    assert quantize(10**12) == MAX_US
 
 
 def add_second_of_calls(load: LoadMeasure, duration_s: float, start: float) -> float:
     """Add one second of calls with this duration and return the time after it."""
     for number in range(100):
-        load.ended("Work.Do", duration_s, start + number * 0.01)
+        load.call_ended("Work.Do", duration_s, start + number * 0.01)
     return start + 1.0
 
 
 def test_load_level_changes_after_consecutive_samples_and_ignores_fluctuation() -> None:
     load = LoadMeasure()
     now = add_second_of_calls(load, 0.020, 1.0)
-    assert not load.look(now)
+    assert not load.sample(now)
     changes = []
     for _ in range(SAMPLES_BEFORE_CHANGE):
         now = add_second_of_calls(load, 0.140, now)
-        changes.append(load.look(now))
+        changes.append(load.sample(now))
     assert changes == [False] * (SAMPLES_BEFORE_CHANGE - 1) + [True]
     assert 60_000 < load.level_us < 100_000
     for duration_s in (0.150, 0.130, 0.145, 0.125):
         now = add_second_of_calls(load, duration_s, now)
-        assert not load.look(now), "the level changed although the delay stayed within one step"
+        assert not load.sample(now), "the level changed although the delay stayed within one step"
     for _ in range(SAMPLES_BEFORE_CHANGE):
         now = add_second_of_calls(load, 0.020, now)
-        has_changed = load.look(now)
+        has_changed = load.sample(now)
     assert has_changed
     assert load.level_us == 0
 
@@ -108,11 +108,11 @@ def test_load_level_changes_after_consecutive_samples_and_ignores_fluctuation() 
 def test_several_calls_that_do_not_end_raise_the_load_level_and_one_long_call_does_not() -> None:
     load = LoadMeasure()
     now = add_second_of_calls(load, 0.020, 0.0)
-    load.look(now)
-    stalled = [("Work.Do", now)] * STALLED_CALLS
+    load.sample(now)
+    stalled = [("Work.Do", now)] * MIN_STALLED_CALLS
     for second in (1.0, 2.0, 3.0):
-        load.look(now + second, stalled[:1])
+        load.sample(now + second, stalled[:1])
     assert load.level_us == 0
     for second in (4.0, 5.0):
-        load.look(now + second, stalled)
+        load.sample(now + second, stalled)
     assert load.level_us >= 4_000_000 // 1_024 * 1_000 // 2
