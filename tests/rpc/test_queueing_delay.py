@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from micro_core.rpc.load import MAX_US, MIN_US, SAMPLES_BEFORE_CHANGE, MIN_STALLED_CALLS, LoadMeasure, quantize
+from micro_core.rpc.load import MAX_US, MIN_STALLED_CALLS, MIN_US, SAMPLES_BEFORE_CHANGE, LoadMeasure, quantize
 from micro_core.rpc.queueing_delay import BASELINE_RISE_S, HALF_LIFE_S, MAX_ENDPOINTS, QueueingDelay
 
 
