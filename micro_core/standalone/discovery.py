@@ -82,7 +82,7 @@ def remote_tunnel(runtime: Runtime, say: Report) -> RemoteTunnel:
         logger=context.logger,
         counters=context.counters,
     )
-    tunnel.on_away(lambda error: say(_sentence("tunnel", error)))
+    tunnel.add_availability_handler(lambda error: say(_sentence("tunnel", error)))
     return tunnel
 
 

@@ -94,7 +94,7 @@ class Site:
             transport=self.transport,
         )
         copy = RemoteRouter(runtime, name=NAME, node_id=NODE)
-        copy.on_away(self.told.append)
+        copy.add_availability_handler(self.told.append)
         self.copies.append(copy)
         if connect:
             async with asyncio.timeout(PATIENCE_S):

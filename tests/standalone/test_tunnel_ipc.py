@@ -31,17 +31,17 @@ from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.standalone.tunnel import protocol as ipc
 from micro_core.standalone.tunnel.client import RemoteTunnel
-from micro_core.standalone.tunnel.ipc_server import TunnelDoor
+from micro_core.standalone.tunnel.server import IpcServer
 from micro_core.tunnel.identity import NodeIdentity
 from micro_core.tunnel.tunnel import TunnelHost
 
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 NETWORK, TOKEN = "go.micro", "secret"
 LOG = logging.getLogger("test")
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -81,11 +81,11 @@ class Site:
     far: TunnelHost
     transport: UnixTransport
     counters: CountersInMemory
-    server: TunnelDoor
+    server: IpcServer
     clients: list[RemoteTunnel] = field(default_factory=list)
 
-    def make_server(self) -> TunnelDoor:
-        return TunnelDoor(
+    def make_server(self) -> IpcServer:
+        return IpcServer(
             tunnel=self.near,
             network=NETWORK,
             token=TOKEN,
@@ -115,7 +115,7 @@ class Site:
         )
         self.clients.append(client)
         if connect:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await client.connect()
         return client
 
@@ -228,7 +228,7 @@ async def test_peer_that_does_not_read_pauses_the_client_within_a_memory_bound(s
     client = await site.client()
     near_end = Reader(client.dial("rpc", peer=site.far.node_id))
     piece, written = b"x" * 65_536, 0
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not near_end.is_paused or written < 10 * len(piece):
             if not near_end.is_paused:
                 near_end.session.write(piece)
@@ -278,7 +278,7 @@ async def test_stopped_server_ends_links_and_sessions_and_is_found_again(site: S
     accepted: list[Session] = []
     client = await site.client(connect=False)
     client.set_event_handler(lambda event: events.append("up" if isinstance(event, LinkUp) else "down"))
-    client.on_away(lambda error: events.append("here" if error is None else "away"))
+    client.add_availability_handler(lambda error: events.append("available" if error is None else "unavailable"))
     client.listen("rpc", accepted.append)
     await client.connect()
     there: list[Reader] = []
@@ -294,7 +294,7 @@ async def test_stopped_server_ends_links_and_sessions_and_is_found_again(site: S
     site.server = site.make_server()
     await site.start_server()
     await until(lambda: events[-1] == "up")
-    assert events.count("here") == 2
+    assert events.count("available") == 2
 
     def opened() -> bool:
         Reader(site.far.dial("rpc", peer=site.near.node_id))
@@ -305,13 +305,13 @@ async def test_stopped_server_ends_links_and_sessions_and_is_found_again(site: S
 
 async def test_client_with_another_token_is_refused(site: Site) -> None:
     reasons: list[MicroError | None] = []
-    intruder = await site.client(token="another", connect=False)
-    intruder.on_away(reasons.append)
-    connecting = asyncio.get_running_loop().create_task(intruder.connect())
+    client = await site.client(token="another", connect=False)
+    client.add_availability_handler(reasons.append)
+    connecting = asyncio.get_running_loop().create_task(client.connect())
     await until(lambda: bool(reasons))
     assert "token" in str(reasons[0])
-    assert intruder.links() == []
-    assert site.counters.values["tunnel_door_requests_refused"] >= 1
+    assert client.links() == []
+    assert site.counters.values["tunnel_ipc_requests_refused"] >= 1
     connecting.cancel()
     await asyncio.gather(connecting, return_exceptions=True)
 
@@ -332,7 +332,7 @@ async def test_invalid_request_ends_the_connection(site: Site, data: bytes) -> N
     await until(lambda: bool(reader.data))
     socket.write(data)
     await until(lambda: reader.error is not None)
-    assert site.counters.values["tunnel_door_requests_refused"] == 1
+    assert site.counters.values["tunnel_ipc_requests_refused"] == 1
 
 
 def test_messages_are_decoded_wherever_they_are_split() -> None:

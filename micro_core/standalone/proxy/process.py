@@ -76,7 +76,7 @@ class ProxyComponent:
         self._standing.add(tunnel.close)
         await tunnel.connect()
         router = RemoteRouter(runtime, name=name, node_id=tunnel.node_id)
-        router.on_away(availability_reporter("router", self._say))
+        router.add_availability_handler(availability_reporter("router", self._say))
         self._standing.add(router.close)
         await router.connect()
         node_id = tunnel.node_id

@@ -76,7 +76,7 @@ class RemoteRouter:
         await self._client.close()
         await self._table.close()
 
-    def on_away(self, callback: Callable[[MicroError | None], None]) -> None:
+    def add_availability_handler(self, callback: Callable[[MicroError | None], None]) -> None:
         """`callback(error)` when the router cannot be had, once a reason; `callback(None)` when it is there (again)."""
         self._away_callbacks.append(callback)
 

@@ -22,7 +22,7 @@ from micro_core.node.network_endpoints import NetworkEndpoints
 from micro_core.plugins import Catalog
 from micro_core.rpc.service import Service
 from micro_core.standalone.discovery import IPC_KEY, TUNNEL_SERVICE, Standing, component_metadata
-from micro_core.standalone.tunnel.ipc_server import TunnelDoor
+from micro_core.standalone.tunnel.server import IpcServer
 from micro_core.tunnel.identity import NodeIdentity, next_incarnation
 from micro_core.tunnel.tunnel import TunnelHost
 
@@ -94,7 +94,7 @@ class TunnelComponent:
             environment=Environment.from_context(context),
         )
         network.set_report_handler(self._say)
-        door = TunnelDoor(
+        door = IpcServer(
             tunnel=tunnel,
             network=context.network,
             token=network_token(settings),
