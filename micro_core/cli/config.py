@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from micro_core.cli.output import CONFIGURATION, run_guarded, show_error, show_json, show_table
-from micro_core.config import MASK, NodeSettings, Settings, Value, build_options, load_settings, shown
+from micro_core.config import MASK, NodeSettings, Settings, Value, build_options, display_value, load_settings
 from micro_core.contract.driver import Driver, NoOptions, Role
 from micro_core.contract.errors import BadRequest, ConfigError, OptionError
 from micro_core.plugins import Catalog, Entry, blocked_names
@@ -177,7 +177,7 @@ def _rows(prefix: str, options_type: type, options: object, values: dict[str, Va
         rows.append(
             {
                 "key": f"{prefix}.{field.name}",
-                "value": shown(options_type, field.name, getattr(options, field.name), value),
+                "value": display_value(options_type, field.name, getattr(options, field.name), value),
                 "origin": value.origin if value is not None else "default",
             }
         )

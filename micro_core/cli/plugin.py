@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from micro_core.cli.output import CONFIGURATION, note, run_guarded, show_json, show_table
-from micro_core.config import shown, type_text
+from micro_core.config import display_value, type_name
 from micro_core.contract.driver import Driver
 from micro_core.plugins import KNOWN_PLUGINS, Catalog, Entry
 
@@ -172,8 +172,8 @@ def _option(prefix: str, field: dataclasses.Field[Any], driver: Driver[Any]) -> 
         default = field.default_factory()
     return {
         "name": field.name,
-        "type": type_text(option_type),
-        "default": shown(driver.options, field.name, default),
+        "type": type_name(option_type),
+        "default": display_value(driver.options, field.name, default),
         "secret": bool(field.metadata.get("secret")),
         "variable": f"MICRO_{prefix}__{field.name.upper()}",
         "help": field.metadata.get("help", ""),

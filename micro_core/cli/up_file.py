@@ -20,7 +20,7 @@ from typing import Any
 from micro_core.cli.up_tables import COMPONENTS, NodeTable, ProcessPlan, ServiceTable
 from micro_core.config import Settings, build_options, load_settings
 from micro_core.config.settings import NODE_OPTIONS
-from micro_core.config.sources import key_of, variable_of
+from micro_core.config.sources import parse_key, variable_name
 from micro_core.config.toml_lines import lines_of_keys
 from micro_core.config.values import Rank, Value, read_text
 from micro_core.contract.driver import Role
@@ -301,9 +301,9 @@ def _variables(sets: Sequence[str]) -> dict[str, str]:
     found = {}
     for text in sets:
         name, _, value = text.partition("=")
-        match key_of(name):
+        match parse_key(name):
             case str() as plugin, key:
-                found[variable_of(plugin, key)] = value
+                found[variable_name(plugin, key)] = value
     return found
 
 

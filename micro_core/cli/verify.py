@@ -18,7 +18,7 @@ from typing import Any
 import typer
 
 from micro_core.cli.output import CHECK_FAILED, UsageError, note, paint, printable, run_guarded, show_json
-from micro_core.config import Settings, build_options, load_settings, shown
+from micro_core.config import Settings, build_options, display_value, load_settings
 from micro_core.contract.driver import Driver
 from micro_core.contract.errors import ConfigError, DeadlineExceeded, PluginMissing
 from micro_core.plugins import Catalog, Entry
@@ -189,7 +189,7 @@ def _options(settings: Settings, entry: Entry, driver: Driver[Any]) -> dict[str,
     """Return the options that the settings give, with secrets masked."""
     values = settings.plugin_values(*entry.option_tables)
     options: Any = build_options(driver.options, values, entry.name)
-    return {key: shown(driver.options, key, getattr(options, key), value) for key, value in values.items()}
+    return {key: display_value(driver.options, key, getattr(options, key), value) for key, value in values.items()}
 
 
 def _show_check(check: Mapping[str, Any]) -> None:

@@ -1,23 +1,25 @@
-"""Settings: flag, MICRO_* variable, micro.toml, default; the first that says something counts, and it is remembered which.
+"""Settings from four sources: flags, `MICRO_*` variables, `micro.toml` and defaults. The first source that sets a value wins.
 
     [node]                  name, network, site, plugins, listen, address, nodes, token, ...   (NodeSettings)
-    [plugins.quic]          options of the driver `quic`; [plugins."registry:redis"] where the word alone is ambiguous
+    [plugins.quic]          options of the driver `quic`; [plugins."registry:redis"] if several roles use the name
 
-Variables: MICRO_SITE for node.site and so on; MICRO_QUIC__PORT for an option of a plugin, MICRO_REGISTRY__REDIS__URL
-where the word alone is ambiguous. MICRO_NETWORK is the network's name and nothing else; so is MICRO_NETWORK_NAME, which
-wins. Flags: `--set quic.port=1`, `--set node.site=eu`, and `--set plugins.node.retry_s=1` for the driver called `node`.
+Variables: `MICRO_SITE` sets `node.site`. `MICRO_QUIC__PORT` sets an option of a plugin, and `MICRO_REGISTRY__REDIS__URL` does
+so if several roles use the name. `MICRO_NETWORK` and `MICRO_NETWORK_NAME` both set the name of the network;
+`MICRO_NETWORK_NAME` takes precedence.
 
-What clients need (proxy, timeout) stands in [node], too: a site has one file and one set of variables for its node, its
-services and its commands, and nobody has to know which of two tables a setting is in.
+Flags: `--set quic.port=1`, `--set node.site=eu`, and `--set plugins.node.retry_s=1` for the driver named `node`.
 
-A value `$env:NAME` or `$file:path` is read from there, so that secrets need not stand in files; a relative path starts
-at the directory of the file that says it. What is secret is masked wherever it is shown.
+The settings of clients (`proxy`, `timeout`) are in `[node]`, too, so that the node, the services and the commands of a site can
+share one file and one set of variables.
 
-`values` says what a value is and where from, `sources` reads them, `options` makes dataclasses of them, `settings`
-puts it together.
+A value `$env:NAME` is replaced by the value of that variable, and `$file:path` by the contents of that file, so that a settings
+file need not contain secrets. A relative path starts at the directory of the settings file. Secrets are masked in all output.
+
+`values` contains a single value with its origin, `sources` reads the values, `options` builds dataclasses from them, and
+`settings` combines everything.
 """
 
-from micro_core.config.options import MASK, build_options, is_secret, shown, type_text
+from micro_core.config.options import MASK, build_options, display_value, is_secret, type_name
 from micro_core.config.settings import NodeSettings, Settings, load_settings
 from micro_core.config.sources import FILE_NAME
 from micro_core.config.values import MAX_FILE_BYTES, Rank, Value
@@ -31,8 +33,8 @@ __all__ = [
     "Settings",
     "Value",
     "build_options",
+    "display_value",
     "is_secret",
     "load_settings",
-    "shown",
-    "type_text",
+    "type_name",
 ]

@@ -1,4 +1,4 @@
-"""Everything that was said, put together: the node's settings, and what plugins were told."""
+"""Combines the settings of all sources: the settings of the node, and the options of plugins."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from micro_core.config.options import build_options
-from micro_core.config.sources import Key, from_environment, from_file, from_flags, from_sets, key_of
-from micro_core.config.values import Rank, Report, Value, raise_it
+from micro_core.config.sources import Key, from_environment, from_file, from_flags, from_sets, parse_key
+from micro_core.config.values import Rank, Report, Value, raise_error
 from micro_core.contract.driver import option
 from micro_core.contract.errors import BadRequest, ConfigError, OptionError
 from micro_core.contract.names import check_network_name, check_site
@@ -21,128 +21,145 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
-    """The table [node]: what a node is, and how services and commands of the same site find it."""
+    """The table [node]: the settings of a node, and those with which services and commands of the same site find it."""
 
-    name: str = option("", "Name for people; default: the host's name.")
-    network: str = option("go.micro", "Network to belong to; nodes of another name are not linked.")
-    site: str = option("local", "Site: services of one site share a registry.")
-    plugins: tuple[str, ...] = option((), "Plugins to use, as in quic,mdns.")
-    block: tuple[str, ...] = option((), "Plugins to leave out, as -p no:NAME does.")
+    name: str = option("", "Display name of the node; default: host name and site.")
+    network: str = option("go.micro", "Name of the network to join.")
+    site: str = option("local", "Name of the site; services of one site share a registry.")
+    plugins: tuple[str, ...] = option((), "Plugins to use, e.g. quic,mdns.")
+    block: tuple[str, ...] = option((), "Plugins to leave out, as with -p no:NAME.")
     listen: str = option(
         ":8085",
-        "host:port on which other nodes may link; quic://:8085,tls://:443 for each driver its own; none to dial only.",
+        "Address for links from other nodes, as host:port, or one per driver: quic://:8085,tls://:443. "
+        "With none the node only dials out.",
     )
     address: str = option(
-        "", "Where the node takes calls, as in tcp://127.0.0.1:9090; empty: any free port on loopback."
+        "", "Address at which the node accepts calls, e.g. tcp://127.0.0.1:9090; default: a free port on loopback."
     )
-    nodes: tuple[str, ...] = option((), "Addresses of nodes to stay linked to.")
-    token: str = option("", "The network's token; empty: the one kept for this user on this machine.", secret=True)
-    token_file: str = option("", "File that holds the network's token.")
-    target_links: int = option(3, "Links to keep beyond those in nodes.")
-    policies: tuple[str, ...] = option((), "Rules of what is told to which neighbour, as in site=us: export=local.")
-    gateway: bool = option(False, "Offer a way to everything that neighbours know no other way to.")
-    damping: str = option("on", "Hold back services of this site that flap: on, off, dry-run.")
+    nodes: tuple[str, ...] = option((), "Addresses of nodes to keep a link to.")
+    token: str = option("", "Token of the network; default: the stored token of this user.", secret=True)
+    token_file: str = option("", "File that contains the token of the network.")
+    target_links: int = option(3, "Number of links to maintain in addition to those in nodes.")
+    policies: tuple[str, ...] = option(
+        (), "Which routes are advertised to which neighbour, e.g. site=us: export=local."
+    )
+    gateway: bool = option(False, "Advertise a default route for services that neighbours have no other route to.")
+    damping: str = option("on", "Suppress flapping services of this site: on, off or dry-run.")
     restart_lease: float = option(
         60.0,
-        "Seconds for which routes kept from before a restart are used until neighbours tell theirs; 0: not at all.",
+        "Seconds for which routes kept from before a restart are used until the neighbours advertise theirs; "
+        "0 disables this.",
     )
-    state_dir: str = option("", "Keys, tokens and the local registry; empty: the user's state directory.")
-    proxy: str = option("", "For clients: service or address of the node through which calls go.")
-    timeout: float = option(5.0, "For clients: seconds a call may take.")
-    lease: float = option(30.0, "Seconds a registration stands without being renewed.")
-    log: str = option("warning", "Least level of log lines: debug, info, warning, error.")
+    state_dir: str = option(
+        "", "Directory of keys, tokens and the local registry; default: the state directory of the user."
+    )
+    proxy: str = option("", "For clients: service name or address of the node through which calls are sent.")
+    timeout: float = option(5.0, "For clients: seconds that a call may take.")
+    lease: float = option(30.0, "Seconds that a registration stays valid without being renewed.")
+    log: str = option("warning", "Lowest level of logged messages: debug, info, warning, error.")
 
 
 NODE_OPTIONS = frozenset(field.name for field in dataclasses.fields(NodeSettings))
 
 
 class Settings:
-    """What was said, by key (`node.site`, `quic.port`). Raises OptionError for what [node] says wrong.
+    """The effective settings, by key (`node.site`, `quic.port`).
 
-    With a `report` that does not raise, what is wrong is left at its default.
+    Args:
+        values: The values of all sources, by key.
+        environ: The variables of the process, for the default of the state directory.
+        report: Receives each invalid value in [node]. If it does not raise, the setting keeps its default.
+
+    Raises:
+        OptionError: A value in [node] is invalid, and `report` raises.
     """
 
     def __init__(
-        self, values: Mapping[Key, Value], *, environ: Mapping[str, str] = os.environ, report: Report = raise_it
+        self, values: Mapping[Key, Value], *, environ: Mapping[str, str] = os.environ, report: Report = raise_error
     ) -> None:
         self._values = dict(values)
         self._environ = environ
-        of_node = {name: value for (word, name), value in values.items() if word is None}
+        of_node = {name: value for (plugin, name), value in values.items() if plugin is None}
         self.node: NodeSettings = build_options(NodeSettings, of_node, "node", report=report)
         self._check(report)
 
     @property
     def plugin_names(self) -> tuple[str, ...]:
+        """The names of the plugins to use, in the order of preference."""
         return self.node.plugins
 
-    def plugin_values(self, *words: str) -> dict[str, Value]:
-        """What was said about a plugin under any of its words (`quic`, `tunnel:quic`), by option name.
+    def plugin_values(self, *names: str) -> dict[str, Value]:
+        """Return the values that are set for a plugin under any of its names (`quic`, `tunnel:quic`), by option.
 
-        Of several words the source that counts more wins, then the later word. A qualified word stands for
-        `quic_tunnel` and `micro-quic-tunnel`, too.
+        If an option is set under several names, the source with the higher rank takes precedence, then the later name. A
+        qualified name (`tunnel:quic`) also matches the tables `quic_tunnel` and `micro-quic-tunnel`.
         """
         found: dict[str, tuple[Rank, int, Value]] = {}
-        for (word, name), value in self._values.items():
-            places = [place for place, mine in enumerate(words) if word is not None and _means(word, mine)]
-            if places:
-                claim = (value.rank, max(places), value)
-                if name not in found or claim[:2] > found[name][:2]:
-                    found[name] = claim
-        return {name: value for name, (_, _, value) in found.items()}
+        for (table, option_name), value in self._values.items():
+            matching = [index for index, name in enumerate(names) if table is not None and _matches(table, name)]
+            if matching:
+                candidate = (value.rank, max(matching), value)
+                if option_name not in found or candidate[:2] > found[option_name][:2]:
+                    found[option_name] = candidate
+        return {option_name: value for option_name, (_, _, value) in found.items()}
 
     def plugin_tables(self) -> list[str]:
-        """The words under which plugin options were given."""
-        return sorted({word for word, _ in self._values if word is not None})
+        """Return the names under which options of plugins are set, sorted."""
+        return sorted({table for table, _ in self._values if table is not None})
 
     def value(self, key: str) -> Value | None:
-        """What was said for `node.site` or `quic.port`; None when nobody said anything."""
-        parsed = key_of(key)
+        """Return the value that is set for `node.site` or `quic.port`; None if no source sets it."""
+        parsed = parse_key(key)
         if parsed is None or parsed[0] is None:
             return self._values.get(parsed) if parsed is not None else None
         return self.plugin_values(parsed[0]).get(parsed[1])
 
     def origin(self, key: str) -> str:
-        """Where `node.site` or `quic.port` was said; `default` when nowhere."""
+        """Return where `node.site` or `quic.port` is set; `default` if no source sets it."""
         value = self.value(key)
         return value.origin if value is not None else "default"
 
     def state_dir(self) -> Path:
-        """The directory for keys, tokens and registries of this user, made with mode 0700. Raises ConfigError."""
+        """Return the directory for keys, tokens and registries of this user. It is created with mode 0700.
+
+        Raises:
+            ConfigError: The directory cannot be created.
+        """
         path = Path(self.node.state_dir).expanduser() if self.node.state_dir else self._user_state() / "micro"
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise ConfigError(
-                f"cannot make the state directory {path}: {error.strerror}",
+                f"cannot create the state directory {path}: {error.strerror}",
                 at=self.origin("node.state_dir"),
-                hint="MICRO_STATE_DIR=... for another place",
+                hint="set MICRO_STATE_DIR to another directory",
             ) from error
         return path
 
     def _user_state(self) -> Path:
-        # XDG base directories: a path that is not absolute is to be ignored.
-        chosen = Path(self._environ.get("XDG_STATE_HOME", ""))
-        return chosen if chosen.is_absolute() else Path.home() / ".local" / "state"
+        # The XDG Base Directory Specification requires that relative paths are ignored.
+        path = Path(self._environ.get("XDG_STATE_HOME", ""))
+        return path if path.is_absolute() else Path.home() / ".local" / "state"
 
     def _check(self, report: Report) -> None:
         node = self.node
-        for name, is_right, wanted in (
+        for name, is_valid, wanted in (
             ("log", node.log in LOG_LEVELS, f"one of {', '.join(LOG_LEVELS)}"),
             ("target_links", node.target_links >= 0, "0 or more"),
             ("timeout", node.timeout > 0, "more than 0 seconds"),
             ("lease", node.lease > 0, "more than 0 seconds"),
             ("restart_lease", node.restart_lease >= 0, "0 seconds or more"),
         ):
-            if not is_right:
+            if not is_valid:
                 value = getattr(node, name)
                 report(OptionError(f"node.{name}: {value!r:.60} is not {wanted}", at=self.origin(f"node.{name}")))
         for name, check in (("network", check_network_name), ("site", check_site)):
             try:
                 check(getattr(node, name))
             except BadRequest as error:
-                wrong = OptionError(f"node.{name}: {error.detail}", at=self.origin(f"node.{name}"), hint=error.hint)
-                wrong.__cause__ = error
-                report(wrong)
+                invalid = OptionError(f"node.{name}: {error.detail}", at=self.origin(f"node.{name}"), hint=error.hint)
+                invalid.__cause__ = error
+                report(invalid)
 
 
 def load_settings(
@@ -152,30 +169,38 @@ def load_settings(
     config: str | None = None,
     environ: Mapping[str, str] = os.environ,
     directory: Path | None = None,
-    report: Report = raise_it,
+    report: Report = raise_error,
 ) -> Settings:
-    """Read every source. `flags` are by key (`node.site`), None meaning not given; `sets` are `key=value` texts.
+    """Read all sources and return the effective settings. Blocks while it reads the settings file.
 
-    `config` names the file (else MICRO_CONFIG, else micro.toml of `directory`, by default the working one).
-    Raises ConfigError for a file that was named and cannot be read, OptionError for what is said wrong: the first of
-    it, unless `report` keeps them.
+    Args:
+        flags: Values of command-line options by key (`node.site`). None means that the option was not given.
+        sets: Arguments of `--set`, as `key=value`.
+        config: Path of the settings file; default: MICRO_CONFIG, otherwise micro.toml in `directory`, which may be missing.
+        environ: The variables of the process.
+        directory: Directory at which relative paths start; default: the working directory.
+        report: Receives each invalid setting. By default, the first one is raised.
+
+    Raises:
+        ConfigError: The settings file cannot be read, is not valid TOML, or was named and does not exist.
+        OptionError: A setting is invalid, and `report` raises; or the form of a flag or `--set` is invalid.
     """
-    named, said_by = (config, "flag --config") if config else (environ.get("MICRO_CONFIG", ""), "env MICRO_CONFIG")
+    named, named_by = (config, "flag --config") if config else (environ.get("MICRO_CONFIG", ""), "env MICRO_CONFIG")
     values: dict[Key, Value] = {}
-    # Each overrides those before it.
-    values |= from_file(named, said_by, directory or Path.cwd(), environ, report)
+    # A later source takes precedence over an earlier one.
+    values |= from_file(named, named_by, directory or Path.cwd(), environ, report)
     values |= from_environment(environ, NODE_OPTIONS, report)
     values |= from_sets(sets, NODE_OPTIONS, environ)
     values |= from_flags(flags or {}, environ)
     return Settings(values, environ=environ, report=report)
 
 
-def _plain(word: str) -> str:
-    return re.sub(r"[-_.]+", "-", word.strip()).lower()
+def _normalize(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
-def _means(said: str, mine: str) -> bool:
-    """Whether a table's word means the plugin's word `mine`, which may be qualified."""
-    plain, own = _plain(said), _plain(mine)
-    role, _, name = own.rpartition(":")
-    return plain == own or (bool(role) and plain in (f"{name}-{role}", f"micro-{name}-{role}"))
+def _matches(table: str, name: str) -> bool:
+    """Return whether a table contains the options of the plugin `name`, which may be qualified (`tunnel:quic`)."""
+    normal_table, normal_name = _normalize(table), _normalize(name)
+    role, _, plain = normal_name.rpartition(":")
+    return normal_table == normal_name or (bool(role) and normal_table in (f"{plain}-{role}", f"micro-{plain}-{role}"))

@@ -1,6 +1,6 @@
-"""On which line of a TOML document each key stands: `tomllib` does not say (TOML 1.0.0).
+"""Finds the lines of the keys of a TOML 1.0.0 document, which `tomllib` does not report.
 
-Pure. Not a parser: the text must be valid already. Keys inside inline tables are not found.
+Pure. This is not a parser: the document must be valid. Keys inside inline tables are not found.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _HEADER = re.compile(rf"\s*\[\[?\s*({_PART}(?:\s*\.\s*{_PART})*)\s*\]")
 _TOKEN = re.compile(
     r'"""|' + r"'''|" + r'"(?:[^"\\]|\\.)*"' + r"|'[^']*'" + r"|#.*|[\[\]{}]",
 )
-# Ends of multi-line strings; up to two quotes may stand before the closing three.
+# Ends of multi-line strings. The string may end with up to two quotes before the closing three.
 _ENDS = {'"""': re.compile(r'(?:[^"\\]|\\.|"(?!""))*"{3,5}'), "'''": re.compile(r"(?:[^']|'(?!''))*'{3,5}")}
 
 Path = tuple[str, ...]
 
 
 def lines_of_keys(text: str) -> dict[Path, int]:
-    """The first line (from 1) of each key and table, by its whole path: `("plugins", "quic", "port")`."""
+    """Return the first line (from 1) of each key and table, by its complete path, e.g. `("plugins", "quic", "port")`."""
     found: dict[Path, int] = {}
     table: Path = ()
     state = _Value()
@@ -42,7 +42,7 @@ def lines_of_keys(text: str) -> dict[Path, int]:
 
 
 class _Value:
-    """What of a value is still open at the end of a line: brackets, or a string of several lines."""
+    """The state of a value at the end of a line: open brackets, or an open multi-line string."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -53,18 +53,18 @@ class _Value:
         return self._depth > 0 or bool(self._quotes)
 
     def read(self, text: str) -> None:
-        place = 0
-        while place <= len(text):
+        position = 0
+        while position <= len(text):
             if self._quotes:
-                end = _ENDS[self._quotes].match(text, place)
+                end = _ENDS[self._quotes].match(text, position)
                 if end is None:
                     return
                 self._quotes = ""
-                place = end.end()
-            token = _TOKEN.search(text, place)
+                position = end.end()
+            token = _TOKEN.search(text, position)
             if token is None or token[0].startswith("#"):
                 return
-            place = token.end()
+            position = token.end()
             if token[0] in _ENDS:
                 self._quotes = token[0]
             elif token[0] in "[{":
@@ -74,13 +74,13 @@ class _Value:
 
 
 def _path(key: str) -> Path:
-    """The parts of a dotted key, unquoted by who knows best."""
+    """Return the components of a dotted key, which `tomllib` unquotes."""
     try:
         value: object = tomllib.loads(f"{key} = 0")
     except tomllib.TOMLDecodeError:
         return (key,)
     path: list[str] = []
     while isinstance(value, dict):
-        ((part, value),) = value.items()
-        path.append(part)
+        ((component, value),) = value.items()
+        path.append(component)
     return tuple(path)

@@ -1,4 +1,4 @@
-"""One value of a setting: what was said, where, and how much that place counts."""
+"""A value of a setting, with its origin and its rank among the sources."""
 
 from __future__ import annotations
 
@@ -11,59 +11,73 @@ from pathlib import Path
 from micro_core.contract.errors import ConfigError, OptionError
 
 MAX_FILE_BYTES = 1024 * 1024
-"""Longest file of settings, and longest file that `$file:` reads."""
+"""Maximum size of a settings file, and of a file that `$file:` refers to."""
 
 ENVIRONMENT_REFERENCE = "$env:"
 FILE_REFERENCE = "$file:"
 
 
 class Rank(enum.IntEnum):
-    """Who is believed: the highest."""
+    """The precedence of a source. The value of the highest rank is used."""
 
     FILE = 1
     ENVIRONMENT = 2
     SET = 3
-    """--set"""
+    """`--set`."""
     FLAG = 4
-    """An option of its own, or an argument of a program."""
+    """A command-line option for one setting, e.g. `--site`, or an argument of a program."""
 
 
 Report = Callable[[ConfigError], None]
-"""What to do with a setting that is wrong: raise it, or keep it and read on."""
+"""Receives the error of an invalid setting. It may raise the error, or collect it so that the other settings are read."""
 
 
-def raise_it(error: ConfigError) -> None:
-    """The `Report` of everybody but those who want to know all that is wrong."""
+def raise_error(error: ConfigError) -> None:
+    """Raise `error`: the `Report` of callers that stop at the first error.
+
+    Raises:
+        ConfigError: Always.
+    """
     raise error
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A raw value and where it was said: `flag --site`, `flag --set quic.port`, `env MICRO_SITE`, `micro.toml:14`.
+    """A raw value and its origin: `flag --site`, `flag --set quic.port`, `env MICRO_SITE` or `micro.toml:14`.
 
-    An origin never has the value in it: which values are secret is known only later.
+    The origin never contains the value, because it is not known at this point which values are secret.
     """
 
     raw: object = field(repr=False)
+    """The value as it was read, before references are replaced."""
     origin: str
+    """Where the value was set, for display."""
     rank: Rank = Rank.FLAG
+    """The rank of the source."""
     directory: Path = Path()
-    """Where relative paths of `$file:` start."""
+    """The directory at which relative paths of `$file:` start."""
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
-    """Where `$env:` looks."""
+    """The variables for `$env:`."""
 
     @property
     def is_reference(self) -> bool:
-        """Whether it only says where the value is."""
+        """Whether the raw value refers to a variable or a file that contains the value."""
         return isinstance(self.raw, str) and self.raw.startswith((ENVIRONMENT_REFERENCE, FILE_REFERENCE))
 
     @property
     def is_text(self) -> bool:
-        """Whether it comes from where there are only texts, so that `8085` may mean a number."""
+        """Whether the source has only strings, so that `8085` may be a number."""
         return isinstance(self.raw, str) and (self.rank is not Rank.FILE or self.is_reference)
 
     def resolved(self, key: str) -> object:
-        """The value itself, read from where a reference points. Raises OptionError that names `key`."""
+        """Return the value, read from the variable or file if it is a reference. May read a file, so it may block.
+
+        Args:
+            key: Name of the setting in error messages, e.g. `node.token`.
+
+        Raises:
+            OptionError: The variable is not set, or the file cannot be read.
+        """
         if not isinstance(self.raw, str):
             return self.raw
         if self.raw.startswith(ENVIRONMENT_REFERENCE):
@@ -81,7 +95,11 @@ class Value:
 
 
 def read_text(path: Path) -> str:
-    """A small UTF-8 file. Raises ConfigError for one that cannot be read or is over MAX_FILE_BYTES."""
+    """Return the content of a UTF-8 file of at most MAX_FILE_BYTES.
+
+    Raises:
+        ConfigError: The file cannot be read, is too large or is not UTF-8. The cause is the OSError, if there is one.
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
@@ -89,8 +107,8 @@ def read_text(path: Path) -> str:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ConfigError(f"cannot read {path}: {reason}") from error
     if len(raw) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
+        raise ConfigError(f"cannot read {path}: the file is larger than {MAX_FILE_BYTES} bytes")
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8: byte {error.start}") from error
+        raise ConfigError(f"cannot read {path}: invalid UTF-8 at byte {error.start}") from error

@@ -1,4 +1,4 @@
-"""Plugins as their distributions describe them: names and roles out of metadata, with nothing imported."""
+"""Reads the names and roles of installed plugins from the metadata of their distributions, without importing them."""
 
 from __future__ import annotations
 
@@ -13,43 +13,50 @@ HOOKS_GROUP = "micro.hooks"
 CORE_DISTRIBUTION = "micro-network"
 
 GROUPS: Mapping[str, Role | None] = {**{role.group: role for role in Role}, HOOKS_GROUP: None}
-"""Every entry-point group that is read, with its role; None for cross-cutting hooks."""
+"""The entry-point groups of plugins, with their roles; None for cross-cutting hooks."""
 
 
-def canonical(word: str) -> str:
-    """`word` as names are compared: `micro_quic_tunnel`, `Micro-Quic-Tunnel` and `micro.quic.tunnel` are one."""
-    return re.sub(r"[-_.]+", "-", word.strip()).lower()
+def canonical(name: str) -> str:
+    """Return a name in the form in which names are compared: lower case, with single hyphens (PEP 503).
+
+    For example, `micro_quic_tunnel`, `Micro-Quic-Tunnel` and `micro.quic.tunnel` are the same name.
+    """
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
-def role_words(name: str, role: Role | None) -> tuple[str, str, str]:
-    """What a plugin of this name and role is called: `quic`, `tunnel:quic`, `quic-tunnel`."""
-    role_word = role.value if role is not None else "hooks"
-    return canonical(name), canonical(f"{role_word}:{name}"), canonical(f"{name}-{role_word}")
+def names_with_role(name: str, role: Role | None) -> tuple[str, str, str]:
+    """Return the three names of a plugin: plain (`quic`), qualified (`tunnel:quic`) and with suffix (`quic-tunnel`).
+
+    `role` is None for cross-cutting hooks, whose role name is `hooks`.
+    """
+    role_name = role.value if role is not None else "hooks"
+    return canonical(name), canonical(f"{role_name}:{name}"), canonical(f"{name}-{role_name}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A plugin as its distribution describes it. `role` is None for cross-cutting hooks."""
+    """An entry point of an installed distribution. `role` is None for cross-cutting hooks."""
 
     role: Role | None
     name: str
     distribution: str
     version: str
     module: str
-    """Where it is: `module`, or `module:attribute`."""
+    """The object with the hooks: `module` or `module:attribute`."""
 
     @property
     def is_builtin(self) -> bool:
+        """Whether the plugin belongs to the distribution of core."""
         return self.distribution == CORE_DISTRIBUTION
 
     @property
     def group(self) -> str:
-        """The entry-point group, `micro.tunnel`."""
+        """The entry-point group, e.g. `micro.tunnel`."""
         return self.role.group if self.role is not None else HOOKS_GROUP
 
     @property
     def qualified(self) -> str:
-        """`tunnel:quic`: exact, whatever else is installed."""
+        """The name with the role, e.g. `tunnel:quic`. Plugins of other roles do not match it."""
         return f"{self.role.value if self.role else 'hooks'}:{self.name}"
 
     @property
@@ -57,31 +64,34 @@ class Entry:
         """Names under which the options of the plugin are set; later names take precedence."""
         return (self.name, *(() if self.is_builtin else (self.distribution,)), self.qualified)
 
-    def has_name(self, word: str) -> bool:
-        """Whether `word` means this plugin: quic, tunnel:quic, quic_tunnel, micro-quic-tunnel."""
-        plain = canonical(word)
-        # The core's own name would mean every built-in driver at once.
+    def has_name(self, name: str) -> bool:
+        """Return whether `name` refers to this plugin, e.g. quic, tunnel:quic, quic_tunnel or micro-quic-tunnel."""
+        plain = canonical(name)
+        # The name of the core distribution would match all built-in drivers.
         is_distribution = not self.is_builtin and plain == canonical(self.distribution)
-        return is_distribution or plain in role_words(self.name, self.role)
+        return is_distribution or plain in names_with_role(self.name, self.role)
 
 
 @dataclass(frozen=True, slots=True)
 class KnownPlugin:
-    """A plugin that may not be installed, and what to install for it. `role` is None for cross-cutting hooks."""
+    """A plugin that is known by name, even if it is not installed. `role` is None for cross-cutting hooks."""
 
     role: Role | None
     name: str
 
     @property
     def qualified(self) -> str:
-        return role_words(self.name, self.role)[1]
+        """The name with the role, e.g. `tunnel:quic`."""
+        return names_with_role(self.name, self.role)[1]
 
     @property
     def distribution(self) -> str:
-        return f"micro-{role_words(self.name, self.role)[2]}"
+        """The distribution to install, e.g. `micro-quic-tunnel`."""
+        return f"micro-{names_with_role(self.name, self.role)[2]}"
 
-    def has_name(self, word: str) -> bool:
-        return canonical(word) in (*role_words(self.name, self.role), self.distribution)
+    def has_name(self, name: str) -> bool:
+        """Return whether `name` refers to this plugin or its distribution."""
+        return canonical(name) in (*names_with_role(self.name, self.role), self.distribution)
 
 
 KNOWN_PLUGINS = (
@@ -95,13 +105,14 @@ KNOWN_PLUGINS = (
     KnownPlugin(Role.RESOLVER, "http"),
     KnownPlugin(None, "prometheus"),
 )
+"""The plugins of this repository, for the hint of the error about a plugin that is not installed."""
 
 
 def read_entries(distributions: Iterable[importlib.metadata.Distribution]) -> tuple[list[Entry], list[str]]:
-    """The plugins of `distributions`, and a sentence for each distribution whose metadata cannot be read.
+    """Return the plugins of `distributions`, and a message for each distribution whose metadata cannot be read.
 
-    Of several distributions of one name only the first counts, as it does for imports (an editable install and its
-    build directory, say).
+    If several distributions have the same name, only the first one is read, because imports use the first one, too. An
+    example is an editable install with its build directory.
     """
     entries: list[Entry] = []
     unreadable: list[str] = []
@@ -109,13 +120,13 @@ def read_entries(distributions: Iterable[importlib.metadata.Distribution]) -> tu
     for distribution in distributions:
         try:
             text = distribution.read_text("entry_points.txt")
-            # Parsing the metadata of everything that is installed would cost more than all the rest.
+            # Parsing the metadata of all distributions would take longer than everything else at startup.
             if not text or "micro." not in text:
                 continue
             points = [point for point in distribution.entry_points if point.group in GROUPS]
-        except Exception as error:  # noqa: BLE001 - a stranger's damaged file may raise anything; it is reported
+        except Exception as error:  # noqa: BLE001 - a damaged file can raise any exception; it is reported
             unreadable.append(
-                f"the entry points of {_place(distribution)} cannot be read: {type(error).__name__}: {error}"
+                f"cannot read the entry points of {_directory(distribution)}: {type(error).__name__}: {error}"
             )
             continue
         name, version = _name_and_version(distribution)
@@ -128,7 +139,7 @@ def read_entries(distributions: Iterable[importlib.metadata.Distribution]) -> tu
                 name=point.name,
                 distribution=name,
                 version=version,
-                # `module:attribute [extra]`: extras of entry points are long obsolete.
+                # `module:attribute [extra]`: extras of entry points are obsolete.
                 module=point.value.partition("[")[0].strip(),
             )
             for point in points
@@ -143,10 +154,10 @@ def _name_and_version(distribution: importlib.metadata.Distribution) -> tuple[st
         version = (metadata.get_all("Version") or [""])[0]
     except (OSError, TypeError, UnicodeDecodeError):
         name = version = ""
-    return name or _place(distribution).partition("-")[0], version
+    return name or _directory(distribution).partition("-")[0], version
 
 
-def _place(distribution: importlib.metadata.Distribution) -> str:
-    """The directory of the metadata, for people: distributions without a name have that at least."""
+def _directory(distribution: importlib.metadata.Distribution) -> str:
+    """Return the name of the metadata directory, which a distribution without a name has, too."""
     path = getattr(distribution, "_path", None)
     return str(getattr(path, "name", "")) or "a distribution without a name"

@@ -1,4 +1,4 @@
-"""The cross-cutting plugins that are in use, as one object: what they add, and when they are told."""
+"""Calls the hooks of the cross-cutting plugins in use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ log = logging.getLogger(__name__)
 
 
 class Hooks:
-    """Asks each plugin on its own, so that one that raises is logged and counted, and the others still answer."""
+    """The cross-cutting plugins in use.
+
+    Each plugin is called separately. If one raises, the exception is logged and counted (`hooks_failed`), and the others are
+    still called.
+
+    Args:
+        plugins: Modules or objects with hooks, outermost interceptors first.
+        counters: Receives `hooks_failed`.
+    """
 
     def __init__(self, plugins: Sequence[object] = (), counters: Counters | None = None) -> None:
         self._counters: Counters = counters if counters is not None else CountersInMemory()
@@ -27,27 +35,27 @@ class Hooks:
             self._managers.append(manager)
 
     def interceptors(self, side: str) -> list[Callable[..., Any]]:
-        """What goes round every call on `side` ("client" or "server"), outermost first."""
-        return [one for found in self._ask("micro_interceptors", side=side) for one in found]
+        """Return the interceptors for calls on `side` ("client" or "server"), outermost first."""
+        return [each for found in self._call("micro_interceptors", side=side) for each in found]
 
     def commands(self) -> list[tuple[str, Callable[[], object]]]:
-        """The groups of commands that plugins add: (word, function that returns a typer app)."""
-        return [(str(word), make) for found in self._ask("micro_commands") for word, make in found]
+        """Return the command groups of the plugins, as (name, function that returns a typer app)."""
+        return [(str(name), create) for found in self._call("micro_commands") for name, create in found]
 
     def node_started(self, node: object) -> None:
-        """Tell every plugin that `node` takes calls."""
-        list(self._ask("micro_node_started", node=node))
+        """Notify every plugin that `node` accepts calls."""
+        list(self._call("micro_node_started", node=node))
 
     def node_stopping(self, node: object) -> None:
-        """Tell every plugin that `node` begins to drain."""
-        list(self._ask("micro_node_stopping", node=node))
+        """Notify every plugin that `node` starts to drain."""
+        list(self._call("micro_node_stopping", node=node))
 
-    def _ask(self, hook: str, **arguments: object) -> Iterator[Any]:
+    def _call(self, hook: str, **arguments: object) -> Iterator[Any]:
         for manager in self._managers:
             try:
-                answers = getattr(manager.hook, hook)(**arguments)
+                results = getattr(manager.hook, hook)(**arguments)
             except Exception:
                 self._counters.add("hooks_failed")
-                log.exception("a plugin's hook failed", extra={"hook": hook})
+                log.exception("hook of a plugin failed", extra={"hook": hook})
                 continue
-            yield from answers
+            yield from results

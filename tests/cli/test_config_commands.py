@@ -87,19 +87,19 @@ def test_validate_reports_all_plugin_errors(micro: Any, file: Path) -> None:
     done = micro("config", "validate", "--plugins", "nats")
     assert done.exit_code == 3
     assert done.stdout == ""
-    for part in (
+    for expected in (
         "error: plugin 'nats' is not installed\n hint: pip install micro-nats-broker\n",
-        "error: tcp: unknown option 'max_conections'\n   at: micro.toml:6\n hint: did you mean 'max_connections'?\n",
-        "error: unix.max_connections: 'x' is not a whole number\n   at: micro.toml:8\n",
+        "error: unknown setting 'tcp.max_conections'\n   at: micro.toml:6\n hint: did you mean 'max_connections'?\n",
+        "error: unix.max_connections: 'x' is not an integer\n   at: micro.toml:8\n",
     ):
-        assert part in done.stderr
+        assert expected in done.stderr
     answer = json.loads(micro("config", "validate", "--plugins", "nats", "--json").stdout)
     assert answer["valid"] is False
     assert len(answer["errors"]) == 3
 
 
 def test_invalid_block_or_missing_file_is_a_configuration_error(micro: Any) -> None:
-    assert "-p quic is not understood" in micro("config", "show", "-p", "quic").stderr
+    assert "invalid option -p quic" in micro("config", "show", "-p", "quic").stderr
     assert micro("config", "show", "-p", "quic").exit_code == 3
     done = micro("config", "validate", "-c", "no.toml")
     assert (done.exit_code, "does not exist" in done.stderr) == (3, True)
@@ -113,7 +113,7 @@ def test_version_includes_contract_and_wire_protocol(micro: Any) -> None:
 
 def test_validate_reports_all_node_errors(micro: Any, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(
-        "[nodee]\nx = 1\n[node]\nsiet = 'eu'\ntarget_links = 'many'\ntimeout = -1\nsite = 'two words'\n"
+        "[nodee]\nx = 1\n[node]\nsiet = 'eu'\ntarget_links = 'many'\ntimeout = -1\nsite = 'not a site'\n"
         "damping = 'perhaps'\npolicies = ['nonsense']\nlisten = 'host:port'\nnodes = ['quic://::1:8085']\n"
     )
     monkeypatch.setenv("MICRO_NETWROK", "x")
@@ -122,17 +122,17 @@ def test_validate_reports_all_node_errors(micro: Any, file: Path, monkeypatch: p
     reported = [(error["detail"], error["at"]) for error in answer["errors"]]
     for detail, at in (
         ("unknown table or key 'nodee'", "micro.toml:1"),
-        ("node: unknown option 'siet'", "micro.toml:4"),
-        ("node.target_links: 'many' is not a whole number", "micro.toml:5"),
+        ("unknown setting 'node.siet'", "micro.toml:4"),
+        ("node.target_links: 'many' is not an integer", "micro.toml:5"),
         ("node.timeout: -1.0 is not more than 0 seconds", "micro.toml:6"),
-        ("node.site: 'two words' is not a site", "micro.toml:7"),
-        ("damping: 'perhaps' is none of on, off, dry-run", ""),
+        ("node.site: 'not a site' is not a site", "micro.toml:7"),
         ("node.listen: 'host:port' has no valid port", "micro.toml:10"),
         ("node.nodes: '::1:8085' is ambiguous", "micro.toml:11"),
-        ("MICRO_NETWROK is not a setting", "the environment"),
+        ("unknown variable MICRO_NETWROK", "the environment"),
         ("node.lease: 'soon' is not a number", "env MICRO_LEASE"),
     ):
         assert (detail, at) in reported, reported
-    assert any("nonsense" in detail for detail, _ in reported)
+    for invalid_value in ("nonsense", "perhaps"):
+        assert any(invalid_value in detail for detail, _ in reported)
     # A command that uses the settings reports the first error only.
     assert micro("services").stderr.count("error:") == 1

@@ -130,7 +130,7 @@ def test_plugin_is_installed_used_and_uninstalled(micro_in_venv: Callable[..., D
     assert "acme-fax-transport" not in states()
     missing = micro("plugin", "uninstall", "fax", "--yes")
     assert missing.returncode == 3
-    assert "there is no plugin 'fax'" in missing.stderr
+    assert "unknown plugin 'fax'" in missing.stderr
 
     unknown = micro("plugin", "install", "acme-unknown-registry")
     assert unknown.returncode == 3
@@ -166,7 +166,7 @@ def test_missing_pip_is_reported_with_a_hint(tmp_path: Path, process: Any) -> No
         (("install", "quic @ http://x/y.whl"), 2, "is not the name of a plugin"),
         (("uninstall", "tcp", "--yes"), 2, "'tcp' is built in"),
         (("uninstall", "micro_network", "--yes"), 2, "micro-network is micro itself"),
-        (("uninstall", "pluggy", "--yes"), 3, "there is no plugin 'pluggy'"),
+        (("uninstall", "pluggy", "--yes"), 3, "unknown plugin 'pluggy'"),
     ],
 )
 def test_invalid_plugin_name_is_rejected_without_running_pip(

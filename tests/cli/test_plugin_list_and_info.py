@@ -118,8 +118,8 @@ def test_info_shows_the_names_of_hooks(micro: Any, install: Any, monkeypatch: An
     ("name", "message", "hint"),
     [
         ("nats", "plugin 'nats' is not installed", "pip install micro-nats-broker"),
-        ("memroy", "there is no plugin 'memroy'", "did you mean 'memory'?"),
-        ("memory", "'memory' could mean several plugins", "broker:memory or registry:memory"),
+        ("memroy", "unknown plugin 'memroy'", "did you mean 'memory'?"),
+        ("memory", "the plugin name 'memory' is ambiguous", "broker:memory or registry:memory"),
     ],
 )
 def test_info_of_a_missing_plugin_shows_a_hint(micro: Any, name: str, message: str, hint: str) -> None:

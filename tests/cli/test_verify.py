@@ -164,8 +164,8 @@ def test_missing_pytest_is_reported_with_a_hint(micro: Any, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("nats-no",), 3, "there is no plugin 'nats-no'"),
-        (("table:memory", "--set", "table:memory.color=blue"), 3, "unknown option 'color'"),
+        (("nats-no",), 3, "unknown plugin 'nats-no'"),
+        (("table:memory", "--set", "table:memory.color=blue"), 3, "unknown setting 'memory.color'"),
     ],
 )
 def test_invalid_plugin_or_option_is_rejected_before_any_check_runs(

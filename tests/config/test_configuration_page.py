@@ -1,4 +1,4 @@
-"""docs/configuration.md is as the code is."""
+"""docs/configuration.md matches the code."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from micro_core.config import NodeSettings, load_settings
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 
 
-def test_the_page_names_every_setting_and_its_variable_and_no_other() -> None:
+def test_page_lists_exactly_the_settings_with_their_variables() -> None:
     rows = {line.split("|")[1].strip(): line for line in PAGE.splitlines() if line.startswith("| `node.")}
     assert list(rows) == [f"`node.{field.name}`" for field in dataclasses.fields(NodeSettings)]
     for field in dataclasses.fields(NodeSettings):
         assert f"`MICRO_{field.name.upper()}`" in rows[f"`node.{field.name}`"]
 
 
-def test_the_example_of_the_page_can_be_read(tmp_path: Path) -> None:
+def test_example_of_the_page_is_valid(tmp_path: Path) -> None:
     example = PAGE.partition("```toml\n")[2].partition("```")[0]
     tomllib.loads(example)
     (tmp_path / "micro.toml").write_text(example)

@@ -1,4 +1,4 @@
-"""Where each tunnel driver listens, from one setting."""
+"""Tests of `node.listen`: the listen address of each tunnel driver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from micro_core.contract import ConfigError
 from micro_core.node.assembly import listeners
 
 
-class Named:
+class NamedDriver:
     def __init__(self, scheme: str) -> None:
         self.scheme = scheme
 
@@ -25,13 +25,13 @@ class Named:
         ("tls://:443", [None, "tls://:443"]),
     ],
 )
-def test_each_driver_listens_at_its_own_place_or_at_the_one_for_all(listen: str, expected: list[str | None]) -> None:
-    drivers: list[Any] = [Named("quic"), Named("tls")]
-    assert [place for _, place in listeners(drivers, listen)] == expected
+def test_driver_listens_at_its_own_address_or_at_the_shared_one(listen: str, expected: list[str | None]) -> None:
+    drivers: list[Any] = [NamedDriver("quic"), NamedDriver("tls")]
+    assert [address for _, address in listeners(drivers, listen)] == expected
 
 
-def test_a_place_for_a_driver_that_is_not_in_use_is_refused_by_name() -> None:
-    drivers: list[Any] = [Named("quic")]
+def test_address_for_an_unused_driver_is_rejected() -> None:
+    drivers: list[Any] = [NamedDriver("quic")]
     with pytest.raises(ConfigError, match="tls://:443") as caught:
         listeners(drivers, "quic://:1,tls://:443")
     assert "quic" in caught.value.hint

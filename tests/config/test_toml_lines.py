@@ -1,4 +1,4 @@
-"""Where the keys of a TOML document stand."""
+"""Tests of `lines_of_keys`: the line of each key of a TOML document."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ x = 2
 '''
 
 
-def test_each_key_is_on_the_line_where_it_is_written() -> None:
+def test_line_of_each_key_is_found() -> None:
     tomllib.loads(TRICKY)
     assert lines_of_keys(TRICKY) == {
         ("node",): 2,
@@ -56,14 +56,14 @@ def test_each_key_is_on_the_line_where_it_is_written() -> None:
     }
 
 
-def test_lines_end_where_toml_says_and_nowhere_else() -> None:
+def test_only_line_ends_of_toml_are_counted() -> None:
     text = "[node]\r\nname = 'a\u2028b'\r\nsite = 'eu'\r\n"
     tomllib.loads(text)
     assert lines_of_keys(text)["node", "site"] == 3
 
 
 @given(st.text(alphabet="[]{}\"'=#.\\ab1 \n", max_size=200))
-def test_no_text_is_too_strange(text: str) -> None:
+def test_arbitrary_text_does_not_raise(text: str) -> None:
     lines = lines_of_keys(text)
     assert all(1 <= number <= text.count("\n") + 1 for number in lines.values())
 
@@ -76,7 +76,7 @@ values = st.one_of(
 
 
 @given(st.lists(values, min_size=1, max_size=8))
-def test_keys_are_found_whatever_values_stand_between_them(raws: list[str]) -> None:
+def test_keys_are_found_between_arbitrary_values(raws: list[str]) -> None:
     text = "[node]\n" + "".join(f"key{number} = {raw} # end\n" for number, raw in enumerate(raws))
     parsed = tomllib.loads(text)
     written = text.split("\n")

@@ -1,4 +1,4 @@
-"""Distributions made on the fly: real directories with metadata and modules, found as installed ones are."""
+"""Fixture `site`: a directory on `sys.path` in which tests install distributions with entry points."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class Site:
             (self.path / f"{module}.py").write_text(source)
 
     def driver(self, distribution: str, role: str, name: str, source: str = GOOD) -> str:
-        """Install a distribution with one driver; its module's name."""
+        """Install a distribution with one driver, and return the name of its module."""
         module = f"test_{distribution}_{role}_{name}".replace("-", "_")
         text = source.replace("{role}", role).replace("{name}", name)
         self.install(distribution, {f"micro.{role}": {name: module}}, {module: text})
         return module
 
     def catalog(self, environ: Mapping[str, str] | None = None) -> Catalog:
-        """What is installed here, and nothing else."""
+        """Return a catalogue of the plugins that are installed here only."""
         found = importlib.metadata.distributions(path=[str(self.path)])
         return Catalog.discover(environ or {}, distributions=found)
 

@@ -1,4 +1,4 @@
-"""Cross-cutting plugins in use: what they add, when they are told, and that one that fails disturbs no other."""
+"""Tests of `Hooks`, which calls the cross-cutting plugins in use."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from micro_core.contract import CountersInMemory, hookimpl
 from micro_core.plugins import Hooks
 
 
-class Told:
-    """Remembers what it was told."""
+class Recorder:
+    """Implements all hooks, and records the events of nodes."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[str, object]] = []
+        self.events: list[tuple[str, object]] = []
 
     @hookimpl
     def micro_node_started(self, node: object) -> None:
-        self.said.append(("started", node))
+        self.events.append(("started", node))
 
     @hookimpl
     def micro_node_stopping(self, node: object) -> None:
-        self.said.append(("stopping", node))
+        self.events.append(("stopping", node))
 
     @hookimpl
     def micro_interceptors(self, side: str) -> list[Any]:
@@ -31,44 +31,44 @@ class Told:
 
     @hookimpl
     def micro_commands(self) -> list[tuple[str, Any]]:
-        return [("told", dict)]
+        return [("recorder", dict)]
 
 
 class Broken:
-    """Raises whatever it is asked."""
+    """Raises in every hook."""
 
     @hookimpl
     def micro_node_started(self, node: object) -> None:
-        raise RuntimeError(f"not {node}")
+        raise RuntimeError(f"broken for {node}")
 
     @hookimpl
     def micro_interceptors(self, side: str) -> list[Any]:
         raise RuntimeError(side)
 
 
-def test_without_plugins_there_is_nothing() -> None:
+def test_hooks_without_plugins_return_nothing() -> None:
     hooks = Hooks()
     hooks.node_started(object())
     assert not hooks.commands()
     assert not hooks.interceptors("client")
 
 
-def test_plugins_are_told_of_a_node_and_asked_for_what_they_add() -> None:
-    told, node = Told(), SimpleNamespace(name="eu")
-    hooks = Hooks([told])
+def test_plugins_receive_node_events_and_add_interceptors_and_commands() -> None:
+    recorder, node = Recorder(), SimpleNamespace(name="eu")
+    hooks = Hooks([recorder])
     hooks.node_started(node)
     hooks.node_stopping(node)
-    assert told.said == [("started", node), ("stopping", node)]
-    ((side, whose),) = list[Any](hooks.interceptors("server"))
-    assert (side, whose) == ("server", told)
-    assert hooks.commands() == [("told", dict)]
+    assert recorder.events == [("started", node), ("stopping", node)]
+    ((side, owner),) = list[Any](hooks.interceptors("server"))
+    assert (side, owner) == ("server", recorder)
+    assert hooks.commands() == [("recorder", dict)]
 
 
-def test_one_that_raises_is_counted_and_logged_and_the_others_are_still_asked(caplog: pytest.LogCaptureFixture) -> None:
-    told, counters = Told(), CountersInMemory()
-    hooks = Hooks([Broken(), told], counters)
+def test_plugin_that_raises_is_counted_and_logged_and_others_are_still_called(caplog: pytest.LogCaptureFixture) -> None:
+    recorder, counters = Recorder(), CountersInMemory()
+    hooks = Hooks([Broken(), recorder], counters)
     hooks.node_started("eu")
-    assert told.said == [("started", "eu")]
+    assert recorder.events == [("started", "eu")]
     assert len(hooks.interceptors("client")) == 1
     assert counters.values == {"hooks_failed": 2}
-    assert "a plugin's hook failed" in caplog.text
+    assert "hook of a plugin failed" in caplog.text

@@ -1,4 +1,4 @@
-"""Loading plugins, and what is said of those that cannot be loaded."""
+"""Tests of loading plugins, and of the errors about plugins that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -9,57 +9,57 @@ import pytest
 from micro_core.contract.errors import PluginBroken
 from micro_core.plugins import Catalog, Entry, PluginWarning
 
-Site = Any  # the fixture's class lives in conftest, which cannot be imported
+Site = Any  # the class of the fixture is in conftest, which cannot be imported
 
 HEAD = "from dataclasses import dataclass\nfrom micro_core.contract import Driver, NoOptions, hookimpl, option\n"
 
 
-def returning(expression: str, before: str = "") -> str:
+def hook_that_returns(expression: str, before: str = "") -> str:
     return f"{HEAD}{before}\n@hookimpl\ndef micro_tunnel():\n    return {expression}\n"
 
 
 def driver(**changes: str) -> str:
-    parts = {"name": "'x'", "summary": "''", "options": "NoOptions", "create": "lambda options, context: None"}
-    return "Driver(" + ", ".join(f"{key}={value}" for key, value in {**parts, **changes}.items()) + ")"
+    arguments = {"name": "'x'", "summary": "''", "options": "NoOptions", "create": "lambda options, context: None"}
+    return "Driver(" + ", ".join(f"{key}={value}" for key, value in {**arguments, **changes}.items()) + ")"
 
 
 BROKEN = {
-    "raises on import": ("raise RuntimeError('no luck')", "raised RuntimeError: no luck"),
+    "raises on import": ("raise RuntimeError('failed')", "raised RuntimeError: failed"),
     "exits on import": ("import sys; sys.exit(3)", "raised SystemExit: 3"),
     "syntax error": ("def micro_tunnel(:\n", "raised SyntaxError"),
     "a dependency is missing": ("import not_installed_at_all", "No module named 'not_installed_at_all'"),
-    "no hook": (HEAD, "has no hook micro_tunnel, which the group micro.tunnel demands"),
+    "no hook": (HEAD, "has no hook micro_tunnel, which the group micro.tunnel requires"),
     "hook of another role": (f"{HEAD}@hookimpl\ndef micro_table(): ...", "has no hook micro_tunnel"),
-    "hook without its mark": (f"{HEAD}def micro_tunnel(): ...", "function micro_tunnel in {module} is not marked"),
+    "hook without hookimpl": (f"{HEAD}def micro_tunnel(): ...", "function micro_tunnel in {module} is not marked"),
     "typo in the hook": (
         f"{HEAD}@hookimpl\ndef micro_tunel(): ...",
         "function micro_tunel in {module} implements a hook that does not exist; did you mean micro_tunnel?",
     ),
-    "hook unlike any": (
+    "unknown hook": (
         f"{HEAD}@hookimpl\ndef zzzz(): ...",
-        "function zzzz in {module} implements a hook that does not exist; hooks are micro_broker",
+        "function zzzz in {module} implements a hook that does not exist; the hooks are micro_broker",
     ),
-    "argument that the hook has not": (f"{HEAD}@hookimpl\ndef micro_tunnel(port): ...", "'port'"),
-    "hook raises": (returning("1 / 0"), "micro_tunnel raised ZeroDivisionError"),
-    "wrong return": (returning("'quic'"), "returned a str, not a Driver"),
-    "returns nothing": (returning("None"), "returned a NoneType, not a Driver"),
-    "another name": (returning(driver(name="'y'")), "calls itself 'y', its entry point 'x'"),
-    "contract is no range": (returning(driver(contract="(1, 0)")), "its contract is (1, 0), not"),
-    "options are no dataclass": (returning(driver(options="dict")), "not a dataclass"),
+    "unknown argument of the hook": (f"{HEAD}@hookimpl\ndef micro_tunnel(port): ...", "'port'"),
+    "hook raises": (hook_that_returns("1 / 0"), "micro_tunnel raised ZeroDivisionError"),
+    "wrong return": (hook_that_returns("'quic'"), "returned a str, not a Driver"),
+    "returns nothing": (hook_that_returns("None"), "returned a NoneType, not a Driver"),
+    "different name": (hook_that_returns(driver(name="'y'")), "its driver is named 'y', but its entry point 'x'"),
+    "contract is not a range": (hook_that_returns(driver(contract="(1, 0)")), "its contract is (1, 0), not"),
+    "options are not a dataclass": (hook_that_returns(driver(options="dict")), "not a dataclass"),
     "options without default": (
-        returning(driver(options="O"), "@dataclass\nclass O:\n    port: int\n"),
+        hook_that_returns(driver(options="O"), "@dataclass\nclass O:\n    port: int\n"),
         "its options O raised TypeError",
     ),
     "options of unknown type": (
-        returning(driver(options="O"), "@dataclass\nclass O:\n    port: 'Nowhere' = 1\n"),
+        hook_that_returns(driver(options="O"), "@dataclass\nclass O:\n    port: 'Nowhere' = 1\n"),
         "its options O raised NameError",
     ),
-    "create is no function": (returning(driver(create="1")), "create is not a function"),
+    "create is not callable": (hook_that_returns(driver(create="1")), "create of its driver is not callable"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_plugin_is_quarantined_with_the_reason_and_the_way_out(site: Site, case: str) -> None:
+def test_broken_plugin_is_recorded_with_reason_and_fix(site: Site, case: str) -> None:
     source, reason = BROKEN[case]
     module = site.driver("acme-x", "tunnel", "x", source)
     catalog = site.catalog()
@@ -70,50 +70,52 @@ def test_a_broken_plugin_is_quarantined_with_the_reason_and_the_way_out(site: Si
     assert reason.replace("{module}", module) in caught.value.detail
     assert caught.value.at == "acme-x 1.2.3 (micro.tunnel)"
     assert "acme-x" in caught.value.hint
-    (kept,) = catalog.broken
-    assert (kept.entry, kept.reason, kept.fix) == (entry, caught.value.detail, caught.value.hint)
-    assert kept.cause is caught.value.__cause__
+    (broken,) = catalog.broken
+    assert (broken.entry, broken.reason, broken.fix) == (entry, caught.value.detail, caught.value.hint)
+    assert broken.cause is caught.value.__cause__
     with pytest.raises(PluginBroken):
         catalog.load(entry)
-    assert len(catalog.broken) == 1, "what is broken is kept once"
+    assert len(catalog.broken) == 1, "a broken plugin is recorded once"
 
 
 @pytest.mark.parametrize(
-    ("contract", "wanted", "upgrade"),
+    ("contract", "required", "upgrade"),
     [
-        ("((2, 0), (3, 0))", "2.0 up to, not including, 3.0", "micro-network"),
-        ("((1, 7), (2, 0))", "1.7 up to, not including, 2.0", "micro-network"),
-        ("((0, 1), (1, 0))", "0.1 up to, not including, 1.0", "acme-x"),
+        ("((2, 0), (3, 0))", ">=2.0,<3.0", "micro-network"),
+        ("((1, 7), (2, 0))", ">=1.7,<2.0", "micro-network"),
+        ("((0, 1), (1, 0))", ">=0.1,<1.0", "acme-x"),
     ],
 )
-def test_another_contract_is_one_sentence_that_says_what_to_upgrade(
-    site: Site, contract: str, wanted: str, upgrade: str
+def test_error_of_an_unsupported_contract_contains_the_upgrade_command(
+    site: Site, contract: str, required: str, upgrade: str
 ) -> None:
-    site.driver("acme-x", "tunnel", "x", returning(driver(contract=contract)))
+    site.driver("acme-x", "tunnel", "x", hook_that_returns(driver(contract=contract)))
     catalog = site.catalog()
     with pytest.raises(PluginBroken) as caught:
         catalog.load(catalog.find("x"))
-    assert caught.value.detail == f"plugin tunnel:x is made for contract {wanted}, and this is contract 1.0"
+    assert (
+        caught.value.detail == f"plugin tunnel:x requires contract {required}, but this version provides contract 1.0"
+    )
     assert caught.value.hint == f"pip install --upgrade {upgrade}"
 
 
-def test_the_fix_tells_a_stale_plugin_from_a_missing_dependency(site: Site) -> None:
-    site.install("stale", {"micro.tunnel": {"gone": "no_such_module_here"}})
+def test_fix_of_a_stale_plugin_differs_from_that_of_a_missing_dependency(site: Site) -> None:
+    site.install("stale", {"micro.tunnel": {"old": "no_such_module_here"}})
     site.driver("needy", "tunnel", "x", "import not_installed_at_all")
     found = {item.entry.distribution: item.fix for item in site.catalog().check()}
-    assert "its files are gone" in found["stale"]
+    assert "its files are missing" in found["stale"]
     assert "pip uninstall" in found["stale"]
-    assert found["needy"].startswith("it needs the module not_installed_at_all")
+    assert found["needy"].startswith("it requires the module not_installed_at_all")
 
 
-def test_a_long_foreign_message_is_cut(site: Site) -> None:
+def test_long_message_of_a_plugin_is_shortened(site: Site) -> None:
     site.driver("acme-x", "tunnel", "x", "raise RuntimeError('no ' * 100_000)")
-    (kept,) = site.catalog().check()
-    assert len(kept.reason) < 600
-    assert "\n" not in kept.reason
+    (broken,) = site.catalog().check()
+    assert len(broken.reason) < 600
+    assert "\n" not in broken.reason
 
 
-def test_a_good_plugin_is_loaded_once(site: Site) -> None:
+def test_valid_plugin_is_loaded_once(site: Site) -> None:
     site.driver("acme-x", "tunnel", "x")
     catalog = site.catalog()
     entry = catalog.find("x")
@@ -122,28 +124,28 @@ def test_a_good_plugin_is_loaded_once(site: Site) -> None:
     assert catalog.broken == []
 
 
-def test_an_entry_point_may_name_an_object_of_a_module(site: Site) -> None:
+def test_entry_point_can_refer_to_an_object_of_a_module(site: Site) -> None:
     source = f"{HEAD}class Plugin:\n    @hookimpl\n    def micro_tunnel(self):\n        return {driver()}\nplugin = Plugin()\n"
     site.install("acme-x", {"micro.tunnel": {"x": "test_acme_object:plugin [extra]"}}, {"test_acme_object": source})
     catalog = site.catalog()
     assert catalog.load(catalog.find("x")).name == "x"
 
 
-def test_an_optional_hook_of_a_later_contract_is_no_mistake(site: Site) -> None:
+def test_optional_hook_of_a_later_contract_is_accepted(site: Site) -> None:
     later = "@hookimpl(optionalhook=True)\ndef micro_later(): ...\n"
-    site.driver("acme-x", "tunnel", "x", returning(driver(), later))
+    site.driver("acme-x", "tunnel", "x", hook_that_returns(driver(), later))
     catalog = site.catalog()
     assert catalog.load(catalog.find("x")).name == "x"
 
 
-def test_checking_finds_every_broken_plugin_and_only_those(site: Site) -> None:
+def test_check_returns_exactly_the_broken_plugins(site: Site) -> None:
     site.driver("good", "tunnel", "good")
     site.driver("bad", "registry", "bad", "1 / 0")
     site.install("hooks", {"micro.hooks": {"worse": "test_worse_hooks"}}, {"test_worse_hooks": "1 / 0"})
     assert {item.entry.distribution for item in site.catalog().check()} == {"bad", "hooks"}
 
 
-def test_every_built_in_driver_can_be_loaded() -> None:
+def test_built_in_drivers_can_be_loaded() -> None:
     catalog = Catalog([entry for entry in Catalog.discover({}).entries if entry.is_builtin])
     assert catalog.check() == []
 
@@ -158,7 +160,7 @@ def install_hooks(site: Site, name: str, source: str) -> None:
     site.install(f"acme-{name}", {"micro.hooks": {name: module}}, {module: source})
 
 
-def test_hooks_that_are_installed_are_loaded_for_their_commands_unless_blocked(site: Site) -> None:
+def test_installed_hooks_are_loaded_for_their_commands_unless_blocked(site: Site) -> None:
     install_hooks(site, "trace", HOOKS.format(hook="micro_interceptors", arguments="side"))
     install_hooks(site, "noise", "raise RuntimeError('blocked, so never imported')")
     (plugin,) = site.catalog().load_hooks(blocked=["noise"])
@@ -173,7 +175,7 @@ def test_hooks_that_are_installed_are_loaded_for_their_commands_unless_blocked(s
         (HOOKS.format(hook="micro_interceptors", arguments="sides"), "'sides'"),
     ],
 )
-def test_broken_hooks_are_left_out_with_a_warning_and_the_others_stay(site: Site, source: str, reason: str) -> None:
+def test_broken_hooks_are_left_out_with_a_warning_and_others_are_loaded(site: Site, source: str, reason: str) -> None:
     install_hooks(site, "bad", source)
     install_hooks(site, "good", HOOKS.format(hook="micro_interceptors", arguments="side"))
     catalog = site.catalog()
@@ -184,7 +186,7 @@ def test_broken_hooks_are_left_out_with_a_warning_and_the_others_stay(site: Site
 
 
 @pytest.mark.parametrize(("value", "is_strict"), [("1", True), ("yes", True), ("0", False), ("", False), ("no", False)])
-def test_strict_plugins_turn_the_warning_into_an_error(site: Site, value: str, *, is_strict: bool) -> None:
+def test_strict_mode_turns_the_warning_into_an_error(site: Site, value: str, *, is_strict: bool) -> None:
     install_hooks(site, "bad", "1 / 0")
     catalog = site.catalog({"MICRO_STRICT_PLUGINS": value})
     with pytest.raises(PluginBroken) if is_strict else pytest.warns(PluginWarning):
@@ -202,7 +204,7 @@ def micro_hooks():
 """
 
 
-def test_hooks_may_describe_what_they_build_as_a_driver_does(site: Site) -> None:
+def test_hooks_can_have_a_description_with_options(site: Site) -> None:
     install_hooks(site, "trace", DESCRIBED)
     install_hooks(site, "plain", HOOKS.format(hook="micro_interceptors", arguments="side"))
     catalog = site.catalog()
@@ -212,12 +214,12 @@ def test_hooks_may_describe_what_they_build_as_a_driver_does(site: Site) -> None
     assert catalog.describe(catalog.find("plain")) is None
 
 
-def test_what_hooks_describe_is_checked_as_a_driver_is(site: Site) -> None:
+def test_description_of_hooks_is_checked_like_that_of_a_driver(site: Site) -> None:
     install_hooks(site, "trace", DESCRIBED.replace('name="trace"', 'name="other"'))
-    assert "calls itself 'other'" in site.catalog().check()[0].reason
+    assert "is named 'other'" in site.catalog().check()[0].reason
 
 
-def test_hooks_are_no_driver(site: Site) -> None:
+def test_loading_hooks_as_a_driver_raises_plugin_broken(site: Site) -> None:
     install_hooks(site, "trace", HOOKS.format(hook="micro_interceptors", arguments="side"))
     catalog = site.catalog()
     with pytest.raises(PluginBroken, match="hooks:trace is not a driver"):
@@ -225,7 +227,7 @@ def test_hooks_are_no_driver(site: Site) -> None:
     assert catalog.broken == []
 
 
-def test_a_broken_built_in_driver_is_fixed_by_installing_again() -> None:
+def test_fix_of_a_broken_built_in_driver_is_to_reinstall_core() -> None:
     from micro_core.contract import Role
 
     entry = Entry(role=Role.TUNNEL, name="x", distribution="micro-network", version="1", module="asyncio:nothing")

@@ -178,7 +178,7 @@ async def test_hooks_that_describe_themselves_are_built_with_their_options(monke
     runtime = await build_runtime(settings, catalog=Catalog([*INSTALLED, hook("word")]))
     assert list[Any](runtime.interceptors("server")) == [("server", "bold", "eu")]
     await runtime.close()
-    with pytest.raises(OptionError, match="unknown option 'wrod'"):
+    with pytest.raises(OptionError, match=r"unknown setting 'word.wrod'"):
         await build_runtime(
             load_settings({"node.plugins": "word"}, sets=["word.wrod=x"]), catalog=Catalog([*INSTALLED, hook("word")])
         )
