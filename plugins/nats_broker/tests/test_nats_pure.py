@@ -1,4 +1,4 @@
-"""Subjects, envelopes, pulls, servers, replay, dead letters, options: without a server and without a clock."""
+"""The pure modules: subjects, envelopes, pull requests, servers, replay, dead letters and options."""
 
 from __future__ import annotations
 
@@ -24,58 +24,58 @@ from micro_core.contract.messages import MAX_HEADERS, check_message
 
 NAMES = st.from_regex(re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.:/-]{0,20}[A-Za-z0-9_])?"), fullmatch=True)
 SITES = st.from_regex(re.compile(r"[a-z0-9](?:[a-z0-9-]{0,10}[a-z0-9])?"), fullmatch=True)
-# What NATS demands of a subject to publish on: parts that are not empty, without blanks and wildcards.
+# NATS requires that the parts of a subject are not empty and contain no white space or wildcards.
 LEGAL_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 
-def of(network: str = "go.micro", site: str = "eu") -> Subjects:
+def subjects_of(network: str = "go.micro", site: str = "eu") -> Subjects:
     return Subjects(network=network, site=site, root="micro")
 
 
 # -------------------------------------------------------------------------------------- subjects
 
 
-def test_a_topic_is_a_subject_of_its_network_and_site() -> None:
-    assert of().of("orders.created") == "micro.go.micro@eu.orders.created"
-    assert of().topic("micro.go.micro@eu.orders.created") == "orders.created"
+def test_subject_contains_network_site_and_topic() -> None:
+    assert subjects_of().of("orders.created") == "micro.go.micro@eu.orders.created"
+    assert subjects_of().topic("micro.go.micro@eu.orders.created") == "orders.created"
 
 
 @given(NAMES, SITES, NAMES)
-def test_every_topic_has_a_legal_subject_and_comes_back(network: str, site: str, topic: str) -> None:
-    subjects = of(network, site)
+def test_topic_survives_a_round_trip_through_a_legal_subject(network: str, site: str, topic: str) -> None:
+    subjects = subjects_of(network, site)
     assert LEGAL_SUBJECT.fullmatch(subjects.of(topic))
     assert subjects.topic(subjects.of(topic)) == topic
     assert re.fullmatch(r"[A-Za-z0-9_-]{1,200}", subjects.stream)
 
 
 @given(st.tuples(NAMES, SITES, NAMES), st.tuples(NAMES, SITES, NAMES))
-def test_no_two_topics_share_a_subject(one: tuple[str, str, str], other: tuple[str, str, str]) -> None:
-    subjects = {of(network, site).of(topic) for network, site, topic in (one, other)}
+def test_different_topics_have_different_subjects(one: tuple[str, str, str], other: tuple[str, str, str]) -> None:
+    subjects = {subjects_of(network, site).of(topic) for network, site, topic in (one, other)}
     assert len(subjects) == len({one, other})
 
 
-def test_a_network_does_not_hear_one_whose_name_goes_on_with_a_site() -> None:
-    assert of("go", "micro").of("eu.x") != of("go.micro", "eu").of("x")
+def test_network_and_site_are_not_ambiguous_in_a_subject() -> None:
+    assert subjects_of("go", "micro").of("eu.x") != subjects_of("go.micro", "eu").of("x")
 
 
 @pytest.mark.parametrize("subject", ["micro.go.micro@us.a", "micro.go.micro@eu.", "micro.go.micro@eu.a b", "x"])
-def test_a_subject_that_no_topic_has_is_refused(subject: str) -> None:
+def test_subject_without_a_topic_is_rejected(subject: str) -> None:
     with pytest.raises(BadRequest):
-        of().topic(subject)
+        subjects_of().topic(subject)
 
 
 @pytest.mark.parametrize("pattern", ["a", "*", ">", "a.*", "a.*.c", "a.>", "*.b.>", "a..b"])
-def test_patterns_are_whole_parts(pattern: str) -> None:
+def test_valid_pattern_is_returned_unchanged(pattern: str) -> None:
     assert check_pattern(pattern) == pattern
 
 
 @pytest.mark.parametrize("pattern", ["", "a*", "a.b*", ">.a", "a.>.b", "a b.*", "*.", "a.**", ".>"])
-def test_what_is_no_pattern_is_refused(pattern: str) -> None:
+def test_invalid_pattern_is_rejected(pattern: str) -> None:
     with pytest.raises(BadRequest):
         check_pattern(pattern)
 
 
-def test_consumers_are_named_by_all_that_tells_them_apart() -> None:
+def test_consumer_names_are_unique_per_subscription() -> None:
     names = {
         group_consumer("a", "q"),
         group_consumer("a.b", "q"),
@@ -90,7 +90,7 @@ def test_consumers_are_named_by_all_that_tells_them_apart() -> None:
     assert group_consumer("a", "ü b/c.*") == group_consumer("a", "ü b/c.*")
 
 
-def test_a_root_that_is_no_subject_is_refused() -> None:
+def test_invalid_subject_root_is_rejected() -> None:
     for root in ("", "a b", "a.", "a.*", "ä"):
         with pytest.raises(ValueError, match="subject_root"):
             Subjects(network="n", site="s", root=root)
@@ -102,18 +102,18 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64), TEXTS, st.dictionaries(TEXTS, TEXTS))
-def test_every_message_comes_back_as_it_was(identity: str, content_type: str, headers: dict[str, str]) -> None:
+def test_message_survives_a_round_trip(identity: str, content_type: str, headers: dict[str, str]) -> None:
     message = Message(id=identity, body=b"\x00\xff", content_type=content_type, headers=headers)
     encoded = envelope.encode("a.b", message)
     for name, value in encoded.items():
-        # RFC 7230 token, and what nats-py and servers leave alone.
+        # Names are tokens of RFC 9110; nats-py and servers do not change such names and values.
         assert re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", name)
         assert re.fullmatch(r"[ -~]*", value)
         assert value == value.strip()
     assert envelope.decode(encoded, message.body) == message
 
 
-def test_plain_headers_are_plain_in_nats() -> None:
+def test_printable_headers_are_not_escaped() -> None:
     encoded = envelope.encode("orders", Message(id="1f", body=b"", headers={"trace-id": "a b/c", "micro-origin": "n"}))
     assert encoded == {
         "Micro-Id": "1f",
@@ -127,11 +127,11 @@ def test_plain_headers_are_plain_in_nats() -> None:
 @pytest.mark.parametrize(
     "name", ["Nats-Rollup", "nats-expected-stream", "NATS-TTL", "Micro-Id", "content-type", "Status"]
 )
-def test_a_publisher_s_header_never_speaks_to_the_server(name: str) -> None:
+def test_header_with_a_reserved_name_is_escaped(name: str) -> None:
     message = Message(id="1", body=b"", headers={name: "all"})
     encoded = envelope.encode("t", message)
-    theirs = [key for key in encoded if encoded[key] == "all"]
-    assert theirs[0].startswith("%")
+    (escaped,) = [key for key in encoded if encoded[key] == "all"]
+    assert escaped.startswith("%")
     assert (encoded["Micro-Id"], encoded["Content-Type"]) == ("1", "application/msgpack")
     assert envelope.decode(encoded, b"") == message
 
@@ -153,18 +153,18 @@ def test_a_publisher_s_header_never_speaks_to_the_server(name: str) -> None:
         {"Micro-Id": "1", **{f"h{number}": "" for number in range(70)}},
     ],
 )
-def test_what_a_stranger_publishes_is_malformed(headers: Any) -> None:
+def test_invalid_envelope_is_malformed(headers: Any) -> None:
     with pytest.raises(Malformed):
         envelope.decode(headers, b"")
 
 
-def test_the_bytes_are_counted_as_the_server_counts_them() -> None:
+def test_size_equals_the_bytes_on_the_wire() -> None:
     headers = envelope.encode("t", Message(id="1", body=b"", headers={"ä": "ö "}))
     written = "NATS/1.0\r\n" + "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
     assert envelope.size(headers, b"123") == len(written.encode()) + 3
 
 
-def test_what_is_no_text_is_the_publishers_fault() -> None:
+def test_unencodable_id_raises_bad_request() -> None:
     with pytest.raises(BadRequest):
         envelope.encode("t", Message(id="\ud800", body=b""))
 
@@ -172,7 +172,7 @@ def test_what_is_no_text_is_the_publishers_fault() -> None:
 # ----------------------------------------------------------------------------------------- pulls
 
 
-def test_one_request_stands_at_a_time_and_fills_the_room() -> None:
+def test_one_pull_request_at_a_time_fills_the_free_capacity() -> None:
     pulls = Pulls(max_held=64)
     assert pulls.request_count(0) == 64
     pulls.sent(64, 0.0)
@@ -184,7 +184,7 @@ def test_one_request_stands_at_a_time_and_fills_the_room() -> None:
     assert pulls.request_count(32) == 32
 
 
-def test_what_is_said_of_an_older_request_means_nothing() -> None:
+def test_status_of_an_older_pull_request_is_ignored() -> None:
     pulls = Pulls(max_held=8)
     pulls.sent(8, 0.0)
     pulls.reset()
@@ -195,7 +195,7 @@ def test_what_is_said_of_an_older_request_means_nothing() -> None:
     assert pulls.request_count(0) == 8
 
 
-def test_a_request_of_which_nothing_is_heard_is_forgotten() -> None:
+def test_pull_request_without_heartbeats_times_out() -> None:
     pulls = Pulls(max_held=8)
     pulls.sent(8, 0.0)
     pulls.heartbeat(pulls.number, 5.0)
@@ -206,7 +206,7 @@ def test_a_request_of_which_nothing_is_heard_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "description", "said"),
+    ("status", "description", "expected"),
     [
         ("100", "Idle Heartbeat", PullStatus.ACTIVE),
         ("404", "No Messages", PullStatus.COMPLETED),
@@ -218,16 +218,16 @@ def test_a_request_of_which_nothing_is_heard_is_forgotten() -> None:
         ("", "", PullStatus.COMPLETED),
     ],
 )
-def test_statuses_are_read(status: str, description: str, said: PullStatus) -> None:
-    assert parse_status(status, description) is said
+def test_status_is_parsed(status: str, description: str, expected: PullStatus) -> None:
+    assert parse_status(status, description) is expected
 
 
 # --------------------------------------------------------------------------------------- servers
 
 
-def test_urls_are_servers() -> None:
+def test_urls_are_parsed_into_servers() -> None:
     urls = ("nats://a", "tls://b:1", "127.0.0.1:4333", "nats://[::1]:5")
-    assert [(one.host, one.port, one.is_tls) for one in parse_servers(urls, tls_hostname="")] == [
+    assert [(server.host, server.port, server.is_tls) for server in parse_servers(urls, tls_hostname="")] == [
         ("a", 4222, False),
         ("b", 1, True),
         ("127.0.0.1", 4333, False),
@@ -249,40 +249,40 @@ def test_urls_are_servers() -> None:
         "nats://s3cret@a",
     ],
 )
-def test_a_wrong_url_is_refused_without_repeating_a_secret(url: str) -> None:
+def test_invalid_url_is_rejected_without_showing_a_secret(url: str) -> None:
     with pytest.raises(OptionError) as caught:
         parse_servers((url,), tls_hostname="")
     assert "s3cret" not in str(caught.value)
 
 
-def test_every_server_is_tried_once_a_round_and_pauses_grow() -> None:
+def test_each_server_is_dialled_once_per_round_and_pauses_grow() -> None:
     servers = parse_servers(("a", "b"), tls_hostname="")
     pool = ServerPool(servers, random.Random(3), retry_s=1.0)
     rounds = [[pool.next(), pool.next()] for _ in range(8)]
-    for tries in rounds:
-        assert {server.host for server, _ in tries} == {"a", "b"}
-        assert tries[1][1] == 0.0
-    pauses = [tries[0][1] for tries in rounds]
+    for attempts in rounds:
+        assert {server.host for server, _ in attempts} == {"a", "b"}
+        assert attempts[1][1] == 0.0
+    pauses = [attempts[0][1] for attempts in rounds]
     assert pauses[0] == 0.0
     assert 0.025 <= pauses[1] <= 0.05
     assert all(0.5 <= pause <= 1.0 for pause in pauses[6:])
 
 
-def test_the_server_that_was_lost_is_the_last_to_be_tried_and_others_told_of_come_before_it() -> None:
+def test_lost_server_is_dialled_after_all_configured_and_discovered_servers() -> None:
     (lost, other) = parse_servers(("tls://a", "tls://b"), tls_hostname="")
     pool = ServerPool([lost, other], random.Random(3), retry_s=1.0)
     pool.connected(lost, [("10.0.0.9", 4222), ("b", 4222)])
     order = [pool.next()[0] for _ in range(3)]
     assert order[-1] == lost
-    told = next(server for server in order if server.host == "10.0.0.9")
-    # Addresses are on no certificate: the cluster's name is demanded.
-    assert told == Server("10.0.0.9", 4222, is_tls=True, tls_hostname="a")
+    discovered = next(server for server in order if server.host == "10.0.0.9")
+    # Certificates rarely contain IP addresses, so the certificate must contain the configured host name.
+    assert discovered == Server("10.0.0.9", 4222, is_tls=True, tls_hostname="a")
 
 
-# ------------------------------------------------------------------------------- replay, answers
+# ----------------------------------------------------------------------------- replay, responses
 
 
-def test_where_to_begin_is_read() -> None:
+def test_replay_start_is_parsed() -> None:
     noon = dt.datetime(2026, 11, 24, 12, tzinfo=dt.UTC)
     now = noon.timestamp()
     assert parse_replay_from("", now) == ReplayStart()
@@ -291,23 +291,23 @@ def test_where_to_begin_is_read() -> None:
     assert parse_replay_from("1.5h", now) == ReplayStart(moment=noon - dt.timedelta(minutes=90))
     assert parse_replay_from("2026-11-24T12:00:00Z", 0.0) == parse_replay_from("2026-11-24T13:00:00+01:00", 0.0)
     assert parse_replay_from("2026-11-24T12:00:00", 0.0) == ReplayStart(moment=noon)
-    for wrong in ("yesterday", "1y", "-1h", "9" * 400 + "d", "nan"):
+    for invalid in ("yesterday", "1y", "-1h", "9" * 400 + "d", "nan"):
         with pytest.raises(ValueError, match="replay_from"):
-            parse_replay_from(wrong, now)
+            parse_replay_from(invalid, now)
 
 
-def test_jetstream_s_answers_are_read() -> None:
+def test_jetstream_response_is_parsed() -> None:
     assert read_stored(b'{"stream":"s","seq":7,"duplicate":true}') == Stored("s", 7, is_duplicate=True)
-    for wrong in (b"", b"[]", b"{}", b'{"stream":"s"}', b"[" * 100_000, b'{"error":7}'):
+    for invalid in (b"", b"[]", b"{}", b'{"stream":"s"}', b"[" * 100_000, b'{"error":7}'):
         with pytest.raises(Exception, match="JetStream"):
-            read_stored(wrong)
+            read_stored(invalid)
     assert issubclass(StreamLost, Exception)
 
 
 # ------------------------------------------------------------------------------------ dead letters
 
 
-def test_a_dead_letter_is_the_message_and_says_what_happened() -> None:
+def test_dead_letter_contains_the_message_and_the_reason() -> None:
     message = Message(id="1", body=b"b", content_type="x/y", headers={"n": "1", "micro-origin": "far"})
     letter = dead_letters.make_dead_letter("orders", message, "workers", 5, "KeyError: 'x'\n")
     assert (letter.body, letter.content_type) == (b"b", "x/y")
@@ -324,7 +324,7 @@ def test_a_dead_letter_is_the_message_and_says_what_happened() -> None:
 
 
 @given(st.dictionaries(TEXTS, st.text(st.characters(exclude_categories=["Cs"]), max_size=3_000), max_size=70), TEXTS)
-def test_a_dead_letter_fits_wherever_the_message_did(headers: dict[str, str], reason: str) -> None:
+def test_dead_letter_stays_within_the_message_limits(headers: dict[str, str], reason: str) -> None:
     letter = dead_letters.make_dead_letter(
         "t" * 253, Message(id="i" * 64, body=b"", headers=headers), "q" * 253, 5, reason * 99
     )
@@ -336,7 +336,7 @@ def test_a_dead_letter_fits_wherever_the_message_did(headers: dict[str, str], re
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [
         {"replicas": 2},
         {"storage": "tape"},
@@ -346,13 +346,13 @@ def test_a_dead_letter_fits_wherever_the_message_did(headers: dict[str, str], re
         {"dedupe_window_s": 10.0, "max_age_s": 5.0},
     ],
 )
-def test_options_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        NatsOptions(**wrong)
+def test_invalid_options_are_rejected(invalid: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(invalid))):
+        NatsOptions(**invalid)
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [
         {"user": "a"},
         {"password": "s3cret"},
@@ -360,13 +360,13 @@ def test_options_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
         {"tls_cert_file": "/x"},
     ],
 )
-def test_who_we_are_is_said_in_one_way(wrong: dict[str, str]) -> None:
+def test_incomplete_or_ambiguous_credentials_are_rejected(invalid: dict[str, str]) -> None:
     with pytest.raises(OptionError) as caught:
-        check_credentials(NatsOptions(**wrong))  # type: ignore[arg-type]  # a table of texts
+        check_credentials(NatsOptions(**invalid))  # type: ignore[arg-type]  # a table of strings
     assert "s3cret" not in str(caught.value)
 
 
-def test_one_url_may_be_a_text() -> None:
+def test_urls_are_given_as_a_string_or_a_tuple() -> None:
     assert NatsOptions(url="nats://a, tls://b").urls == ("nats://a", "tls://b")
     assert NatsOptions(url=("nats://a",)).urls == ("nats://a",)
 
@@ -376,23 +376,23 @@ def test_secrets_are_not_shown() -> None:
     assert "s3cret" not in repr(options)
 
 
-def test_files_that_are_not_what_they_should_be_are_named(tmp_path: Any) -> None:
-    wrong = tmp_path / "wrong"
-    wrong.write_text("nothing\n-----BEGIN NATS USER JWT-----")
+def test_invalid_credential_file_is_rejected_with_the_option_name(tmp_path: Any) -> None:
+    invalid = tmp_path / "invalid"
+    invalid.write_text("nothing\n-----BEGIN NATS USER JWT-----")
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff" * 100)
     big = tmp_path / "big"
     big.write_bytes(b"x" * 70_000)
     for options in (
         {"nkey_seed": "SUs3cret"},
-        {"creds_file": str(wrong)},
+        {"creds_file": str(invalid)},
         {"creds_file": str(binary)},
         {"creds_file": str(big)},
         {"creds_file": str(tmp_path / "none")},
-        {"tls_ca_file": str(wrong)},
+        {"tls_ca_file": str(invalid)},
         {"tls_ca_file": str(tmp_path / "none")},
-        {"tls_cert_file": str(wrong), "tls_key_file": str(wrong)},
+        {"tls_cert_file": str(invalid), "tls_key_file": str(invalid)},
     ):
         with pytest.raises(OptionError, match=next(iter(options))) as caught:
-            Credentials(NatsOptions(**options))  # type: ignore[arg-type]  # a table of texts
+            Credentials(NatsOptions(**options))  # type: ignore[arg-type]  # a table of strings
         assert "s3cret" not in str(caught.value)

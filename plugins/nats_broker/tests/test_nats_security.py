@@ -1,4 +1,4 @@
-"""Who we are to the servers and whom we believe: real servers with passwords, keys and certificates."""
+"""Authentication in both directions, with real servers that require passwords, keys and certificates."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Authority:
         self.ca_file.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, name: str, *hosts: str) -> tuple[Path, Path]:
-        """Files of certificate and key for `hosts`."""
+        """Issue a certificate for `hosts`; return the paths of the certificate and the key."""
         key = ec.generate_private_key(ec.SECP256R1())
         names: list[x509.GeneralName] = []
         for host in hosts:
@@ -83,61 +83,65 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("ca"), "authority")
 
 
-def tls(authority: Authority, *, verify: bool = False) -> str:
+def tls_config(authority: Authority, *, verify: bool = False) -> str:
     certificate, key = authority.issue("server", "127.0.0.1", "nats.example.org")
-    request_count = f'ca_file: "{authority.ca_file}"\n verify: true' if verify else ""
-    return f'tls {{ cert_file: "{certificate}"\n key_file: "{key}"\n timeout: 5\n {request_count} }}\n'
+    client_option = f'ca_file: "{authority.ca_file}"\n verify: true' if verify else ""
+    return f'tls {{ cert_file: "{certificate}"\n key_file: "{key}"\n timeout: 5\n {client_option} }}\n'
 
 
-def secure(server: Any) -> str:
+def tls_url(server: Any) -> str:
     return f"tls://127.0.0.1:{server.port}"
 
 
-async def works(site: Any, broker: Any) -> None:
-    heard = site.heard()
-    await broker.subscribe("orders", heard)
+async def check_delivery(site: Any, broker: Any) -> None:
+    handler = site.handler()
+    await broker.subscribe("orders", handler)
     await broker.publish("orders", site.message(1))
-    await site.until(lambda: heard.messages)
+    await site.until(lambda: handler.messages)
 
 
 # -------------------------------------------------------------------------------------- passwords
 
-USERS = 'authorization { user: "eu", password: "r1ght p@ss/word" }\n'
+USERS = 'authorization { user: "eu", password: "r1ght p@ss/phrase" }\n'
 
 
-async def test_user_and_password(site: Any, server: Callable[..., Any]) -> None:
-    await works(site, await site.broker(server(config=USERS), user="eu", password="r1ght p@ss/word"))
+async def test_user_and_password_are_accepted(site: Any, start_server: Callable[..., Any]) -> None:
+    await check_delivery(site, await site.broker(start_server(config=USERS), user="eu", password="r1ght p@ss/phrase"))
 
 
-@pytest.mark.parametrize("words", [{}, {"user": "eu", "password": "wr0ng"}, {"token": "wr0ng"}])
-async def test_a_wrong_password_ends_the_start(site: Any, server: Callable[..., Any], words: dict[str, str]) -> None:
-    one = server(config=USERS)
+@pytest.mark.parametrize("options", [{}, {"user": "eu", "password": "wr0ng"}, {"token": "wr0ng"}])
+async def test_wrong_credentials_fail_the_start(
+    site: Any, start_server: Callable[..., Any], options: dict[str, str]
+) -> None:
+    server = start_server(config=USERS)
     with pytest.raises(Unauthorized, match="Authorization Violation") as caught:
-        await site.broker(one, **words)
+        await site.broker(server, **options)
     assert "wr0ng" not in str(caught.value)
 
 
-async def test_a_token(site: Any, server: Callable[..., Any]) -> None:
-    await works(site, await site.broker(server(config='authorization { token: "t0ken" }\n'), token="t0ken"))
+async def test_token_is_accepted(site: Any, start_server: Callable[..., Any]) -> None:
+    await check_delivery(
+        site, await site.broker(start_server(config='authorization { token: "t0ken" }\n'), token="t0ken")
+    )
 
 
-async def test_a_password_that_becomes_wrong_is_tried_again_until_it_is_right(
-    site: Any, server: Callable[..., Any]
+async def test_password_that_becomes_wrong_is_retried_until_it_is_accepted(
+    site: Any, start_server: Callable[..., Any]
 ) -> None:
-    one = server(config=USERS)
-    broker, heard = await site.broker(one, user="eu", password="r1ght p@ss/word"), site.heard()
-    await broker.subscribe("orders", heard)
-    right = one._config.read_text()
-    one.kill()
-    one._config.write_text(right.replace("r1ght", "other"))
-    one.start()
+    server = start_server(config=USERS)
+    broker, handler = await site.broker(server, user="eu", password="r1ght p@ss/phrase"), site.handler()
+    await broker.subscribe("orders", handler)
+    config = server._config.read_text()
+    server.kill()
+    server._config.write_text(config.replace("r1ght", "other"))
+    server.start()
     await site.until(lambda: isinstance(broker._connection._failure, Unauthorized))
-    one.kill()
-    one._config.write_text(right)
-    one.start()
+    server.kill()
+    server._config.write_text(config)
+    server.start()
     await site.until_connected(broker)
     await broker.publish("orders", site.message(1))
-    await site.until(lambda: heard.messages)
+    await site.until(lambda: handler.messages)
 
 
 # ------------------------------------------------------------------------------------------- keys
@@ -148,29 +152,29 @@ def key_pair(prefix: int) -> tuple[bytes, nkeys.KeyPair]:
     return seed, nkeys.from_seed(bytearray(seed))
 
 
-async def test_an_nkey(site: Any, server: Callable[..., Any]) -> None:
+async def test_nkey_is_accepted(site: Any, start_server: Callable[..., Any]) -> None:
     seed, pair = key_pair(nkeys.PREFIX_BYTE_USER)
-    one = server(config=f'authorization {{ users: [ {{ nkey: "{pair.public_key.decode()}" }} ] }}\n')
-    await works(site, await site.broker(one, nkey_seed=seed.decode() + "\n"))
+    server = start_server(config=f'authorization {{ users: [ {{ nkey: "{pair.public_key.decode()}" }} ] }}\n')
+    await check_delivery(site, await site.broker(server, nkey_seed=seed.decode() + "\n"))
     other, _ = key_pair(nkeys.PREFIX_BYTE_USER)
     with pytest.raises(Unauthorized):
-        await site.broker(one, nkey_seed=other.decode())
+        await site.broker(server, nkey_seed=other.decode())
 
 
 def signed_jwt(claims: dict[str, Any], by: nkeys.KeyPair, subject: str) -> str:
-    """A JWT as NATS has it: signed by the key of the issuer, an Ed25519 nkey."""
+    """Return a NATS JWT, signed with the nkey of the issuer (Ed25519)."""
 
-    def part(content: bytes) -> str:
+    def encode(content: bytes) -> str:
         return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
 
     body = {"iat": int(time.time()), "iss": by.public_key.decode(), "sub": subject, **claims}
     body["jti"] = base64.b32encode(hashlib.sha256(json.dumps(body).encode()).digest()).rstrip(b"=").decode()
-    head = part(b'{"typ":"JWT","alg":"ed25519-nkey"}')
-    text = f"{head}.{part(json.dumps(body).encode())}"
-    return f"{text}.{part(bytes(by.sign(text.encode())))}"
+    header = encode(b'{"typ":"JWT","alg":"ed25519-nkey"}')
+    signed = f"{header}.{encode(json.dumps(body).encode())}"
+    return f"{signed}.{encode(bytes(by.sign(signed.encode())))}"
 
 
-async def test_a_credentials_file(site: Any, server: Callable[..., Any], tmp_path: Path) -> None:
+async def test_credentials_file_is_accepted(site: Any, start_server: Callable[..., Any], tmp_path: Path) -> None:
     _, operator = key_pair(nkeys.PREFIX_BYTE_OPERATOR)
     _, account = key_pair(nkeys.PREFIX_BYTE_ACCOUNT)
     seed, user = key_pair(nkeys.PREFIX_BYTE_USER)
@@ -191,76 +195,80 @@ async def test_a_credentials_file(site: Any, server: Callable[..., Any], tmp_pat
         f"-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n"
         f"-----BEGIN USER NKEY SEED-----\n{seed.decode()}\n------END USER NKEY SEED------\n"
     )
-    one = server(
+    server = start_server(
         config=f'operator: "{operator_jwt}"\nresolver: MEMORY\nresolver_preload: {{ {account_id}: "{account_jwt}" }}\n'
     )
-    await works(site, await site.broker(one, creds_file=str(creds)))
+    await check_delivery(site, await site.broker(server, creds_file=str(creds)))
     with pytest.raises(Unauthorized):
-        await site.broker(one)
+        await site.broker(server)
 
 
 # -------------------------------------------------------------------------------------------- TLS
 
 
-async def test_tls_with_an_authority_of_our_own(site: Any, server: Callable[..., Any], authority: Authority) -> None:
-    one = server(config=tls(authority) + USERS)
+async def test_tls_with_a_private_authority_is_accepted(
+    site: Any, start_server: Callable[..., Any], authority: Authority
+) -> None:
+    server = start_server(config=tls_config(authority) + USERS)
     broker = await site.broker(
-        url=(secure(one),), tls_ca_file=str(authority.ca_file), user="eu", password="r1ght p@ss/word"
+        url=(tls_url(server),), tls_ca_file=str(authority.ca_file), user="eu", password="r1ght p@ss/phrase"
     )
-    await works(site, broker)
+    await check_delivery(site, broker)
     await site.until(lambda: broker._connection.session.client.nats_transport._is_encrypted)
 
 
-async def test_a_server_that_the_machine_s_authorities_do_not_know_is_refused(
-    site: Any, server: Callable[..., Any], authority: Authority, tmp_path: Path
+async def test_server_certificate_of_an_unknown_authority_is_rejected(
+    site: Any, start_server: Callable[..., Any], authority: Authority, tmp_path: Path
 ) -> None:
-    one = server(config=tls(authority))
+    server = start_server(config=tls_config(authority))
     with pytest.raises(Unauthorized, match="certificate"):
-        await site.broker(url=(secure(one),))
+        await site.broker(url=(tls_url(server),))
     with pytest.raises(Unauthorized, match="certificate"):
-        await site.broker(url=(secure(one),), tls_ca_file=str(Authority(tmp_path, "stranger").ca_file))
+        await site.broker(url=(tls_url(server),), tls_ca_file=str(Authority(tmp_path, "other").ca_file))
 
 
-async def test_the_name_on_the_certificate_counts(site: Any, server: Callable[..., Any], authority: Authority) -> None:
-    one = server(config=tls(authority))
-    words = {"url": (secure(one),), "tls_ca_file": str(authority.ca_file)}
-    with pytest.raises(Unauthorized, match="certificate"):
-        await site.broker(**words, tls_hostname="elsewhere.example.org")
-    await works(site, await site.broker(**words, tls_hostname="nats.example.org"))
-
-
-async def test_a_certificate_of_ours_where_the_server_wants_one(
-    site: Any, server: Callable[..., Any], authority: Authority
+async def test_server_certificate_must_contain_the_host_name(
+    site: Any, start_server: Callable[..., Any], authority: Authority
 ) -> None:
-    one = server(config=tls(authority, verify=True))
-    words = {"url": (secure(one),), "tls_ca_file": str(authority.ca_file)}
+    server = start_server(config=tls_config(authority))
+    options = {"url": (tls_url(server),), "tls_ca_file": str(authority.ca_file)}
+    with pytest.raises(Unauthorized, match="certificate"):
+        await site.broker(**options, tls_hostname="elsewhere.example.org")
+    await check_delivery(site, await site.broker(**options, tls_hostname="nats.example.org"))
+
+
+async def test_client_certificate_is_sent_if_the_server_requires_one(
+    site: Any, start_server: Callable[..., Any], authority: Authority
+) -> None:
+    server = start_server(config=tls_config(authority, verify=True))
+    options = {"url": (tls_url(server),), "tls_ca_file": str(authority.ca_file)}
     certificate, key = authority.issue("client")
-    await works(site, await site.broker(**words, tls_cert_file=str(certificate), tls_key_file=str(key)))
-    # TLS 1.3: the refusal comes behind the handshake, as an alert, or cut short by the end of the connection.
+    await check_delivery(site, await site.broker(**options, tls_cert_file=str(certificate), tls_key_file=str(key)))
+    # In TLS 1.3 the server refuses after the handshake: the client receives an alert, or only the end of the connection.
     with contextlib.suppress(Unauthorized):
-        without = await site.broker(**words, subscribe_timeout_s=0.3)
-        assert without._connection.session is None
+        broker = await site.broker(**options, subscribe_timeout_s=0.3)
+        assert broker._connection.session is None
 
 
-async def test_a_promise_of_tls_is_kept_though_the_server_says_it_needs_none(site: Any) -> None:
-    """Somebody between us and the server may answer in its name, in the clear."""
-    heard = bytearray()
+async def test_tls_url_never_falls_back_to_plain_text(site: Any) -> None:
+    """A machine in the middle may answer in plain text that the server does not support TLS."""
+    received = bytearray()
 
     async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b'INFO {"server_id":"x","version":"2.15.1","max_payload":1048576,"headers":true,"proto":1}\r\n')
         while data := await reader.read(4096):
-            heard.extend(data)
+            received.extend(data)
         writer.close()
 
-    between = await asyncio.start_server(accepted, "127.0.0.1", 0)
-    port = between.sockets[0].getsockname()[1]
+    interceptor = await asyncio.start_server(accepted, "127.0.0.1", 0)
+    port = interceptor.sockets[0].getsockname()[1]
     with pytest.raises(Unauthorized, match="does not support TLS"):
         await site.broker(url=(f"tls://127.0.0.1:{port}",), user="eu", password="s3cret", connect_timeout_s=1.0)
-    between.close()
-    await between.wait_closed()
-    assert bytes(heard) == b""
+    interceptor.close()
+    await interceptor.wait_closed()
+    assert bytes(received) == b""
 
 
-async def test_an_address_must_not_carry_a_password(site: Any) -> None:
+async def test_url_with_a_password_is_rejected(site: Any) -> None:
     with pytest.raises(OptionError, match="must not contain"):
         await site.broker(url=("nats://eu:s3cret@127.0.0.1:4222",))

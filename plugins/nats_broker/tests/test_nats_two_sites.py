@@ -1,4 +1,4 @@
-"""The whole: two nodes on two sites, each with a nats-server of its own, joined by QUIC; real processes."""
+"""Two nodes on two sites, each with its own nats-server, linked over QUIC; all are real processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from micro_core.testing import free_port
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 LISTENER = """
 import sys
@@ -24,12 +24,12 @@ from micro_core import Service
 service = Service("audit." + sys.argv[1])
 
 @service.subscriber("orders.created")
-async def heard(order: dict) -> None:
-    print("heard", sys.argv[1], order["n"], flush=True)
+async def on_order(order: dict) -> None:
+    print("single", sys.argv[1], order["n"], flush=True)
 
 @service.subscriber("orders.created", queue="workers")
-async def worked(order: dict) -> None:
-    print("worked", sys.argv[1], order["n"], flush=True)
+async def on_order_in_group(order: dict) -> None:
+    print("group", sys.argv[1], order["n"], flush=True)
 
 service.run()
 """
@@ -41,8 +41,8 @@ from micro_core import Client
 
 async def main() -> None:
     async with Client() as client:
-        for number in range(10):
-            await client.publish("orders.created", {"n": int(sys.argv[1]) + number})
+        for number in range(int(sys.argv[1]), int(sys.argv[2])):
+            await client.publish("orders.created", {"n": number})
 
 asyncio.run(main())
 """
@@ -73,21 +73,21 @@ class Processes:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MICRO_")}
         return {**clean, "MICRO_CONFIG": str(self.directory / f"{site}.toml")}
 
-    def start(self, site: str, *words: str) -> Path:
-        """The file of what it says."""
-        said = self.directory / f"said-{len(self._children)}"
-        with said.open("wb") as out:
+    def start(self, site: str, *arguments: str) -> Path:
+        """Start a Python process and wait until it is ready; return the file that contains its output."""
+        output = self.directory / f"output-{len(self._children)}"
+        with output.open("wb") as file:
             child = subprocess.Popen(
-                [sys.executable, *words], env=self.environment(site), stdout=out, stderr=subprocess.STDOUT
+                [sys.executable, *arguments], env=self.environment(site), stdout=file, stderr=subprocess.STDOUT
             )
-        self._children.append((child, said))
-        until(lambda: "ready" in said.read_text() or child.poll() is not None, said.read_text)
-        assert child.poll() is None, said.read_text()
-        return said
+        self._children.append((child, output))
+        wait_until(lambda: "ready" in output.read_text() or child.poll() is not None, output.read_text)
+        assert child.poll() is None, output.read_text()
+        return output
 
-    def run(self, site: str, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, site: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, *words],
+            [sys.executable, *arguments],
             env=self.environment(site),
             capture_output=True,
             text=True,
@@ -106,24 +106,25 @@ class Processes:
                 child.wait()
 
 
-def until(condition: Callable[[], bool], said: Callable[[], str]) -> None:
-    end = time.monotonic() + PATIENCE_S
+def wait_until(condition: Callable[[], bool], report: Callable[[], str]) -> None:
+    """Poll `condition`; after the timeout, fail with the text of `report`."""
+    end = time.monotonic() + TIMEOUT_S
     while not condition():
         if time.monotonic() > end:
-            raise AssertionError(said())
+            raise AssertionError(report())
         time.sleep(0.05)
 
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Processes]:
-    made = Processes(tmp_path)
-    yield made
-    made.stop()
+    processes = Processes(tmp_path)
+    yield processes
+    processes.stop()
 
 
 @pytest.mark.timeout(120)
-def test_what_one_site_publishes_the_other_hears_exactly_once(processes: Processes, server: Callable[..., Any]) -> None:
-    """One site with JetStream, one without; a publisher on each."""
+def test_messages_arrive_exactly_once_on_both_sites(processes: Processes, start_server: Callable[..., Any]) -> None:
+    """One site uses JetStream, the other does not. Each site has a publisher."""
     directory = processes.directory
     tunnel = free_port()
     (directory / "state").mkdir(mode=0o700)
@@ -135,7 +136,7 @@ def test_what_one_site_publishes_the_other_hears_exactly_once(processes: Process
                 address=free_port(),
                 nodes=nodes,
                 state=directory / "state",
-                url=server(jetstream=site == "eu").url,
+                url=start_server(jetstream=site == "eu").url,
                 durable=str(site == "eu").lower(),
             )
         )
@@ -143,32 +144,39 @@ def test_what_one_site_publishes_the_other_hears_exactly_once(processes: Process
     (directory / "publisher.py").write_text(PUBLISHER)
     for site in ("eu", "us"):
         processes.start(site, "-m", "micro_core", "run")
-    said = {site: processes.start(site, str(directory / "listener.py"), site) for site in ("eu", "us")}
+    outputs = {site: processes.start(site, str(directory / "listener.py"), site) for site in ("eu", "us")}
 
     def services(site: str) -> str:
         return processes.run(site, "-m", "micro_core", "network", "services", "--json").stdout
 
     for site, other in (("us", "eu"), ("eu", "us")):
-        until(lambda: f"audit.{other}" in services(site), lambda: services(site))  # noqa: B023 - called at once
+        wait_until(lambda: f"audit.{other}" in services(site), lambda: services(site))  # noqa: B023 - called at once
 
-    def everything() -> str:
-        return "\n".join(f"{site}: {path.read_text()}" for site, path in said.items())
+    def all_outputs() -> str:
+        return "\n".join(f"{site}: {path.read_text()}" for site, path in outputs.items())
 
-    for site, first in (("us", "0"), ("eu", "10")):
-        done = processes.run(site, str(directory / "publisher.py"), first)
-        assert done.returncode == 0, done.stderr
+    def received(kind: str, site: str) -> list[int]:
+        lines = [line.split() for line in outputs[site].read_text().splitlines()]
+        return [int(fields[2]) for fields in lines if fields[:2] == [kind, site]]
 
-    def heard(kind: str, site: str) -> list[int]:
-        lines = [line.split() for line in said[site].read_text().splitlines()]
-        return [int(words[2]) for words in lines if words[:2] == [kind, site]]
+    def publish(site: str, start: int, stop: int) -> None:
+        result = processes.run(site, str(directory / "publisher.py"), str(start), str(stop))
+        assert result.returncode == 0, result.stderr
 
-    for kind in ("heard", "worked"):
-        until(lambda: all(len(heard(kind, site)) >= 20 for site in ("eu", "us")), everything)  # noqa: B023
-    time.sleep(0.5)
+    def all_received(numbers: set[int]) -> bool:
+        return all(numbers <= set(received(kind, site)) for kind in ("single", "group") for site in ("eu", "us"))
+
+    publish("us", 0, 10)
+    publish("eu", 10, 20)
+    wait_until(lambda: all_received(set(range(20))), all_outputs)
+    # A second copy would have been sent before these two messages.
+    publish("us", 20, 21)
+    publish("eu", 21, 22)
+    wait_until(lambda: all_received({20, 21}), all_outputs)
     for site in ("eu", "us"):
-        for kind in ("heard", "worked"):
-            numbers = heard(kind, site)
-            assert sorted(numbers) == list(range(20)), everything()
-            # In order per publisher.
+        for kind in ("single", "group"):
+            numbers = received(kind, site)
+            assert sorted(numbers) == list(range(22)), all_outputs()
+            # Messages of each publisher arrive in order.
             assert [number for number in numbers if number < 10] == list(range(10))
-            assert [number for number in numbers if number >= 10] == list(range(10, 20))
+            assert [number for number in numbers if 10 <= number < 20] == list(range(10, 20))
