@@ -93,8 +93,8 @@ class Pool:
             return None
         if len(found) == 1:
             only = found[0]
-            return only if only.error is None and not only.is_draining else None
-        usable = [connection for connection in found if connection.error is None and not connection.is_draining]
+            return only if only.can_open_streams else None
+        usable = [connection for connection in found if connection.can_open_streams]
         return min(usable, key=_open_streams, default=None)
 
     async def get(self, address: str, timeout_s: float) -> Connection:
@@ -141,7 +141,7 @@ class Pool:
                 # Calls may have come and gone between two looks: what was heard since counts as use.
                 if watch.quiet_since is None or heard:
                     watch.quiet_since = now
-                if connection.is_draining or now - watch.quiet_since >= IDLE_CLOSE_S:
+                if not connection.can_open_streams or now - watch.quiet_since >= IDLE_CLOSE_S:
                     self._close_behind(connection)
                 continue
             watch.quiet_since = None

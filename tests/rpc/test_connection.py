@@ -1,4 +1,4 @@
-"""Frames over a socket: what one end writes the other's owners get, and what a bad peer can and cannot do."""
+"""Connections over a pair of sockets: dispatch of frames, batching of writes, draining, and peers that violate the protocol."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from micro_core.contract.errors import (
     ServiceNotFound,
     error_from_wire,
 )
-from micro_core.rpc.connection import EAGER_FRAMES, MAX_STREAM, MAX_UNREAD_REFUSALS, Connection
+from micro_core.rpc.connection import EAGER_FRAMES, Connection
+from micro_core.rpc.connection_protocol import MAX_STREAM_ID, MAX_UNREAD_REFUSALS
 from micro_core.rpc.graceful_shutdown import send_goaway_and_flush
 from micro_core.wire import frames, limits
 from micro_core.wire.frames import Frame, FrameDecoder, Kind
@@ -45,7 +46,7 @@ class Owner:
 
 
 class Handler(Owner):
-    """Attaches an owner to each request, when `attaches`."""
+    """Attaches an owner to each request if `attaches` is true."""
 
     attaches = True
 
@@ -89,20 +90,20 @@ async def test_frames_reach_the_owner_of_their_stream(connect: Connect, until: U
     assert owner.frames[0].body == b"answer"
 
 
-async def test_the_side_that_dialled_numbers_its_streams_odd_and_the_other_even(connect: Connect) -> None:
+async def test_dialling_side_uses_odd_stream_ids_and_other_side_even_ones(connect: Connect) -> None:
     near, far = connect()
     assert [near.open_stream(Owner()) for _ in range(3)] == [1, 3, 5]
     assert [far.open_stream(Owner()) for _ in range(3)] == [2, 4, 6]
 
 
-async def test_both_sides_learn_who_the_other_is(pair: tuple[PairedSocket, PairedSocket], until: Until) -> None:
+async def test_hello_transfers_the_node_id(pair: tuple[PairedSocket, PairedSocket], until: Until) -> None:
     near = Connection(pair[0], dialed=True, node_id="left")
     far = Connection(pair[1], dialed=False, node_id="right")
     await until(lambda: near.wire_version == far.wire_version == 1)
     assert (near.peer_id, far.peer_id) == ("right", "left")
 
 
-async def test_what_is_sent_in_one_turn_of_the_loop_is_written_once(
+async def test_frames_of_one_loop_iteration_are_written_once(
     pair: tuple[PairedSocket, PairedSocket], until: Until
 ) -> None:
     handler = Handler()
@@ -115,7 +116,7 @@ async def test_what_is_sent_in_one_turn_of_the_loop_is_written_once(
     assert len(pair[1]._inbox) == 0
 
 
-async def test_a_busy_turn_is_written_in_parts_so_that_the_next_hop_can_begin(
+async def test_many_frames_are_written_before_the_loop_iteration_ends(
     pair: tuple[PairedSocket, PairedSocket], until: Until
 ) -> None:
     handler = Handler()
@@ -127,7 +128,7 @@ async def test_a_busy_turn_is_written_in_parts_so_that_the_next_hop_can_begin(
     await until(lambda: len(handler.requests) == EAGER_FRAMES)
 
 
-async def test_a_frame_for_a_stream_that_is_closed_is_dropped_and_counted(connect: Connect, until: Until) -> None:
+async def test_frame_for_a_closed_stream_is_dropped_and_counted(connect: Connect, until: Until) -> None:
     near, far = connect(None, Handler())
     stream = near.open_stream(Owner())
     near.close_stream(stream)
@@ -136,7 +137,7 @@ async def test_a_frame_for_a_stream_that_is_closed_is_dropped_and_counted(connec
     assert near.error is None
 
 
-async def test_every_owner_hears_of_the_end_exactly_once_and_then_the_handler(
+async def test_owners_and_handler_are_notified_of_the_end_once(
     pair: tuple[PairedSocket, PairedSocket],
 ) -> None:
     handler = Handler()
@@ -153,7 +154,7 @@ async def test_every_owner_hears_of_the_end_exactly_once_and_then_the_handler(
         near.open_stream(Owner())
 
 
-async def test_closing_tells_the_near_owners_closed_and_the_far_ones_ended(connect: Connect, until: Until) -> None:
+async def test_close_ends_streams_with_closed_here_and_with_ended_at_the_peer(connect: Connect, until: Until) -> None:
     handler, owner = Handler(), Owner()
     near, far = connect(None, handler)
     near.send(frames.encode(Kind.REQUEST, near.open_stream(owner), b"h"))
@@ -164,7 +165,7 @@ async def test_closing_tells_the_near_owners_closed_and_the_far_ones_ended(conne
     assert isinstance(handler.owners[0].errors[0], Ended)
 
 
-async def test_an_owner_that_fails_at_the_end_keeps_the_news_from_nobody(
+async def test_failing_owner_does_not_prevent_the_notification_of_others(
     pair: tuple[PairedSocket, PairedSocket], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Faulty(Owner):
@@ -179,7 +180,7 @@ async def test_an_owner_that_fails_at_the_end_keeps_the_news_from_nobody(
     assert "an owner failed" in caplog.text
 
 
-# What a peer may not do: each of these ends its own connection and no other.
+# Violations of the protocol. Each one closes its own connection and no other.
 
 HELLO = frames.encode(Kind.HELLO, 0, encode_hello("peer"))
 REQUEST = frames.encode(Kind.REQUEST, 1, b"h")
@@ -189,17 +190,17 @@ VIOLATIONS = {
     "hello of another version": frames.encode(Kind.HELLO, 0, b"\x91\x91\x63"),
     "unknown kind": HELLO + b"\x00\x00\x00\x08\xff\x00\x00\x00\x00\x01\x00\x00",
     "endless frame": HELLO + b"\xff\xff\xff\xff" + bytes(16),
-    "a request on stream 0": HELLO + frames.encode(Kind.REQUEST, 0, b"h"),
-    "a stream of ours": HELLO + frames.encode(Kind.REQUEST, 2, b"h"),
-    "a stream used before": HELLO + REQUEST + frames.encode(Kind.CANCEL, 1) + REQUEST,
-    "streams backwards": HELLO + frames.encode(Kind.REQUEST, 5, b"h") + frames.encode(Kind.REQUEST, 3, b"h"),
-    "a long ping": HELLO + frames.encode(Kind.PING, 0, b"", bytes(33)),
-    "garbage for an event": HELLO + frames.encode(Kind.EVENT, 0, b"\xc1", b"x"),
+    "request on stream 0": HELLO + frames.encode(Kind.REQUEST, 0, b"h"),
+    "stream ID of the other side": HELLO + frames.encode(Kind.REQUEST, 2, b"h"),
+    "stream ID used before": HELLO + REQUEST + frames.encode(Kind.CANCEL, 1) + REQUEST,
+    "descending stream IDs": HELLO + frames.encode(Kind.REQUEST, 5, b"h") + frames.encode(Kind.REQUEST, 3, b"h"),
+    "long ping": HELLO + frames.encode(Kind.PING, 0, b"", bytes(33)),
+    "invalid event header": HELLO + frames.encode(Kind.EVENT, 0, b"\xc1", b"x"),
 }
 
 
 @pytest.mark.parametrize("violation", VIOLATIONS.values(), ids=VIOLATIONS.keys())
-async def test_a_violation_ends_its_connection_and_leaves_others_alone(
+async def test_violation_closes_only_its_own_connection(
     violation: bytes, pair: tuple[PairedSocket, PairedSocket], connect: Connect, until: Until
 ) -> None:
     handler = Handler()
@@ -223,9 +224,7 @@ class _Ignore:
     def socket_lost(self, error: MicroError) -> None: ...
 
 
-async def test_an_event_longer_than_the_bound_ends_the_connection_before_it_is_kept(
-    pair: tuple[PairedSocket, PairedSocket], until: Until
-) -> None:
+async def test_oversized_event_closes_the_connection(pair: tuple[PairedSocket, PairedSocket], until: Until) -> None:
     handler = Handler()
     victim = Connection(pair[1], dialed=False, handler=handler, counters=CountersInMemory())
     pair[0].start(_Ignore())
@@ -238,7 +237,7 @@ async def test_an_event_longer_than_the_bound_ends_the_connection_before_it_is_k
     assert handler.events == []
 
 
-async def test_an_event_in_pieces_arrives_whole(connect: Connect, until: Until) -> None:
+async def test_event_in_several_frames_arrives_complete(connect: Connect, until: Until) -> None:
     handler = Handler()
     near, _ = connect(None, handler)
     body = bytes(range(256)) * 1024
@@ -250,30 +249,30 @@ async def test_an_event_in_pieces_arrives_whole(connect: Connect, until: Until) 
     assert handler.events[2][0].topic == "orders"
 
 
-async def test_a_peer_cannot_open_more_streams_than_the_bound(
+async def test_number_of_streams_per_side_is_limited(
     connect: Connect, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "MAX_STREAMS_PER_CONNECTION", 3)
     handler, owner = Handler(), Owner()
     near, far = connect(None, handler)
     for stream in (1, 3, 5):
-        near.streams[stream] = Owner()
+        near._protocol.streams[stream] = Owner()
         near.send(frames.encode(Kind.REQUEST, stream, b"h"))
-    near.streams[7] = owner
+    near._protocol.streams[7] = owner
     near.send(frames.encode(Kind.REQUEST, 7, b"h"))
     await until(lambda: bool(owner.frames))
     assert isinstance(error_from_wire(decode_map(owner.frames[0].header)), Overloaded)
     assert len(handler.requests) == 3
     with pytest.raises(Overloaded):
         near.open_stream(owner)
-    assert far.open_stream(owner) == 2, "the peer's streams do not count as ours"
+    assert far.open_stream(owner) == 2, "streams of the peer do not count for this side"
     far.close_stream(5)
-    near.streams[9] = Owner()
+    near._protocol.streams[9] = Owner()
     near.send(frames.encode(Kind.REQUEST, 9, b"h"))
     await until(lambda: len(handler.requests) == 4)
 
 
-async def test_a_side_without_a_handler_refuses_requests(connect: Connect, until: Until) -> None:
+async def test_requests_are_refused_without_a_handler(connect: Connect, until: Until) -> None:
     owner = Owner()
     near, _ = connect(None, None)
     near.send(frames.encode(Kind.REQUEST, near.open_stream(owner), b"h"))
@@ -281,21 +280,19 @@ async def test_a_side_without_a_handler_refuses_requests(connect: Connect, until
     assert isinstance(error_from_wire(decode_map(owner.frames[0].header)), ServiceNotFound)
 
 
-async def test_after_goaway_the_peer_knows_and_new_requests_are_refused_as_draining(
-    connect: Connect, until: Until
-) -> None:
+async def test_requests_after_goaway_are_refused_with_draining(connect: Connect, until: Until) -> None:
     owner = Owner()
     near, far = connect(None, Handler())
     far.send_goaway()
     near.send(frames.encode(Kind.REQUEST, near.open_stream(owner), b"h"))
-    await until(lambda: bool(owner.frames) and near.is_draining)
+    await until(lambda: bool(owner.frames) and not near.can_open_streams)
     assert isinstance(error_from_wire(decode_map(owner.frames[0].header)), Draining)
     with pytest.raises(Draining):
         near.open_stream(Owner())
-    assert far.open_stream(Owner()), "who goes may still call"
+    assert far.open_stream(Owner()), "a draining side may still open streams"
 
 
-async def test_a_ping_is_answered_with_its_own_body(pair: tuple[PairedSocket, PairedSocket], until: Until) -> None:
+async def test_ping_is_answered_with_its_body(pair: tuple[PairedSocket, PairedSocket], until: Until) -> None:
     Connection(pair[1], dialed=False)
     pair[0].start(_Ignore())
     pair[0].write(HELLO + frames.encode(Kind.PING, 0, b"", b"12345678"))
@@ -303,7 +300,7 @@ async def test_a_ping_is_answered_with_its_own_body(pair: tuple[PairedSocket, Pa
     assert answers(pair[1])[1] == Frame(Kind.PONG, 0, 0, b"", b"12345678")
 
 
-async def test_while_the_socket_is_full_bytes_wait_here_and_are_counted(
+async def test_data_is_queued_and_counted_while_the_socket_is_full(
     pair: tuple[PairedSocket, PairedSocket], until: Until
 ) -> None:
     near = Connection(pair[0], dialed=True)
@@ -319,19 +316,19 @@ async def test_while_the_socket_is_full_bytes_wait_here_and_are_counted(
         near.send(frames.encode(Kind.DATA, stream, b"", piece))
         await until(lambda: near.buffered_bytes == 0 or near.is_paused)
     assert not near.is_send_buffer_full
-    near.on_writable(lambda: called.append("room"))
+    near.on_writable(lambda: called.append("writable"))
     while not near.is_send_buffer_full:
         near.send(frames.encode(Kind.DATA, stream, b"", piece))
     assert near.buffered_bytes > limits.MAX_CONNECTION_BUFFER_BYTES
     written = len(pair[0].sent)
-    assert written < 1024 * 1024, "nothing more is given to a full socket"
+    assert written < 1024 * 1024, "data was written to a full socket"
     pair[1].resume_reading()
     await near.writable()
-    assert called == ["room"]
+    assert called == ["writable"]
     assert near.buffered_bytes == 0
 
 
-async def test_whoever_waits_for_room_is_woken_by_the_end(
+async def test_end_of_the_connection_wakes_waiting_writers(
     pair: tuple[PairedSocket, PairedSocket],
 ) -> None:
     near = Connection(pair[0], dialed=True)
@@ -344,7 +341,7 @@ async def test_whoever_waits_for_room_is_woken_by_the_end(
         await near.writable()
 
 
-async def test_a_peer_that_asks_and_never_reads_is_cut_off(
+async def test_peer_that_sends_requests_but_reads_no_refusals_is_disconnected(
     pair: tuple[PairedSocket, PairedSocket], until: Until
 ) -> None:
     victim = Connection(pair[1], dialed=False, counters=CountersInMemory())
@@ -358,28 +355,28 @@ async def test_a_peer_that_asks_and_never_reads_is_cut_off(
     assert victim.buffered_bytes == 0
 
 
-async def test_a_connection_that_has_used_up_its_stream_numbers_asks_to_be_replaced(connect: Connect) -> None:
+async def test_connection_without_stream_ids_opens_no_more_streams(connect: Connect) -> None:
     near, _ = connect()
-    near._next_stream = MAX_STREAM
+    near._protocol._next_stream = MAX_STREAM_ID
     assert not near.is_out_of_stream_ids
-    assert near.open_stream(Owner()) == MAX_STREAM
-    assert near.is_draining
+    assert near.open_stream(Owner()) == MAX_STREAM_ID
+    assert not near.can_open_streams
     assert near.is_out_of_stream_ids
     with pytest.raises(Draining):
         near.open_stream(Owner())
 
 
-async def test_a_connection_that_is_being_closed_takes_no_more_calls(connect: Connect) -> None:
+async def test_closing_connection_opens_no_more_streams(connect: Connect) -> None:
     near, _ = connect()
     closing = asyncio.ensure_future(near.close())
     await asyncio.sleep(0)
     with pytest.raises(MicroError):
         near.open_stream(Owner())
-    assert near.is_draining
+    assert not near.can_open_streams
     await closing
 
 
-async def test_a_peer_that_never_says_hello_is_cut_off(
+async def test_peer_that_sends_no_hello_is_disconnected(
     pair: tuple[PairedSocket, PairedSocket], until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "HANDSHAKE_TIMEOUT_S", 0.01)
@@ -389,40 +386,38 @@ async def test_a_peer_that_never_says_hello_is_cut_off(
     assert "no HELLO" in victim.error.detail
 
 
-async def test_all_that_a_peer_began_before_it_read_the_goaway_has_arrived_when_it_is_said_to_have_read_it(
-    connect: Connect, until: Until
-) -> None:
+async def test_request_that_crosses_a_goaway_is_refused_before_the_flush_ends(connect: Connect, until: Until) -> None:
     owner = Owner()
     near, far = connect(None, Handler())
     await until(lambda: near.wire_version == far.wire_version == 1)
-    goodbye = asyncio.ensure_future(send_goaway_and_flush([far]))
+    flush = asyncio.ensure_future(send_goaway_and_flush([far]))
     await asyncio.sleep(0)
-    # The peer has not read the GOAWAY: its request crosses it.
+    # The peer has not read the GOAWAY yet.
     near.send(frames.encode(Kind.REQUEST, near.open_stream(owner), b"header", b"body"))
-    await goodbye
+    await flush
     await until(lambda: bool(owner.frames))
     error = error_from_wire(decode_map(owner.frames[0].header))
     assert isinstance(error, Draining)
     assert error.retry_is_safe
 
 
-async def test_a_peer_that_does_not_read_a_goodbye_holds_nobody_up(
+async def test_flush_does_not_wait_for_a_peer_that_does_not_read(
     pair: tuple[PairedSocket, PairedSocket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("micro_core.rpc.graceful_shutdown.FLUSH_TIMEOUT_S", 0.01)
-    deaf = Connection(pair[0], dialed=False)
-    await asyncio.wait_for(send_goaway_and_flush([deaf]), 5.0)
+    unread = Connection(pair[0], dialed=False)
+    await asyncio.wait_for(send_goaway_and_flush([unread]), 5.0)
 
 
-async def test_a_goodbye_ends_with_the_connection(connect: Connect) -> None:
+async def test_flush_ends_with_the_connection(connect: Connect) -> None:
     _, far = connect()
-    goodbye = asyncio.ensure_future(send_goaway_and_flush([far]))
+    flush = asyncio.ensure_future(send_goaway_and_flush([far]))
     await asyncio.sleep(0)
     far.abort(LinkLost("broken"))
-    await asyncio.wait_for(goodbye, 0.5)
+    await asyncio.wait_for(flush, 0.5)
 
 
-async def test_a_round_trip_is_over_when_the_peer_has_read_what_was_sent_before(
+async def test_round_trip_ends_when_the_peer_has_read_all_earlier_data(
     pair: tuple[PairedSocket, PairedSocket], until: Until
 ) -> None:
     owner = Owner()
@@ -431,10 +426,10 @@ async def test_a_round_trip_is_over_when_the_peer_has_read_what_was_sent_before(
     stream = near.open_stream(owner)
     pair[0].pause_reading()
     far.send(frames.encode(Kind.RESPONSE, stream, b"", b"answer"))
-    trip = asyncio.ensure_future(far.round_trip())
+    round_trip = asyncio.ensure_future(far.round_trip())
     for _ in range(20):
         await asyncio.sleep(0)
-    assert not trip.done()
+    assert not round_trip.done()
     pair[0].resume_reading()
-    await trip
+    await round_trip
     assert [frame.body for frame in owner.frames] == [b"answer"]

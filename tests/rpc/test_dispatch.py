@@ -303,7 +303,7 @@ async def test_dead_and_draining_connections_are_replaced(
     second = await pool.get("memory://a", 1.0)
     assert second is not first
     far[1].send_goaway()
-    await until(lambda: second.is_draining)
+    await until(lambda: not second.can_open_streams)
     third = await pool.get("memory://a", 1.0)
     assert third is not second
     assert second.error is None, "calls on it are finished"
