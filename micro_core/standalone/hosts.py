@@ -19,7 +19,7 @@ from micro_core.rpc.registration import Registration
 from micro_core.rpc.service import Service
 from micro_core.standalone.discovery import BROKER_SERVICE, Standing, component_metadata
 from micro_core.standalone.registry.client import ServiceRegistryOptions
-from micro_core.standalone.registry.server import SERVICE as REGISTRY_SERVICE
+from micro_core.standalone.registry.protocol import REGISTRY_SERVICE
 from micro_core.standalone.registry.server import RegistryEndpoints
 
 OWN_DRIVER = "registry:service"

@@ -1,4 +1,4 @@
-"""The copy of a router's table in another process: whole, up to date, and not believed for ever."""
+"""The copy of a route table in another process is complete, up to date, and not used without limit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from micro_core.standalone.router.client import RemoteRouter
 from micro_core.standalone.router.protocol import event_from_item, event_to_item, route_from_map, route_to_map
 from micro_core.standalone.router.server import TableEndpoints
 
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 NODE = "n" * 32
 NAME = "eu-1"
 
@@ -50,21 +50,22 @@ def route(service: str, *, link: str = NETWORK_LINK, metric: int = 5) -> Route:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await asyncio.sleep(0.005)
 
 
 @dataclass
 class Site:
-    """A router's process and a proxy's, on one memory transport."""
+    """A router process, and copies of its table as in proxy processes, on one memory transport."""
 
     context: DriverContext
     registry: MemoryRegistry
     transport: MemoryTransport
     table: MemoryTable
     router: Router
-    told: list[MicroError | None] = field(default_factory=list)
+    availability: list[MicroError | None] = field(default_factory=list)
+    """What the copies have reported: an error, or None when the router is available."""
     service: Service | None = None
     endpoints: TableEndpoints | None = None
     copies: list[RemoteRouter] = field(default_factory=list)
@@ -94,10 +95,10 @@ class Site:
             transport=self.transport,
         )
         copy = RemoteRouter(runtime, name=NAME, node_id=NODE)
-        copy.add_availability_handler(self.told.append)
+        copy.add_availability_handler(self.availability.append)
         self.copies.append(copy)
         if connect:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await copy.connect()
         return copy
 
@@ -135,63 +136,65 @@ async def site() -> AsyncIterator[Site]:
     await transport.close()
 
 
-async def test_the_copy_is_whole_when_it_is_connected_and_follows_every_change(site: Site) -> None:
+async def test_copy_is_complete_when_connected_and_follows_changes(site: Site) -> None:
     routes = [route(f"service.{number}") for number in range(1_000)]
     for one in routes:
         site.table.put(one)
     copy = await site.copy()
     assert copy.routes() == site.table.list()
-    heard: list[RouteEvent] = []
-    copy.watch(heard.append)
+    events: list[RouteEvent] = []
+    copy.watch(events.append)
     site.table.put(replace(routes[0], metric=9))
     site.table.delete(routes[1].key)
     site.table.put(route("another"))
-    await until(lambda: len(heard) == 3)
-    assert [event.kind for event in heard] == [RouteEventKind.UPDATE, RouteEventKind.DELETE, RouteEventKind.CREATE]
+    await until(lambda: len(events) == 3)
+    assert [event.kind for event in events] == [RouteEventKind.UPDATE, RouteEventKind.DELETE, RouteEventKind.CREATE]
     assert copy.routes() == site.table.list()
     assert [found.metric for found in copy.lookup("service.0")] == [9]
     assert copy.lookup("service.1") == ()
 
 
-async def test_what_nobody_offers_goes_the_default_way(site: Site) -> None:
+async def test_lookup_of_an_unknown_service_returns_the_default_route(site: Site) -> None:
     site.table.put(route(ANY_SERVICE))
     copy = await site.copy()
     assert [found.service for found in copy.lookup("unknown")] == [ANY_SERVICE]
 
 
-async def test_the_copy_stands_while_the_router_is_away_and_is_mended_when_it_is_back(site: Site) -> None:
-    kept, gone, new = route("kept"), route("gone"), route("new")
+async def test_copy_is_kept_while_the_router_is_down_and_updated_when_it_is_back(site: Site) -> None:
+    kept, removed, new = route("kept"), route("removed"), route("new")
     site.table.put(kept)
-    site.table.put(gone)
+    site.table.put(removed)
     copy = await site.copy()
     await site.stop_serving()
-    await until(lambda: site.told[-1] is not None)
-    assert copy.lookup("gone") == (gone,)
-    heard: list[RouteEvent] = []
-    copy.watch(heard.append)
-    site.table.delete(gone.key)
+    await until(lambda: site.availability[-1] is not None)
+    assert copy.lookup("removed") == (removed,)
+    events: list[RouteEvent] = []
+    copy.watch(events.append)
+    site.table.delete(removed.key)
     site.table.put(new)
     await site.serve()
-    await until(lambda: site.told[-1] is None)
+    await until(lambda: site.availability[-1] is None)
     assert copy.routes() == [kept, new]
-    # What stands is told to nobody again.
-    assert sorted(event.route.service for event in heard) == ["gone", "new"]
+    # No event for the route that has not changed.
+    assert sorted(event.route.service for event in events) == ["new", "removed"]
 
 
-async def test_a_router_that_stops_ends_its_watches_and_withdraws_nothing(site: Site) -> None:
+async def test_stopping_router_ends_its_watches_and_the_copy_keeps_its_routes(site: Site) -> None:
     site.table.put(route("far", metric=20))
     copy = await site.copy()
     assert site.service is not None
     assert site.endpoints is not None
     site.endpoints.end_watches()
-    async with asyncio.timeout(PATIENCE_S / 2):
-        # It waits for what runs, ten seconds at most: nothing does.
+    async with asyncio.timeout(TIMEOUT_S / 2):
+        # Without the watches, no request is in progress that the drain would wait for.
         await site.service.stop()
-    assert copy.lookup("far"), "calls go on by the copy"
+    assert copy.lookup("far")
 
 
-async def test_ways_to_other_sites_are_not_believed_for_ever(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_router, "STALE_S", 0.05)
+async def test_routes_to_other_sites_are_removed_when_the_router_stays_down(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_router, "MAX_STALE_S", 0.05)
     site.table.put(route("far"))
     site.table.put(route("near", link=LOCAL_LINK))
     copy = await site.copy()
@@ -202,31 +205,31 @@ async def test_ways_to_other_sites_are_not_believed_for_ever(site: Site, monkeyp
     await until(lambda: len(copy.lookup("far")) == 1)
 
 
-async def test_the_router_of_another_node_is_not_believed(site: Site) -> None:
+async def test_router_of_another_node_is_refused(site: Site) -> None:
     await site.stop_serving()
     await site.serve("x" * 32)
     site.table.put(route("far"))
     copy = await site.copy(connect=False)
     connecting = asyncio.get_running_loop().create_task(copy.connect())
-    await until(lambda: bool(site.told))
-    assert "another node" in str(site.told[0])
+    await until(lambda: bool(site.availability))
+    assert "another node" in str(site.availability[0])
     assert copy.routes() == []
     connecting.cancel()
     await asyncio.gather(connecting, return_exceptions=True)
 
 
-async def test_a_watcher_that_does_not_read_is_sent_away_and_comes_back_for_the_whole(
+async def test_slow_watcher_is_disconnected_and_reads_the_whole_table_again(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "MAX_UNREAD_EVENTS", 50)
     copy = await site.copy()
-    # More in one turn of the loop than a watcher may leave unread.
+    # More changes in one iteration of the event loop than a watcher may leave unread.
     for number in range(500):
         site.table.put(route(f"service.{number}"))
     await until(lambda: len(copy.routes()) == 500)
 
 
-def test_routes_and_events_cross_as_they_are() -> None:
+def test_routes_and_events_are_unchanged_by_encoding() -> None:
     one = route("service")
     assert route_from_map(route_to_map(one)) == one
     event = RouteEvent(kind=RouteEventKind.DELETE, route=one)
@@ -246,10 +249,10 @@ def test_routes_and_events_cross_as_they_are() -> None:
         {"service": "x", "hops": "1"},
     ],
 )
-def test_what_is_no_route_is_refused(value: object) -> None:
+def test_invalid_route_is_malformed(value: object) -> None:
     with pytest.raises(Malformed):
         route_from_map(value)
     with pytest.raises(Malformed):
         event_from_item(["create", value])
     with pytest.raises(Malformed):
-        event_from_item(["unheard-of", route_to_map(route("x"))])
+        event_from_item(["unknown", route_to_map(route("x"))])

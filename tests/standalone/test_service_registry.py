@@ -1,4 +1,4 @@
-"""`registry:service` passes the kit of its role, against a registry served over TCP that is killed and comes back."""
+"""`registry:service` passes the conformance kit with a registry that is served over TCP and can be stopped."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.rpc.service import Service
 from micro_core.standalone.registry import client as service_registry
 from micro_core.standalone.registry.client import ServiceRegistry, ServiceRegistryOptions
-from micro_core.standalone.registry.server import SERVICE, RegistryEndpoints
+from micro_core.standalone.registry.protocol import REGISTRY_SERVICE
+from micro_core.standalone.registry.server import RegistryEndpoints
 from micro_core.testing import DriverUnderTest, RegistryConformance, free_port
 from micro_core.testing.kit.driver_under_test import Faults
 
 GREETER = Instance(service="go.micro.srv.greeter", id="greeter-1", address="tcp://127.0.0.1:4001")
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 
 
 def context(**changes: object) -> DriverContext:
@@ -50,30 +51,30 @@ def context(**changes: object) -> DriverContext:
 
 
 class Host(Faults):
-    """A registry at a fixed address, in this loop; `wipe` begins it anew with nothing."""
+    """A registry at a fixed address, in this event loop. `wipe` starts it again without records."""
 
     def __init__(self) -> None:
         self.address = f"tcp://127.0.0.1:{free_port()}"
-        self.lives = 0
+        self.starts = 0
         self._service: Service | None = None
         self._endpoints: RegistryEndpoints | None = None
         self._transport: Transport | None = None
 
     async def start(self) -> None:
-        self.lives += 1
-        life = self.lives
+        self.starts += 1
+        start = self.starts
         transport = self._transport = tcp_transport.micro_transport().create(
             tcp_transport.micro_transport().options(), context()
         )
         await transport.start()
 
         def open_registry(network: str, site: str) -> Registry:
-            # A network of its own for each life: records of the memory registry would outlive the host.
-            return memory_registry.create(NoOptions(), context(network=f"{network}.{life}.{id(self)}", site=site))
+            # A new network for each start, because the records of a memory registry are kept as long as the process.
+            return memory_registry.create(NoOptions(), context(network=f"{network}.{start}.{id(self)}", site=site))
 
         endpoints = self._endpoints = RegistryEndpoints(open_registry)
         own = await endpoints.of("go.micro", "host")
-        service = self._service = Service(SERVICE, registry=own, transport=transport, address=self.address)
+        service = self._service = Service(REGISTRY_SERVICE, registry=own, transport=transport, address=self.address)
         endpoints.add_to(service.server)
         await service.start()
 
@@ -81,7 +82,7 @@ class Host(Faults):
         assert self._service is not None
         assert self._endpoints is not None
         assert self._transport is not None
-        # Sockets first: nobody is told goodbye.
+        # The sockets are closed first, so that clients receive no GOAWAY.
         await self._transport.close()
         await self._service.stop(drain_s=0)
         await self._endpoints.close()
@@ -134,11 +135,11 @@ async def registries(options: ServiceRegistryOptions, transport: Transport) -> A
 
 
 async def next_event(events: AsyncIterator[RegistryEvent]) -> RegistryEvent:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         return await anext(events)
 
 
-async def test_a_registry_that_comes_back_empty_is_filled_again_and_no_watcher_hears_of_it(
+async def test_records_are_registered_again_after_a_restart_and_watchers_see_no_change(
     host: Host, registries: list[ServiceRegistry]
 ) -> None:
     writer, reader = registries
@@ -150,7 +151,7 @@ async def test_a_registry_that_comes_back_empty_is_filled_again_and_no_watcher_h
     with pytest.raises(Unreachable):
         await reader.instances()
     await host.wipe()
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while True:
             try:
                 if GREETER in await reader.instances():
@@ -158,14 +159,14 @@ async def test_a_registry_that_comes_back_empty_is_filled_again_and_no_watcher_h
             except Unreachable:
                 pass
             await asyncio.sleep(0.02)
-    # The first thing heard is what happens next, and not that the greeter had gone.
+    # The next event is a later change, not the removal of the greeter.
     other = replace(GREETER, id="greeter-2")
     await writer.register(other, lease_s=60)
     event = await next_event(events)
     assert (event.kind, event.instance) == (RegistryEventKind.CREATED, other)
 
 
-async def test_a_record_whose_owner_is_gone_with_the_registry_is_told_as_deleted_after_the_grace(
+async def test_record_whose_owner_has_stopped_is_deleted_after_the_grace_period(
     host: Host, registries: list[ServiceRegistry]
 ) -> None:
     writer, reader = registries
@@ -179,7 +180,7 @@ async def test_a_record_whose_owner_is_gone_with_the_registry_is_told_as_deleted
     assert (event.kind, event.instance) == (RegistryEventKind.DELETED, GREETER)
 
 
-async def test_a_start_without_a_registry_says_where_it_looked_and_what_to_do(transport: Transport) -> None:
+async def test_start_without_a_registry_fails_with_the_address_and_a_hint(transport: Transport) -> None:
     nowhere = ServiceRegistryOptions(address=f"tcp://127.0.0.1:{free_port()}", start_s=0.2)
     registry = ServiceRegistry(nowhere, context(transport=transport))
     with pytest.raises(Unreachable, match=r"no registry at tcp://127\.0\.0\.1.*micro registry"):
@@ -193,7 +194,7 @@ async def test_five_thousand_records_are_read_and_watched(registries: list[Servi
         await asyncio.gather(*(writer.register(one, lease_s=600) for one in instances[start : start + 250]))
     assert len(await reader.instances()) == 5_000
     watch = aiter(await reader.watch(GREETER.service))
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         found = {event.instance.id async for event in _take(watch, 5_000) if event.instance is not None}
     assert len(found) == 5_000
 

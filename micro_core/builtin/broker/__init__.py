@@ -1,0 +1,1 @@
+"""Broker drivers: topics hosted by a node, and memory."""

@@ -1,0 +1,1 @@
+"""Registry drivers: machine-local files, and memory."""

@@ -1,0 +1,1 @@
+"""Resolver drivers: static addresses, the registry of the site, and memory."""

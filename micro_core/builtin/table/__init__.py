@@ -1,0 +1,1 @@
+"""Table driver: routes in memory."""

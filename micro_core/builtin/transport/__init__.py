@@ -1,0 +1,1 @@
+"""Transport drivers: TCP, Unix sockets and memory."""

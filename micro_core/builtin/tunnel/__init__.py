@@ -1,0 +1,1 @@
+"""Tunnel driver: links in memory."""

@@ -1,6 +1,6 @@
-"""The broker role as a client of the site's broker, whoever hosts it: `micro broker`, or a node.
+"""The driver `broker:service`: a client of the broker of this site, which is hosted by `micro broker` or by a node.
 
-The client is that of `broker:node`. The difference is what it means to a node: with this one it hosts no broker itself.
+It is the same client as that of `broker:node`. The only difference is that a node with this driver hosts no broker.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from micro_core.contract import Broker, Driver, hookimpl
 
 @hookimpl
 def micro_broker() -> Driver[Broker]:
+    """Return the description of the driver."""
     return Driver(
         name="service",
         summary="Topics hosted by this site's `micro broker`.",

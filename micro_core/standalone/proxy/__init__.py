@@ -1,0 +1,1 @@
+"""The proxy of a node as a process of its own."""

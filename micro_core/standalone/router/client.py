@@ -1,4 +1,4 @@
-"""The table of another process's router, as a copy: the proxy asks it once a call, and asks nobody else."""
+"""A copy of the route table of the router process, for the proxy process. A lookup needs no request to the router."""
 
 from __future__ import annotations
 
@@ -26,18 +26,20 @@ from micro_core.tunnel.backoff import Backoff
 from micro_core.wire import limits
 from micro_core.wire.header import CallMode
 
-SILENCE_S = 15.0
-"""The router says something every five seconds: one that has been silent for so long hangs, and counts as away."""
+MAX_SILENCE_S = 15.0
+"""The router sends an item at least every five seconds. After this much silence it is treated as not available."""
 
-STALE_S = 90.0
-"""How long ways to other sites are believed while the router is away: as long as it believes its neighbours."""
+MAX_STALE_S = 90.0
+"""How long routes to other sites are used while the router is not available. A router uses the same time for the routes
+of its neighbours."""
 
 RETRY_INITIAL_S = 0.1
 RETRY_MAX_S = 2.0
+"""Bounds of the pause between two attempts to watch the table."""
 
 
 class RemoteRouter:
-    """Implements the proxy's `RouteSource`. `name` is the node's."""
+    """Watches the route table of the router of node `name`. Implements the `RouteSource` of the proxy."""
 
     def __init__(self, runtime: Runtime, *, name: str, node_id: str) -> None:
         context = runtime.context
@@ -53,113 +55,120 @@ class RemoteRouter:
             counters=context.counters,
         )
         self._table = MemoryTable(logger=context.logger, counters=context.counters)
-        self._synced = asyncio.Event()
+        self._first_sync = asyncio.Event()
         self._stale_timer: asyncio.TimerHandle | None = None
-        self._is_followed = False
-        self._keeper: asyncio.Task[None] | None = None
-        self._away_callbacks: list[Callable[[MicroError | None], None]] = []
+        self._is_synced = False
+        """Whether the copy is complete and the current watch keeps it up to date."""
+        self._task: asyncio.Task[None] | None = None
+        self._availability_handlers: list[Callable[[MicroError | None], None]] = []
 
-    # ------------------------------------------------------------------- life
+    # -------------------------------------------------------------- lifecycle
 
     async def connect(self) -> None:
-        """Find the router and read its table; waits for one that is not there yet."""
-        self._keeper = asyncio.get_running_loop().create_task(self._keep())
-        self._keeper.add_done_callback(self._keeper_done)
-        await self._synced.wait()
+        """Find the router and read its table. Waits without limit until the router is available."""
+        self._task = asyncio.get_running_loop().create_task(self._stay_synced())
+        self._task.add_done_callback(self._task_done)
+        await self._first_sync.wait()
 
     async def close(self) -> None:
+        """Stop watching and discard the copy. Safe to call twice."""
         if self._stale_timer is not None:
             self._stale_timer.cancel()
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         await self._client.close()
         await self._table.close()
 
-    def add_availability_handler(self, callback: Callable[[MicroError | None], None]) -> None:
-        """`callback(error)` when the router cannot be had, once a reason; `callback(None)` when it is there (again)."""
-        self._away_callbacks.append(callback)
+    def add_availability_handler(self, handler: Callable[[MicroError | None], None]) -> None:
+        """Call `handler(error)` when the router becomes unavailable, `handler(None)` when it is available.
+
+        It is called again only if the reason changes.
+        """
+        self._availability_handlers.append(handler)
 
     # ------------------------------------------------------------ RouteSource
 
     def lookup(self, service: str) -> Sequence[Route]:
+        """Return the routes of a service, best first. If it has none, return those of the default route."""
         return self._table.lookup(service) or self._table.lookup(ANY_SERVICE)
 
     def routes(self, query: RouteQuery | None = None) -> list[Route]:
+        """Return the routes that match `query`."""
         return self._table.list(query)
 
     def watch(self, callback: Callable[[RouteEvent], None]) -> Callable[[], None]:
+        """Call `callback` for each change of the copy. Call the returned function to stop."""
         return self._table.watch(callback)
 
-    # ----------------------------------------------------------------- inside
+    # ---------------------------------------------------------------- private
 
-    async def _keep(self) -> None:
+    async def _stay_synced(self) -> None:
         backoff = Backoff(random=self._context.random, initial_s=RETRY_INITIAL_S, max_s=RETRY_MAX_S)
-        said = ""
+        reported = ""
         while True:
-            self._is_followed = False
+            self._is_synced = False
             try:
-                await self._follow()
+                await self._watch_router()
                 reason: MicroError = LinkLost("the router ended the watch of its table")
             except MicroError as error:
                 reason = error
-            if self._is_followed:
+            if self._is_synced:
                 backoff.reset()
-                said = ""
-                self._stale_timer = asyncio.get_running_loop().call_later(STALE_S, self._forget_the_network)
-            if reason.detail != said:
-                said = reason.detail
-                self._tell(reason)
+                reported = ""
+                self._stale_timer = asyncio.get_running_loop().call_later(MAX_STALE_S, self._remove_stale_routes)
+            if reason.detail != reported:
+                reported = reason.detail
+                self._report_availability(reason)
             self._context.counters.add("router_watch_failed")
             await asyncio.sleep(backoff.next_s())
 
-    async def _follow(self) -> None:
-        """Read the table, then its changes; returns when the router ends the stream."""
-        part = await find_component(self._registry, ROUTER_SERVICE, self._name)
+    async def _watch_router(self) -> None:
+        """Read the table, then its changes. Returns when the router ends the stream."""
+        instance = await find_component(self._registry, ROUTER_SERVICE, self._name)
         stream = self._client.stream(
             ROUTER_SERVICE,
             "Router.Watch",
             None,
-            address=part.address,
+            address=instance.address,
             mode=CallMode.SERVER_STREAM,
             timeout_s=limits.MAX_TIMEOUT_S,
             retries=0,
         )
-        found: dict[RouteKey, Route] = {}
+        routes: dict[RouteKey, Route] = {}
         async with stream:
             while True:
                 try:
-                    async with asyncio.timeout(SILENCE_S):
+                    async with asyncio.timeout(MAX_SILENCE_S):
                         item = await anext(stream)
                 except TimeoutError:
-                    raise LinkLost(f"the router has been silent for {SILENCE_S:g} s") from None
+                    raise LinkLost(f"the router has been silent for {MAX_SILENCE_S:g} s") from None
                 except StopAsyncIteration:
                     return
                 if not isinstance(item, dict):
                     continue
                 if "node" in item and item["node"] != self._node_id:
-                    raise Conflict("the router is that of another node", hint="restart the proxy")
-                for value in _list(item, "routes"):
+                    raise Conflict("the router belongs to another node", hint="restart the proxy")
+                for value in _list_field(item, "routes"):
                     route = route_from_map(value)
-                    found[route.key] = route
+                    routes[route.key] = route
                 if item.get("synced"):
-                    self._take(found)
-                if self._is_followed:
-                    self._apply([event_from_item(value) for value in _list(item, "changes")])
+                    self._replace_all(routes)
+                if self._is_synced:
+                    self._apply([event_from_item(value) for value in _list_field(item, "changes")])
 
-    def _take(self, found: dict[RouteKey, Route]) -> None:
-        """The whole table; what it lacks is gone."""
+    def _replace_all(self, routes: dict[RouteKey, Route]) -> None:
         for route in self._table.list():
-            if route.key not in found:
+            if route.key not in routes:
                 self._table.delete(route.key)
-        for route in found.values():
+        for route in routes.values():
             self._table.put(route)
         if self._stale_timer is not None:
             self._stale_timer.cancel()
             self._stale_timer = None
-        self._is_followed = True
-        self._synced.set()
-        self._tell(None)
+        self._is_synced = True
+        self._first_sync.set()
+        self._report_availability(None)
 
     def _apply(self, events: Sequence[RouteEvent]) -> None:
         for event in events:
@@ -168,24 +177,27 @@ class RemoteRouter:
             else:
                 self._table.put(event.route)
 
-    def _forget_the_network(self) -> None:
-        """Nobody has renewed the ways to other sites; those of this site are still served by whoever is there."""
+    def _remove_stale_routes(self) -> None:
+        """Remove the routes to other sites. Routes to instances of this site are kept: they do not depend on neighbours."""
         for route in self._table.list():
             if route.link != LOCAL_LINK:
                 self._table.delete(route.key)
         self._context.counters.add("router_copies_stale")
-        self._context.logger.warning("the router has been away too long: ways to other sites are forgotten")
+        self._context.logger.warning(
+            "the router was not available for too long: routes to other sites are removed",
+            extra={"limit_s": MAX_STALE_S},
+        )
 
-    def _tell(self, error: MicroError | None) -> None:
-        for callback in self._away_callbacks:
-            callback(error)
+    def _report_availability(self, error: MicroError | None) -> None:
+        for handler in self._availability_handlers:
+            handler(error)
 
-    def _keeper_done(self, task: asyncio.Task[None]) -> None:
+    def _task_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._context.counters.add("router_tasks_failed")
-            logging.getLogger(__name__).error("following the router failed", exc_info=error)
+            logging.getLogger(__name__).error("watching the router failed", exc_info=error)
 
 
-def _list(item: dict[str, Any], key: str) -> list[Any]:
+def _list_field(item: dict[str, Any], key: str) -> list[Any]:
     value = item.get(key)
     return value if isinstance(value, list) else []
