@@ -1,4 +1,4 @@
-"""The reference page of what a driver's author uses besides the Protocol of a role: `micro_core.contract`, `micro_core.testing`."""
+"""The reference page of the names in `micro_core.contract` and `micro_core.testing` that authors of drivers use, except the Protocols."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ ROOT = Path(__file__).parents[1]
 
 SECTIONS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "Describing a driver": (
-        "What the hook returns: core reads it without building anything.",
+        "The hook of a plugin returns a `Driver`. Core reads it, and creates the driver only when it is needed.",
         {"driver.py": ("Driver", "Role", "option", "NoOptions")},
     ),
-    "What core lends": (
+    "Context of a driver": (
         (
-            "The second argument of `create`. Time, chance, the log and the counters come from here, so that "
-            "a test can hand in its own."
+            "`DriverContext` is the second argument of `create`. A driver uses its clock, random numbers, logger and counters, "
+            "so that tests can replace them."
         ),
         {"driver.py": ("DriverContext", "Counters", "CountersInMemory"), "clock.py": ("Clock", "Random")},
     ),
     "Records of a registry": (
         (
-            "`register` checks with `check_instance`, keeps `instance_to_dict` of the result, and whatever comes back from "
-            "outside goes through `instance_from_dict`."
+            "`register` calls `check_instance` and stores `instance_to_dict` of the result. Stored and received data is read "
+            "with `instance_from_dict`, which validates it."
         ),
         {"records.py": ("check_instance", "instance_to_dict", "instance_from_dict")},
     ),
     "Watches of a registry": (
-        "Events, and the bounded queues in which they wait for watchers.",
+        "Helpers that turn changes of records into events, and queue the events for watchers.",
         {"watching.py": ("changes", "WatchSet", "WatchQueue")},
     ),
-    "Routes of a table": ("", {"route_index.py": ("RouteIndex",)}),
+    "Routes of a table": ("A table driver inherits from `RouteIndex`.", {"route_index.py": ("RouteIndex",)}),
     "Messages of a broker": (
-        "`publish` and `subscribe` check before anything is sent, so that no hop behind them has to refuse.",
+        "Call these functions first in `publish` and `subscribe`, so that no later hop refuses the message.",
         {"messages.py": ("check_message", "check_queue")},
     ),
     "Errors": (
@@ -45,7 +45,7 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
         {"errors.py": ("MicroError",)},
     ),
 }
-"""For each heading: a sentence, and the documented names of each file of the contract."""
+"""For each heading, an introduction and the documented names of each file of the contract."""
 
 TESTING: dict[str, tuple[str, ...]] = {
     "kit/driver_under_test.py": ("DriverUnderTest", "Faults"),
@@ -56,24 +56,25 @@ TESTING: dict[str, tuple[str, ...]] = {
 
 
 def page() -> str:
+    """Return the text of the page."""
     lines = [
-        "Import the names on this page from `micro_core.contract` or, for tests, from `micro_core.testing`, and bounds from the named",
-        "module. The Protocols of the six roles have [pages of their own](../plugins/README.md).",
+        "Import the names on this page from `micro_core.contract` or, for tests, from `micro_core.testing`. Import limits from the",
+        "module in the heading of their table. The Protocols of the six roles have [pages of their own](../plugins/README.md).",
         "",
     ]
-    for title, (sentence, files) in SECTIONS.items():
-        lines += [f"## {title}", "", *([sentence, ""] if sentence else [])]
+    for title, (introduction, files) in SECTIONS.items():
+        lines += [f"## {title}", "", introduction, ""]
         for file, names in files.items():
             lines += sections(ROOT / "micro_core/contract" / file, names)
-            rows = bounds(ROOT / "micro_core/contract" / file)
+            rows = limits(ROOT / "micro_core/contract" / file)
             if rows:
-                lines += [f"Bounds (`micro_core.contract.{file.removesuffix('.py')}`):", ""]
-                lines += ["| bound | value | why |", "|---|---|---|", *rows, ""]
+                lines += [f"Limits (`micro_core.contract.{file.removesuffix('.py')}`):", ""]
+                lines += ["| limit | value | meaning |", "|---|---|---|", *rows, ""]
     lines += [
         "## In tests",
         "",
-        "`pip install micro-network[testing]`. The kits, and how to adapt them to a back end, are described in",
-        "[conformance](../plugins/conformance.md).",
+        "Install the dependencies with `pip install micro-network[testing]`. The page [conformance](../plugins/conformance.md)",
+        "describes the kits and how to adapt them to a back end.",
         "",
     ]
     for file, names in TESTING.items():
@@ -95,7 +96,7 @@ def sections(path: Path, names: tuple[str, ...]) -> list[str]:
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def bounds(path: Path) -> list[str]:
+def limits(path: Path) -> list[str]:
     """Return table rows for the constants `MAX_...` of a file, with the text below each of them."""
     body = ast.parse(path.read_text()).body
     rows = []
@@ -104,6 +105,6 @@ def bounds(path: Path) -> list[str]:
             continue
         below = body[index + 1] if index + 1 < len(body) else None
         is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-        why = " ".join(str(below.value.value).split()).replace("|", "\\|") if is_text else ""  # type: ignore[union-attr]
-        rows.append(f"| `{ast.unparse(statement.targets[0])}` | `{ast.unparse(statement.value)}` | {why} |")
+        meaning = " ".join(str(below.value.value).split()).replace("|", "\\|") if is_text else ""  # type: ignore[union-attr]
+        rows.append(f"| `{ast.unparse(statement.targets[0])}` | `{ast.unparse(statement.value)}` | {meaning} |")
     return rows

@@ -6,13 +6,13 @@ import ast
 import dataclasses
 import inspect
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import contract_page
+import docstrings
 import roles
 import typer.main
 
@@ -28,24 +28,23 @@ IN_TREE = {"micro-network"} | {f"micro-{path.name.replace('_', '-')}" for path i
 
 
 def main() -> int:
+    """Write all pages, or report outdated ones with `--check`. Return the exit code."""
     is_check = "--check" in sys.argv[1:]
-    wrong = []
+    outdated = []
     REFERENCE.mkdir(exist_ok=True)
     for name, text in pages().items():
         path = REFERENCE / name
         if is_check and (not path.exists() or path.read_text() != text):
-            wrong.append(name)
+            outdated.append(name)
         elif not is_check:
             path.write_text(text)
-    if wrong:
-        sys.stderr.write(
-            f"docs/reference: {', '.join(wrong)} are not as the code is; write them again with `make docs`\n"
-        )
-    return 1 if wrong else 0
+    if outdated:
+        sys.stderr.write(f"outdated pages in docs/reference: {', '.join(outdated)} (hint: run `make docs`)\n")
+    return 1 if outdated else 0
 
 
 def pages() -> dict[str, str]:
-    """Every page, by name."""
+    """Return the text of each page, by file name."""
     bodies = {
         "commands.md": ("Commands", commands()),
         "options.md": ("Drivers and their options", drivers()),
@@ -53,7 +52,7 @@ def pages() -> dict[str, str]:
         "errors.md": ("Errors", error_classes()),
         "limits.md": ("Limits", limits()),
         "counters.md": ("Counters", counters()),
-        "contract.md": ("What a driver's author uses", contract_page.page()),
+        "contract.md": ("Contract for drivers", contract_page.page()),
         **roles.pages(),
     }
     return {
@@ -66,6 +65,7 @@ def pages() -> dict[str, str]:
 
 
 def commands() -> str:
+    """Return the page of all commands with their parameters."""
     root: Any = typer.main.get_command(app)
     lines = [root.help.strip(), "", root.epilog or "", ""]
     for path, command in walk("micro", root):
@@ -78,6 +78,7 @@ def commands() -> str:
 
 
 def walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the visible commands below `command`, each with its full name."""
     if hasattr(command, "commands"):
         if path == "micro":
             yield path, command
@@ -88,6 +89,7 @@ def walk(path: str, command: Any) -> Iterator[tuple[str, Any]]:
 
 
 def row(parameter: Any) -> tuple[str, str] | None:
+    """Return name and meaning of a parameter for a table; None for parameters of all commands."""
     text = escaped(getattr(parameter, "help", None) or "")
     if parameter.param_type_name == "argument":
         name = str(parameter.name)
@@ -101,19 +103,20 @@ def row(parameter: Any) -> tuple[str, str] | None:
 
 
 def drivers() -> str:
+    """Return the page of all drivers in the repository with their options."""
     catalog = Catalog.discover({})
     missing = sorted(IN_TREE - {entry.distribution for entry in catalog.entries})
     if missing:
-        raise SystemExit(f"not installed here, so their options are unknown: {', '.join(missing)}; try: make setup")
+        raise SystemExit(f"cannot list the options of {', '.join(missing)}: not installed (hint: run `make setup`)")
     lines = [
         (
-            "Each option is given as `[plugins.NAME] option = value` in `micro.toml`, as the variable shown, or as `--set "
-            "NAME.option=value`. Names are those of the installed plugins: `micro plugin info NAME` shows the same."
+            "Set an option in the table `[plugins.NAME]` of `micro.toml`, as a variable, or with `--set NAME.OPTION=VALUE`. "
+            "`micro plugin info NAME` prints the options of an installed plugin."
         ),
         "",
     ]
     for role in (*Role, None):
-        lines += [f"## {role.value if role is not None else 'hooks (cross-cutting)'}", ""]
+        lines += [f"## {role.value if role is not None else 'hooks (cross-cutting plugins)'}", ""]
         for entry in catalog.entries:
             if entry.role is not role or entry.distribution not in IN_TREE:
                 continue
@@ -134,6 +137,7 @@ def drivers() -> str:
 
 
 def option_row(plugin: str, field: Any) -> str:
+    """Return the table row of an option."""
     default = "(secret)" if field.metadata.get("secret") else f"`{field.default!r}`"
     text = escaped(field.metadata.get("help", ""))
     variable = f"MICRO_{plugin}__{field.name}".upper().replace("-", "_")
@@ -144,19 +148,20 @@ def option_row(plugin: str, field: Any) -> str:
 
 
 def hooks() -> str:
+    """Return the page of the hooks and the entry-point groups."""
     version = ".".join(map(str, CONTRACT_VERSION))
     lines = [
         (
-            f"Contract version {version} (`micro_core.contract.CONTRACT_VERSION`). A plugin's entry point names the module that holds "
-            "its hooks, marked with `micro_core.contract.hookimpl`."
+            f"Contract version {version} (`micro_core.contract.CONTRACT_VERSION`). The entry point of a plugin names the module that "
+            "contains its hooks, which are marked with `micro_core.contract.hookimpl`."
         ),
         "",
-        "| group | hook | what it is |",
+        "| group | hook | purpose |",
         "|---|---|---|",
     ]
-    lines += [f"| `{role.group}` | `{role.hook}` | a driver of the role {role.value} |" for role in Role]
+    lines += [f"| `{role.group}` | `{role.hook}` | describes a driver of the role {role.value} |" for role in Role]
     lines += [
-        f"| `{hookspecs.HOOKS_GROUP}` | any of the others | cross-cutting: commands, interceptors, events of a node |",
+        f"| `{hookspecs.HOOKS_GROUP}` | all other hooks | cross-cutting: commands, interceptors, events of a node |",
         "",
     ]
     for name, function in sorted(vars(hookspecs).items()):
@@ -166,7 +171,7 @@ def hooks() -> str:
                 "",
                 f"```python\n{name}{inspect.signature(function)}\n```",
                 "",
-                inspect.getdoc(function) or "",
+                *docstrings.markdown(function.__doc__),
                 "",
             ]
     lines += roles.class_sections(roles.SPEC / "interceptors.py", ("CallInfo",))
@@ -178,46 +183,47 @@ def hooks() -> str:
 
 
 def error_classes() -> str:
+    """Return the page of the error classes."""
     lines = [
         (
-            "A call that fails raises the same class at both ends. `code` resembles a HTTP status; 900 and above never leave the process. Every error "
-            "states what failed (`detail`), where (`at`, the hop) and what to try (`hint`)."
+            "A call that fails raises the same class at both ends. Every error states what failed (`detail`), at which hop (`at`) and "
+            "what to try (`hint`). `code` resembles an HTTP status code; errors with a code of 900 or more are local to a process. "
+            "`exit` is the exit code of commands."
         ),
         "",
-        "| class | code | below | exit | meaning |",
+        "| class | code | base class | exit | meaning |",
         "|---|---|---|---|---|",
     ]
-    # The meaning of most classes is in the tree in the docstring of the module.
-    drawn = re.findall(r"(\w+) +\d{3} +(.+)", errors.__doc__ or "")
-    tree = dict(drawn)
     for kind in walk_errors(errors.MicroError):
-        meaning = escaped((vars(kind).get("__doc__") or tree.get(kind.__name__, "")).partition("\n")[0])
+        meaning = escaped((vars(kind).get("__doc__") or "").partition("\n")[0])
         code = exit_code(kind("x")) if kind is not errors.RemoteError else "by code"
         lines.append(f"| `{kind.__name__}` | {kind.code} | `{kind.__bases__[0].__name__}` | {code} | {meaning} |")
     return "\n".join(lines)
 
 
 def walk_errors(kind: type[errors.MicroError]) -> Iterator[type[errors.MicroError]]:
+    """Yield `kind` and all its subclasses in the contract."""
     yield kind
-    for below in kind.__subclasses__():
-        if below.__module__ == errors.__name__:
-            yield from walk_errors(below)
+    for subclass in kind.__subclasses__():
+        if subclass.__module__ == errors.__name__:
+            yield from walk_errors(subclass)
 
 
 # ----------------------------------------------------------------------------- limits, counters
 
 
 def limits() -> str:
+    """Return the page of the limits in `micro_core/wire/limits.py`."""
     tree = ast.parse((ROOT / "micro_core/wire/limits.py").read_text())
-    lines = [(ast.get_docstring(tree) or "").partition("\n")[0], "", "| limit | value | why |", "|---|---|---|"]
+    lines = [(ast.get_docstring(tree) or "").partition("\n")[0], "", "| limit | value | reason |", "|---|---|---|"]
     for index, statement in enumerate(tree.body):
         if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
             continue
-        following = tree.body[index + 1] if index + 1 < len(tree.body) else None
-        why = ""
-        if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            why = escaped(str(following.value.value))
-        lines.append(f"| `{statement.targets[0].id}` | `{ast.unparse(statement.value)}` | {why} |")
+        next_statement = tree.body[index + 1] if index + 1 < len(tree.body) else None
+        reason = ""
+        if isinstance(next_statement, ast.Expr) and isinstance(next_statement.value, ast.Constant):
+            reason = escaped(str(next_statement.value.value))
+        lines.append(f"| `{statement.targets[0].id}` | `{ast.unparse(statement.value)}` | {reason} |")
     return "\n".join(lines)
 
 
@@ -241,6 +247,7 @@ def counters() -> str:
 
 
 def counted_in(tree: ast.AST) -> Iterator[str]:
+    """Yield the names of the counters that a module increments."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -262,6 +269,7 @@ def counted_in(tree: ast.AST) -> Iterator[str]:
 
 
 def escaped(text: str) -> str:
+    """Return `text` on one line, for a cell of a table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 

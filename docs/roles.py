@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from docstrings import markdown
+
 from micro_core.contract import Role
 from micro_core.testing import CAPABILITIES, Conformance, Faults
 from micro_core.testing.kit.conformance import requirements_of
@@ -30,28 +32,31 @@ CLASSES = {
     Role.TABLE: {"table.py": ("Table", "Route", "RouteKey", "RouteQuery", "RouteEvent", "RouteEventKind")},
     Role.RESOLVER: {"resolver.py": ("Resolver", "Candidate")},
 }
-"""By role and file of the contract: what its author reads, the Protocol first."""
+"""For each role and file of the contract, the documented classes. The Protocol of the role is the first one."""
 
 
 def pages() -> dict[str, tuple[str, str]]:
-    """(title, text) of each role's page, by file name."""
-    return {f"role-{role.value}.md": (f"The role {role.value}", page(role)) for role in Role}
+    """Return the title and the text of the page of each role, by file name."""
+    return {f"role-{role.value}.md": (f"Role: {role.value}", page(role)) for role in Role}
 
 
 def page(role: Role) -> str:
+    """Return the text of the page of a role."""
     introduction = (ROOT / "docs" / "plugins" / "introductions" / f"{role.value}.md").read_text().strip()
     lines = [
         introduction,
         "",
-        f"Entry-point group `{role.group}`, hook `{role.hook}`. Begin with `micro plugin new {role.value} NAME`;",
-        "[write-one](../plugins/write-one.md) shows the way from there. What core lends a driver, and what it uses besides the",
-        "Protocol: [the contract](contract.md).",
+        f"Entry-point group `{role.group}`, hook `{role.hook}`. `micro plugin new {role.value} NAME` creates a plugin, and the",
+        "[tutorial](../plugins/write-one.md) describes the next steps. The objects that core passes to a driver, and the other",
+        "names that a driver uses, are described in [the contract](contract.md).",
         "",
     ]
     for file, names in CLASSES[role].items():
         lines += class_sections(SPEC / file, names)
     lines += ["## Capabilities", ""]
-    lines += [f"- `{name}`: {promise}" for name, promise in CAPABILITIES[role].items()] or ["None so far."]
+    lines += [f"- `{name}`: {promise}" for name, promise in CAPABILITIES[role].items()] or [
+        "There are no capabilities for this role."
+    ]
     lines += [
         "",
         "A driver declares them in `Driver.capabilities`. The names of additional capabilities begin with `x-`.",
@@ -61,14 +66,19 @@ def page(role: Role) -> str:
 
 
 def class_sections(path: Path, names: tuple[str, ...]) -> list[str]:
-    """Return the sections of these classes of a file."""
+    """Return the sections of these classes of a file, as lines."""
     tree = ast.parse(path.read_text())
     found = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     return [line for name in names for line in class_section(found[name])]
 
 
 def class_section(node: ast.ClassDef) -> list[str]:
-    lines = [f"## `{node.name}`", "", inspect.cleandoc(ast.get_docstring(node) or ""), ""]
+    """Return the section of a class: its docstring, fields and public methods."""
+    text = markdown(ast.get_docstring(node))
+    is_constructed = any(isinstance(each, ast.FunctionDef) and each.name == "__init__" for each in node.body)
+    # The docstring of a class describes the arguments of its constructor.
+    end = text.index("Arguments:") if is_constructed and "Arguments:" in text else len(text)
+    lines = [f"## `{node.name}`", "", *"\n".join(text[:end]).rstrip().splitlines(), ""]
     fields = list(documented_fields(node))
     if fields:
         lines += [*(f"- `{text}`{': ' + meaning if meaning else ''}" for text, meaning in fields), ""]
@@ -76,24 +86,26 @@ def class_section(node: ast.ClassDef) -> list[str]:
         if not isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         if method.name == "__init__":
-            lines += [f"### `{node.name}({arguments(method)})`", ""]
-        elif not method.name.startswith("_") or method.name == "__aiter__":
+            lines += [f"### `{node.name}({arguments(method)})`", "", *text[end:], ""]
+        elif not method.name.startswith("_") or (method.name == "__aiter__" and ast.get_docstring(method)):
             lines += function_section(method, level=3)
     return lines
 
 
 def function_section(node: ast.FunctionDef | ast.AsyncFunctionDef, *, level: int = 2) -> list[str]:
+    """Return the section of a function or method: its signature and docstring."""
     kind = "async " if isinstance(node, ast.AsyncFunctionDef) else ""
     is_property = any(ast.unparse(each) == "property" for each in node.decorator_list)
-    answer = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    shown = (
-        f"{node.name}{answer.replace(' ->', ':')}" if is_property else f"{kind}{node.name}({arguments(node)}){answer}"
+    result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    signature = (
+        f"{node.name}{result.replace(' ->', ':')}" if is_property else f"{kind}{node.name}({arguments(node)}){result}"
     )
     text = ast.get_docstring(node)
-    return [f"{'#' * level} `{shown}`", "", *([inspect.cleandoc(text), ""] if text else [])]
+    return [f"{'#' * level} `{signature}`", "", *([*markdown(text), ""] if text else [])]
 
 
 def arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """Return the parameters of a function as in the source, without `self`."""
     return ast.unparse(node.args).removeprefix("self, ").removeprefix("self")
 
 
@@ -113,11 +125,12 @@ def documented_fields(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 
 
 def kit_section(role: Role) -> list[str]:
+    """Return the section about the conformance kit of a role: its checks, faults and class attributes."""
     kit = KITS[role]
     lines = [
-        "## The kit",
+        "## Conformance kit",
         "",
-        f"`micro_core.testing.{kit.__name__}`: inherit it and supply the fixture `driver_under_test`. Its checks:",
+        f"Inherit from `micro_core.testing.{kit.__name__}` and supply the fixture `driver_under_test`. The kit has these checks:",
         "",
         "| check | required |",
         "|---|---|",
@@ -126,9 +139,9 @@ def kit_section(role: Role) -> list[str]:
     for name, check in sorted(checks.items(), key=lambda item: (rank(item[1]), position_of(kit, item[1]))):
         lines.append(f"| {name.removeprefix('test_').replace('_', ' ')} | {requirement(check)} |")
     methods = [name for name, _ in inspect.getmembers(Faults, inspect.iscoroutinefunction)]
-    lines += ["", "The methods of the fault handle, to be implemented as far as the back end supports them:", ""]
+    lines += ["", "Implement the methods of the fault handle that the back end supports:", ""]
     lines += [f"- `{name}`: {' '.join((inspect.getdoc(getattr(Faults, name)) or '').split())}" for name in methods]
-    lines += ["", "Class attributes that adapt the kit to a back end:", ""]
+    lines += ["", "Set these class attributes to adapt the kit to a back end:", ""]
     for owner in kit.__mro__:
         if issubclass(owner, Conformance):
             body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]

@@ -17,15 +17,15 @@ class Message:
     """The encoded content, at most `MAX_MESSAGE_BYTES` (4 MiB)."""
     content_type: str = "application/msgpack"
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Short texts by name. Names that begin with `micro-` are reserved for micro itself."""
+    """Short strings by name. Names that begin with `micro-` are reserved for micro itself."""
 
 
 MessageHandler = Callable[[str, Message], Awaitable[None]]
-"""Called with (topic, message). An exception is logged and counted, and does not affect other subscribers."""
+"""Called in the event loop with (topic, message). An exception is logged and counted, and does not affect other subscribers."""
 
 
 class Subscription(Protocol):
-    """An open subscription."""
+    """An open subscription, returned by `Broker.subscribe`."""
 
     topic: str
     """The topic or pattern as it was passed to `subscribe`."""
@@ -33,7 +33,10 @@ class Subscription(Protocol):
     """The queue group; empty if the subscriber receives every message."""
 
     async def close(self) -> None:
-        """Unsubscribe, and wait at most one second for running handlers. Safe to call twice."""
+        """Unsubscribe. No handler is started after this call.
+
+        Waits at most one second for running handlers. Safe to call twice.
+        """
         ...
 
 
@@ -42,33 +45,62 @@ class Broker(Protocol):
 
     A message is delivered at most once, and in order per publisher and topic; the capability `durable` gives other
     guarantees. If a subscriber is too slow, its newest messages are dropped and counted. Slow subscribers do not delay
-    others.
+    others. No method blocks the event loop.
     """
 
     async def start(self) -> None:
-        """Connect. Called once, before all other methods."""
+        """Connect to the back end. Called once, before all other methods.
+
+        A driver may return before it is connected, and connect in the background.
+
+        Raises:
+            Unreachable: The back end cannot be reached, and the driver does not retry in the background.
+            ConfigError: The back end refuses the credentials or the options of the driver.
+        """
         ...
 
     async def close(self) -> None:
-        """Close all subscriptions and disconnect. Safe to call twice."""
+        """Close all subscriptions and disconnect. Safe to call twice.
+
+        Waits at most one second for running handlers. Does not raise if the back end cannot be reached.
+        """
         ...
 
     async def publish(self, topic: str, message: Message) -> None:
-        """Publish `message`, and return when the broker has accepted it. Call `check_message` first.
+        """Publish `message`, and return when the broker has accepted it.
 
-        Raises Unreachable if the broker cannot be reached, TooLarge if the message exceeds a limit, and BadRequest if the
-        topic or the message is invalid.
+        The driver calls `names.check_topic` and `check_message` first. If the caller cancels the call, the message may or may not
+        have been published.
+
+        Args:
+            topic: A complete topic of 1 to 253 characters (`names.check_topic`), without wildcards.
+            message: The message, with a body of at most 4 MiB (`check_message`).
+
+        Raises:
+            BadRequest: The topic or a field of the message is invalid.
+            TooLarge: The message exceeds a limit of the contract or of the back end.
+            Unreachable: The broker cannot be reached, or this object is closed (`Closed`).
         """
         ...
 
     async def subscribe(self, topic: str, handler: MessageHandler, *, queue: str = "") -> Subscription:
-        """Deliver every message of `topic` to `handler`. With `queue`, one member of the group receives each message.
+        """Deliver every message of `topic` to `handler`, and return when the subscription is active.
 
-        Returns when the subscription is active. It is restored after a reconnect. Raises BadRequest if the topic or the
-        queue group is invalid.
+        The driver restores the subscription after a reconnect. If the caller cancels the call, no subscription remains.
 
         With the capability `wildcards`, `topic` may be a pattern: `*` matches one segment between dots, and `>` at the end
         matches one or more segments (`orders.*.paid`, `orders.>`). The handler is called with the topic of the message.
         Patterns match messages of their own site only, because sites advertise interest in complete topics.
+
+        Args:
+            topic: A topic of 1 to 253 characters (`names.check_topic`), or a pattern.
+            handler: Called for each message, with at most one call at a time per subscription.
+            queue: Name of a queue group of at most 253 characters (`check_queue`), of which one member receives each
+                message; empty to receive every message.
+
+        Raises:
+            BadRequest: The topic or the queue group is invalid.
+            Unreachable: The broker cannot be reached and the driver does not subscribe later by itself, or this object is closed
+                (`Closed`).
         """
         ...

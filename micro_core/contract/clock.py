@@ -44,5 +44,5 @@ class Random(Protocol):
         ...
 
     def getrandbits(self, k: int) -> int:
-        """Return a non-negative integer of at most `k` bits."""
+        """Return a random integer n with 0 <= n < 2**k."""
         ...

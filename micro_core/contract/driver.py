@@ -30,11 +30,17 @@ class Role(enum.Enum):
     """The six roles of a driver. The value is the name in configuration and the last component of the entry-point group."""
 
     REGISTRY = "registry"
+    """Stores the instances on a site."""
     TRANSPORT = "transport"
+    """Connects processes of a site."""
     BROKER = "broker"
+    """Delivers messages of topics on a site."""
     TUNNEL = "tunnel"
+    """Links nodes."""
     TABLE = "table"
+    """Stores the routes of a node."""
     RESOLVER = "resolver"
+    """Finds addresses of nodes of a network."""
 
     @property
     def group(self) -> str:
@@ -97,7 +103,8 @@ class Driver(Generic[T_co]):
     options: type
     """A frozen dataclass of options in which every field has a default; see `option`. `NoOptions` for a driver without options."""
     create: Callable[..., T_co]
-    """`create(options, context)` returns the driver. It performs no I/O: connecting is the task of `start`."""
+    """`create(options, context)` returns the driver. It performs no I/O and starts no task; `start` connects. It may raise `OptionError`
+    if the options contradict the context."""
     capabilities: frozenset[str] = frozenset()
     """Guarantees beyond the contract of the role, which the conformance kit then checks, too. The page of the role lists their
     names; names of additional capabilities begin with `x-`."""
@@ -106,7 +113,9 @@ class Driver(Generic[T_co]):
 
 
 def option(default: T, help: str, *, secret: bool = False) -> T:  # noqa: A002 - the name that users expect
-    """Return a field of an options dataclass, e.g. `port: int = option(8085, "UDP port to listen on.")`.
+    """Return a field of an options dataclass.
+
+    Example: `port: int = option(8085, "UDP port to listen on.")`.
 
     Core converts configured values to the annotated type: `str`, `int`, `float`, `bool`, a tuple or frozenset of one of
     them, or one of them or None. It reports values that cannot be converted. Check further conditions in `__post_init__`
@@ -127,7 +136,7 @@ def option(default: T, help: str, *, secret: bool = False) -> T:  # noqa: A002 -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoOptions:
-    """The options of a driver that has none."""
+    """The options type of a driver without options."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,10 +46,10 @@ class MicroError(Exception):
     `str(error)` is `DETAIL at AT (hint: HINT)`; empty fields are left out.
 
     Args:
-        detail: What is wrong, in one sentence without a final period, including the invalid value.
+        detail: The failure and its reason, in one sentence without a final period, including the invalid value.
         at: The hop that created the error, or the source of an invalid setting (`micro.toml:14`). If it is empty, the
             server that sends the error fills in its own name.
-        hint: What the user can try.
+        hint: An action that the user can try.
         id: The kind of error for programs, e.g. `route-not-found`. The default is the id of the class; a service may
             define ids of its own.
     """
@@ -57,6 +57,7 @@ class MicroError(Exception):
     code: ClassVar[int] = 500
     """Number of the kind of error, similar to an HTTP status code."""
     id: str = "micro-error"
+    """The kind of error for programs."""
     status: ClassVar[str] = "Internal Server Error"
     """Short phrase for the code."""
     retry_is_safe: ClassVar[bool] = False
@@ -307,8 +308,8 @@ for _class in ERROR_CLASSES.values():
 def error_from_wire(value: object) -> MicroError:
     """Build the error that a peer sent, from the decoded content of an ERROR frame.
 
-    The class is that of the id, else the most general class of the code, else RemoteError. Never raises: a value that is
-    not a map becomes `Malformed`, and an invalid code becomes 500. The codes of ConfigError (900 and above) are local, so
+    The class is that of the id, otherwise the most general class of the code, otherwise RemoteError. Never raises: a value
+    that is not a map becomes `Malformed`, and an invalid code becomes 500. The codes of ConfigError (900 and above) are local, so
     they are invalid here.
     """
     if not isinstance(value, dict):

@@ -10,7 +10,11 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """Maximum size of a body. It equals the limit of a message on the wire, `micro_core.wire.limits.MAX_BODY_BYTES`."""
 
 MAX_ID_CHARS = 64
+"""Maximum length of the id of a message. Ids of micro have 32 characters."""
+
 MAX_CONTENT_TYPE_CHARS = 100
+"""Maximum length of the content type of a message."""
+
 MAX_HEADERS = 60
 """Maximum number of headers that a publisher sets. Topic, id and two headers that micro adds bring the number up to the limit
 of a frame, `limits.MAX_METADATA_ENTRIES`."""
@@ -26,8 +30,9 @@ _HEADER_OVERHEAD_BYTES = 8
 def check_message(message: Message) -> Message:
     """Return `message` if every hop can forward it. Call this in `publish`.
 
-    Raises TooLarge if the body or the headers exceed a limit, and BadRequest if the id, the content type or a header is
-    invalid.
+    Raises:
+        TooLarge: The body or the headers exceed a limit.
+        BadRequest: The id, the content type or a header is invalid.
     """
     if len(message.body) > MAX_MESSAGE_BYTES:
         raise TooLarge(
@@ -46,7 +51,8 @@ def check_message(message: Message) -> Message:
 def check_queue(queue: str) -> str:
     """Return `queue`, the name of a queue group or an empty string. Call this in `subscribe`.
 
-    Raises BadRequest if it has more than 253 characters.
+    Raises:
+        BadRequest: The name has more than 253 characters.
     """
     if len(queue) > MAX_NAME_CHARS:
         raise BadRequest(f"the queue group {queue!r:.80} exceeds {MAX_NAME_CHARS} characters")

@@ -54,8 +54,10 @@ _NODE_ID = re.compile(r"[a-z2-7]{32}")
 def check_service_name(name: str) -> str:
     """Return `name`, e.g. `go.micro.srv.greeter`.
 
-    A name has 1 to 253 letters, digits and `_ . : / -`, and begins and ends with a letter, a digit or `_`. Raises
-    BadRequest for any other value.
+    A name has 1 to 253 ASCII letters, digits and `_ . : / -`, and begins and ends with a letter, a digit or `_`.
+
+    Raises:
+        BadRequest: `name` is not such a name.
     """
     if type(name) is str:
         return _cached_service_name(name)
@@ -67,32 +69,46 @@ def _check_service_name(name: str) -> str:
 
 
 def check_endpoint_name(name: str) -> str:
-    """Return `name`, e.g. `Say.Hello`. Raises BadRequest if it does not follow the rules of service names."""
+    """Return `name`, e.g. `Say.Hello`.
+
+    Raises:
+        BadRequest: `name` does not follow the rules of service names.
+    """
     return _check(name, _NAME, "endpoint name", "letters, digits and . _ -, e.g. Say.Hello")
 
 
 def check_network_name(name: str) -> str:
-    """Return `name`, e.g. `go.micro`. Raises BadRequest if it does not follow the rules of service names."""
+    """Return `name`, e.g. `go.micro`.
+
+    Raises:
+        BadRequest: `name` does not follow the rules of service names.
+    """
     return _check(name, _NAME, "network name", "letters, digits and . _ -, e.g. go.micro")
 
 
 def check_topic(topic: str) -> str:
     """Return `topic`, e.g. `orders.created`.
 
-    Raises BadRequest if it does not follow the rules of service names, which exclude wildcards.
+    Raises:
+        BadRequest: `topic` does not follow the rules of service names, which exclude wildcards.
     """
     return _check(topic, _NAME, "topic", "letters, digits and . _ - : /, e.g. orders.created")
 
 
 def check_site(site: str) -> str:
-    """Return `site`, e.g. `eu`. Raises BadRequest if it is not one DNS label in lower case (RFC 1035, section 2.3.1)."""
+    """Return `site`, e.g. `eu`.
+
+    Raises:
+        BadRequest: `site` is not one DNS label in lower case (RFC 1123, section 2.1).
+    """
     return _check(site, _SITE, "site", "one label of a-z, 0-9 and -, e.g. eu-west-1")
 
 
 def check_node_id(node_id: str) -> str:
-    """Return `node_id`. Raises BadRequest if it is not 32 characters of lower-case base32 (a-z, 2-7).
+    """Return `node_id`, which `micro_core.tunnel.identity` derives from the key of the node.
 
-    `micro_core.tunnel.identity` derives the id from the key of the node.
+    Raises:
+        BadRequest: `node_id` is not 32 characters of lower-case base32 (a-z, 2-7).
     """
     if type(node_id) is str:
         return _cached_node_id(node_id)
@@ -129,8 +145,12 @@ def _check(value: str, pattern: re.Pattern[str], what: str, allowed: str) -> str
 def split_host_port(address: str, default_port: int | None = None) -> tuple[str, int]:
     """Split `host:port` or `[IPv6]:port` into host and port.
 
-    `default_port` is used if the address has no port. Raises BadRequest if the port is missing or invalid, or if an IPv6
-    address is not in brackets.
+    Args:
+        address: The address. The host may be empty.
+        default_port: Used if the address has no port.
+
+    Raises:
+        BadRequest: The port is missing or invalid, or an IPv6 address is not in brackets.
     """
     host, separator, port = address.rpartition(":")
     if not separator or port.endswith("]"):

@@ -14,7 +14,7 @@ from micro_core.contract.names import MAX_NAME_CHARS, check_endpoint_name, check
 from micro_core.contract.registry import Endpoint, EndpointKind, Instance
 
 MAX_RECORD_BYTES = 64 * 1024
-"""Maximum size of a record: all texts and values together. `check_instance` raises TooLarge above it.
+"""Maximum size of a record: all strings and values together. `check_instance` raises TooLarge above it.
 
 The limit is low because every watcher stores every record. A driver whose back end has a lower limit raises TooLarge itself
 and names that limit."""
@@ -26,13 +26,19 @@ MAX_METADATA = 64
 """Maximum number of metadata entries of an instance."""
 
 MAX_METADATA_KEY_CHARS = 128
+"""Maximum length of a metadata key, of a field name and of a key in a schema."""
+
 MAX_METADATA_VALUE_CHARS = 4_096
+"""Maximum length of a metadata value."""
 
 MAX_ADDRESS_CHARS = 1_024
 """Maximum length of an address. The path of a Unix socket has at most 108 characters, and a host name at most 253."""
 
 MAX_VERSION_CHARS = 128
+"""Maximum length of the version of a service."""
+
 MAX_DESCRIPTION_CHARS = 2_000
+"""Maximum length of the description of an endpoint."""
 
 MAX_SCHEMA_DEPTH = 32
 """Maximum nesting of a JSON Schema. Deeper schemas are refused before they exhaust the stack."""
@@ -42,7 +48,7 @@ _VALUE_BYTES = 8
 
 
 def instance_to_dict(instance: Instance) -> dict[str, object]:
-    """Return `instance` as a plain map of texts, numbers, lists and maps.
+    """Return `instance` as a plain map of strings, numbers, lists and maps.
 
     Does not validate the instance. The `register` method of a driver calls `check_instance` first.
     """
@@ -59,8 +65,10 @@ def instance_to_dict(instance: Instance) -> dict[str, object]:
 def instance_from_dict(value: object) -> Instance:
     """Build an instance from untrusted data: a map that was decoded from JSON or msgpack.
 
-    The result shares no mutable object with `value`. Raises Malformed with the name of the field if a field is missing, has
-    the wrong type, or exceeds a limit.
+    The result shares no mutable object with `value`.
+
+    Raises:
+        Malformed: A field is missing, has the wrong type, or exceeds a limit; the detail contains the name of the field.
     """
     try:
         return _Reader().read_instance(value)
@@ -71,8 +79,11 @@ def instance_from_dict(value: object) -> Instance:
 def check_instance(instance: Instance) -> Instance:
     """Return a validated deep copy of `instance`. The `register` method of a driver calls this first.
 
-    A driver itself only checks limits of its back end that are lower. Raises BadRequest with the name of the field if other
-    nodes would refuse the record, and TooLarge if the record exceeds MAX_RECORD_BYTES.
+    A driver itself only checks limits of its back end that are lower.
+
+    Raises:
+        BadRequest: Other nodes would refuse the record; the detail contains the name of the field.
+        TooLarge: The record exceeds MAX_RECORD_BYTES.
     """
     return _Reader().read_instance(instance_to_dict(instance))
 
@@ -192,7 +203,7 @@ class _Reader:
 
     def _text(self, value: object, what: str, max_chars: int) -> str:
         if not isinstance(value, str) or len(value) > max_chars:
-            raise Malformed(f"{what}: not a text of at most {max_chars} characters")
+            raise Malformed(f"{what}: not a string of at most {max_chars} characters")
         try:
             self._spend(len(value.encode()))
         except UnicodeEncodeError as error:

@@ -17,28 +17,35 @@ class Candidate:
     link.
     """
     priority: int = 0
-    """Candidates with a lower value are dialled first (RFC 2782)."""
+    """Candidates with a lower value are dialled first (RFC 2782). Not negative."""
     weight: int = 0
-    """Relative probability of being dialled first among candidates of the same priority (RFC 2782)."""
+    """Relative probability of being dialled first among candidates of the same priority (RFC 2782). Not negative."""
     ttl_s: float = 60.0
-    """Time in seconds after which the network should be resolved again."""
+    """Time in seconds, greater than 0, after which the network should be resolved again."""
 
 
 class Resolver(Protocol):
     """Looks up the nodes of a network."""
 
     async def start(self) -> None:
-        """Acquire what the resolver needs. Called once, before `resolve`."""
+        """Acquire resources, e.g. open a connection. Called once, before `resolve`."""
         ...
 
     async def close(self) -> None:
-        """Release everything. Safe to call twice."""
+        """Release all resources. Safe to call twice."""
         ...
 
     async def resolve(self, network: str) -> list[Candidate]:
         """Return the candidates of `network` in the order in which to dial them; the list may be empty.
 
-        Each result replaces the previous one. The caller may cancel the lookup. Raises Unreachable if the source does not
-        respond; the caller tries again later.
+        Each result replaces the previous one. The caller may cancel the lookup at any time, and resolves again after
+        `Candidate.ttl_s` seconds or after an exception. The call does not block the event loop.
+
+        Args:
+            network: Name of the network, e.g. `go.micro`.
+
+        Raises:
+            Unreachable: The source does not respond. An empty list would remove all earlier candidates.
+            MicroError: The source returns invalid data, e.g. `Malformed`.
         """
         ...

@@ -17,7 +17,12 @@ Watcher = Callable[[RouteEvent], None]
 
 
 class RouteIndex:
-    """Implements a table except `start` and `close`. A driver inherits from it and passes the logger and counters of its context."""
+    """Implements all methods of `Table` except `start` and `close`. A driver of a table inherits from it.
+
+    Args:
+        logger: The logger of the context, for exceptions of watchers.
+        counters: The counters of the context. Exceptions of watchers are counted as `table_watcher_failed`.
+    """
 
     def __init__(self, *, logger: logging.Logger, counters: Counters) -> None:
         self._logger = logger
@@ -30,7 +35,7 @@ class RouteIndex:
         self._is_notifying = False
 
     def put(self, route: Route) -> None:
-        """Create or replace the route with the key of `route`. An equal route changes nothing and causes no event."""
+        """Create or replace the route with the key of `route`. An equal route causes no change and no event."""
         key = route.key
         routes = self._routes.setdefault(route.service, {})
         before = routes.get(key)

@@ -58,5 +58,5 @@ class RunningNode(Protocol):
         ...
 
     def counted(self) -> Mapping[str, int]:
-        """Return all counters by name."""
+        """Return the values of all counters by name."""
         ...

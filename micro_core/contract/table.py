@@ -66,7 +66,7 @@ class Route:
 
     @property
     def is_stale(self) -> bool:
-        """Return whether the route was kept from before a restart and has not been advertised since."""
+        """Whether the route was kept from before a restart and has not been advertised since."""
         return self.expires_at is not None
 
 
@@ -97,8 +97,11 @@ class RouteEventKind(enum.Enum):
     """The kind of change of a table."""
 
     CREATE = "create"
+    """A route with a new key was added."""
     UPDATE = "update"
+    """A route was replaced by a different one with the same key, e.g. with another metric."""
     DELETE = "delete"
+    """A route was removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +109,13 @@ class RouteEvent:
     """A change of the table, reported after it took effect."""
 
     kind: RouteEventKind
+    """The kind of change."""
     route: Route
+    """The route after the change; for DELETE, the removed route."""
 
 
 class Table(Protocol):
-    """The routes of a node, in memory. The methods are synchronous, because every call looks up a route.
+    """The routes of a node, in memory. All methods except `start` and `close` are synchronous, because every call looks up a route.
 
     A driver that persists routes writes them in the background, and contains the stored routes after `start`. It may set
     `expires_at` on stored routes; the router does not extend that time. Watchers receive every change, including changes
@@ -118,32 +123,44 @@ class Table(Protocol):
     """
 
     async def start(self) -> None:
-        """Load stored routes, if the driver persists them. Called once, before all other methods."""
+        """Load stored routes, if the driver persists them. Called once, before all other methods.
+
+        Raises:
+            ConfigError: The storage cannot be used, e.g. because its file cannot be opened.
+        """
         ...
 
     async def close(self) -> None:
-        """Write pending changes, if the driver persists routes, and release everything. Safe to call twice."""
+        """Write pending changes, if the driver persists routes, and release all resources. Safe to call twice."""
         ...
 
     def put(self, route: Route) -> None:
-        """Create or replace the route with the key of `route`. An equal route is not a change."""
+        """Create or replace the route with the key of `route`. An equal route is not a change.
+
+        Does not block: a driver that persists routes writes them later.
+        """
         ...
 
     def delete(self, key: RouteKey) -> bool:
-        """Remove a route. Return False if there is no route with this key."""
+        """Remove a route. Return False if there is no route with this key. Does not block."""
         ...
 
     def lookup(self, service: str) -> tuple[Route, ...]:
-        """Return the routes of exactly this service, lowest metric first."""
+        """Return the routes of exactly this service, ordered by metric and key. Does not include default routes.
+
+        Called for every call that the node forwards, so it takes constant time once the result is cached.
+        """
         ...
 
     def list(self, query: RouteQuery | None = None) -> list[Route]:
-        """Return the routes that match, ordered by service, metric and key."""
+        """Return the routes that match `query`, or all routes, ordered by service, metric and key."""
         ...
 
     def watch(self, callback: Callable[[RouteEvent], None]) -> Callable[[], None]:
         """Call `callback` after each change, in the order of the changes. Return a function that ends the watch.
 
-        An exception of a callback is logged and counted, and does not affect other watchers.
+        The callback is called in the event loop and must not block. It may change the table; its change is reported after
+        the current one. An exception of a callback is logged and counted, and does not affect other watchers. The returned
+        function may be called twice.
         """
         ...

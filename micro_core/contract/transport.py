@@ -23,15 +23,19 @@ class SocketReceiver(Protocol):
         ...
 
     def pause_writing(self) -> None:
-        """Note that the send buffer is above its high-water mark. Stop writing soon."""
+        """Handle a send buffer above its high-water mark: stop writing until `resume_writing`."""
         ...
 
     def resume_writing(self) -> None:
-        """Note that the send buffer is below its low-water mark."""
+        """Handle a send buffer that has fallen below its low-water mark after `pause_writing`: writing may continue."""
         ...
 
     def socket_lost(self, error: MicroError) -> None:
-        """Note the end of the socket. Called exactly once, with Closed, Ended or LinkLost."""
+        """Handle the end of the socket. Called exactly once, after all received data has been delivered.
+
+        Args:
+            error: `Closed`, `Ended` or `LinkLost`.
+        """
         ...
 
 
@@ -45,15 +49,19 @@ class Socket(Protocol):
     """The address of the other end, for display."""
 
     def start(self, receiver: SocketReceiver) -> None:
-        """Start to deliver data to `receiver`, including data that arrived before this call."""
+        """Start to deliver data to `receiver`, including data that arrived before this call. Called once."""
         ...
 
     def write(self, data: bytes) -> None:
-        """Queue `data` without blocking. Data is ignored after the end of the socket, which `socket_lost` reports."""
+        """Queue `data` and return immediately. Does not raise: `socket_lost` reports errors, and later data is ignored.
+
+        `pause_writing` of the receiver is called if the send buffer exceeds its high-water mark. The data is accepted
+        nevertheless.
+        """
         ...
 
     def pause_reading(self) -> None:
-        """Stop the delivery of data until `resume_reading`, so that the peer slows down. Safe to call twice."""
+        """Stop the delivery of data until `resume_reading`, so that the peer slows down. Safe to call twice, and before `start`."""
         ...
 
     def resume_reading(self) -> None:
@@ -61,7 +69,10 @@ class Socket(Protocol):
         ...
 
     async def close(self) -> None:
-        """Send queued data for at most one second, then close the socket. Safe to call twice."""
+        """Send queued data for at most one second, then close the socket. Safe to call twice, and before `start`.
+
+        `socket_lost` is called with `Closed` at this end, and with `Ended` at the other end after the data.
+        """
         ...
 
 
@@ -72,18 +83,18 @@ class Listener(Protocol):
     """The address to dial, with scheme and effective port, e.g. `tcp://127.0.0.1:40123`."""
 
     async def close(self) -> None:
-        """Stop accepting. Accepted connections stay open. Safe to call twice."""
+        """Stop accepting connections and release the address. Accepted connections stay open. Safe to call twice."""
         ...
 
 
 class Transport(Protocol):
-    """A transport driver: dials sockets and listens for them."""
+    """A transport driver: dials sockets and listens for them. No method blocks the event loop."""
 
     scheme: str
     """The scheme of its addresses without `://`, e.g. `tcp`."""
 
     async def start(self) -> None:
-        """Acquire what the driver needs. Called once, before `dial` and `listen`."""
+        """Acquire resources. Called once, before `dial` and `listen`."""
         ...
 
     async def close(self) -> None:
@@ -91,16 +102,29 @@ class Transport(Protocol):
         ...
 
     async def dial(self, address: str, *, timeout_s: float) -> Socket:
-        """Connect to `address`, with or without `scheme://`, within `timeout_s` seconds.
+        """Connect to `address`, and return the socket.
 
-        A cancelled call leaves no open connection. Raises Unreachable with the reason if no connection is possible.
+        A cancelled call leaves no open connection.
+
+        Args:
+            address: The `Listener.address` of a listener, with or without `scheme://`.
+            timeout_s: Maximum time in seconds, greater than 0.
+
+        Raises:
+            Unreachable: No connection is established within the timeout; the detail contains the reason.
+            BadRequest: The address is invalid. A driver may raise Unreachable instead.
         """
         ...
 
     async def listen(self, address: str, accept: Callable[[Socket], None]) -> Listener:
-        """Listen at `address`; an empty address means a free one that only this machine can reach.
+        """Listen at `address`, and return the listener.
 
-        `accept` is called in the event loop for each new socket, and calls `start` on it. Raises Conflict if the address is
-        in use.
+        Args:
+            address: An address with or without `scheme://`; empty for a free one that only this machine can reach.
+            accept: Called in the event loop for each new socket. It calls `start` on the socket, immediately or later.
+
+        Raises:
+            Conflict: The address is in use, or this host cannot listen on it.
+            BadRequest: The address is invalid.
         """
         ...

@@ -1,4 +1,4 @@
-"""The tunnel role: plugins supply *links*, core adds handshake, identity, sessions, flow control and priorities.
+"""The tunnel role: plugins provide *links*; core adds handshake, identity, sessions, flow control and priorities.
 
 For authors of drivers: `LinkDriver` (dial, listen), `Link` and `LinkReceiver`. For users of the tunnel: `Tunnel`,
 `Sessions` (the part of it that other processes can use, too), `Session` (a `Socket`), `ChannelListener`, `LinkInfo` and
@@ -17,12 +17,16 @@ from micro_core.contract.transport import Listener, Socket
 
 
 class Priority(enum.IntEnum):
-    """The order in which data is sent on a link; also the lane number on links that have four lanes."""
+    """The order in which data is sent on a link, lowest value first. It is also the lane number on links with four lanes."""
 
     CONTROL = 0
+    """Handshake, pings, flow control and adverts."""
     CALLS = 1
+    """Calls and their responses."""
     EVENTS = 2
+    """Messages of topics."""
     BULK = 3
+    """Large transfers."""
 
     __hash__ = int.__hash__  # priorities are used in keys on the hot path, and the hash of Enum is slow
 
@@ -35,11 +39,15 @@ class LinkReceiver(Protocol):
         ...
 
     def lane_writable(self, lane: int) -> None:
-        """Note that `buffered_bytes(lane)` has fallen below the low-water mark after it had been above it."""
+        """Handle a lane whose `buffered_bytes` has fallen to the low-water mark of the driver after it had exceeded it."""
         ...
 
     def link_lost(self, error: MicroError) -> None:
-        """Note the end of the link. Called exactly once, with Closed, Ended or LinkLost."""
+        """Handle the end of the link. Called exactly once, after all received data has been delivered.
+
+        Args:
+            error: `Closed` (this side closed the link), `Ended` (the other side closed it) or `LinkLost` (it failed).
+        """
         ...
 
 
@@ -52,64 +60,100 @@ class Link(Protocol):
     """
 
     lane_count: int
+    """4 or 1."""
     local: str
+    """The address of this end, for display."""
     remote: str
+    """The address of the other end, for display."""
     driver: str
     """Name of the driver, e.g. `quic`."""
 
     channel_binding: bytes
-    """At least 32 bytes that are equal at both ends of this connection and that a machine in the middle cannot
-    reproduce: the SHA-256 digest of the server certificate in DER (RFC 5929, `tls-server-end-point`)."""
+    """At least 32 bytes that are equal at both ends of this connection and that a machine in the middle cannot reproduce.
+
+    With TLS, this is the SHA-256 digest of the server certificate in DER (RFC 5929, section 4, `tls-server-end-point`)."""
 
     def start(self, receiver: LinkReceiver) -> None:
-        """Start to deliver data, including data that arrived before this call."""
+        """Start to deliver data to `receiver`, including data that arrived before this call. Called once."""
         ...
 
     def write(self, lane: int, data: bytes) -> None:
-        """Queue bytes without blocking. They are sent at the latest at the end of the current event loop iteration."""
+        """Queue `data` and return immediately. It is sent at the latest at the end of the current event loop iteration.
+
+        Does not raise: `link_lost` reports errors, and later data is ignored. Receivers are never called from within `write`.
+
+        Args:
+            lane: Number of the lane, from 0 to `lane_count - 1`.
+            data: Bytes to send, of any length.
+        """
         ...
 
     def buffered_bytes(self, lane: int) -> int:
-        """Return how many bytes `write` has accepted and the driver has not yet handed to the network."""
+        """Return the number of bytes that `write` has accepted and the driver has not yet passed to the network."""
         ...
 
     def transport_rtt_s(self) -> float | None:
-        """Return the smoothed round-trip time in seconds that the protocol below measures, or None."""
+        """Return the smoothed round-trip time in seconds that the protocol of the link measures, or None."""
         ...
 
     async def close(self) -> None:
-        """Send queued data for at most one second, then close the connection. Safe to call twice."""
+        """Send queued data for at most one second, then close the connection. Safe to call twice, and before `start`.
+
+        `link_lost` is called with `Closed` at this end, and with `Ended` at the other end after the data.
+        """
         ...
 
 
 class LinkDriver(Protocol):
-    """A tunnel driver: dials links and listens for them."""
+    """A tunnel driver: dials links and listens for them. No method blocks the event loop."""
 
     scheme: str
     """The scheme of its addresses without `://`, e.g. `quic`."""
 
     async def start(self) -> None:
-        """Acquire what the driver needs. Called once, before `dial` and `listen`."""
+        """Acquire resources, e.g. create a key and a certificate. Called once, before `dial` and `listen`.
+
+        Raises:
+            ConfigError: The options cannot be used, e.g. because a certificate file is missing.
+        """
         ...
 
     async def close(self) -> None:
-        """Release everything. Safe to call twice."""
+        """Close all links and listeners, and release all resources. Safe to call twice."""
         ...
 
     async def dial(self, address: str, *, timeout_s: float) -> Link:
-        """Connect to `host:port`, with or without `scheme://`. Raises Unreachable."""
+        """Connect to a node, and return the link when its encryption is established.
+
+        A cancelled call leaves no open connection.
+
+        Args:
+            address: `host:port`, with or without `scheme://`.
+            timeout_s: Maximum time in seconds, greater than 0.
+
+        Raises:
+            Unreachable: No connection is established within the timeout; the detail contains the reason.
+            BadRequest: The address is invalid. A driver may raise Unreachable instead.
+        """
         ...
 
     async def listen(self, address: str, accept: Callable[[Link], None]) -> Listener:
-        """Listen at `host:port` (empty host: every interface; port 0: any). Raises Conflict when the port is in use.
+        """Listen for links, and return the listener.
 
-        `accept` is called for each link once its encryption is established; `accept` then calls `start` on the link.
+        Args:
+            address: `host:port`, with or without `scheme://`. An empty host means all interfaces; port 0 means a free port.
+            accept: Called in the event loop for each link when its encryption is established. It calls `start` on the
+                link, immediately or later.
+
+        Raises:
+            Conflict: The port is in use, or this host cannot listen on the address.
+            BadRequest: The address is invalid.
         """
         ...
 
 
 class DialMode(enum.Enum):
-    """The receivers of what is sent on a channel."""
+    """The receivers of data that is sent on a channel."""
 
     UNICAST = "unicast"
     """One peer. Both ends can send."""
@@ -126,33 +170,46 @@ class LinkInfo:
     peer: str
     """Node id of the other end."""
     peer_name: str
+    """Display name of the other end."""
     site: str
     """Site of the other end."""
     link_id: str
+    """Id of the link, which both ends derive from the handshake."""
     generation: int
-    """Number of the link among the links with this peer. A newer link replaces the older one."""
+    """Number of the link among the links with this peer. A link with a higher generation replaces the previous one."""
     driver: str
+    """Name of the driver, e.g. `quic`."""
     local: str
+    """The address of this end, for display."""
     remote: str
+    """The address of the other end, for display."""
     dialed: bool
+    """Whether this end dialled the link."""
     dialed_address: str = ""
     """The address as it was passed to dial; empty for an accepted link."""
     why: str = ""
-    """Why this path was chosen among several, for people, e.g. `quic gave no answer in 0.4 s`."""
+    """Why this path was chosen among several, for display, e.g. `quic gave no answer in 0.4 s`."""
     rtt_s: float | None
+    """Smoothed round-trip time in seconds (RFC 6298); None before the first measurement."""
     rtt_variance_s: float | None
+    """Mean deviation of the round-trip time in seconds (RFC 6298); None before the first measurement."""
     loss: float | None
+    """Moving average of the share of lost pings, from 0 to 1; None if it is not measured."""
     queue_delay_s: float
+    """Moving average of the round-trip time above its recent minimum, in seconds: the delay in queues on the path."""
     bytes_in: int
+    """Bytes received since the link was established."""
     bytes_out: int
+    """Bytes sent since the link was established."""
     sessions: int
+    """Number of open sessions."""
     up_since: float
-    """When the handshake completed, in seconds of `Clock.now`."""
+    """Time at which the handshake completed, in seconds of `Clock.now`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkUp:
-    """A handshake completed: a first link to the peer, or one that replaces a link that no longer works."""
+    """A handshake was completed: the link is the first one to the peer, or it replaces a link that no longer works."""
 
     link: LinkInfo
 
@@ -169,7 +226,7 @@ class LinkMoved:
 
 @dataclass(frozen=True, slots=True)
 class LinkDown:
-    """The last link to a peer ended. Not sent for a link that was replaced."""
+    """The only link to a peer ended. Not sent for a link that was replaced."""
 
     link: LinkInfo
     error: MicroError
@@ -177,7 +234,7 @@ class LinkDown:
 
 @dataclass(frozen=True, slots=True)
 class DialFailed:
-    """All paths to an address that the tunnel keeps linked failed; the tunnel tries again by itself."""
+    """All paths to an address that the tunnel keeps linked have failed. The tunnel tries again by itself."""
 
     address: str
     error: MicroError
@@ -193,6 +250,7 @@ class Session(Socket, Protocol):
     """A socket over a link, bound to one peer. When its link ends, the session ends immediately with an error."""
 
     channel: str
+    """Name of the channel."""
     peer: str
     """Node id of the other end; empty for multicast and broadcast."""
 
@@ -201,6 +259,7 @@ class ChannelListener(Protocol):
     """A channel on which this node listens."""
 
     channel: str
+    """Name of the channel."""
 
     def close(self) -> None:
         """Stop listening. Safe to call twice."""
@@ -212,37 +271,56 @@ MessageReceiver = Callable[[str, bytes], None]
 
 
 class Sessions(Protocol):
-    """The part of the tunnel that opens and accepts sessions; the links may be those of another process.
+    """Opens and accepts sessions. The links may be those of another process.
 
-    Each end of a link may dial and listen, whichever end dialled the link.
+    Both ends of a link can dial and listen for sessions, regardless of which end dialled the link.
     """
 
     node_id: str
+    """Id of this node."""
 
     def links(self) -> list[LinkInfo]:
         """Return the current links, at most one per peer."""
         ...
 
     async def unlink(self, peer: str) -> None:
-        """Close the link to `peer`, if there is one."""
+        """Close the link to `peer` and its sessions. Does nothing if there is no link."""
         ...
 
     def dial(self, channel: str, *, peer: str, priority: Priority = Priority.CALLS) -> Session:
-        """Open a unicast session to `peer` without waiting. A refusal arrives as `socket_lost`.
+        """Open a unicast session without waiting for the peer. If the peer refuses it, `socket_lost` is called.
 
-        Raises Unreachable when there is no link to the peer, Overloaded when the link has too many open sessions.
+        Args:
+            channel: Name of the channel.
+            peer: Node id of the other end.
+            priority: Priority of the data of the session.
+
+        Raises:
+            Unreachable: There is no link to the peer.
+            Overloaded: The link has too many open sessions.
         """
         ...
 
     def listen(self, channel: str, accept: Callable[[Session], None]) -> ChannelListener:
-        """Accept unicast sessions on `channel`. Raises Conflict when the channel has a listener already."""
+        """Accept unicast sessions on a channel.
+
+        Args:
+            channel: Name of the channel.
+            accept: Called in the event loop for each session. It calls `start` on the session.
+
+        Raises:
+            Conflict: The channel has a listener already.
+        """
         ...
 
     def set_event_handler(self, handler: LinkEventHandler) -> None:
         """Deliver all later link events to `handler`, the only subscriber.
 
-        The code that assembles a node sets it once and passes events on to the components. Links that are up already
-        are in `links()`. Raises Conflict when a handler is set already.
+        The code that assembles a node sets the handler once and passes events on to the components. Links that are
+        established already are in `links()`.
+
+        Raises:
+            Conflict: A handler is set already.
         """
         ...
 
@@ -255,7 +333,11 @@ class Tunnel(Sessions, Protocol):
         ...
 
     async def connect(self) -> None:
-        """Start the drivers and listen. Raises Conflict when a listen address is in use."""
+        """Start the drivers and listen.
+
+        Raises:
+            Conflict: A listen address is in use.
+        """
         ...
 
     async def close(self) -> None:
@@ -263,19 +345,38 @@ class Tunnel(Sessions, Protocol):
         ...
 
     async def link_to(self, address: str, *, timeout_s: float) -> LinkInfo:
-        """Dial a node and complete the handshake.
+        """Dial a node, complete the handshake, and return the link to it, which may be an existing link.
 
-        Raises Unreachable, or Unauthorized when the token or the network name differs or the node dialled itself.
+        Args:
+            address: Address of the node, e.g. `quic://host:8085`, or several addresses joined by `|`.
+            timeout_s: Maximum time in seconds for each path, greater than 0.
+
+        Raises:
+            Unreachable: No path leads to the node within the timeout.
+            Unauthorized: The token or the name of the network differs, or the node dialled itself.
         """
         ...
 
     def send(self, channel: str, payload: bytes, *, mode: DialMode, priority: Priority = Priority.CONTROL) -> int:
-        """Send one message to many peers and return the number of links it was sent on.
+        """Send one message to many peers, and return the number of links on which it was sent. Does not wait.
 
-        Raises TooLarge above `limits.MAX_MULTICAST_BYTES`, BadRequest with DialMode.UNICAST (use `dial`).
+        Args:
+            channel: Name of the channel.
+            payload: The message, at most `limits.MAX_MULTICAST_BYTES`.
+            mode: MULTICAST or BROADCAST.
+            priority: Priority of the message.
+
+        Raises:
+            TooLarge: The payload exceeds the limit.
+            BadRequest: The mode is UNICAST, for which `dial` is used.
         """
         ...
 
     def subscribe(self, channel: str, receive: MessageReceiver) -> ChannelListener:
-        """Receive the multicast and broadcast messages of `channel`, each exactly once per `send` of a peer."""
+        """Receive the multicast and broadcast messages of a channel, each exactly once per `send` of a peer.
+
+        Args:
+            channel: Name of the channel.
+            receive: Called in the event loop for each message; must not block.
+        """
         ...

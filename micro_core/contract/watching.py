@@ -46,6 +46,13 @@ class WatchQueue:
 
     The queue contains the `initial` events and at most `capacity` later ones. On overflow, all queued later events are
     replaced by one RESYNC. The consumer then reads `instances()`, and receives no event that is older than the RESYNC.
+
+    Args:
+        service: Only events of this service are queued; None for all services.
+        initial: Events with which the watch begins. They are not counted towards `capacity`.
+        capacity: Maximum number of queued later events.
+        counters: Receives `registry_watch_events_dropped`.
+        on_close: Called once when the watch is closed.
     """
 
     def __init__(
@@ -112,7 +119,9 @@ class WatchQueue:
 class WatchSet:
     """The open watches of one registry.
 
-    With `counters`, events that are dropped because a watcher is too slow are counted as `registry_watch_events_dropped`.
+    Args:
+        counters: Receives `registry_watch_events_dropped`, the number of events dropped because a watcher was too slow.
+        capacity: Maximum number of queued events per watcher, in addition to the initial ones.
     """
 
     def __init__(self, counters: Counters | None = None, *, capacity: int = MAX_PENDING_EVENTS) -> None:

@@ -65,14 +65,15 @@ class ResponseHeader(NamedTuple):
 
 
 class EventHeader(NamedTuple):
-    """Header of an EVENT: a message of `topic`. `targets` are the origins (router ids) it still has to reach
-    through this link; empty on a site's own sockets. `id` is 32 hex digits, the same on every copy."""
+    """Header of an EVENT: a message of a topic."""
 
     topic: str
     id: str
+    """32 hexadecimal digits, the same in every copy of the message."""
     content_type: str = "application/msgpack"
     headers: Mapping[str, str] = _NO_METADATA
     targets: tuple[str, ...] = ()
+    """Origins (router ids) that this copy still has to reach; empty on the sockets of a site."""
     hops_left: int = limits.MAX_HOPS
     origin: str = ""
 

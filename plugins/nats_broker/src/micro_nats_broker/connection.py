@@ -40,8 +40,11 @@ class Connection:
         self._is_closed = False
 
     async def start(self) -> None:
-        """ReplayStart. Raises Unauthorized or ConfigError when a server refuses the connection; a server that is not
-        there is waited for in the background.
+        """Connect. If no server is reachable, the connection is retried in the background.
+
+        Raises:
+            Unauthorized: A server refuses the credentials.
+            ConfigError: A server refuses the connection for another reason, or the credentials cannot be read.
         """
         self._credentials = Credentials(self._options)
         self._lost_at = self._context.clock.now()

@@ -29,7 +29,9 @@ class ReceivedMessage:
 class Settle(Protocol):
     """Called in order with the outcome of each message; the next message is handled after it has returned."""
 
-    def __call__(self, arrived: ReceivedMessage, failure: Exception | None) -> Awaitable[None]: ...
+    def __call__(self, arrived: ReceivedMessage, failure: Exception | None) -> Awaitable[None]:
+        """Settle `arrived`. `failure` is the exception of the handler, or None."""
+        ...
 
 
 class Mailbox:

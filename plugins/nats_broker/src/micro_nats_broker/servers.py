@@ -64,8 +64,10 @@ def parse_servers(urls: Sequence[str], *, tls_hostname: str) -> list[Server]:
 
 
 def _certified_name(announced_by: Server, host: str) -> str:
-    """Return the expected name in the certificate of an announced server: clusters announce IP addresses, which are not in
-    certificates, so the name of the announcing server is expected."""
+    """Return the expected name in the certificate of an announced server.
+
+    Clusters announce IP addresses, which are not in certificates, so the name of the announcing server is expected.
+    """
     if announced_by.tls_hostname or not _is_ip(host) or _is_ip(announced_by.host):
         return announced_by.tls_hostname
     return announced_by.host

@@ -1,8 +1,8 @@
-"""Follow the changes of a namespace for the watches: subscribe, read all pages, then follow the feed; start again after a
-loss. This is the asyncio shell around `directory.py`.
+"""Follow the changes of a namespace for the watches. This is the asyncio shell around `directory.py`.
 
-One session is one connection. While it is open, the feed delivers every change in order, so no polling is needed. Redis
-keyspace notifications (`keyspace.py`), if enabled, report changes that were not made by our scripts.
+One session is one connection: it subscribes, reads all pages, and then follows the feed. After a loss, a new session starts.
+While a session is open, the feed delivers every change in order, so no polling is needed. Redis keyspace notifications
+(`keyspace.py`), if enabled, report changes that were not made by our scripts.
 """
 
 from __future__ import annotations
