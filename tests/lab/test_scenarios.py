@@ -96,7 +96,7 @@ async def scenario(lab, watch, count):
 """
 
 
-def test_own_scenario_in_python(tmp_path: Path) -> None:
+def test_python_scenario_file_runs(tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text(PYTHON)
     assert run(str(path)).result["nodes"] == 2
@@ -150,7 +150,7 @@ do = "settle"
 """
 
 
-def test_own_scenario_in_toml(tmp_path: Path) -> None:
+def test_toml_scenario_file_runs(tmp_path: Path) -> None:
     path = tmp_path / "own.toml"
     path.write_text(TOML)
     outcome = run(str(path))

@@ -58,7 +58,7 @@ def test_service_with_a_later_sequence_number_than_its_tombstone_is_accepted() -
     assert harness.gateways() == [LEFT]
 
 
-def test_expired_tombstones_leave_nothing_of_their_origin() -> None:
+def test_expired_tombstones_leave_no_state_of_their_origin() -> None:
     harness = EngineHarness(LEFT)
     harness.receive_advert(LEFT, announce(FAR, LEFT), announce(FAR, LEFT, service="second"))
     harness.receive_advert(LEFT, withdraw(FAR, sequence=2, is_final=True), withdraw(FAR, sequence=2, service="second"))
@@ -66,7 +66,7 @@ def test_expired_tombstones_leave_nothing_of_their_origin() -> None:
     assert vars(harness.engine._rib) == vars(Rib())
 
 
-def test_removed_origins_leave_nothing() -> None:
+def test_removed_origins_leave_no_state() -> None:
     """Temporary nodes have a new id in every run."""
     harness = EngineHarness(LEFT)
     for number in range(50):

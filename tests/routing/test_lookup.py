@@ -29,7 +29,7 @@ def idle(_: RouteKey) -> int:
     return 0
 
 
-def test_ranking_of_no_routes_is_empty() -> None:
+def test_ranking_without_routes_is_empty() -> None:
     assert rank([], now=0, outstanding=idle, waiting_us=idle, random=random.Random(1)) == []
 
 

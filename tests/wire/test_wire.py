@@ -1,4 +1,4 @@
-"""Frames, headers and bodies: what is encoded comes back, and no bytes whatever make a decoder misbehave."""
+"""Frames, headers and bodies: they survive encoding and decoding, and invalid bytes raise only protocol errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FRAMES = st.builds(
 )
 
 
-def encoded(frame: Frame) -> bytes:
+def encode(frame: Frame) -> bytes:
     return frames.encode(frame.kind, frame.stream, frame.header, frame.body, frame.flags)
 
 
@@ -35,12 +35,12 @@ def encoded(frame: Frame) -> bytes:
 
 
 @given(st.lists(FRAMES, max_size=8), st.integers(1, 500))
-def test_frames_come_back_however_the_bytes_are_cut(sent: list[Frame], step: int) -> None:
-    data = b"".join(encoded(frame) for frame in sent)
-    decoder, got = FrameDecoder(), []
+def test_frames_survive_a_round_trip_in_chunks_of_any_size(sent: list[Frame], step: int) -> None:
+    data = b"".join(encode(frame) for frame in sent)
+    decoder, received = FrameDecoder(), []
     for start in range(0, len(data), step):
-        got += list(decoder.receive_data(data[start : start + step]))
-    assert got == sent
+        received += list(decoder.receive_data(data[start : start + step]))
+    assert received == sent
     assert decoder.buffered_bytes == 0
 
 
@@ -48,7 +48,7 @@ def test_frames_come_back_however_the_bytes_are_cut(sent: list[Frame], step: int
 @example([b"\x00\x00\x00\x00", b"\x00" * 20])
 @example([b"\x00\x00\x00\x08\x01\x00\x00\x00\x00\x01\xff\xff"])
 @settings(max_examples=400)
-def test_no_bytes_make_the_decoder_raise_anything_else_or_buffer_much(chunks: list[bytes]) -> None:
+def test_random_bytes_raise_only_protocol_errors_and_are_buffered_up_to_the_limit(chunks: list[bytes]) -> None:
     decoder = FrameDecoder()
     try:
         for chunk in chunks:
@@ -60,8 +60,8 @@ def test_no_bytes_make_the_decoder_raise_anything_else_or_buffer_much(chunks: li
 
 
 @given(FRAMES, st.integers(0, HEAD.size - 1), st.integers(0, 255))
-def test_one_wrong_byte_in_a_head_is_another_frame_or_a_violation(frame: Frame, position: int, byte: int) -> None:
-    data = bytearray(encoded(frame))
+def test_changed_byte_in_a_frame_head_is_valid_or_a_protocol_error(frame: Frame, position: int, byte: int) -> None:
+    data = bytearray(encode(frame))
     data[position] = byte
     try:
         list(FrameDecoder().receive_data(bytes(data)))
@@ -80,7 +80,7 @@ def test_one_wrong_byte_in_a_head_is_another_frame_or_a_violation(frame: Frame, 
         (0, 0),
     ],
 )
-def test_a_length_over_its_bound_is_refused_from_the_head_alone(length: int, header_length: int) -> None:
+def test_oversized_length_is_refused_from_the_head_alone(length: int, header_length: int) -> None:
     decoder = FrameDecoder()
     with pytest.raises((Malformed, TooLarge)):
         list(decoder.receive_data(struct.pack(">IBBIH", length, Kind.DATA, 0, 1, header_length)))
@@ -88,17 +88,17 @@ def test_a_length_over_its_bound_is_refused_from_the_head_alone(length: int, hea
 
 @given(st.sampled_from([Kind.REQUEST, Kind.RESPONSE, Kind.DATA]), st.integers(0, 400_000))
 @settings(max_examples=20)
-def test_a_message_in_pieces_is_whole_again(kind: Kind, size: int) -> None:
+def test_large_message_is_split_into_frames_without_loss(kind: Kind, size: int) -> None:
     body = bytes(size)
-    pieces = frames.encode_message(kind, 7, b"header", body)
-    got = list(FrameDecoder().receive_data(b"".join(pieces)))
-    assert b"".join(frame.body for frame in got) == body
-    assert [bool(frame.flags & MORE) for frame in got] == [True] * (len(got) - 1) + [False]
-    assert got[0].kind == kind
-    assert all(frame.kind == Kind.DATA and not frame.header for frame in got[1:])
+    chunks = frames.encode_message(kind, 7, b"header", body)
+    received = list(FrameDecoder().receive_data(b"".join(chunks)))
+    assert b"".join(frame.body for frame in received) == body
+    assert [bool(frame.flags & MORE) for frame in received] == [True] * (len(received) - 1) + [False]
+    assert received[0].kind == kind
+    assert all(frame.kind == Kind.DATA and not frame.header for frame in received[1:])
 
 
-def test_a_message_over_the_bound_cannot_be_encoded() -> None:
+def test_oversized_message_is_not_encoded() -> None:
     with pytest.raises(TooLarge):
         frames.encode_message(Kind.DATA, 1, b"", bytes(limits.MAX_BODY_BYTES + 1))
     with pytest.raises(TooLarge):
@@ -106,13 +106,13 @@ def test_a_message_over_the_bound_cannot_be_encoded() -> None:
 
 
 @given(FRAMES, st.integers(1, 0xFFFF_FFFF))
-def test_a_frame_under_another_stream_is_otherwise_the_same(frame: Frame, stream: int) -> None:
-    (got,) = FrameDecoder().receive_data(frames.restream(frame, stream))
-    assert got == frame._replace(stream=stream)
+def test_restream_changes_only_the_stream_id(frame: Frame, stream: int) -> None:
+    (received,) = FrameDecoder().receive_data(frames.restream(frame, stream))
+    assert received == frame._replace(stream=stream)
 
 
 @given(st.integers(0, 0xFFFF_FFFF))
-def test_credit_comes_back(granted: int) -> None:
+def test_credit_survives_a_round_trip(granted: int) -> None:
     (frame,) = FrameDecoder().receive_data(frames.encode_credit(3, granted))
     assert frames.decode_credit(frame.body) == granted
 
@@ -161,27 +161,29 @@ DECODERS: list[Callable[[bytes], Any]] = [
 
 
 @given(CALLS)
-def test_call_headers_come_back(sent: CallHeader) -> None:
+def test_call_header_survives_a_round_trip(sent: CallHeader) -> None:
     assert header.decode_call_header(header.encode_header(sent)) == sent
 
 
 @given(EVENTS)
-def test_event_headers_come_back(sent: EventHeader) -> None:
+def test_event_header_survives_a_round_trip(sent: EventHeader) -> None:
     assert header.decode_event_header(header.encode_header(sent)) == sent
 
 
 @given(RESPONSES)
-def test_response_headers_come_back(sent: ResponseHeader) -> None:
+def test_response_header_survives_a_round_trip(sent: ResponseHeader) -> None:
     assert header.decode_response_header(header.encode_header(sent)) == sent
 
 
 @given(CALLS, st.integers(2, 10), st.lists(st.none() | st.integers(-(2**63), 2**64 - 1) | SHORT, max_size=3))
-def test_shorter_headers_get_defaults_and_longer_ones_are_read(sent: CallHeader, keep: int, more: list[Any]) -> None:
+def test_missing_header_fields_get_defaults_and_additional_ones_are_ignored(
+    sent: CallHeader, keep: int, additional: list[Any]
+) -> None:
     fields = list(sent)
     shorter = header.decode_call_header(msgpack.packb(fields[:keep]))
     assert tuple(shorter)[:keep] == tuple(sent)[:keep]
     assert tuple(shorter)[keep:] == tuple(CallHeader("", ""))[keep:]
-    assert header.decode_call_header(msgpack.packb([*fields, *more])) == sent
+    assert header.decode_call_header(msgpack.packb([*fields, *additional])) == sent
 
 
 @pytest.mark.parametrize("decode", DECODERS, ids=lambda decode: decode.__name__)
@@ -192,16 +194,14 @@ def test_shorter_headers_get_defaults_and_longer_ones_are_read(sent: CallHeader,
 @example(data=b"\x91" * 2_000)
 @example(data=b"\x81\x91\x01\x01")
 @settings(max_examples=200)
-def test_no_bytes_make_a_header_decoder_raise_anything_but_malformed(
-    decode: Callable[[bytes], Any], data: bytes
-) -> None:
+def test_random_header_bytes_raise_only_malformed(decode: Callable[[bytes], Any], data: bytes) -> None:
     try:
         decode(data)
     except Malformed:
         pass
 
 
-ANYTHING = st.recursive(
+ANY_VALUE = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
     lambda inner: st.lists(inner, max_size=12) | st.dictionaries(st.text() | st.integers(0, 99), inner, max_size=4),
     max_leaves=15,
@@ -209,11 +209,9 @@ ANYTHING = st.recursive(
 
 
 @pytest.mark.parametrize("decode", DECODERS, ids=lambda decode: decode.__name__)
-@given(value=st.lists(ANYTHING, max_size=12) | ANYTHING)
+@given(value=st.lists(ANY_VALUE, max_size=12) | ANY_VALUE)
 @settings(max_examples=200)
-def test_no_value_in_place_of_a_header_is_believed_or_breaks_anything(
-    decode: Callable[[bytes], Any], value: Any
-) -> None:
+def test_random_header_value_is_valid_or_malformed(decode: Callable[[bytes], Any], value: Any) -> None:
     try:
         decoded = decode(msgpack.packb(value))
     except Malformed:
@@ -224,7 +222,7 @@ def test_no_value_in_place_of_a_header_is_believed_or_breaks_anything(
         assert all(isinstance(entry, str) for entry in decoded.metadata.values())
 
 
-def test_a_header_over_the_bound_cannot_be_encoded() -> None:
+def test_oversized_header_is_not_encoded() -> None:
     with pytest.raises(TooLarge):
         header.encode_header(CallHeader("s", "e", metadata={"k": "v" * limits.MAX_HEADER_BYTES}))
 
@@ -235,8 +233,8 @@ def test_missing_common_version_is_reported_with_the_versions_of_both_sides() ->
         header.decode_hello(msgpack.packb([[7, 8], "them"]))
 
 
-@given(ANYTHING)
-def test_no_error_of_a_peer_breaks_its_reader(value: Any) -> None:
+@given(ANY_VALUE)
+def test_any_error_value_of_a_peer_becomes_a_micro_error(value: Any) -> None:
     error = error_from_wire(value)
     assert isinstance(error, MicroError)
     assert 400 <= error.code < 600
@@ -245,9 +243,9 @@ def test_no_error_of_a_peer_breaks_its_reader(value: Any) -> None:
 # Bodies
 
 
-@given(ANYTHING.filter(lambda value: "nan" not in repr(value)))
+@given(ANY_VALUE.filter(lambda value: "nan" not in repr(value)))
 @settings(max_examples=200)
-def test_msgpack_bodies_come_back(value: Any) -> None:
+def test_msgpack_body_survives_a_round_trip(value: Any) -> None:
     assert codec.decode(codec.encode(value)) == value
 
 
@@ -261,7 +259,7 @@ def test_msgpack_bodies_come_back(value: Any) -> None:
 @example(body=b"\xd6\xff" + bytes(4))
 @example(body=b"9" * 5_000)
 @settings(max_examples=200)
-def test_no_body_makes_a_codec_raise_anything_else(content_type: str, body: bytes) -> None:
+def test_random_body_raises_only_bad_request_or_too_large(content_type: str, body: bytes) -> None:
     try:
         codec.decode(body, content_type)
     except (BadRequest, TooLarge):

@@ -128,7 +128,7 @@ async def until(condition: Callable[[], bool], timeout_s: float = 8.0) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_the_hook_describes_the_driver() -> None:
+def test_hook_describes_the_driver() -> None:
     driver = micro_registry()
     assert (driver.name, driver.options, driver.create) == ("mdns", MdnsOptions, create)
     assert isinstance(create(MdnsOptions(), context_for("n")), MdnsRegistry)
