@@ -85,7 +85,7 @@ class RedisServer(Faults):
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
-        await until(self._answers, f"redis-server on port {self.port} answers")
+        await until(self._responds, f"redis-server on port {self.port} responds")
 
     async def kill(self) -> None:
         process, self._process = self._process, None
@@ -111,20 +111,31 @@ class RedisServer(Faults):
         root = f"micro:{{{context.network}/{context.site}}}:"
         client = self.client
         index, members = f"{root}index", f"{root}service:go.micro.srv.greeter"
-        far = 4_000_000_000_000
-        await client.zadd(index, {"no-space": far, "a b": far, "\x00": far, "svc missing": far, "x" * 5_000: far})
+        far_future_ms = 4_000_000_000_000
+        await client.zadd(
+            index,
+            {
+                "no-space": far_future_ms,
+                "a b": far_future_ms,
+                "\x00": far_future_ms,
+                "svc missing": far_future_ms,
+                "x" * 5_000: far_future_ms,
+            },
+        )
         await client.zadd(index, {"nonsense": 1, "greeter expired-long-ago": 1})
         await client.sadd(members, "string", "broken", b"\xff\xfe", "y" * 5_000, "unknown")
         await client.set(f"{root}instance:b", "a string")
         await client.set(f"{root}instance:string", "a string")
-        await client.zadd(index, {"go.micro.srv.greeter string": far, "go.micro.srv.greeter broken": far})
+        await client.zadd(
+            index, {"go.micro.srv.greeter string": far_future_ms, "go.micro.srv.greeter broken": far_future_ms}
+        )
         broken: dict[Any, Any] = {"record": '{"service": "go.micro.s', "service": "go.micro.srv.greeter"}
         await client.hset(f"{root}instance:broken", mapping=broken | {"sequence": "7", "lease": "x", "owner": b"\xff"})
         for number, record in enumerate((b"\xff", b"[" * 10_000, b"{}", b"null", b"z" * 300_000, b'{"id": 1}')):
             await client.hset(
                 f"{root}instance:odd{number}", mapping={"record": record, "service": "odd", "sequence": b"1"}
             )
-            await client.zadd(index, {f"odd odd{number}": far})
+            await client.zadd(index, {f"odd odd{number}": far_future_ms})
         for message in (b"", b"garbage", b"1\nput\n1\na\nb\nc", b"9\nput\nx\na\nb\nc\n{}", b"\xff" * 100):
             await client.publish(f"{root}feed:0", message)
         await client.publish(f"{root}feed:0", b"1\nput\n1000\nowner\nsvc\nid\nnot json")
@@ -142,7 +153,7 @@ class RedisServer(Faults):
         await self.client.aclose()
         await self.kill()
 
-    async def _answers(self) -> bool:
+    async def _responds(self) -> bool:
         assert self._process is not None
         assert self._process.returncode is None, f"redis-server ended at once: {self._process.returncode}"
         try:
@@ -151,13 +162,13 @@ class RedisServer(Faults):
             return False
         try:
             writer.write(b"PING\r\n")
-            answer = await reader.readline()
+            response = await reader.readline()
         except OSError:
             return False
         finally:
             writer.close()
         # A refused login also shows that the server is running.
-        return answer.startswith((b"+PONG", b"-NOAUTH"))
+        return response.startswith((b"+PONG", b"-NOAUTH"))
 
 
 class Relay:
@@ -193,17 +204,17 @@ class Relay:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
-            await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+            await asyncio.gather(self._pass(reader, server_writer), self._pass(server_reader, writer))
         except (OSError, asyncio.CancelledError):
             writer.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while piece := await reader.read(65_536):
+            while chunk := await reader.read(65_536):
                 self.received_chunks += 1
                 await asyncio.sleep(self.delay_s)
-                writer.write(piece)
+                writer.write(chunk)
                 await writer.drain()
         finally:
             writer.close()
@@ -218,17 +229,17 @@ class SystemClock:
 
 
 @dataclass
-class OpenRegistry:
+class RegistryUnderTest:
     """A registry with its log messages and counters."""
 
     registry: RedisRegistry
     counters: CountersInMemory
     records: list[logging.LogRecord] = field(default_factory=list)
 
-    def counted(self, name: str) -> int:
+    def count(self, name: str) -> int:
         return self.counters.values.get(name, 0)
 
-    def logged(self, text: str) -> int:
+    def count_logged(self, text: str) -> int:
         return sum(text in record.getMessage() for record in self.records)
 
 
@@ -274,8 +285,8 @@ class WatchRecorder:
 
 MakeServer = Callable[..., RedisServer]
 MakeRelay = Callable[..., Awaitable[Relay]]
-Open = Callable[..., Awaitable[OpenRegistry]]
-Watch = Callable[..., Awaitable[WatchRecorder]]
+OpenRegistry = Callable[..., Awaitable[RegistryUnderTest]]
+OpenWatch = Callable[..., Awaitable[WatchRecorder]]
 
 
 @pytest.fixture
@@ -312,16 +323,16 @@ async def redis_server(make_server: MakeServer) -> RedisServer:
 
 
 @pytest.fixture
-async def opened(request: pytest.FixtureRequest, make_server: MakeServer) -> AsyncIterator[Open]:
+async def open_registry(request: pytest.FixtureRequest, make_server: MakeServer) -> AsyncIterator[OpenRegistry]:
     """Return a function that creates started registries (`start=False`: not started) on the first server of the test."""
-    made: list[OpenRegistry] = []
+    registries: list[RegistryUnderTest] = []
 
     async def make(
         url: str = "", *, network: str = "go.micro", site: str = "eu", start: bool = True, **options: Any
-    ) -> OpenRegistry:
+    ) -> RegistryUnderTest:
         if not url:
             url = request.getfixturevalue("redis_server").url
-        logger = logging.getLogger(f"test.redis.{len(made)}")
+        logger = logging.getLogger(f"test.redis.{len(registries)}")
         counters = CountersInMemory()
         context = DriverContext(
             node_id="test",
@@ -329,40 +340,40 @@ async def opened(request: pytest.FixtureRequest, make_server: MakeServer) -> Asy
             site=site,
             state_dir="/nowhere",
             clock=SystemClock(),
-            random=random.Random(len(made)),
+            random=random.Random(len(registries)),
             logger=logger,
             counters=counters,
         )
         registry = create(RedisOptions(url=url, **options), context)
         assert isinstance(registry, RedisRegistry)
-        one = OpenRegistry(registry, counters)
-        logger.addHandler(_RecordingHandler(one.records))
+        opened = RegistryUnderTest(registry, counters)
+        logger.addHandler(_RecordingHandler(opened.records))
         logger.setLevel(logging.DEBUG)
-        made.append(one)
+        registries.append(opened)
         if start:
             await registry.start()
-        return one
+        return opened
 
     yield make
-    await asyncio.gather(*(one.registry.close() for one in made))
+    await asyncio.gather(*(opened.registry.close() for opened in registries))
 
 
 @pytest.fixture
-async def seen() -> AsyncIterator[Watch]:
+async def open_watch() -> AsyncIterator[OpenWatch]:
     """Return a function that opens watches which are read continuously."""
-    made: list[WatchRecorder] = []
+    recorders: list[WatchRecorder] = []
 
-    async def make(one: OpenRegistry, service: str | None = None) -> WatchRecorder:
-        reading = WatchRecorder(one.registry, await one.registry.watch(service))
-        made.append(reading)
-        return reading
+    async def make(opened: RegistryUnderTest, service: str | None = None) -> WatchRecorder:
+        recorder = WatchRecorder(opened.registry, await opened.registry.watch(service))
+        recorders.append(recorder)
+        return recorder
 
     yield make
-    for reading in made:
-        reading.task.cancel()
+    for recorder in recorders:
+        recorder.task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await reading.task
-        await reading.watch.close()
+            await recorder.task
+        await recorder.watch.close()
 
 
 def instance(instance_id: str = "1", version: str = "1.0", service: str = "greeter", **metadata: str) -> Instance:

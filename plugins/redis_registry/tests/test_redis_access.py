@@ -17,7 +17,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from micro_core.contract import Forbidden, Instance, MicroError, OptionError, Unauthorized, Unreachable
 
 if TYPE_CHECKING:
-    from plugins.redis_registry.tests.conftest import MakeRelay, MakeServer, Open, OpenRegistry, RedisServer, Watch
+    from plugins.redis_registry.tests.conftest import (
+        MakeRelay,
+        MakeServer,
+        OpenRegistry,
+        OpenWatch,
+        RedisServer,
+        RegistryUnderTest,
+    )
 
 MakeInstance = Callable[..., Instance]
 Until = Callable[..., Awaitable[None]]
@@ -26,61 +33,61 @@ README = Path(__file__).parents[1] / "README.md"
 COMMANDS = "+@read +@write +@pubsub +@connection +eval +evalsha +time"
 
 
-async def refused(opened: Open, url: str, **options: str) -> MicroError:
-    one = await opened(url, start=False, **options)
+async def error_of_start(open_registry: OpenRegistry, url: str, **options: str) -> MicroError:
+    opened = await open_registry(url, start=False, **options)
     with pytest.raises(MicroError) as caught:
-        await one.registry.start()
+        await opened.registry.start()
     return caught.value
 
 
-async def works(one: OpenRegistry, seen: Watch, wait_until: Until, record: Instance) -> None:
-    watch = await seen(one)
-    await one.registry.register(record, lease_s=0.4)
+async def check_registry(opened: RegistryUnderTest, open_watch: OpenWatch, wait_until: Until, record: Instance) -> None:
+    watch = await open_watch(opened)
+    await opened.registry.register(record, lease_s=0.4)
     await wait_until(
         lambda: watch.of(record.id) == ["created", "deleted"], "the record is created and expires with its lease"
     )
 
 
 async def test_wrong_or_missing_password_fails_at_start_and_is_never_shown(
-    opened: Open, make_server: MakeServer
+    open_registry: OpenRegistry, make_server: MakeServer
 ) -> None:
     server = await make_server(password="right").start()
     for options in ({}, {"password": "wrong"}, {"username": "unknown", "password": "wrong"}):
-        error = await refused(opened, server.url, **options)
+        error = await error_of_start(open_registry, server.url, **options)
         assert isinstance(error, Unauthorized)
         assert "redis.password" in error.hint
         assert "wrong" not in str(error).replace("wrong number", "")
-    error = await refused(opened, f"redis://:wrong@127.0.0.1:{server.port}")
+    error = await error_of_start(open_registry, f"redis://:wrong@127.0.0.1:{server.port}")
     assert isinstance(error, Unauthorized)
     assert "wrong@" not in str(error)
 
 
 async def test_password_is_read_from_the_option_the_url_or_a_file_that_may_change(
-    opened: Open, make_server: MakeServer, make_instance: MakeInstance, tmp_path: Path
+    open_registry: OpenRegistry, make_server: MakeServer, make_instance: MakeInstance, tmp_path: Path
 ) -> None:
     server = await make_server(password="p@ss word").start()
-    await opened(server.url, password="p@ss word")
-    await opened(f"redis://:p%40ss%20word@127.0.0.1:{server.port}/0")
+    await open_registry(server.url, password="p@ss word")
+    await open_registry(f"redis://:p%40ss%20word@127.0.0.1:{server.port}/0")
     file = tmp_path / "password"
     file.write_text("p@ss word\n")
-    one = await opened(server.url, password_file=str(file))
-    await one.registry.register(make_instance(), lease_s=60)
+    opened = await open_registry(server.url, password_file=str(file))
+    await opened.registry.register(make_instance(), lease_s=60)
     await server.client.config_set("requirepass", "new")
     await server.command("AUTH", "new")
     file.write_text("new")
     await server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-    assert await one.registry.instances() == [make_instance()]
+    assert await opened.registry.instances() == [make_instance()]
     file.unlink()
     await server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     with pytest.raises(Unreachable, match="password file"):
-        await one.registry.instances()
+        await opened.registry.instances()
     file.write_text("new")
 
 
 @pytest.mark.parametrize("flags", ["", "Kgxe"], ids=["own-channel", "keyspace"])
 async def test_permissions_listed_in_the_readme_suffice_without_config(
-    opened: Open,
-    seen: Watch,
+    open_registry: OpenRegistry,
+    open_watch: OpenWatch,
     make_server: MakeServer,
     make_instance: MakeInstance,
     wait_until: Until,
@@ -90,19 +97,19 @@ async def test_permissions_listed_in_the_readme_suffice_without_config(
     server = await make_server("--notify-keyspace-events", flags).start(
         f"all on >pw ~micro:* &* {COMMANDS}", f"ours on >pw ~micro:* resetchannels &micro:* {COMMANDS}"
     )
-    one = await opened(server.url, username="all", password="pw")
-    await works(one, seen, wait_until, make_instance())
-    assert one.logged("keyspace notifications are enabled") == (1 if flags else 0), "detected without CONFIG"
-    assert one.logged("notifications are disabled") == (0 if flags else 1)
+    opened = await open_registry(server.url, username="all", password="pw")
+    await check_registry(opened, open_watch, wait_until, make_instance())
+    assert opened.count_logged("keyspace notifications are enabled") == (1 if flags else 0), "detected without CONFIG"
+    assert opened.count_logged("notifications are disabled") == (0 if flags else 1)
     # Without permission for notifications, the registry works without them.
-    other = await opened(server.url, username="ours", password="pw")
-    await works(other, seen, wait_until, make_instance())
-    assert other.logged("notifications are disabled") == 1
+    other = await open_registry(server.url, username="ours", password="pw")
+    await check_registry(other, open_watch, wait_until, make_instance())
+    assert other.count_logged("notifications are disabled") == 1
     assert await server.client.keys("*probe*") == []
 
 
 async def test_missing_permissions_are_named(
-    opened: Open, make_server: MakeServer, make_instance: MakeInstance
+    open_registry: OpenRegistry, make_server: MakeServer, make_instance: MakeInstance
 ) -> None:
     server = await make_server().start(
         "scriptless on >pw ~* &* +@all -@scripting",
@@ -111,14 +118,14 @@ async def test_missing_permissions_are_named(
         f"deaf on >pw ~* resetchannels &other:* {COMMANDS}",
     )
     for user in ("scriptless", "elsewhere"):
-        error = await refused(opened, server.url, username=user, password="pw")
+        error = await error_of_start(open_registry, server.url, username=user, password="pw")
         assert isinstance(error, Forbidden), user
         assert "+evalsha" in error.hint
-    one = await opened(server.url, username="readonly", password="pw")
-    assert await one.registry.instances() == []
+    opened = await open_registry(server.url, username="readonly", password="pw")
+    assert await opened.registry.instances() == []
     with pytest.raises(Forbidden):
-        await one.registry.register(make_instance(), lease_s=1)
-    deaf = await opened(server.url, username="deaf", password="pw")
+        await opened.registry.register(make_instance(), lease_s=1)
+    deaf = await open_registry(server.url, username="deaf", password="pw")
     with pytest.raises(Forbidden):
         await deaf.registry.watch()
 
@@ -136,10 +143,10 @@ async def test_missing_permissions_are_named(
         {"keyspace_events": "perhaps"},
     ],
 )
-async def test_invalid_options_are_rejected(opened: Open, options: dict[str, str]) -> None:
+async def test_invalid_options_are_rejected(open_registry: OpenRegistry, options: dict[str, str]) -> None:
     url = options.pop("url", "redis://127.0.0.1:1")
     with pytest.raises(OptionError):
-        await opened(url, start=False, **options)
+        await open_registry(url, start=False, **options)
 
 
 # ---------------------------------------------------------------------------------------------- TLS
@@ -171,8 +178,8 @@ def certificate(directory: Path, name: str, address: str) -> tuple[Path, Path]:
 
 
 async def test_tls_certificates_are_verified_in_both_directions(
-    opened: Open,
-    seen: Watch,
+    open_registry: OpenRegistry,
+    open_watch: OpenWatch,
     redis_server: RedisServer,
     make_relay: MakeRelay,
     make_instance: MakeInstance,
@@ -185,20 +192,23 @@ async def test_tls_certificates_are_verified_in_both_directions(
     context.load_cert_chain(server_certificate, server_key)
     relay = await make_relay(redis_server.port, tls=context)
     url = f"rediss://127.0.0.1:{relay.port}"
-    one = await opened(url, ca_file=str(server_certificate))
-    await works(one, seen, wait_until, make_instance())
+    opened = await open_registry(url, ca_file=str(server_certificate))
+    await check_registry(opened, open_watch, wait_until, make_instance())
 
-    error = await refused(opened, url)
+    error = await error_of_start(open_registry, url)
     assert isinstance(error, Unreachable)
     assert "redis.ca_file" in error.hint
-    error = await refused(opened, f"rediss://127.0.0.1:{redis_server.port}", timeout_s=1.0)  # type: ignore[arg-type]
+    error = await error_of_start(open_registry, f"rediss://127.0.0.1:{redis_server.port}", timeout_s=1.0)  # type: ignore[arg-type]
     assert isinstance(error, Unreachable)
     elsewhere, _ = certificate(tmp_path, "elsewhere", "127.0.0.2")
-    assert isinstance(await refused(opened, url, ca_file=str(elsewhere)), Unreachable)
+    assert isinstance(await error_of_start(open_registry, url, ca_file=str(elsewhere)), Unreachable)
 
     context.verify_mode = ssl.CERT_REQUIRED
-    assert isinstance(await refused(opened, url, ca_file=str(server_certificate)), Unreachable)
+    assert isinstance(await error_of_start(open_registry, url, ca_file=str(server_certificate)), Unreachable)
     client_files = {"cert_file": str(client_certificate), "key_file": str(client_key)}
-    await works(
-        await opened(url, ca_file=str(server_certificate), **client_files), seen, wait_until, make_instance("2")
+    await check_registry(
+        await open_registry(url, ca_file=str(server_certificate), **client_files),
+        open_watch,
+        wait_until,
+        make_instance("2"),
     )

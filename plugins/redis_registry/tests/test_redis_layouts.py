@@ -12,7 +12,13 @@ from redis.exceptions import RedisError
 from micro_core.contract import Instance, Unreachable
 
 if TYPE_CHECKING:
-    from plugins.redis_registry.tests.conftest import MakeServer, Open, OpenRegistry, RedisServer, Watch
+    from plugins.redis_registry.tests.conftest import (
+        MakeServer,
+        OpenRegistry,
+        OpenWatch,
+        RedisServer,
+        RegistryUnderTest,
+    )
 
 MakeInstance = Callable[..., Instance]
 Until = Callable[..., Awaitable[None]]
@@ -26,9 +32,9 @@ sentinel failover-timeout registry 3000
 """
 
 
-async def registered(one: OpenRegistry, instance: Instance) -> bool:
+async def registered(opened: RegistryUnderTest, instance: Instance) -> bool:
     try:
-        await one.registry.register(instance, lease_s=60)
+        await opened.registry.register(instance, lease_s=60)
     except Unreachable:
         return False
     return True
@@ -42,7 +48,11 @@ async def start_sentinel(make_server: MakeServer, master: RedisServer) -> RedisS
 
 
 async def test_watchers_see_no_event_during_a_sentinel_failover(
-    opened: Open, seen: Watch, make_server: MakeServer, make_instance: MakeInstance, wait_until: Until
+    open_registry: OpenRegistry,
+    open_watch: OpenWatch,
+    make_server: MakeServer,
+    make_instance: MakeInstance,
+    wait_until: Until,
 ) -> None:
     master = await make_server().start()
     replica = await make_server("--replicaof", "127.0.0.1", str(master.port), "--repl-diskless-sync-delay", "0").start()
@@ -55,8 +65,8 @@ async def test_watchers_see_no_event_during_a_sentinel_failover(
 
     await wait_until(is_ready, "the sentinel has found master and replica")
     url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/registry/0"
-    owner, other = await opened(url), await opened(url)
-    watch = await seen(other)
+    owner, other = await open_registry(url), await open_registry(url)
+    watch = await open_watch(other)
     await owner.registry.register(make_instance("1"), lease_s=60)
     await wait_until(lambda: watch.of("1") == ["created"], "the record is seen")
     await owner.registry.register(make_instance("2"), lease_s=60)
@@ -66,18 +76,18 @@ async def test_watchers_see_no_event_during_a_sentinel_failover(
     await wait_until(lambda: watch.of("3") == ["created"], "the watch continues")
 
     async def all_exist() -> bool:
-        return sorted(one.id for one in await other.registry.instances()) == ["1", "2", "3"]
+        return sorted(instance.id for instance in await other.registry.instances()) == ["1", "2", "3"]
 
     await wait_until(all_exist, "all records exist")
     assert watch.of("1") == watch.of("2") == ["created"]
 
 
-async def test_unknown_master_name_is_reported(opened: Open, make_server: MakeServer) -> None:
+async def test_unknown_master_name_is_reported(open_registry: OpenRegistry, make_server: MakeServer) -> None:
     master = await make_server().start()
     sentinel = await start_sentinel(make_server, master)
-    one = await opened(f"redis+sentinel://127.0.0.1:{sentinel.port}/other", start=False)
+    opened = await open_registry(f"redis+sentinel://127.0.0.1:{sentinel.port}/other", start=False)
     with pytest.raises(Unreachable) as caught:
-        await one.registry.start()
+        await opened.registry.start()
     assert "name of the master" in caught.value.hint
 
 
@@ -98,7 +108,7 @@ async def start_cluster(make_server: MakeServer, wait_until: Until) -> list[Redi
 
 
 async def holder_of(nodes: list[RedisServer]) -> RedisServer:
-    """Return the node that holds our keys."""
+    """Return the node that stores the keys of the registry."""
     for node in nodes:
         try:
             if await node.client.exists("micro:{go.micro/eu}:index"):
@@ -109,16 +119,20 @@ async def holder_of(nodes: list[RedisServer]) -> RedisServer:
 
 
 async def test_cluster_works_like_a_single_server_and_its_node_may_restart(
-    opened: Open, seen: Watch, make_server: MakeServer, make_instance: MakeInstance, wait_until: Until
+    open_registry: OpenRegistry,
+    open_watch: OpenWatch,
+    make_server: MakeServer,
+    make_instance: MakeInstance,
+    wait_until: Until,
 ) -> None:
     nodes = await start_cluster(make_server, wait_until)
     for node in nodes:
         await node.client.config_set("notify-keyspace-events", "Kgxe")
     url = f"redis+cluster://127.0.0.1:{nodes[2].port},127.0.0.1:{nodes[0].port}"
-    owner, other = await opened(url), await opened(url)
-    away = await opened(url, site="us")
-    watch = await seen(other)
-    assert other.logged("keyspace notifications are enabled") == 1
+    owner, other = await open_registry(url), await open_registry(url)
+    away = await open_registry(url, site="us")
+    watch = await open_watch(other)
+    assert other.count_logged("keyspace notifications are enabled") == 1
     await away.registry.register(make_instance("away"), lease_s=60)
     for name in ("1", "2"):
         await owner.registry.register(make_instance(name), lease_s=60)
@@ -138,15 +152,22 @@ async def test_cluster_works_like_a_single_server_and_its_node_may_restart(
 
 
 async def test_databases_and_prefixes_are_isolated(
-    opened: Open, seen: Watch, redis_server: RedisServer, make_instance: MakeInstance, wait_until: Until
+    open_registry: OpenRegistry,
+    open_watch: OpenWatch,
+    redis_server: RedisServer,
+    make_instance: MakeInstance,
+    wait_until: Until,
 ) -> None:
     port = redis_server.port
-    first, second = await opened(f"redis://127.0.0.1:{port}/0"), await opened(f"redis://127.0.0.1:{port}/5")
-    third = await opened(prefix="other")
-    shared = [await opened(namespace="ours", site=site) for site in ("eu", "us")]
-    watches = [await seen(one) for one in (first, second, third, shared[1])]
-    for number, one in enumerate((first, second, third, shared[0])):
-        await one.registry.register(make_instance(str(number)), lease_s=60)
+    first, second = (
+        await open_registry(f"redis://127.0.0.1:{port}/0"),
+        await open_registry(f"redis://127.0.0.1:{port}/5"),
+    )
+    third = await open_registry(prefix="other")
+    shared = [await open_registry(namespace="shared", site=site) for site in ("eu", "us")]
+    watches = [await open_watch(opened) for opened in (first, second, third, shared[1])]
+    for number, opened in enumerate((first, second, third, shared[0])):
+        await opened.registry.register(make_instance(str(number)), lease_s=60)
     for number, watch in enumerate(watches):
         await wait_until(lambda watch=watch: bool(watch.events), "each watch receives its own events")
         assert watch.events == [("created", str(number))]
@@ -154,13 +175,13 @@ async def test_databases_and_prefixes_are_isolated(
 
 
 async def test_unix_socket_works(
-    opened: Open, make_server: MakeServer, make_instance: MakeInstance, tmp_path: Path
+    open_registry: OpenRegistry, make_server: MakeServer, make_instance: MakeInstance, tmp_path: Path
 ) -> None:
     path = tmp_path / "s"
     await make_server("--unixsocket", str(path)).start()
-    one = await opened(f"unix://{path}?db=2")
-    await one.registry.register(make_instance(), lease_s=60)
-    assert await one.registry.instances() == [make_instance()]
-    missing = await opened(f"unix://{path}.missing", start=False)
+    opened = await open_registry(f"unix://{path}?db=2")
+    await opened.registry.register(make_instance(), lease_s=60)
+    assert await opened.registry.instances() == [make_instance()]
+    missing = await open_registry(f"unix://{path}.missing", start=False)
     with pytest.raises(Unreachable):
         await missing.registry.start()

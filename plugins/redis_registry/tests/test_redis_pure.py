@@ -100,8 +100,8 @@ def test_displayed_address_has_no_password() -> None:
 
 def test_keys_of_a_namespace_share_a_hash_tag_and_differ_between_sites() -> None:
     def names(network: str, site: str) -> set[str]:
-        one = make_namespace(prefix="micro", namespace="", network=network, site=site, database=0)
-        keys = {one.index, one.feed, one.record("x{y}"), one.service("a.b")}
+        namespace = make_namespace(prefix="micro", namespace="", network=network, site=site, database=0)
+        keys = {namespace.index, namespace.feed, namespace.record("x{y}"), namespace.service("a.b")}
         assert all(key.partition("{")[2].partition("}")[0] == f"{network}/{site}" for key in keys)
         return keys
 
@@ -112,11 +112,11 @@ def test_keys_of_a_namespace_share_a_hash_tag_and_differ_between_sites() -> None
 # --------------------------------------------------------------------------- records and messages
 
 
-def test_record_round_trips_and_equal_records_have_equal_bytes(make_instance: MakeInstance) -> None:
-    one = make_instance("ключ-日本", zone="å", a="b")
+def test_record_survives_a_round_trip_and_equal_records_have_equal_bytes(make_instance: MakeInstance) -> None:
+    instance = make_instance("ключ-日本", zone="å", a="b")
     same = make_instance("ключ-日本", a="b", zone="å")
-    assert encode_record(one) == encode_record(same)
-    assert decode_record(encode_record(one), one.id) == one
+    assert encode_record(instance) == encode_record(same)
+    assert decode_record(encode_record(instance), instance.id) == instance
     described = Instance(
         service="s", id="1", address="tcp://h:1", endpoints=(Endpoint(name="A.B", request={"type": "object"}),)
     )
@@ -163,8 +163,8 @@ class VersionedDirectory:
     """A directory whose records are identified by version numbers."""
 
     def __init__(self) -> None:
-        self.counted: Counter[str] = Counter()
-        self.inner = Directory(lambda name: self.counted.update([name]))
+        self.counts: Counter[str] = Counter()
+        self.inner = Directory(lambda name: self.counts.update([name]))
 
     def page(self, sequence: int, *records: tuple[str, int, str], hold_until: float = 10.0) -> list[str]:
         self.inner.begin(sequence)
@@ -244,14 +244,14 @@ def test_invalid_data_in_place_of_a_record_is_counted_and_removes_the_record() -
     directory.page(1, ("a", 1, "1"))
     assert summaries(directory.inner.put("a", 2, b"garbage")) == ["deleted a 1"]
     assert summaries(directory.inner.put("b", 3, b"garbage")) == []
-    assert directory.counted == {"redis_garbage": 2}
+    assert directory.counts == {"redis_garbage": 2}
 
 
 def test_records_over_the_limit_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("micro_redis_registry.directory.MAX_RECORDS", 2)
     directory = VersionedDirectory()
     assert directory.page(1, ("a", 1, "1"), ("b", 1, "1"), ("c", 1, "1")) == ["created a 1", "created b 1"]
-    assert directory.counted == {"redis_records_over_limit": 1}
+    assert directory.counts == {"redis_records_over_limit": 1}
     assert directory.put("a", 2, "2") == ["updated a 2"]
 
 
@@ -267,7 +267,7 @@ def test_feed_converges_to_the_server_state_whenever_the_pages_are_read(
     numbers: dict[str, int] = {}
     at = 0
 
-    def go_to(end: int) -> None:
+    def apply_until(end: int) -> None:
         nonlocal at
         for name, is_put, version in changes[at:end]:
             at += 1
@@ -276,19 +276,19 @@ def test_feed_converges_to_the_server_state_whenever_the_pages_are_read(
                 stored[name], numbers[name] = encoded_record(name, str(version)), at
         at = max(at, end)
 
-    go_to(first)
+    apply_until(first)
     for name in "abc":
-        go_to(data.draw(st.integers(at, len(changes))))
+        apply_until(data.draw(st.integers(at, len(changes))))
         if name in stored:
             directory.inner.put_page(name, numbers[name], stored[name])
     directory.inner.end(hold_until=0.0)
-    go_to(len(changes))
+    apply_until(len(changes))
     for number, (name, is_put, version) in enumerate(changes, start=1):
         if is_put:
             directory.put(name, number, str(version))
         else:
             directory.remove(name, number)
-    assert {one.id: one.version for one in directory.inner.instances()} == {
+    assert {instance.id: instance.version for instance in directory.inner.instances()} == {
         name: json.loads(encoded)["version"] for name, encoded in stored.items()
     }
 

@@ -16,7 +16,7 @@ from micro_redis_registry.scripts import REGISTER
 from micro_core.contract import Instance
 
 if TYPE_CHECKING:
-    from plugins.redis_registry.tests.conftest import MakeServer, Open, RedisServer, Watch
+    from plugins.redis_registry.tests.conftest import MakeServer, OpenRegistry, OpenWatch, RedisServer
 
 COUNT = 5_000
 BY_DRIVER = 200
@@ -25,13 +25,13 @@ MAX_BLOCKED_S = 0.2
 """Longest time for which the loop may be blocked, in seconds of CPU time, which excludes other processes."""
 NAMESPACE = make_namespace(prefix="micro", namespace="", network="go.micro", site="eu", database=0)
 
-END_ALL = """
+EXPIRE_ALL = """
 for number = 0, tonumber(ARGV[3]) - 1 do
   redis.call('PEXPIREAT', ARGV[1] .. 'instance:' .. number, ARGV[2])
   redis.call('ZADD', KEYS[1], ARGV[2], 'service-' .. number % 50 .. ' ' .. number)
 end
 """
-"""Script that ends all leases at the same moment, as if all owners had renewed together and died."""
+"""Script that ends all leases at the same moment, as if all owners had renewed at the same time and then crashed."""
 
 
 async def register_elsewhere(server: RedisServer, instances: list[Instance]) -> None:
@@ -40,11 +40,19 @@ async def register_elsewhere(server: RedisServer, instances: list[Instance]) -> 
     assert sha == REGISTER.digest
     for start in range(0, len(instances), 250):
         pipe = server.client.pipeline(transaction=False)
-        for one in instances[start : start + 250]:
-            keys = (NAMESPACE.index, NAMESPACE.record(one.id), NAMESPACE.service(one.service))
-            arguments = (NAMESPACE.root, NAMESPACE.feed, str(2**53), one.id, one.service, encode_record(one), "x")
+        for instance in instances[start : start + 250]:
+            keys = (NAMESPACE.index, NAMESPACE.record(instance.id), NAMESPACE.service(instance.service))
+            arguments = (
+                NAMESPACE.root,
+                NAMESPACE.feed,
+                str(2**53),
+                instance.id,
+                instance.service,
+                encode_record(instance),
+                "x",
+            )
             pipe.evalsha(sha, len(keys), *keys, *arguments, "300000", "0")
-        assert all(answer[1] == b"put" for answer in await pipe.execute())
+        assert all(result[1] == b"put" for result in await pipe.execute())
 
 
 @asynccontextmanager
@@ -69,52 +77,52 @@ async def measured(longest: list[float]) -> AsyncIterator[None]:
 
 
 async def test_five_thousand_instances_do_not_block_loop_or_server(
-    opened: Open,
-    seen: Watch,
+    open_registry: OpenRegistry,
+    open_watch: OpenWatch,
     make_server: MakeServer,
     make_instance: Callable[..., Instance],
     wait_until: Callable[..., Awaitable[None]],
 ) -> None:
     server = await make_server().start()
-    owner, reader = await opened(server.url), await opened(server.url)
+    owner, reader = await open_registry(server.url), await open_registry(server.url)
     instances = [make_instance(str(number), service=f"service-{number % 50}") for number in range(COUNT)]
     await register_elsewhere(server, instances[BY_DRIVER : COUNT // 2])
-    took: dict[str, float] = {}
+    duration_s: dict[str, float] = {}
     longest: list[float] = []
 
-    watch = await seen(reader)
+    watch = await open_watch(reader)
     await register_elsewhere(server, instances[COUNT // 2 :])
-    await asyncio.gather(*(owner.registry.register(one, lease_s=300) for one in instances[:BY_DRIVER]))
+    await asyncio.gather(*(owner.registry.register(instance, lease_s=300) for instance in instances[:BY_DRIVER]))
     await wait_until(lambda: len(watch.current) == COUNT, "all records are seen")
     assert list(watch.current.values()).count(instances[4_000]) == 1
 
     async with measured(longest):
         began = time.monotonic()
         assert len(await reader.registry.instances()) == COUNT
-        took["list all"] = time.monotonic() - began
+        duration_s["list all"] = time.monotonic() - began
         began = time.monotonic()
         assert len(await reader.registry.instances("service-7")) == COUNT // 50
-        took["list one service"] = time.monotonic() - began
+        duration_s["list one service"] = time.monotonic() - began
         began = time.monotonic()
-        late_watch = await seen(await opened(server.url))
+        late_watch = await open_watch(await open_registry(server.url))
         await wait_until(lambda: len(late_watch.current) == COUNT, "a new watch sees all records")
-        took["first watch"] = time.monotonic() - began
+        duration_s["first watch"] = time.monotonic() - began
 
     await owner.registry._monitor.stop()
     owner.registry._own._records.clear()
     ends_ms = int(time.time() * 1000) + 1_000
-    await server.client.eval(END_ALL, 1, NAMESPACE.index, NAMESPACE.root, str(ends_ms), str(COUNT))
+    await server.client.eval(EXPIRE_ALL, 1, NAMESPACE.index, NAMESPACE.root, str(ends_ms), str(COUNT))
     async with measured(longest):
-        for one in (watch, late_watch):
-            await wait_until(lambda one=one: not one.current, "all records have expired and watchers were notified")
-    took["expire"] = time.time() - ends_ms / 1000
+        for each in (watch, late_watch):
+            await wait_until(lambda each=each: not each.current, "all records have expired and watchers were notified")
+    duration_s["expire"] = time.time() - ends_ms / 1000
 
     assert max(longest) < MAX_BLOCKED_S
-    assert took["expire"] < 10
+    assert duration_s["expire"] < 10
     stats = await server.client.info("commandstats")
     assert not {f"cmdstat_{command}" for command in ("keys", "scan", "smembers", "zrange")} & stats.keys()
     # Use the average, since a busy machine may interrupt the server during a single script.
-    took["a script"] = stats["cmdstat_evalsha"]["usec_per_call"] / 1e6
-    assert took["a script"] < 0.005, "no script blocks the server for long"
+    duration_s["a script"] = stats["cmdstat_evalsha"]["usec_per_call"] / 1e6
+    assert duration_s["a script"] < 0.005, "no script blocks the server for long"
     assert await server.client.zcard(NAMESPACE.index) == 2, "the index contains only the special members"
-    print({key: round(value, 5) for key, value in took.items()}, "longest blocked", round(max(longest), 3))  # noqa: T201
+    print({key: round(value, 5) for key, value in duration_s.items()}, "longest blocked", round(max(longest), 3))  # noqa: T201
