@@ -1,4 +1,4 @@
-"""The calling side, as people type it: `await client.call("go.micro.srv.greeter", "Say.Hello", {"name": "John"})`."""
+"""The client: calls to services, streams, and publishing of messages."""
 
 from __future__ import annotations
 
@@ -36,10 +36,29 @@ _UNSET: Any = object()
 class Client:
     """Calls services and publishes messages.
 
-    Without arguments it uses the drivers that the settings name, started with the first call and closed by `close()`.
-    A registry, transport, broker or runtime that is handed in has been started by its owner and stays the owner's.
-    `proxy` sends every call through a node: a service name found in the registry, or an address; from MICRO_PROXY when
-    None, none when empty. `name` is the place in the errors made here.
+        async with Client() as client:
+            reply = await client.call("go.micro.srv.greeter", "Say.Hello", {"name": "John"}, timeout_s=2.0)
+
+    Without arguments, a client uses the drivers that the settings name. They are started by the first call and closed by
+    `close`. A client keeps its connections open and multiplexes calls over them, so a program should share one client among
+    all its tasks. A client belongs to one event loop and is not thread-safe.
+
+    Args:
+        registry: A started registry, which the client does not close.
+        transport: A started transport, which the client does not close.
+        broker: A started broker for `publish`, which the client does not close.
+        proxy: The node through which all calls are sent: its service name (looked up in the registry) or its address.
+            None means the value of the settings or of MICRO_PROXY. An empty string means direct calls.
+        name: The name of this client in errors that it raises (`MicroError.at`).
+        strategy: How to choose among the instances of a service.
+        interceptors: Functions around each call, the first outermost. Those of plugins are added.
+        clock: The source of time. The system clock by default.
+        random: The source of jitter and of message ids. It need not be cryptographically secure.
+        counters: Where to count retries, failed dials and other events. In memory by default.
+        settings: The settings that select the drivers. Read from files and the environment by default.
+        runtime: Started drivers, which the client does not close. Replaces `settings`.
+        connections_per_address: Maximum number of connections to an instance, at least 1. More than one helps only if
+            single calls transfer large bodies.
     """
 
     def __init__(
@@ -67,7 +86,7 @@ class Client:
         self._proxy = proxy
         self._settings = settings
         self._clock: Clock = clock if clock is not None else SystemClock()
-        # Jitter and ids of messages: nothing here is a secret.
+        # Used for jitter and message ids, which need not be unpredictable.
         self._random: Random = random if random is not None else random_source.Random()  # noqa: S311
         self._selector = Selector(self._random, strategy)
         self._interceptors = tuple(interceptors)
@@ -81,11 +100,17 @@ class Client:
         self._is_closed = False
 
     async def start(self) -> None:
-        """Connect to what the settings name. Optional: the first call does it. Raises ConfigError, Unreachable."""
+        """Start the drivers that the settings name. Optional: the first call does this.
+
+        Raises:
+            Closed: The client has been closed.
+            ConfigError: A setting is invalid, or a plugin is missing.
+            Unreachable: A driver cannot reach its server.
+        """
         await self._started()
 
     async def close(self) -> None:
-        """Close connections, and the drivers that were built here. Safe to call twice."""
+        """Close the connections, and the drivers that the client has started. Calls in progress fail. Safe to call twice."""
         self._is_closed = True
         self._dispatcher = None
         if self._pool is not None:
@@ -116,20 +141,44 @@ class Client:
         retries: int = 1,
         response_type: Any = None,
     ) -> Any:
-        """Call an endpoint and return its decoded answer (as `response_type`, when given).
+        """Call a unary endpoint and return its decoded answer.
 
-        The deadline holds for everything: connecting, retries, the answer. Cancelling the task cancels the handler.
-        `retries` bounds further attempts; they are made only when the work certainly did not begin, or when the call
-        or the endpoint is idempotent. Raises what the service raised, ServiceNotFound (at once), DeadlineExceeded,
-        TooLarge (before anything is sent), Unreachable and its kind.
+        A call is retried on another instance if its handler was certainly not started, e.g. because the instance was
+        unreachable, draining or overloaded. Idempotent calls are also retried after the connection was lost. Cancelling the
+        task cancels the handler.
+
+        Args:
+            service: Name of the service, e.g. `go.micro.srv.greeter`.
+            endpoint: Name of the endpoint, e.g. `Say.Hello`.
+            request: The request: a dataclass, a pydantic model, a dict, a list or a scalar.
+            timeout_s: Deadline for the whole call with all retries, in seconds. Values above 3600 are reduced to 3600.
+            metadata: Up to 64 texts that are sent with the call, e.g. a trace id.
+            address: Address of an instance, e.g. `tcp://10.0.0.5:4000`. Bypasses the registry and the proxy.
+            content_type: Encoding of the request: `codec.MSGPACK`, `codec.JSON`, `codec.BYTES` or `codec.TEXT`.
+            idempotent: Whether executing this call twice has the same effect as once. Endpoints can declare this, too.
+            retries: Maximum number of attempts after the first.
+            response_type: Type of the result, e.g. a dataclass. By default the decoded value is returned unchecked.
+
+        Raises:
+            BadRequest: A name is invalid, the request cannot be encoded, or the service rejected it.
+            ServiceNotFound: The registry has no instance of the service. Raised at once, without waiting for the deadline.
+            EndpointNotFound: The service does not have this endpoint.
+            DeadlineExceeded: No answer arrived within `timeout_s`. The handler may have been executed.
+            Unreachable: No instance could be reached. A subclass, LinkLost, means that the connection was lost.
+            Overloaded: The instances, or the nodes in between, have too many calls.
+            Draining: The instances are shutting down.
+            TooLarge: The request, the metadata or the answer exceeds a limit.
+            Malformed: The answer cannot be decoded, or does not have the type `response_type`.
+            Closed: The client has been closed.
+            MicroError: Any other error that the handler raised, with the same class.
         """
         dispatcher = self._dispatcher or await self._started()
         options = CallOptions(address=address, content_type=content_type, idempotent=idempotent, retries=retries)
         info = _info(service, endpoint, metadata, timeout_s)
         info.request = request
         if not self._interceptors:
-            return await self._answer(dispatcher, options, response_type, info)
-        last = functools.partial(self._answer, dispatcher, options, response_type)
+            return await self._call_and_decode(dispatcher, options, response_type, info)
+        last = functools.partial(self._call_and_decode, dispatcher, options, response_type)
         return await chain(self._interceptors, last)(info)
 
     def stream(
@@ -146,46 +195,66 @@ class Client:
         retries: int = 1,
         response_type: Any = None,
     ) -> ClientStream:
-        """A streaming call, opened by `async with`. `timeout_s` None means `limits.MAX_TIMEOUT_S` for the whole stream.
+        """Return a stream to an endpoint of any kind. It is opened by `async with`.
 
-        `mode` is a `CallMode`; the default suits every endpoint, of which kind it be (its first item is then the
-        request of one that takes a single request). `request` is the request (SERVER_STREAM) or the first item.
+            async with client.stream("go.micro.srv.clock", "Clock.Ticks", {"count": 3}) as stream:
+                await stream.end()
+                async for tick in stream:
+                    print(tick)
+
+        Only the opening is retried. Leaving the `async with` block cancels the handler unless the stream has ended.
+
+        Args:
+            service: Name of the service.
+            endpoint: Name of the endpoint.
+            request: The request of a server-streaming endpoint, or the first item to send.
+            timeout_s: Deadline for the whole stream in seconds. None means the maximum, 3600.
+            metadata: Up to 64 texts that are sent with the call.
+            address: Address of an instance. Bypasses the registry and the proxy.
+            content_type: Encoding of the items.
+            mode: A `CallMode`. The default, BIDIRECTIONAL, works for every kind of endpoint: an endpoint with a single
+                request takes the first item as its request.
+            retries: Maximum number of attempts to open the stream after the first.
+            response_type: Type of the received items. By default the decoded values are returned unchecked.
+
+        Raises:
+            BadRequest: A name is invalid. Other errors are raised when the stream is opened or used; see `ClientStream`.
         """
         options = CallOptions(address=address, content_type=content_type, retries=retries)
         info = _info(service, endpoint, metadata, limits.MAX_TIMEOUT_S if timeout_s is None else timeout_s)
         info.mode = mode
-        opened_at: list[str] = []
+        opened_addresses: list[str] = []
 
         async def open_call() -> tuple[Connection, bytes, float]:
             dispatcher = self._dispatcher or await self._started()
 
             async def last(info: CallInfo) -> tuple[Connection, bytes, float]:
                 deadline = asyncio.get_running_loop().time() + info.timeout_s
-                connection, to = await dispatcher.connect(info, options, deadline)
-                opened_at.append(to)
+                connection, address = await dispatcher.connect(info, options, deadline)
+                opened_addresses.append(address)
                 return connection, dispatcher.header(info, options, deadline), deadline
 
             try:
                 opened: tuple[Connection, bytes, float] = await chain(self._interceptors, last)(info)
             except BaseException:
-                # Nobody ends a stream that never began.
-                while opened_at:
-                    dispatcher.call_abandoned(opened_at.pop())
+                # `on_ended` is not called for a stream that was not opened.
+                while opened_addresses:
+                    dispatcher.call_abandoned(opened_addresses.pop())
                 raise
             return opened
 
-        def ended(error: MicroError | None) -> None:
+        def on_ended(error: MicroError | None) -> None:
             if self._dispatcher is not None:
-                for to in opened_at:
-                    self._dispatcher.call_ended(to, error)
+                for opened_address in opened_addresses:
+                    self._dispatcher.call_ended(opened_address, error)
 
         return ClientStream(
             open_call,
-            ended=ended,
+            on_ended=on_ended,
             mode=mode,
             content_type=content_type,
             convert=converter(response_type) if response_type is not None else None,
-            first=() if request is _UNSET else (request,),
+            initial_items=() if request is _UNSET else (request,),
             at=self.name,
         )
 
@@ -198,9 +267,27 @@ class Client:
         headers: Mapping[str, str] | None = None,
         timeout_s: float = limits.DEFAULT_TIMEOUT_S,
     ) -> str:
-        """Publish a message and return its id. Returns when the broker, or the node, has taken it.
+        """Publish a message and return its id, 32 hexadecimal digits.
 
-        Through the broker handed in, else through the node when there is a proxy, else through the settings' broker.
+        Returns when the broker or the node has accepted the message, not when subscribers have received it. The message is
+        published by the `broker` of the constructor, otherwise by the node that is the proxy, otherwise by the broker of the
+        settings.
+
+        Args:
+            topic: The topic, e.g. `orders.created`.
+            payload: The message: a dataclass, a pydantic model, a dict, a list or a scalar.
+            content_type: Encoding of the payload.
+            headers: Texts that are delivered with the message.
+            timeout_s: Deadline in seconds.
+
+        Raises:
+            BadRequest: The topic is invalid, or the payload cannot be encoded.
+            ConfigError: The client has neither a broker nor a proxy.
+            DeadlineExceeded: The message was not accepted within `timeout_s`. It may still be delivered.
+            TooLarge: The message exceeds a limit.
+            Overloaded: The broker or the node has too many messages.
+            Unreachable: The broker or the node cannot be reached.
+            Closed: The client has been closed.
         """
         check_topic(topic)
         dispatcher = self._dispatcher or await self._started()
@@ -215,25 +302,33 @@ class Client:
             return message.id
         try:
             async with asyncio.timeout(timeout_s):
-                await (await self._usable_broker()).publish(topic, message)
+                await (await self._open_broker()).publish(topic, message)
         except TimeoutError as error:
-            raise DeadlineExceeded("the broker did not take the message in time", at=self.name) from error
+            raise DeadlineExceeded(
+                f"the broker did not accept the message within {timeout_s:.3g} s", at=self.name
+            ) from error
         return message.id
 
-    async def _answer(self, dispatcher: Dispatcher, options: CallOptions, response_type: Any, info: CallInfo) -> Any:
+    async def _call_and_decode(
+        self, dispatcher: Dispatcher, options: CallOptions, response_type: Any, info: CallInfo
+    ) -> Any:
         answer = await dispatcher.call(info, options)
         convert = converter(response_type) if response_type is not None else None
         return read_value(answer.body, decode_response_header(answer.header).content_type, convert, self.name)
 
-    async def _usable_broker(self) -> Broker:
+    async def _open_broker(self) -> Broker:
         if self._broker is not None:
             return self._broker
         if self._runtime is None:
-            raise ConfigError("no broker to publish through", at=self.name, hint="set MICRO_PROXY or hand in a broker")
+            raise ConfigError(
+                "cannot publish: the client has no broker",
+                at=self.name,
+                hint="set MICRO_PROXY, or pass a broker to Client",
+            )
         return await self._runtime.open_broker()
 
     async def _publish_through_node(self, proxy: str, topic: str, message: Message, timeout_s: float) -> None:
-        # A call, not a bare event: so that a refusal comes back.
+        # A call instead of an EVENT frame, so that the node can answer with an error.
         request = {
             "topic": topic,
             "id": message.id,
@@ -247,14 +342,14 @@ class Client:
     async def _started(self) -> Dispatcher:
         async with self._starting:
             if self._is_closed:
-                raise Closed("this client is closed", at=self.name)
+                raise Closed("the client has been closed", at=self.name)
             if self._dispatcher is None:
                 self._dispatcher = await self._start()
             return self._dispatcher
 
     async def _start(self) -> Dispatcher:
         registry, transport, proxy = self._registry, self._transport, self._proxy
-        asked: tuple[str, ...] = ()
+        registry_names: tuple[str, ...] = ()
         site = ""
         if self._runtime is None and (registry is None or transport is None):
             self._runtime = await build_runtime(self._settings)
@@ -262,7 +357,7 @@ class Client:
         if self._runtime is not None:
             self._interceptors = joined_interceptors(self._runtime, "client", self._interceptors)
             if registry is None:
-                asked, site = self._runtime.registries, self._runtime.context.site
+                registry_names, site = self._runtime.registries, self._runtime.context.site
             registry = registry or self._runtime.registry
             transport = transport or self._runtime.transport
             proxy = self._runtime.proxy if proxy is None else proxy
@@ -280,7 +375,7 @@ class Client:
         return Dispatcher(
             at=self.name,
             proxy=proxy,
-            asked=asked,
+            registry_names=registry_names,
             site=site,
             view=self._view,
             pool=self._pool,

@@ -1,4 +1,4 @@
-"""The caller's end of calls: the owners of their streams. `UnaryCall` waits for one answer, `ClientStream` for items."""
+"""The client side of calls: `UnaryCall` receives one answer, `ClientStream` sends and receives items."""
 
 from __future__ import annotations
 
@@ -28,16 +28,20 @@ from micro_core.wire.header import CallMode, decode_response_header
 
 
 class CallFailed(Exception):
-    """An attempt ended with `error`; `may_have_begun` tells whether sending again could do the work twice."""
+    """An attempt failed with `error`. If `may_have_started` is set, a retry could execute the handler twice."""
 
-    def __init__(self, error: MicroError, *, may_have_begun: bool) -> None:
+    def __init__(self, error: MicroError, *, may_have_started: bool) -> None:
         super().__init__(error.detail)
         self.error = error
-        self.may_have_begun = may_have_begun
+        self.may_have_started = may_have_started
 
 
 class UnaryCall:
-    """One attempt of a unary call."""
+    """One attempt of a unary call. It can be run once.
+
+    The constructor raises Overloaded or Draining if the connection accepts no new call, and the error with which the
+    connection ended if it is closed.
+    """
 
     __slots__ = ("_at", "_call", "_connection", "_future")
 
@@ -48,7 +52,18 @@ class UnaryCall:
         self._call = ClientCall(connection.open_stream(self), CallMode.UNARY)
 
     async def run(self, header: bytes, body: bytes, deadline: float, deadlines: Deadlines) -> ResponseReceived:
-        """Send and wait. Raises CallFailed; cancelling this task cancels the call at the other end."""
+        """Send the request and return the answer. Cancelling the task cancels the handler.
+
+        Args:
+            header: The encoded call header.
+            body: The encoded request.
+            deadline: When to give up, in seconds of the event loop's clock.
+            deadlines: The timers to which the call is added.
+
+        Raises:
+            CallFailed: The service or a node answered with an error, the connection was lost, or the deadline has passed.
+            TooLarge: The request exceeds a limit. Nothing was sent.
+        """
         connection, call = self._connection, self._call
         deadlines.add(deadline, self)
         try:
@@ -61,6 +76,7 @@ class UnaryCall:
             connection.close_stream(call.stream)
 
     def frame_received(self, frame: Frame) -> None:
+        """Process a frame of the server. Called by the connection."""
         for effect in self._call.receive(frame):
             if isinstance(effect, ResponseReceived):
                 if not self._future.done():
@@ -69,22 +85,24 @@ class UnaryCall:
                 self._connection.send(effect.data)
             elif isinstance(effect, Failed):
                 safe = effect.error.retry_is_safe and not effect.handler_started
-                self._fail(effect.error, may_have_begun=not safe)
+                self._fail(effect.error, may_have_started=not safe)
 
     def connection_lost(self, error: MicroError) -> None:
+        """Fail the call. Called by the connection."""
         self._call.connection_lost()
-        self._fail(error, may_have_begun=True)
+        self._fail(error, may_have_started=True)
 
     def expire(self) -> None:
-        self._fail(DeadlineExceeded("no answer within the time given", at=self._at), may_have_begun=True)
+        """Fail the call because its deadline has passed. Called by `Deadlines`."""
+        self._fail(DeadlineExceeded("no answer before the deadline", at=self._at), may_have_started=True)
 
-    def _fail(self, error: MicroError, *, may_have_begun: bool) -> None:
+    def _fail(self, error: MicroError, *, may_have_started: bool) -> None:
         if not self._future.done():
-            self._future.set_exception(CallFailed(error, may_have_begun=may_have_begun))
+            self._future.set_exception(CallFailed(error, may_have_started=may_have_started))
 
 
 class ClientStream:
-    """A streaming call, as an async context manager; opened on entry, cancelled on exit unless it has ended.
+    """A streaming call, made by `Client.stream`. It is opened on entry of `async with`, and cancelled on exit if it is open.
 
         async with client.stream("go.micro.srv.greeter", "Say.Chat") as stream:
             await stream.send({"name": "John"})
@@ -92,27 +110,31 @@ class ClientStream:
             async for reply in stream:
                 ...
 
-    One task may send while another receives.
+    One task may send while another receives. Cancelling a task that waits in `send` or `receive` does not end the stream,
+    and an item that was passed to `send` may still be sent.
+
+    Opening, `send`, `receive` and iteration raise the errors that `Client.call` describes. If the stream ends with an error,
+    the items that arrived before it are returned first.
     """
 
     def __init__(
         self,
         open_call: Callable[[], Awaitable[tuple[Connection, bytes, float]]],
         *,
-        ended: Callable[[MicroError | None], None],
+        on_ended: Callable[[MicroError | None], None],
         mode: int,
         content_type: str,
         convert: Convert | None,
-        first: tuple[Any, ...],
+        initial_items: tuple[Any, ...],
         at: str,
     ) -> None:
         self._open_call = open_call
         self._mode = mode
         self._content_type = content_type
         self._convert = convert
-        self._first = first
+        self._initial_items = initial_items
         self._at = at
-        self._tell_ended = ended
+        self._on_ended = on_ended
         self._connection: Connection | None = None
         self._call: ClientCall | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -133,10 +155,10 @@ class ClientStream:
         try:
             if self._mode in (CallMode.CLIENT_STREAM, CallMode.BIDIRECTIONAL):
                 connection.send(call.begin(header, b""))
-                for item in self._first:
+                for item in self._initial_items:
                     await self.send(item)
             else:
-                request = self._first[0] if self._first else None
+                request = self._initial_items[0] if self._initial_items else None
                 connection.send(call.begin(header, codec.encode(to_plain(request), self._content_type)))
         except BaseException:
             self.cancel()
@@ -158,19 +180,35 @@ class ClientStream:
         return found[0]
 
     async def receive(self) -> Any:
-        """The next item, or the answer. Raises Ended after the last one, else the error of the call."""
+        """Wait for the next item and return it. For an endpoint with a single answer, the answer is the only item.
+
+        Raises:
+            Ended: The service has ended the stream.
+            BadRequest: The stream is not open, i.e. used outside of `async with`.
+            Closed: The stream was cancelled by this side.
+            DeadlineExceeded: The stream did not end before its deadline.
+            Malformed: The item cannot be decoded, or does not have the type `response_type`.
+            MicroError: The error with which the service, a node or the connection ended the stream.
+        """
         found = await self._next()
         if found is None:
             raise Ended("the stream has ended", at=self._at)
         return found[0]
 
     async def send(self, item: Any) -> None:
-        """Send an item, waiting for credit. Raises TooLarge, BadRequest, Ended, or the error of the call."""
+        """Send an item. Waits until the receiver has granted enough credit for it (flow control).
+
+        Raises:
+            TooLarge: The item exceeds a limit. The stream stays open.
+            BadRequest: `end` was called before, or the stream is not open.
+            Ended: The service has ended the stream.
+            MicroError: The error with which the service, a node or the connection ended the stream.
+        """
         call, connection = self._opened()
         if self._error is not None:
             raise self._error
         if call.state is CallState.ANSWERING:
-            raise BadRequest("this side has sent all it had to", at=self._at, hint="send before `end()`")
+            raise BadRequest("cannot send: `end` was called before", at=self._at, hint="send all items before `end`")
         if call.state is not CallState.OPEN:
             raise Ended("the service has ended the stream", at=self._at)
         data = call.send_item(codec.encode(to_plain(item), self._content_type))
@@ -184,23 +222,28 @@ class ClientStream:
             raise self._error
 
     async def end(self) -> None:
-        """Send no more (half-close); receiving goes on."""
+        """End the sending direction (half-close). Items can still be received.
+
+        Raises:
+            BadRequest: The stream is not open.
+        """
         call, connection = self._opened()
         data = call.end()
         if data:
             connection.send(data)
 
     def cancel(self) -> None:
-        """Give up: the handler is cancelled, nothing more is received. Does nothing once the call has ended."""
+        """Cancel the stream and its handler. Does nothing if the stream has ended."""
         if self._call is not None and self._connection is not None and self._call.state is not CallState.ENDED:
             self._connection.send(self._call.cancel())
             if self._error is None:
-                self._error = Closed("the stream was cancelled here", at=self._at)
+                self._error = Closed("the stream was cancelled by this client", at=self._at)
         self._settle(None)
 
-    # StreamOwner
+    # Implementation of StreamOwner
 
     def frame_received(self, frame: Frame) -> None:
+        """Process a frame of the server. Called by the connection."""
         call, connection = self._opened()
         for effect in call.receive(frame):
             match effect:
@@ -221,12 +264,11 @@ class ClientStream:
                     pass
 
     def connection_lost(self, error: MicroError) -> None:
+        """End the stream with `error`. Called by the connection."""
         if self._call is not None:
             self._call.connection_lost()
         self._error = error
         self._settle(error)
-
-    # Inside
 
     async def _next(self) -> tuple[Any] | None:
         call, connection = self._opened()
@@ -259,7 +301,7 @@ class ClientStream:
         call, connection = self._opened()
         if call.state is not CallState.ENDED:
             connection.send(call.cancel())
-            self._error = DeadlineExceeded("the stream did not end within the time given", at=self._at)
+            self._error = DeadlineExceeded("the stream did not end before its deadline", at=self._at)
         self._settle(self._error)
 
     def _settle(self, error: MicroError | None) -> None:
@@ -270,15 +312,20 @@ class ClientStream:
         self._wakeup.wake()
         if not self._is_settled:
             self._is_settled = True
-            self._tell_ended(error)
+            self._on_ended(error)
 
 
 def read_value(body: bytes, content_type: str, convert: Convert | None, at: str) -> Any:
-    """Decode an answer or item and check it against the type the caller named."""
+    """Decode an answer or item, and convert it with `convert` unless that is None.
+
+    Raises:
+        Malformed: The body cannot be decoded, or `convert` rejects the value.
+        TooLarge: The value is nested too deeply.
+    """
     value = codec.decode(body, content_type)
     if convert is None:
         return value
     try:
         return convert(value, "")
     except BadRequest as error:
-        raise Malformed(f"the answer does not fit the type asked for: {error.detail}", at=at) from error
+        raise Malformed(f"the answer does not have the expected type: {error.detail}", at=at) from error

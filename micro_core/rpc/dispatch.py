@@ -1,7 +1,7 @@
-"""Where a call goes, and what is tried again.
+"""Choice of the destination of a call, and retries.
 
-To the `address` given, else to the proxy (a node, by name or address), else to an instance from the registry. Tried
-again is only what certainly did not begin, or may be done twice.
+A call is sent to the address in its options, otherwise to the proxy (a node, given by name or address), otherwise to an
+instance from the registry. It is retried only if its handler was certainly not started, or if the call is idempotent.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from micro_core.contract.clock import Clock, Random
 from micro_core.contract.driver import Counters
@@ -38,14 +38,14 @@ from micro_core.wire.header import CACHED_HEADERS, CallHeader, encode_header
 
 INITIAL_BACKOFF_S = 0.02
 MAX_BACKOFF_S = 1.0
-"""Before a second attempt, a random time up to a bound that doubles from the first to the last."""
+"""Maximum pause before a retry. It doubles from INITIAL_BACKOFF_S to MAX_BACKOFF_S; the actual pause is random."""
 
-_TRY_AGAIN = (Unreachable, Overloaded, Draining)
-"""What another instance might do better at, when doing the work twice does no harm."""
+_INSTANCE_ERRORS = (Unreachable, Overloaded, Draining)
+"""Errors that concern one instance, so that another instance may succeed."""
 
 
 class CallOptions(NamedTuple):
-    """How one call is to be made."""
+    """The options of one call; see `Client.call`."""
 
     address: str | None = None
     content_type: str = codec.MSGPACK
@@ -54,14 +54,27 @@ class CallOptions(NamedTuple):
 
 
 class Dispatcher:
-    """Chooses, connects, sends, tries again. `at` is the place in the errors made here."""
+    """Sends calls for one client: chooses the destination, connects, and retries.
+
+    Args:
+        at: The name of the client in errors.
+        proxy: Name or address of the node to which all calls are sent. Empty for direct calls.
+        registry_names: The drivers of the registry, for error messages.
+        site: The site of the registry, for error messages.
+        view: The known instances.
+        pool: The connections.
+        selector: Chooses among the instances of a service.
+        clock: The source of time for ejections.
+        random: The source of jitter.
+        counters: Where retries are counted.
+    """
 
     def __init__(
         self,
         *,
         at: str,
         proxy: str,
-        asked: Sequence[str] = (),
+        registry_names: Sequence[str] = (),
         site: str = "",
         view: RegistryView,
         pool: Pool,
@@ -73,9 +86,10 @@ class Dispatcher:
         self.proxy = proxy
         self._at = at
         self._view = view
-        # Who forgot to name a plugin sees that another registry was asked.
-        self._where = f"site {site}" if site else "this site"
-        self._asked = f" (asked: {', '.join(asked)})" if asked else ""
+        # Error messages name the registries, so that a missing plugin in the settings is noticed.
+        self._registry_of = f"the registry of site {site}" if site else "the registry of this site"
+        if registry_names:
+            self._registry_of += f" (asked: {', '.join(registry_names)})"
         self._pool = pool
         self._selector = selector
         self._clock = clock
@@ -85,69 +99,86 @@ class Dispatcher:
         self._deadlines = Deadlines()
 
     async def call(self, info: CallInfo, options: CallOptions) -> ResponseReceived:
-        """A unary call, with its retries, within `info.timeout_s`."""
+        """Make a unary call, with retries, within `info.timeout_s` seconds. Cancelling the task cancels the handler.
+
+        Raises:
+            MicroError: The error of the last attempt.
+        """
         body = codec.encode(to_plain(info.request), options.content_type)
         deadline = self._loop.time() + info.timeout_s
         tried: set[str] = set()
         attempt = 0
         while True:
-            to, instance = "", None
+            address, instance = "", None
             try:
-                to, instance = await self._choose(info.service, options.address, tried, deadline)
-                connection = self._standing(to) or await self._connection(to, deadline)
-                return await self._attempt(connection, to, self.header(info, options, deadline), body, deadline)
+                address, instance = await self._choose(info.service, options.address, tried, deadline)
+                connection = self._find_ready(address) or await self._connection(address, deadline)
+                return await self._attempt(connection, address, self.header(info, options, deadline), body, deadline)
             except CallFailed as failed:
                 error = failed.error
-                may_repeat = not failed.may_have_begun or (
-                    isinstance(error, _TRY_AGAIN) and (options.idempotent or _is_idempotent(instance, info.endpoint))
+                may_repeat = not failed.may_have_started or (
+                    isinstance(error, _INSTANCE_ERRORS)
+                    and (options.idempotent or _is_idempotent(instance, info.endpoint))
                 )
             except MicroError as refusal:
-                error, may_repeat = refusal, bool(to) and refusal.retry_is_safe
+                error, may_repeat = refusal, bool(address) and refusal.retry_is_safe
             if attempt >= options.retries or not may_repeat or not await self._back_off(attempt, deadline):
                 error.at = error.at or self._at
                 raise error
             attempt += 1
-            tried.add(to)
+            tried.add(address)
             self._counters.add("calls_retried")
 
     async def connect(self, info: CallInfo, options: CallOptions, deadline: float) -> tuple[Connection, str]:
-        """A connection for a streaming call, and the address it goes to; call `ended` for it in the end."""
+        """Return a connection for a streaming call, and its address.
+
+        The caller must call `call_ended` or `call_abandoned` for the address when the stream has ended. `deadline` is in
+        seconds of the event loop's clock.
+
+        Raises:
+            MicroError: The error of the last attempt to connect.
+        """
         tried: set[str] = set()
         attempt = 0
         while True:
-            to, _ = await self._choose(info.service, options.address, tried, deadline)
+            address, _ = await self._choose(info.service, options.address, tried, deadline)
             try:
-                connection = self._standing(to) or await self._connection(to, deadline)
+                connection = self._find_ready(address) or await self._connection(address, deadline)
             except MicroError as error:
                 if attempt >= options.retries or not error.retry_is_safe or not await self._back_off(attempt, deadline):
                     error.at = error.at or self._at
                     raise
                 attempt += 1
-                tried.add(to)
+                tried.add(address)
             else:
-                self._selector.call_started(to)
-                return connection, to
+                self._selector.call_started(address)
+                return connection, address
 
-    def call_abandoned(self, to: str) -> None:
-        """Nothing came of a connection that `connect` gave: it says nothing of whoever is there."""
-        self._selector.call_abandoned(to)
+    def call_abandoned(self, address: str) -> None:
+        """Record that a connection from `connect` was not used, or that the caller cancelled. No instance is ejected."""
+        self._selector.call_abandoned(address)
 
-    def call_ended(self, to: str, error: MicroError | None) -> None:
-        """A call to `to` has ended, well (None) or not: the selector should know."""
+    def call_ended(self, address: str, error: MicroError | None) -> None:
+        """Record the result of a call to `address`, for the ejection of failing instances. `error` is None on success."""
         timed_out_here = isinstance(error, DeadlineExceeded) and error.at == self._at
-        if timed_out_here or isinstance(error, _TRY_AGAIN):
-            self._selector.call_failed(to, self._clock.now())
+        if timed_out_here or isinstance(error, _INSTANCE_ERRORS):
+            self._selector.call_failed(address, self._clock.now())
         else:
-            self._selector.call_succeeded(to)
+            self._selector.call_succeeded(address)
 
     def header(self, info: CallInfo, options: CallOptions, deadline: float) -> bytes:
-        """The call header with the time that remains. Raises DeadlineExceeded, TooLarge."""
+        """Return the encoded call header, with the remaining time until `deadline`.
+
+        Raises:
+            DeadlineExceeded: The deadline has passed.
+            TooLarge: The metadata exceed a limit.
+        """
         remaining_s = deadline - self._loop.time()
         if remaining_s <= 0:
-            raise DeadlineExceeded("the time had run out before the call was sent", at=self._at)
+            raise DeadlineExceeded("the deadline passed before the call was sent", at=self._at)
         if len(info.metadata) > limits.MAX_METADATA_ENTRIES:
             raise TooLarge(
-                f"{len(info.metadata)} metadata entries are over the bound of {limits.MAX_METADATA_ENTRIES}",
+                f"{len(info.metadata)} metadata entries exceed the limit of {limits.MAX_METADATA_ENTRIES}",
                 at=self._at,
             )
         plain = (info.service, info.endpoint, info.mode, max(1, int(remaining_s * 1000)), options.content_type)
@@ -156,19 +187,19 @@ class Dispatcher:
         return encode_header(CallHeader(*plain, metadata=info.metadata, idempotent=options.idempotent))
 
     async def _attempt(
-        self, connection: Connection, to: str, header: bytes, body: bytes, deadline: float
+        self, connection: Connection, address: str, header: bytes, body: bytes, deadline: float
     ) -> ResponseReceived:
         call = UnaryCall(connection, self._at)
-        self._selector.call_started(to)
+        self._selector.call_started(address)
         try:
             answer = await call.run(header, body, deadline, self._deadlines)
         except CallFailed as failed:
-            self.call_ended(to, failed.error)
+            self.call_ended(address, failed.error)
             raise
         except BaseException:
-            self._selector.call_abandoned(to)
+            self._selector.call_abandoned(address)
             raise
-        self._selector.call_succeeded(to)
+        self._selector.call_succeeded(address)
         return answer
 
     async def _choose(
@@ -182,7 +213,7 @@ class Dispatcher:
             service = self.proxy
         instances = self._view.find(service) or await self._look_up(service, deadline)
         instance = self._selector.choose(instances, self._clock.now(), avoid=frozenset(tried))
-        # Whether an endpoint is idempotent is known only of the service itself, not through a node.
+        # The record of a node does not describe the endpoints of the services behind it.
         return instance.address, None if self.proxy else instance
 
     async def _look_up(self, service: str, deadline: float) -> tuple[Instance, ...]:
@@ -190,49 +221,51 @@ class Dispatcher:
             async with asyncio.timeout_at(deadline):
                 found = await self._view.look_up(service)
         except TimeoutError as error:
-            raise DeadlineExceeded("the registry did not answer in time", at=self._at) from error
+            raise DeadlineExceeded("the registry did not answer before the deadline", at=self._at) from error
         if found:
             return found
         if self.proxy:
             raise ServiceNotFound(
-                f"no node {service} in the registry of {self._where}{self._asked}",
+                f"no node {service} in {self._registry_of}",
                 at=self._at,
                 hint="start one with `micro run`, name another site with MICRO_SITE, or unset MICRO_PROXY",
             )
         raise ServiceNotFound(
-            f"no instance of {service} in the registry of {self._where}{self._asked}",
+            f"no instance of {service} in {self._registry_of}",
             at=self._at,
             hint=f"is it in another registry? --plugins or MICRO_PLUGINS names it. Is it on another site? "
             f"MICRO_PROXY={NETWORK_SERVICE} calls through this site's node, MICRO_SITE=NAME asks that site's registry",
         )
 
-    def _standing(self, to: str) -> Connection | None:
-        """A connection that takes the call at once."""
-        connection = self._pool.find(to)
+    def _find_ready(self, address: str) -> Connection | None:
+        """Return a connection that can send the call at once, or None."""
+        connection = self._pool.find(address)
         if connection is None or connection.open_streams >= BUSY_STREAMS or connection.is_send_buffer_full:
             return None
         return connection
 
-    async def _connection(self, to: str, deadline: float) -> Connection:
-        # The pool also knows when one more connection is worth its cost.
-        connection = await self._dialed(to, deadline)
+    async def _connection(self, address: str, deadline: float) -> Connection:
+        # The pool may open a further connection if the existing one has many calls.
+        connection = await self._dial(address, deadline)
         if connection.is_send_buffer_full:
             try:
                 async with asyncio.timeout_at(deadline):
                     await connection.writable()
             except TimeoutError as error:
-                raise DeadlineExceeded(f"{to} did not take the call in time", at=self._at) from error
+                raise DeadlineExceeded(
+                    f"the connection to {address} was busy until the deadline", at=self._at
+                ) from error
         return connection
 
-    async def _dialed(self, to: str, deadline: float) -> Connection:
+    async def _dial(self, address: str, deadline: float) -> Connection:
         try:
-            return await self._pool.get(to, max(0.0, deadline - self._loop.time()))
+            return await self._pool.get(address, max(0.0, deadline - self._loop.time()))
         except Unreachable as error:
             if self._loop.time() >= deadline:
-                raise DeadlineExceeded(f"the time ran out while connecting to {to}", at=self._at) from error
-            # It rests for a while, and the others serve.
-            self._selector.call_started(to)
-            self._selector.call_failed(to, self._clock.now())
+                raise DeadlineExceeded(f"the deadline passed while connecting to {address}", at=self._at) from error
+            # Eject the instance.
+            self._selector.call_started(address)
+            self._selector.call_failed(address, self._clock.now())
             raise
 
     async def _back_off(self, attempt: int, deadline: float) -> bool:
@@ -247,16 +280,15 @@ class Dispatcher:
 def _plain_header(
     service: str, endpoint: str, mode: int, timeout_ms: int, content_type: str, *, idempotent: bool
 ) -> bytes:
-    """The header of calls without metadata, of which most are alike."""
+    """Return the encoded header of a call without metadata. Cached, because many calls have the same header."""
     return encode_header(CallHeader(service, endpoint, mode, timeout_ms, content_type, idempotent=idempotent))
 
 
 @functools.lru_cache(256)
 def is_address(proxy: str) -> bool:
-    """Whether a proxy is written as an address (`tcp://host:port`, `host:port`), not as a service's name."""
+    """Return whether `proxy` is an address (`tcp://host:port` or `host:port`) instead of the name of a service."""
     return "://" in proxy or proxy.rpartition(":")[2].isdigit()
 
 
 def _is_idempotent(instance: Instance | None, endpoint: str) -> bool:
-    known: Any = () if instance is None else instance.endpoints
-    return any(one.name == endpoint and one.idempotent for one in known)
+    return instance is not None and any(known.name == endpoint and known.idempotent for known in instance.endpoints)

@@ -1,4 +1,4 @@
-"""Connections by address: dialled once, shared by every call, dropped when dead, draining or long unused."""
+"""A pool of connections by address. All calls to an address share them. Idle, draining and dead connections are closed."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from micro_core.rpc.connection import Connection, ConnectionHandler
 log = logging.getLogger(__name__)
 
 IDLE_CLOSE_S = 60.0
-"""A connection without calls is kept this long."""
+"""A connection without calls is closed after this time."""
 
 SWEEP_EVERY_S = 10.0
-"""How often idle, drained and silent connections are looked for: a dead peer is noticed within two of them."""
+"""Interval at which connections are checked. A peer that does not respond is detected after two intervals."""
 
 MAX_DIAL_S = 10.0
-"""The longest a dial may take, whoever waits for it."""
+"""Maximum duration of a dial, independent of the deadlines of the calls that wait for it."""
 
 INITIAL_PENALTY_S = 0.1
 MAX_PENALTY_S = 2.0
-"""A failed address is not dialled again for a time that doubles from the first to the last."""
+"""An address that failed is not dialled again for a time that doubles from INITIAL_PENALTY_S to MAX_PENALTY_S."""
 
 BUSY_STREAMS = 32
-"""Open calls above which a second connection to an address is worth its cost, where more than one is allowed."""
+"""Number of open calls on a connection above which another one is opened, if `per_address` permits it."""
 
 MAX_REMEMBERED_FAILURES = 1_024
+"""Maximum number of addresses whose failures are stored. The oldest is dropped first."""
+
+_FORGET_FAILURE_S = 10.0
+"""Time after the end of a penalty until the failure is deleted, so that the penalty of the next failure starts again."""
 
 
 @dataclass(slots=True)
@@ -42,18 +46,25 @@ class _Failure:
 
 
 @dataclass(slots=True)
-class _Watch:
-    """What the sweep knew of a connection at its last look."""
+class _Activity:
+    """The state of a connection at the last check."""
 
     bytes_received: int = 0
-    quiet_since: float | None = None
-    was_pinged: bool = False
+    idle_since: float | None = None
+    ping_sent: bool = False
 
 
 class Pool:
-    """Multiplexed connections, `per_address` at most to each address.
+    """Multiplexed connections by address.
 
-    `dial(address)` makes a socket or raises Unreachable. `handler` answers what the far sides begin.
+    Args:
+        dial: Opens a socket to an address, or raises Unreachable.
+        clock: The source of time for idle times and penalties.
+        random: The source of jitter.
+        handler: Serves the calls that peers start on these connections.
+        node_id: The name of this process in errors.
+        counters: Where failed dials and silent connections are counted.
+        per_address: Maximum number of connections to an address.
     """
 
     def __init__(
@@ -77,17 +88,17 @@ class Pool:
         self._connections: dict[str, list[Connection]] = {}
         self._dialing: dict[str, asyncio.Task[Connection]] = {}
         self._failures: dict[str, _Failure] = {}
-        self._watches: dict[Connection, _Watch] = {}
+        self._activities: dict[Connection, _Activity] = {}
         self._closing: dict[asyncio.Task[None], None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     def connections(self) -> list[Connection]:
-        """Every live connection, drained ones too."""
-        return list(self._watches)
+        """Return all open connections, including those that are draining."""
+        return list(self._activities)
 
     def find(self, address: str) -> Connection | None:
-        """The usable connection to `address` with the fewest open calls, or None. Costs no I/O."""
+        """Return the usable connection to `address` with the fewest open calls, or None. Does no I/O."""
         found = self._connections.get(address)
         if not found:
             return None
@@ -98,12 +109,20 @@ class Pool:
         return min(usable, key=_open_streams, default=None)
 
     async def get(self, address: str, timeout_s: float) -> Connection:
-        """A usable connection; dials when there is none, once for all who wait. Raises Unreachable.
+        """Return a usable connection to `address`, and dial if there is no such connection.
 
-        An address that has just failed raises again at once, for a short while.
+        Concurrent calls for the same address share one dial. Cancelling one of them does not cancel the dial.
+
+        Args:
+            address: The address of a transport, e.g. `tcp://10.0.0.5:4000`.
+            timeout_s: Maximum time to wait for the dial, in seconds.
+
+        Raises:
+            Unreachable: The dial failed or timed out, or it failed a short time ago and is not repeated yet.
+            Closed: The pool has been closed.
         """
         if self._is_closed:
-            raise Closed("the pool of connections is closed")
+            raise Closed("the connection pool has been closed")
         connection = self.find(address)
         if connection is not None:
             if connection.open_streams >= BUSY_STREAMS and len(self._connections[address]) < self._per_address:
@@ -114,13 +133,13 @@ class Pool:
             raise Unreachable(failure.error.detail, at=failure.error.at or self._node_id, hint=failure.error.hint)
         task = self._start_dial(address)
         try:
-            # The dial is shared: one impatient caller must not end it for the others.
+            # Other callers may wait for the same dial, so a timeout of this one must not cancel it.
             return await asyncio.wait_for(asyncio.shield(task), timeout_s)
         except TimeoutError as error:
             raise Unreachable(f"{address} did not answer within {timeout_s:.3g} s", at=self._node_id) from error
 
     async def close(self) -> None:
-        """Close every connection; dials under way are given up. Safe to call twice."""
+        """Close all connections and cancel the dials in progress. Safe to call twice."""
         self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -128,32 +147,34 @@ class Pool:
         for task in dials:
             task.cancel()
         await asyncio.gather(*dials, *self._closing, return_exceptions=True)
-        await asyncio.gather(*(connection.close() for connection in list(self._watches)), return_exceptions=True)
+        await asyncio.gather(*(connection.close() for connection in list(self._activities)), return_exceptions=True)
 
     def sweep(self) -> None:
-        """Close what is idle or drained; ping what is busy and silent; break off what did not answer a ping."""
+        """Close idle and drained connections, ping silent ones with open calls, and abort those that did not respond to a ping."""
         now = self._clock.now()
-        for connection, watch in list(self._watches.items()):
-            heard = connection.bytes_received != watch.bytes_received
-            watch.bytes_received = connection.bytes_received
+        for connection, activity in list(self._activities.items()):
+            has_received = connection.bytes_received != activity.bytes_received
+            activity.bytes_received = connection.bytes_received
             if connection.open_streams == 0:
-                watch.was_pinged = False
-                # Calls may have come and gone between two looks: what was heard since counts as use.
-                if watch.quiet_since is None or heard:
-                    watch.quiet_since = now
-                if not connection.can_open_streams or now - watch.quiet_since >= IDLE_CLOSE_S:
-                    self._close_behind(connection)
+                activity.ping_sent = False
+                # Calls may have started and ended since the last check, so received bytes count as activity.
+                if activity.idle_since is None or has_received:
+                    activity.idle_since = now
+                if not connection.can_open_streams or now - activity.idle_since >= IDLE_CLOSE_S:
+                    self._close_in_background(connection)
                 continue
-            watch.quiet_since = None
-            if heard:
-                watch.was_pinged = False
-            elif watch.was_pinged:
+            activity.idle_since = None
+            if has_received:
+                activity.ping_sent = False
+            elif activity.ping_sent:
                 self._counters.add("connections_silent")
-                connection.abort(LinkLost(f"{connection.remote} has been silent", at=self._node_id))
+                connection.abort(LinkLost(f"{connection.remote} did not respond to a ping", at=self._node_id))
             else:
-                watch.was_pinged = True
+                activity.ping_sent = True
                 connection.ping()
-        for address in [address for address, failure in self._failures.items() if failure.until + 10.0 < now]:
+        for address in [
+            address for address, failure in self._failures.items() if failure.until + _FORGET_FAILURE_S < now
+        ]:
             del self._failures[address]
 
     def _start_dial(self, address: str) -> asyncio.Task[Connection]:
@@ -175,8 +196,8 @@ class Pool:
         )
         self._failures.pop(address, None)
         self._connections.setdefault(address, []).append(connection)
-        self._watches[connection] = _Watch()
-        connection.on_lost(lambda lost, _error: self._forget(address, lost))
+        self._activities[connection] = _Activity()
+        connection.on_lost(lambda lost, _error: self._remove(address, lost))
         self._schedule_sweep()
         return connection
 
@@ -189,7 +210,7 @@ class Pool:
             self._remember_failure(address, error)
         elif error is not None:
             self._counters.add("dial_bugs")
-            log.error("a dial failed in an unforeseen way", extra={"remote": address}, exc_info=error)
+            log.error("a dial failed: unexpected error", extra={"remote": address}, exc_info=error)
 
     def _remember_failure(self, address: str, error: MicroError) -> None:
         self._counters.add("dials_failed")
@@ -200,18 +221,18 @@ class Pool:
         until = self._clock.now() + penalty_s * self._random.uniform(0.75, 1.25)
         self._failures[address] = _Failure(error, penalty_s, until)
 
-    def _forget(self, address: str, connection: Connection) -> None:
-        self._watches.pop(connection, None)
+    def _remove(self, address: str, connection: Connection) -> None:
+        self._activities.pop(connection, None)
         found = self._connections.get(address)
         if found is not None and connection in found:
             found.remove(connection)
             if not found:
                 del self._connections[address]
 
-    def _close_behind(self, connection: Connection) -> None:
+    def _close_in_background(self, connection: Connection) -> None:
         task = asyncio.get_running_loop().create_task(connection.close())
         self._closing[task] = None
-        task.add_done_callback(lambda gone: self._closing.pop(gone, None))
+        task.add_done_callback(lambda done: self._closing.pop(done, None))
 
     def _schedule_sweep(self) -> None:
         if self._timer is None and not self._is_closed:
@@ -220,7 +241,7 @@ class Pool:
     def _sweep_on_timer(self) -> None:
         self._timer = None
         self.sweep()
-        if self._watches:
+        if self._activities:
             self._schedule_sweep()
 
 
