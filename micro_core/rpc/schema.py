@@ -1,4 +1,15 @@
-"""The signature of a handler: what kind of endpoint it is, and the JSON Schemas that go into the registry. Pure."""
+"""Inspection of the signatures of handlers: the kind of the endpoint, and JSON Schemas of its types. Pure.
+
+A handler takes an optional request and an optional `CallContext`, and returns the answer. The kind of its endpoint follows from
+the types:
+
+    async def unary(request: Request) -> Answer
+    async def server_stream(request: Request) -> AsyncIterator[Item]     (usually an async generator)
+    async def client_stream(items: AsyncIterator[Item]) -> Answer
+    async def bidirectional(items: AsyncIterator[Item], context: CallContext) -> AsyncIterator[Item]
+
+`micro_core.rpc.validation` lists the types that requests and items can have.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +36,23 @@ _STREAMS = (
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerShape:
-    """What the signature of a handler says."""
+    """The properties of a handler that follow from its signature."""
 
     kind: EndpointKind
     request_type: Any
     response_type: Any
     takes_request: bool
     context_name: str
-    """Name of the parameter that wants the CallContext; empty when none does."""
+    """Name of the parameter for the CallContext. Empty if there is no such parameter."""
     is_async: bool
 
 
 def read_handler(function: Callable[..., Any]) -> HandlerShape:
-    """Read a handler's signature (of a bound method or a function). Raises ConfigError that says what is wrong."""
+    """Inspect the signature of a handler: of a function or a bound method.
+
+    Raises:
+        ConfigError: The signature is not that of a handler, or an annotation cannot be resolved.
+    """
     name = getattr(function, "__qualname__", repr(function))
     try:
         hints = typing.get_type_hints(function)
@@ -50,7 +65,9 @@ def read_handler(function: Callable[..., Any]) -> HandlerShape:
     request_type = hints.get(request_name, Any) if request_name else None
     response_type = hints.get("return", Any)
     if inspect.isgeneratorfunction(function):
-        raise ConfigError(f"{name} is a plain generator", hint="write `async def` for a stream of responses")
+        raise ConfigError(
+            f"{name} is a synchronous generator", hint="use `async def` for a handler that returns a stream"
+        )
     caller_streams = typing.get_origin(request_type) in _STREAMS or request_type in _STREAMS
     server_streams = inspect.isasyncgenfunction(function) or typing.get_origin(response_type) in _STREAMS
     return HandlerShape(
@@ -69,17 +86,22 @@ def read_handler(function: Callable[..., Any]) -> HandlerShape:
 
 
 def json_schema(hint: Any) -> dict[str, object]:
-    """The JSON Schema of a type; empty when anything goes."""
+    """Return the JSON Schema of a type. It is empty for types without restrictions.
+
+    Raises:
+        ConfigError: An annotation of a field cannot be resolved.
+    """
     return _schema(hint, ())
 
 
 def _parameters(function: Callable[..., Any], name: str, hints: Mapping[str, Any]) -> tuple[str, str]:
-    wanted = list(inspect.signature(function).parameters.values())
-    context = next((p.name for p in wanted if hints.get(p.name) is CallContext or p.name == "context"), "")
-    others = [p.name for p in wanted if p.name != context and p.default is p.empty]
-    if len(others) > 1 or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.KEYWORD_ONLY) for p in wanted):
+    parameters = list(inspect.signature(function).parameters.values())
+    context = next((p.name for p in parameters if hints.get(p.name) is CallContext or p.name == "context"), "")
+    others = [p.name for p in parameters if p.name != context and p.default is p.empty]
+    if len(others) > 1 or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.KEYWORD_ONLY) for p in parameters):
         raise ConfigError(
-            f"{name} takes {', '.join(p.name for p in wanted)}", hint="a handler takes (request) or (request, context)"
+            f"{name} has the wrong parameters: {', '.join(p.name for p in parameters)}",
+            hint="a handler takes (), (request), (context) or (request, context)",
         )
     return (others[0] if others else ""), context
 
@@ -89,7 +111,7 @@ def _item_type(hint: Any) -> Any:
     return arguments[0] if arguments else Any
 
 
-def _schema(hint: Any, above: tuple[Any, ...]) -> dict[str, object]:
+def _schema(hint: Any, enclosing: tuple[Any, ...]) -> dict[str, object]:
     if hint is None or hint is type(None):
         return {"type": "null"}
     if hint in SCALARS:
@@ -97,9 +119,9 @@ def _schema(hint: Any, above: tuple[Any, ...]) -> dict[str, object]:
         return schema | {"contentEncoding": "binary"} if hint is bytes else schema
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return _schema(arguments[0], above)
+        return _schema(arguments[0], enclosing)
     if origin in (Union, types.UnionType):
-        return {"anyOf": [_schema(argument, above) for argument in arguments]}
+        return {"anyOf": [_schema(argument, enclosing) for argument in arguments]}
     if origin is Literal:
         return {"enum": list(arguments)}
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
@@ -107,20 +129,20 @@ def _schema(hint: Any, above: tuple[Any, ...]) -> dict[str, object]:
     if is_pydantic(hint):
         return dict(hint.model_json_schema())
     if (dataclasses.is_dataclass(hint) and isinstance(hint, type)) or typing.is_typeddict(hint):
-        return _object_schema(hint, above)
+        return _object_schema(hint, enclosing)
     container = origin or hint
     if container in (dict, collections.abc.Mapping, collections.abc.MutableMapping):
-        return {"type": "object"} | ({"additionalProperties": _schema(arguments[1], above)} if arguments else {})
+        return {"type": "object"} | ({"additionalProperties": _schema(arguments[1], enclosing)} if arguments else {})
     if container in (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable):
         if container is tuple and arguments and arguments[-1] is not Ellipsis:
-            return {"type": "array", "prefixItems": [_schema(argument, above) for argument in arguments]}
-        return {"type": "array"} | ({"items": _schema(arguments[0], above)} if arguments else {})
+            return {"type": "array", "prefixItems": [_schema(argument, enclosing) for argument in arguments]}
+        return {"type": "array"} | ({"items": _schema(arguments[0], enclosing)} if arguments else {})
     return {}
 
 
-def _object_schema(hint: Any, above: tuple[Any, ...]) -> dict[str, object]:
-    # A type inside itself is named, not unrolled.
-    if hint in above:
+def _object_schema(hint: Any, enclosing: tuple[Any, ...]) -> dict[str, object]:
+    # A type that contains itself is not expanded again.
+    if hint in enclosing:
         return {"title": hint.__name__, "type": "object"}
     hints = field_types(hint)
     if typing.is_typeddict(hint):
@@ -134,6 +156,6 @@ def _object_schema(hint: Any, above: tuple[Any, ...]) -> dict[str, object]:
     return {
         "title": hint.__name__,
         "type": "object",
-        "properties": {name: _schema(field_hint, (*above, hint)) for name, field_hint in hints.items()},
+        "properties": {name: _schema(field_hint, (*enclosing, hint)) for name, field_hint in hints.items()},
         "required": required,
     }

@@ -1,6 +1,7 @@
-"""The serving side: endpoints, subscribers, and the bound on how much runs at once.
+"""The server side of connections: endpoints, subscribers, and limits for concurrent calls and messages.
 
-A ConnectionHandler. A call gets one task, started when its request is whole; everything before is callbacks.
+Each call runs in a task of its own, which is started when the request is complete. Everything before that is done in callbacks
+of the connection.
 """
 
 from __future__ import annotations
@@ -45,10 +46,13 @@ from micro_core.wire.header import CallHeader, CallMode, EventHeader, decode_cal
 log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_CALLS = 4_096
-"""Handlers that run at once unless the option says otherwise; one more is refused with Overloaded."""
+"""Default of the maximum number of concurrent calls. Further calls are refused with Overloaded."""
 
 MAX_CONCURRENT_EVENTS = 1_024
-"""Messages being handled at once; newer ones are dropped and counted, as a broker does with a slow subscriber."""
+"""Maximum number of messages that are handled concurrently. Further messages are dropped and counted."""
+
+CANCEL_TIMEOUT_S = 1.0
+"""Maximum time to wait for cancelled handlers at shutdown."""
 
 _MODES = {
     EndpointKind.UNARY: CallMode.UNARY,
@@ -61,17 +65,22 @@ _MODE_NAMES = {mode: kind.value for kind, mode in _MODES.items()}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscriber:
-    """A handler of messages; `receive(topic, message)` decodes, checks and calls it."""
+    """A handler of messages. `receive(topic, message)` decodes and validates a message and calls the handler."""
 
     endpoint: Endpoint
     receive: Callable[[str, Message], Any]
 
 
 class Server:
-    """Serves the endpoints that were added.
+    """Serves endpoints to connections, as their `ConnectionHandler`. `Service` is the interface for programs.
 
-    `at` is the place in the errors made here (the instance's id). `name` is the service; when it is given, a request
-    for another service (an address that has changed hands) is refused with ServiceNotFound.
+    Args:
+        name: The name of the service. Requests for other services, e.g. from a client that uses an outdated address, are
+            refused with ServiceNotFound. If it is empty, requests for all names are accepted.
+        at: The id of the instance in errors. By default the name.
+        counters: Where calls, errors and dropped messages are counted. In memory by default.
+        interceptors: Functions around each call, the first outermost.
+        max_concurrent: Maximum number of concurrent calls.
     """
 
     def __init__(
@@ -95,25 +104,36 @@ class Server:
         self.deadlines = Deadlines()
         self.load = LoadMeasure()
         self._running: dict[ServedCall, None] = {}
-        self._held_bytes = 0
+        self._reserved_bytes = 0
         self._event_tasks: dict[asyncio.Task[None], None] = {}
         self._idle: asyncio.Event | None = None
         self._requests = 0
         self._requests_by_endpoint: dict[str, int] = {}
 
     def intercept(self, interceptors: Sequence[Interceptor]) -> None:
-        """Put these round every call from now on, the first outermost, instead of those before."""
+        """Replace the interceptors, the first outermost. Applies to calls that arrive afterwards."""
         self.proceed = partial(chain, list(interceptors)) if interceptors else None
-
-    # What is served
 
     def add(
         self, name: str, handler: Callable[..., Any], *, idempotent: bool = False, description: str = ""
     ) -> Endpoint:
-        """Serve `name` (`Say.Hello`) by `handler`, whose signature says the rest. Raises Conflict, ConfigError."""
+        """Add an endpoint and return its description for the registry.
+
+        Args:
+            name: The name, e.g. `Say.Hello`.
+            handler: A function with a signature that `micro_core.rpc.schema` describes. It may be a coroutine function, an
+                async generator function, or a plain function, which runs in a thread.
+            idempotent: Whether executing a call twice has the same effect as once.
+            description: A short text. By default the first line of the handler's docstring.
+
+        Raises:
+            BadRequest: The name is invalid.
+            Conflict: The server already has an endpoint with this name.
+            ConfigError: The signature is not that of a handler, or a type cannot be validated.
+        """
         check_endpoint_name(name)
         if name in self._endpoints:
-            raise Conflict(f"{name} is served already", at=self.at)
+            raise Conflict(f"endpoint {name} exists already", at=self.at)
         shape = read_handler(handler)
         endpoint = Endpoint(
             name=name,
@@ -133,11 +153,24 @@ class Server:
         return endpoint
 
     def add_subscriber(self, topic: str, handler: Callable[..., Any], *, queue: str = "") -> Subscriber:
-        """Handle the messages of `topic` by `handler(message)` or `handler(message, context)`."""
+        """Add a handler of the messages of `topic`: `handler(message)` or `handler(message, context)`.
+
+        Args:
+            topic: The topic, e.g. `orders.created`.
+            handler: A coroutine function, or a plain function, which runs in a thread. Its result is ignored.
+            queue: The name of a queue group, or empty to receive every message.
+
+        Raises:
+            BadRequest: The topic is invalid.
+            ConfigError: The signature is not that of a subscriber, or a type cannot be validated.
+        """
         check_topic(topic)
         shape = read_handler(handler)
         if shape.kind is not EndpointKind.UNARY or not shape.takes_request:
-            raise ConfigError(f"the subscriber of {topic} must take one message and return nothing")
+            raise ConfigError(
+                f"the subscriber of {topic} has the wrong signature",
+                hint="a subscriber takes (message) or (message, context) and returns nothing",
+            )
         endpoint = Endpoint(
             name=topic,
             kind=EndpointKind.SUBSCRIBER,
@@ -154,17 +187,19 @@ class Server:
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """All endpoints and subscribers, as they go into the registry."""
+        """Return the descriptions of all endpoints and subscribers, as registered."""
         calls = tuple(served.endpoint for served in self._endpoints.values())
         return calls + tuple(subscriber.endpoint for subscriber in self._subscribers)
 
     @property
     def subscribers(self) -> tuple[Subscriber, ...]:
+        """Return the subscribers in the order in which they were added."""
         return tuple(self._subscribers)
 
-    # ConnectionHandler
+    # Implementation of ConnectionHandler
 
     def request_received(self, connection: Connection, frame: Frame) -> None:
+        """Decode the header of a request and serve it, or refuse it. Called by the connection."""
         try:
             header = decode_call_header(frame.header)
         except Malformed as error:
@@ -173,12 +208,15 @@ class Server:
             connection.refuse(frame.stream, error)
             return
         if self.name and header.service != self.name:
-            connection.refuse(frame.stream, ServiceNotFound(f"this is {self.name}, not {header.service}", at=self.at))
+            connection.refuse(
+                frame.stream,
+                ServiceNotFound(f"this is an instance of {self.name}, not of {header.service}", at=self.at),
+            )
             return
         self.serve(connection, frame, header)
 
     def serve(self, connection: Connection, frame: Frame, header: CallHeader) -> None:
-        """Serve a request whose header has been read already."""
+        """Serve a request whose header was decoded by the caller."""
         self._requests += 1
         served = self._endpoints.get(header.endpoint)
         refusal = self._refusal(served, header)
@@ -194,6 +232,7 @@ class Server:
         call.frame_received(frame)
 
     def event_received(self, connection: Connection, header: EventHeader, body: bytes) -> None:  # noqa: ARG002
+        """Start the subscribers of the topic of a message. Called by the connection."""
         message = Message(id=header.id, body=body, content_type=header.content_type, headers=header.headers)
         for subscriber in self._subscribers:
             if subscriber.endpoint.name != header.topic:
@@ -203,37 +242,49 @@ class Server:
                 continue
             task = asyncio.get_running_loop().create_task(self._handle_event(subscriber, header.topic, message))
             self._event_tasks[task] = None
-            task.add_done_callback(lambda gone: self._event_tasks.pop(gone, None))
+            task.add_done_callback(lambda done: self._event_tasks.pop(done, None))
 
     def connection_lost(self, connection: Connection, error: MicroError) -> None:
-        """Each call has been told by its connection; there is nothing else to clean."""
-
-    # Life
+        """Do nothing: the connection has already notified each of its calls."""
 
     @property
     def in_flight(self) -> int:
-        """Calls being served."""
+        """Return the number of calls in progress."""
         return len(self._running)
 
-    def hold(self, size_bytes: int) -> None:
-        """For ServedCall: an answer waits for its reader. Raises Overloaded where too many do."""
-        if self._held_bytes + size_bytes > limits.MAX_HELD_ANSWER_BYTES:
-            self.counters.add("answers_refused_overloaded")
-            raise Overloaded("too many large answers wait for their readers", hint="send it as a stream of items")
-        self._held_bytes += size_bytes
+    def reserve_answer_bytes(self, size_bytes: int) -> None:
+        """Reserve memory for an answer that waits for credit. Called by ServedCall.
 
-    def let_go(self, size_bytes: int) -> None:
-        """For ServedCall: that answer has gone, or will never go."""
-        self._held_bytes -= size_bytes
+        Raises:
+            Overloaded: Waiting answers would exceed `limits.MAX_HELD_ANSWER_BYTES`.
+        """
+        if self._reserved_bytes + size_bytes > limits.MAX_HELD_ANSWER_BYTES:
+            self.counters.add("answers_refused_overloaded")
+            raise Overloaded(
+                "too many large answers wait for clients that read slowly",
+                hint="send large results as a stream of items",
+            )
+        self._reserved_bytes += size_bytes
+
+    def release_answer_bytes(self, size_bytes: int) -> None:
+        """Release a reservation of `reserve_answer_bytes`. Called by ServedCall."""
+        self._reserved_bytes -= size_bytes
 
     def call_ended(self, call: ServedCall) -> None:
-        """For ServedCall: its task is done, or never began."""
+        """Forget a call whose task has ended or was not started. Called by ServedCall."""
         self._running.pop(call, None)
         if self._idle is not None and not self._running:
             self._idle.set()
 
     async def drain(self, timeout_s: float) -> bool:
-        """Refuse new calls with Draining and wait for those that run; cancel what is left. True when none was."""
+        """Refuse new calls with Draining, wait for running calls, and then cancel those that are left.
+
+        Args:
+            timeout_s: Maximum time to wait, in seconds.
+
+        Returns:
+            Whether no call or message handler had to be cancelled.
+        """
         self.is_draining = True
         self._idle = asyncio.Event()
         if self._running:
@@ -245,23 +296,31 @@ class Server:
         for task in left:
             task.cancel()
         if left:
-            # A handler that ignores its cancellation cannot hold the stop for long.
-            await asyncio.wait(left, timeout=1.0)
+            # The timeout limits the delay by handlers that suppress their cancellation.
+            await asyncio.wait(left, timeout=CANCEL_TIMEOUT_S)
         return not left
 
     def update_load(self, now: float) -> bool:
-        """Called on a timer: True when `load.level_us` has changed and should be told."""
+        """Sample the load at `now` (seconds of the event loop), and return whether `load.level_us` has changed."""
         running = (
             (call.header.endpoint, call.began_at) for call in self._running if call.served.mode == CallMode.UNARY
         )
         return self.load.sample(now, running)
 
     def health(self) -> dict[str, str]:
-        """The answer of `Debug.Health`."""
+        """Return the answer of `Debug.Health`."""
         return {"status": "draining" if self.is_draining else "ok"}
 
     def stats(self, started: float, uptime_s: float) -> dict[str, Any]:
-        """The answer of `Debug.Stats`; `memory_bytes` is the most this process has used."""
+        """Return the answer of `Debug.Stats`.
+
+        Args:
+            started: Start of the service in seconds since 1970.
+            uptime_s: Seconds since the start.
+
+        Returns:
+            Counters, uptime and load. `memory_bytes` is the peak memory of the process.
+        """
         counted = dict(self.counters.values) if isinstance(self.counters, CountersInMemory) else {}
         return {
             "started": started,
@@ -275,30 +334,28 @@ class Server:
             "counters": counted,
         }
 
-    # Inside
-
     def _refusal(self, served: ServedEndpoint | None, header: CallHeader) -> MicroError | None:
         if self.is_draining:
-            return Draining("stopping; call another instance", at=self.at)
+            return Draining("the instance is shutting down", at=self.at)
         if served is None:
-            near = ", ".join(sorted(self._endpoints)[:8])
+            names = ", ".join(sorted(self._endpoints)[:8])
             return EndpointNotFound(
                 f"{header.service} has no endpoint {header.endpoint}",
                 at=self.at,
-                hint=f"one of: {near}" if near else "",
+                hint=f"available endpoints: {names}" if names else "",
             )
         if header.mode not in (served.mode, CallMode.BIDIRECTIONAL):
             return BadRequest(
-                f"{header.endpoint} is {_MODE_NAMES[served.mode]}, and was called as {_MODE_NAMES[header.mode]}",
+                f"{header.endpoint} is a {_MODE_NAMES[served.mode]} endpoint, but was called as {_MODE_NAMES[header.mode]}",
                 at=self.at,
-                hint="micro call, or client.call"
+                hint="use `micro call` or `client.call`"
                 if served.mode == CallMode.UNARY
-                else "micro stream, or client.stream",
+                else "use `micro stream` or `client.stream`",
             )
         if header.timeout_ms <= 0:
-            return DeadlineExceeded("the time had run out before the call arrived", at=self.at)
+            return DeadlineExceeded("the deadline passed before the call arrived", at=self.at)
         if len(self._running) >= self._max_concurrent:
-            return Overloaded(f"{self._max_concurrent} calls are running", at=self.at)
+            return Overloaded(f"the limit of {self._max_concurrent} concurrent calls is reached", at=self.at)
         return None
 
     async def _handle_event(self, subscriber: Subscriber, topic: str, message: Message) -> None:
@@ -306,10 +363,10 @@ class Server:
             await subscriber.receive(topic, message)
         except MicroError as error:
             self.counters.add("events_failed")
-            log.warning("a message was not handled", extra={"topic": topic, "reason": str(error)})
+            log.warning("a subscriber rejected a message", extra={"topic": topic, "reason": str(error)})
         except Exception:
             self.counters.add("events_failed")
-            log.exception("a subscriber failed", extra={"topic": topic})
+            log.exception("a subscriber failed: unexpected error", extra={"topic": topic})
 
     async def _handle_message(self, served: ServedEndpoint, topic: str, message: Message) -> None:
         value = served.convert(codec.decode(message.body, message.content_type), "")
@@ -338,7 +395,7 @@ def _first_line(handler: Callable[..., Any]) -> str:
 def _memory_bytes() -> int:
     try:
         import resource
-    except ImportError:  # not on every system
+    except ImportError:  # not available on Windows
         return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere

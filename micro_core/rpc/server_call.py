@@ -1,4 +1,4 @@
-"""One call being served: the owner of its stream, and the one task that runs its handler."""
+"""The server side of a call: the owner of its stream, and the task that runs its handler."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _SERVER_STREAMS = (CallMode.SERVER_STREAM, CallMode.BIDIRECTIONAL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedEndpoint:
-    """A handler, read once."""
+    """An endpoint with its handler and the result of inspecting the handler's signature."""
 
     endpoint: Endpoint
     mode: int
@@ -54,22 +54,22 @@ class ServedEndpoint:
     def arguments(
         self, request: Any, make_context: Callable[[], CallContext]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What the handler is called with."""
+        """Return the positional and named arguments for the handler. `make_context` is called only if it has a context."""
         positional = (request,) if self.shape.takes_request else ()
         named = {self.shape.context_name: make_context()} if self.shape.context_name else {}
         return positional, named
 
 
 class ServedCall:
-    """From REQUEST to the last frame of the answer."""
+    """A call that a server executes, from its REQUEST frame to the last frame of the answer."""
 
     __slots__ = (
-        "_begun",
         "_context",
-        "_held_bytes",
-        "_is_entered",
-        "_is_task_over",
+        "_handler_started",
+        "_is_task_done",
+        "_is_task_started",
         "_items_ended",
+        "_reserved_bytes",
         "_wakeup",
         "began_at",
         "call",
@@ -97,17 +97,18 @@ class ServedCall:
         self._context: CallContext | None = None
         self._wakeup = Wakeup()
         self._items_ended = False
-        self._begun = False
-        self._held_bytes = 0
-        self._is_entered = False
-        self._is_task_over = True
+        self._handler_started = False
+        self._reserved_bytes = 0
+        self._is_task_started = False
+        self._is_task_done = True
         server.deadlines.add(self.deadline, self)
         if header.mode in _CALLER_STREAMS:
             self._start(b"")
 
-    # StreamOwner
+    # Implementation of StreamOwner
 
     def frame_received(self, frame: Frame) -> None:
+        """Process a frame of the client. Called by the connection."""
         for effect in self.call.receive(frame):
             match effect:
                 case Send(data):
@@ -128,18 +129,17 @@ class ServedCall:
                 case Failed():
                     self.server.counters.add("calls_malformed")
                     self._stop()
-                case ResponseReceived():  # only a caller is answered
+                case ResponseReceived():  # an effect of the client side only
                     pass
 
-    def connection_lost(self, error: MicroError) -> None:  # noqa: ARG002 - whatever it was, nobody waits any more
+    def connection_lost(self, error: MicroError) -> None:  # noqa: ARG002 - there is no caller to send an error to
+        """Cancel the handler. Called by the connection."""
         self.call.connection_lost()
         self._stop()
 
-    # The task
-
     @property
     def context(self) -> CallContext:
-        """Made when somebody asks for it: most handlers and interceptors do not."""
+        """Return the context of the call. It is created on first use, because most handlers do not need it."""
         if self._context is None:
             header, connection = self.header, self.connection
             self._context = CallContext(
@@ -154,11 +154,11 @@ class ServedCall:
         return self._context
 
     def _start(self, body: bytes) -> None:
-        self._is_task_over = False
+        self._is_task_done = False
         self.task = self.connection.loop.create_task(self._run(body))
 
     async def _run(self, body: bytes) -> None:
-        self._is_entered = True
+        self._is_task_started = True
         try:
             await self._serve(body)
             if self.served.mode == CallMode.UNARY:
@@ -166,14 +166,14 @@ class ServedCall:
                 self.server.load.call_ended(self.header.endpoint, now - self.began_at, now)
         except asyncio.CancelledError:
             if self.call.state is not CallState.ENDED:
-                # Nobody asked for it: the handler cancelled itself.
+                # The call is still open, so neither the caller nor the deadline has cancelled the handler.
                 self._fail(InternalError("the handler was cancelled"))
             raise
         except Exception:
-            log.exception("a served call broke", extra={"endpoint": self.header.endpoint})
+            log.exception("a call failed: unexpected error", extra={"endpoint": self.header.endpoint})
             self.server.counters.add("call_bugs")
         finally:
-            self._is_task_over = True
+            self._is_task_done = True
             self._settle()
 
     async def _serve(self, body: bytes) -> None:
@@ -189,8 +189,8 @@ class ServedCall:
                 self._respond(answer)
         except MicroError as error:
             self._fail(error)
-        except Exception as error:  # the task's root: a handler may raise anything
-            log.exception("handler failed", extra={"service": self.header.service, "endpoint": self.header.endpoint})
+        except Exception as error:  # a handler may raise any exception
+            log.exception("a handler failed", extra={"service": self.header.service, "endpoint": self.header.endpoint})
             self._fail(InternalError(f"{type(error).__name__}: {error!s:.500}"))
 
     async def _request(self, body: bytes) -> Any:
@@ -203,7 +203,7 @@ class ServedCall:
             try:
                 return await self.next_item()
             except StopAsyncIteration as error:
-                raise BadRequest(f"{self.header.endpoint} takes a request, and the caller sent none") from error
+                raise BadRequest(f"{self.header.endpoint} requires a request, but the caller sent no item") from error
         return served.convert(codec.decode(body, self.header.content_type), "") if served.shape.takes_request else None
 
     async def _intercepted(self, request: Any) -> Any:
@@ -228,7 +228,7 @@ class ServedCall:
         )
 
     async def _handle(self, request: Any) -> Any:
-        self._begun = True
+        self._handler_started = True
         served = self.served
         positional, named = served.arguments(request, lambda: self.context)
         if served.mode in _SERVER_STREAMS:
@@ -241,10 +241,14 @@ class ServedCall:
             return await served.handler(*positional, **named)
         return await asyncio.to_thread(served.handler, *positional, **named)
 
-    # Streams
-
     async def next_item(self) -> Any:
-        """The caller's next item; raises StopAsyncIteration after its END."""
+        """Wait for the next item of the caller and return it.
+
+        Raises:
+            StopAsyncIteration: The caller has ended its direction of the stream.
+            BadRequest: The item does not have the type that the handler declares.
+            Malformed: The item cannot be decoded.
+        """
         incoming = self.call.incoming
         while not incoming.has_items:
             if self._items_ended:
@@ -276,8 +280,6 @@ class ServedCall:
             if isinstance(items, AsyncGenerator):
                 await items.aclose()
 
-    # The answer
-
     def _respond(self, answer: Any) -> None:
         value = to_plain(answer)
         metadata = self._context.response_metadata if self._context is not None else None
@@ -291,18 +293,18 @@ class ServedCall:
                 else plain_response_header(content_type)
             )
         if self.connection.is_hard_limit_exceeded or len(body) >= self.call.outgoing.credit_bytes:
-            self._hold(len(body))
+            self._reserve(len(body))
         self._send(self.call.respond(header, body))
 
-    def _hold(self, size_bytes: int) -> None:
-        """Account for an answer that may have to wait for its reader. Raises Overloaded."""
+    def _reserve(self, size_bytes: int) -> None:
+        """Reserve memory for an answer that may have to wait for credit. Raises Overloaded."""
         if self.connection.is_hard_limit_exceeded:
-            raise Overloaded("too much waits to be read on this connection")
-        self.server.hold(size_bytes)
-        self._held_bytes = size_bytes
+            raise Overloaded("the client does not read the answers on this connection")
+        self.server.reserve_answer_bytes(size_bytes)
+        self._reserved_bytes = size_bytes
 
     def _content_type(self, value: Any) -> str:
-        """The caller's own content type, where the value can be said in it."""
+        """Return the content type of the request, or msgpack if `value` cannot be encoded in it."""
         wanted = self.header.content_type
         if (wanted == codec.BYTES and not isinstance(value, bytes)) or (
             wanted == codec.TEXT and not isinstance(value, str)
@@ -313,17 +315,17 @@ class ServedCall:
     def _fail(self, error: MicroError) -> None:
         self.server.counters.add("calls_failed")
         if error.code >= 900:
-            # Trouble with this side's own configuration is nothing a peer would believe.
+            # Errors of the own configuration (codes from 900) are not sent to other processes.
             error = InternalError(error.detail, hint=error.hint)
         error.at = error.at or self.server.at
-        self._send(self.call.fail(error, handler_started=self._begun))
+        self._send(self.call.fail(error, handler_started=self._handler_started))
 
     def _send(self, data: bytes) -> None:
         if data:
             self.connection.send(data)
 
     def expire(self) -> None:
-        """The caller waits no more."""
+        """Fail the call because its deadline has passed, and cancel the handler. Called by `Deadlines`."""
         self.server.counters.add("calls_expired")
         error = DeadlineExceeded(
             f"{self.header.service} {self.header.endpoint} took longer than {self.header.timeout_ms / 1000:.3g} s",
@@ -332,31 +334,29 @@ class ServedCall:
         self._send(self.call.fail(error, handler_started=True))
         self._stop()
 
-    # Ends
-
     def _stop(self) -> None:
         if self._context is not None:
             self._context.cancelled = True
-        if self.task is not None and not self._is_task_over:
+        if self.task is not None and not self._is_task_done:
             self.task.cancel()
-            # A task that is cancelled before its first step never takes one.
-            self._is_task_over = not self._is_entered
+            # A task that is cancelled before its first step does not run at all, not even its `finally` block.
+            self._is_task_done = not self._is_task_started
         self._settle()
 
     def _settle(self) -> None:
-        """Let go of what is finished: the stream when all is said, the call when its task is done too."""
+        """Release the stream when the last frame has been sent, and the call when its task has ended, too."""
         if self.call.is_finished:
             self.server.deadlines.discard(self.deadline, self)
             self.connection.close_stream(self.call.stream)
-            if self._held_bytes:
-                self.server.let_go(self._held_bytes)
-                self._held_bytes = 0
-            if self._is_task_over:
+            if self._reserved_bytes:
+                self.server.release_answer_bytes(self._reserved_bytes)
+                self._reserved_bytes = 0
+            if self._is_task_done:
                 self.server.call_ended(self)
 
 
 class _Items:
-    """The caller's items, as the handler iterates them."""
+    """The items of the caller, as an async iterator for the handler."""
 
     def __init__(self, call: ServedCall) -> None:
         self._call = call

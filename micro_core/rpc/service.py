@@ -1,13 +1,4 @@
-"""A service, as people type it: handlers, a name, and `run()`.
-
-service = Service("go.micro.srv.greeter")
-
-@service.handler
-class Say:
-    async def hello(self, request: HelloRequest) -> HelloReply: ...
-
-service.run()
-"""
+"""The class `Service`: one instance of a service, from its handlers to an orderly shutdown."""
 
 from __future__ import annotations
 
@@ -44,10 +35,10 @@ from micro_core.rpc.server import MAX_CONCURRENT_CALLS, Server, Subscriber
 log = logging.getLogger(__name__)
 
 DRAIN_S = 10.0
-"""How long `stop` waits for the calls that run."""
+"""Default of the time for which `stop` waits for running calls."""
 
 MAX_CONNECTIONS = 4_096
-"""Sockets open at once: a caller needs one, and a process has few more descriptors by default."""
+"""Maximum number of open connections. A client needs one, and many systems permit few more descriptors per process."""
 
 HandlerT = TypeVar("HandlerT", bound=Callable[..., Any])
 LOAD_INTERVAL_S = 1.0
@@ -59,9 +50,39 @@ ClassT = TypeVar("ClassT")
 class Service:
     """One instance of a service.
 
-    Without drivers it uses those that the settings name. A registry, transport or broker that is handed in has been
-    started by its owner and stays the owner's. `address` is where to listen, empty for any free place on loopback.
-    `client` calls others with the same drivers.
+        service = Service("go.micro.srv.greeter")
+
+        @service.handler
+        class Say:
+            async def hello(self, request: HelloRequest) -> HelloReply:
+                return HelloReply(msg=f"Hello {request.name}")
+
+        service.run()
+
+    `run` serves until a signal arrives. A program with an event loop of its own uses `start` and `stop` instead. Without
+    arguments, a service uses the drivers that the settings name. Handlers can call other services with `service.client`.
+
+    Args:
+        name: Name of the service, e.g. `go.micro.srv.greeter`.
+        version: Version of this instance, which the registry and `micro services` show.
+        registry: A started registry, which the service does not close.
+        transport: A started transport, which the service does not close.
+        broker: A started broker for subscribers, which the service does not close.
+        metadata: Metadata of the record in the registry.
+        address: Where to listen, e.g. `tcp://0.0.0.0:4000`. If it is empty, the transport chooses, e.g. a free port of the
+            loopback interface.
+        instance_id: Id of the instance, unique within the service. By default the name with a random suffix.
+        lease_s: Duration of the lease in the registry in seconds, 30 by default. A crashed instance stays registered for this
+            time.
+        interceptors: Functions around each call, the first outermost. Those of plugins are added.
+        max_concurrent: Maximum number of concurrent calls. Further calls are refused with Overloaded.
+        clock: The source of time. The system clock by default.
+        random: The source of jitter.
+        counters: Where calls, errors and other events are counted. In memory by default.
+        settings: The settings that select the drivers. Read from files and the environment by default.
+
+    Raises:
+        BadRequest: `name` is invalid.
     """
 
     def __init__(
@@ -122,24 +143,36 @@ class Service:
         random: Random | None = None,
         instance_id: str = "",
     ) -> Service:
-        """Stand on these drivers, which stay their owner's, instead of those of the settings; before `start`.
+        """Use the given drivers instead of those of the settings, and return the service.
 
-        For tests and for programs that run several services in one process. Returns the service. Raises Conflict.
+        For tests, and for programs that run several services in one process. To be called before `start`. The drivers must
+        have been started, and are not closed by the service. The arguments are those of the constructor.
+
+        Raises:
+            Conflict: The service has been started.
         """
         if self._listener is not None:
-            raise Conflict(f"{self.name} runs already", at=self.id, hint="attach before `start`")
+            raise Conflict(f"{self.name} has been started already", at=self.id, hint="call `attach` before `start`")
         self._registry, self._transport, self._broker = registry, transport, broker
         self._clock, self._random = clock or self._clock, random or self._random
         if instance_id:
             self.id = self.server.at = instance_id
         return self
 
-    # What it serves
-
     def handler(self, handler: ClassT) -> ClassT:
-        """Serve the public methods of a class (made without arguments) or of an object: `Say.hello` is `Say.Hello`.
+        """Serve the public methods of a class or of an object as endpoints. Can be used as a decorator of a class.
 
-        Raises ConfigError for a signature that is no handler's, Conflict for a name that is taken.
+        A method `say_hello` of a class `Greeter` becomes the endpoint `Greeter.SayHello`. Methods with the decorator
+        `subscriber` become subscribers. Names that begin with `_` are not served. A class is instantiated without arguments;
+        pass an object to give it arguments.
+
+        Returns:
+            The class or object, unchanged.
+
+        Raises:
+            ConfigError: A signature is not that of a handler, or a type cannot be validated.
+            Conflict: An endpoint with the same name exists.
+            BadRequest: The name of an endpoint or topic is invalid.
         """
         target = handler() if isinstance(handler, type) else handler
         prefix = type(target).__name__
@@ -155,7 +188,18 @@ class Service:
         return handler
 
     def endpoint(self, name: str, *, idempotent: bool = False) -> Callable[[HandlerT], HandlerT]:
-        """Serve a function as `name`."""
+        """Return a decorator that serves a function as the endpoint `name`.
+
+            @service.endpoint("Say.Hello")
+            async def hello(request: HelloRequest) -> HelloReply: ...
+
+        Args:
+            name: The full name of the endpoint.
+            idempotent: Whether executing the same call twice has the same effect as once. Callers then retry it after any
+                failure of the connection or the instance.
+
+        The decorator raises the same errors as `handler`.
+        """
 
         def add(function: HandlerT) -> HandlerT:
             self.server.add(name, function, idempotent=idempotent)
@@ -164,41 +208,71 @@ class Service:
         return add
 
     def subscriber(self, topic: str, *, queue: str = "") -> Callable[[HandlerT], HandlerT]:
-        """Hand every message of `topic` to a function; with `queue`, one member of the group gets each."""
+        """Return a decorator that calls a function with each message of `topic`.
+
+            @service.subscriber("orders.created", queue="mailers")
+            async def order_created(order: Order) -> None: ...
+
+        Args:
+            topic: The topic, e.g. `orders.created`.
+            queue: The name of a queue group. Each message is delivered to one member of the group on each site. If it is
+                empty, every subscriber receives every message.
+
+        Raises:
+            Conflict: By the decorator, if the service has been started.
+            ConfigError: By the decorator, if the signature is not that of a subscriber.
+        """
 
         def add(function: HandlerT) -> HandlerT:
             if self._listener is not None:
-                raise Conflict(f"{self.name} runs already", at=self.id, hint="add subscribers before `start`")
+                raise Conflict(
+                    f"{self.name} has been started already", at=self.id, hint="add subscribers before `start`"
+                )
             self.server.add_subscriber(topic, function, queue=queue)
             return function
 
         return add
 
-    # Life
-
     @property
     def address(self) -> str:
-        """Where it listens, with its scheme; empty before `start`."""
+        """Return the address at which the service listens, e.g. `tcp://127.0.0.1:41873`. Empty before `start`."""
         return self._listener.address if self._listener is not None else ""
 
     @property
     def instance(self) -> Instance:
-        """Its record in the registry. Raises ConfigError before `start`."""
+        """Return the record of this instance in the registry.
+
+        Raises:
+            ConfigError: The service has not been started.
+        """
         if self._instance is None:
-            raise ConfigError(f"{self.name} has not been started", at=self.id)
+            raise ConfigError(f"{self.name} has not been started", at=self.id, hint="call `start` first")
         return self._instance
 
     @property
     def client(self) -> Client:
-        """For calls to other services. Raises ConfigError before `start`."""
+        """Return the client for calls to other services. It uses the same drivers and is closed by `stop`.
+
+        Raises:
+            ConfigError: The service has not been started.
+        """
         if self._client is None:
-            raise ConfigError(f"{self.name} has not been started", at=self.id)
+            raise ConfigError(f"{self.name} has not been started", at=self.id, hint="call `start` first")
         return self._client
 
     async def start(self) -> None:
-        """Listen, subscribe, register. Raises ConfigError, Conflict (address in use), Unreachable (registry away)."""
+        """Listen, subscribe and register. If this fails or is cancelled, everything that was started is closed again.
+
+        A service can be started once.
+
+        Raises:
+            Conflict: The service was started before, or the address is in use.
+            ConfigError: A setting is invalid, a plugin is missing, or the service has subscribers but no broker.
+            Unreachable: The registry or the broker cannot be reached.
+            TooLarge: The record of the instance exceeds a limit of the registry.
+        """
         if self._listener is not None or self._is_stopped:
-            raise Conflict(f"{self.name} was started already", at=self.id)
+            raise Conflict(f"{self.name} has been started already", at=self.id, hint="create a new Service")
         try:
             await self._start()
         except BaseException:
@@ -206,7 +280,11 @@ class Service:
             raise
 
     async def stop(self, *, drain_s: float = DRAIN_S) -> None:
-        """Withdraw from the registry, refuse new calls, wait for those that run, close. Safe to call twice."""
+        """Shut down: withdraw the record, refuse new calls, wait for running calls, and close all connections.
+
+        Calls that run longer than `drain_s` seconds are cancelled. Cancelling `stop` skips the remaining steps. Safe to call
+        twice, and before `start`.
+        """
         if self._is_stopped:
             return
         self._is_stopped = True
@@ -218,7 +296,7 @@ class Service:
             await self._listener.close()
         await send_goaway_and_flush(self._connections)
         if not await self.server.drain(drain_s):
-            log.warning("calls were cancelled to stop", extra={"service": self.name})
+            log.warning("running calls were cancelled by the shutdown", extra={"service": self.name})
         await asyncio.gather(*(connection.close() for connection in list(self._connections)))
         if self._client is not None:
             await self._client.close()
@@ -226,7 +304,14 @@ class Service:
             await self._runtime.close()
 
     def run(self) -> None:
-        """Start, and serve until SIGINT or SIGTERM; a second signal does not wait for running calls."""
+        """Start the service and serve until SIGINT or SIGTERM. Then shut down like `stop`.
+
+        Runs an event loop of its own, and configures logging to standard error. A second signal cancels the calls that are
+        still running. Must be called in the main thread.
+
+        Raises:
+            SystemExit: A setting is invalid or the service could not be started. The message contains the reason.
+        """
         try:
             if self._settings is None and (self._registry is None or self._transport is None):
                 self._settings = load_settings()
@@ -236,29 +321,27 @@ class Service:
             raise SystemExit(f"{self.name}: {error}") from error
 
     async def _run(self) -> None:
-        signals = asyncio.Event()
+        stop_requested = asyncio.Event()
+        second_signal = asyncio.Event()
         loop = asyncio.get_running_loop()
 
-        def signalled() -> None:
-            if signals.is_set():
-                hurry.set()
-            signals.set()
+        def on_signal() -> None:
+            if stop_requested.is_set():
+                second_signal.set()
+            stop_requested.set()
 
-        hurry = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, signalled)
+            loop.add_signal_handler(number, on_signal)
         await self.start()
-        print(f"ready {self.id} at {self.address}", flush=True)  # noqa: T201 - what a person who started it waits for
-        await signals.wait()
+        print(f"ready {self.id} at {self.address}", flush=True)  # noqa: T201 - for the person or the program that started it
+        await stop_requested.wait()
         stopping = loop.create_task(self.stop())
-        hurrying = loop.create_task(hurry.wait())
-        await asyncio.wait({stopping, hurrying}, return_when=asyncio.FIRST_COMPLETED)
-        hurrying.cancel()
+        interrupting = loop.create_task(second_signal.wait())
+        await asyncio.wait({stopping, interrupting}, return_when=asyncio.FIRST_COMPLETED)
+        interrupting.cancel()
         if not stopping.done():
             stopping.cancel()
-        await asyncio.gather(stopping, hurrying, return_exceptions=True)
-
-    # Inside
+        await asyncio.gather(stopping, interrupting, return_exceptions=True)
 
     async def _start(self) -> None:
         self._debug.start(self._clock)
@@ -299,7 +382,7 @@ class Service:
         self._load_task = asyncio.get_running_loop().create_task(self._report_load(self._registration))
 
     async def _report_load(self, registration: Registration) -> None:
-        """So that calls leave an instance before it fails, and come back."""
+        """Update the record whenever the load level changes, so that routers send more calls to instances with less load."""
         while True:
             await asyncio.sleep(LOAD_INTERVAL_S)
             if self.server.update_load(asyncio.get_running_loop().time()):
@@ -310,7 +393,9 @@ class Service:
     async def _subscribe(self, broker: Broker | None, subscriber: Subscriber) -> Subscription:
         if broker is None:
             raise ConfigError(
-                f"{self.name} subscribes to {subscriber.endpoint.name}, and there is no broker", at=self.id
+                f"{self.name} subscribes to {subscriber.endpoint.name}, but has no broker",
+                at=self.id,
+                hint="pass a broker to Service, or name a broker plugin in the settings",
             )
         return await broker.subscribe(subscriber.endpoint.name, subscriber.receive, queue=subscriber.endpoint.queue)
 
@@ -318,7 +403,7 @@ class Service:
         connection = Connection(socket, dialed=False, handler=self.server, node_id=self.id[:64], counters=self.counters)
         if len(self._connections) >= MAX_CONNECTIONS:
             self.counters.add("connections_refused")
-            connection.abort(Overloaded(f"{MAX_CONNECTIONS} connections are open", at=self.id))
+            connection.abort(Overloaded(f"the limit of {MAX_CONNECTIONS} connections is reached", at=self.id))
             return
         self._connections[connection] = None
         connection.on_lost(lambda lost, _error: self._connections.pop(lost, None))
@@ -332,4 +417,4 @@ class Service:
             try:
                 await subscription.close()
             except MicroError as error:
-                log.warning("a subscription did not close", extra={"reason": str(error)})
+                log.warning("a subscription was not closed", extra={"reason": str(error)})

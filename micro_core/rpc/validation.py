@@ -1,8 +1,8 @@
-"""What arrives, checked against the types a handler names; what leaves, made plain.
+"""Conversion of decoded values to the types that handlers declare, and of objects to plain values for encoding. Pure.
 
-Understood: dataclasses, TypedDicts, pydantic models (never imported here: recognised by their methods), `dict`, `list`,
-`tuple[T, ...]`, enums, `Literal`, unions, scalars, `Any`. Unknown fields are ignored, so that callers may be newer than
-services. Errors name the field: `address.city: expected str, got int`. Pure.
+Supported types: dataclasses, TypedDicts, pydantic models, `dict`, `list`, `set`, `tuple`, enums, `Literal`, unions, scalars and
+`Any`. Pydantic is not imported; its models are recognised by their methods. Unknown fields are ignored, so that callers can be
+newer than services. Errors contain the path of the field: `address.city: expected str, got int`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from typing import Any, Literal, Union
 from micro_core.contract.errors import BadRequest, ConfigError
 
 Convert = Callable[[Any, str], Any]
-"""Takes a decoded value and its path (`address.city`), returns it as the type wanted, or raises BadRequest."""
+"""Takes a decoded value and its path, e.g. `address.city`. Returns the converted value, or raises BadRequest."""
 
 SCALARS: dict[Any, str] = {str: "string", int: "integer", float: "number", bool: "boolean", bytes: "string"}
-"""Types that are checked by themselves, with their name in JSON Schema."""
+"""The scalar types and their names in JSON Schema."""
 
 
 @functools.lru_cache(maxsize=4_096)
 def converter(hint: Any) -> Convert:
-    """The check and conversion for a type. Raises ConfigError for a type nothing can be checked against."""
+    """Return the function that validates a decoded value and converts it to the type `hint`.
+
+    Raises:
+        ConfigError: The type is not supported.
+    """
     if hint is Any or hint is object or isinstance(hint, typing.TypeVar):
         return _anything
     if hint is None or hint is type(None):
@@ -57,12 +61,12 @@ def converter(hint: Any) -> Convert:
             list if container in (collections.abc.Sequence, collections.abc.Iterable) else container, arguments
         )
     raise ConfigError(
-        f"requests and responses cannot be of type {hint!r}", hint="use a dataclass, TypedDict, dict or scalar"
+        f"unsupported type of a request or response: {hint!r}", hint="use a dataclass, TypedDict, dict or scalar"
     )
 
 
 def to_plain(value: Any) -> Any:
-    """A response or request as maps, lists and scalars, ready for a codec. Plain values pass as they are."""
+    """Convert a request or response to dicts, lists and scalars for encoding. Values of other types are returned unchanged."""
     kind = type(value)
     if value is None or kind in SCALARS:
         return value
@@ -82,23 +86,28 @@ def to_plain(value: Any) -> Any:
 
 
 def is_pydantic(hint: Any) -> bool:
-    """Whether a type is a pydantic model, without importing pydantic."""
+    """Return whether `hint` is a pydantic model. Does not import pydantic."""
     return isinstance(hint, type) and hasattr(hint, "model_validate") and hasattr(hint, "model_json_schema")
 
 
 def field_types(wanted: Any) -> dict[str, Any]:
-    """The fields of a dataclass or TypedDict with their types resolved. Raises ConfigError."""
+    """Return the fields of a dataclass or TypedDict with their resolved types.
+
+    Raises:
+        ConfigError: An annotation cannot be resolved.
+    """
     try:
         return typing.get_type_hints(wanted)
     except NameError as error:
         raise ConfigError(
-            f"a field of {wanted.__name__} cannot be resolved: {error}", hint="define the type at the top of the module"
+            f"cannot resolve the type of a field of {wanted.__name__}: {error}",
+            hint="define the type at the top of the module",
         ) from error
 
 
 def required_keys(wanted: Any) -> list[str]:
-    """The keys that a TypedDict demands."""
-    # `__required_keys__` alone does not see NotRequired inside annotations that are texts (PEP 563).
+    """Return the required keys of a TypedDict."""
+    # `__required_keys__` does not recognise NotRequired inside string annotations (PEP 563).
     hints = typing.get_type_hints(wanted, include_extras=True)
     marks = {name: typing.get_origin(hint) for name, hint in hints.items()}
     return [
@@ -116,7 +125,7 @@ def _mismatch(path: str, expected: str, value: Any) -> BadRequest:
     return BadRequest(f"{path or 'request'}: expected {expected}, got {_describe(value)}")
 
 
-def _anything(value: Any, path: str) -> Any:  # noqa: ARG001 - the shape of every Convert
+def _anything(value: Any, path: str) -> Any:  # noqa: ARG001 - has the signature of Convert
     return value
 
 
@@ -182,7 +191,7 @@ def _pydantic(model: Any) -> Convert:
     def convert(value: Any, path: str) -> Any:
         try:
             return model.model_validate(value)
-        except ValueError as error:  # pydantic's ValidationError is one
+        except ValueError as error:  # the base class of pydantic's ValidationError
             errors = getattr(error, "errors", None)
             if errors is None:
                 raise BadRequest(f"{path or 'request'}: {error}") from error
@@ -195,14 +204,14 @@ def _pydantic(model: Any) -> Convert:
 
 def _fields(path: str, value: Any, name: str) -> Mapping[str, Any]:
     if value is None and not path:
-        return {}  # a call without a request: its fields may all have defaults
+        return {}  # a call without a request, for a type whose fields all have defaults
     if not isinstance(value, dict):
         raise _mismatch(path, f"a map ({name})", value)
     return value
 
 
 def _dataclass(wanted: Any) -> Convert:
-    # Read at first use, so that types may refer to themselves.
+    # Resolved on first use, so that types can refer to themselves.
     @functools.cache
     def plan() -> list[tuple[str, Convert, bool]]:
         hints = field_types(wanted)
@@ -229,7 +238,7 @@ def _dataclass(wanted: Any) -> Convert:
                 raise BadRequest(f"{where}: missing field")
         try:
             return wanted(**found)
-        except (ValueError, TypeError) as error:  # a __post_init__ that refuses
+        except (ValueError, TypeError) as error:  # raised by __post_init__
             raise BadRequest(f"{path or 'request'}: {error}") from error
 
     return convert
@@ -280,7 +289,7 @@ def _list(container: Any, arguments: tuple[Any, ...]) -> Convert:
             raise _mismatch(path, "list", value)
         try:
             return container(item_of(entry, f"{path}[{index}]") for index, entry in enumerate(value))
-        except TypeError as error:  # entries of a set that cannot be hashed
+        except TypeError as error:  # entries of a set that are not hashable
             raise BadRequest(f"{path or 'request'}: {error}") from error
 
     return convert
