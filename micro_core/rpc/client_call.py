@@ -207,7 +207,7 @@ class ClientStream:
         call, connection = self._opened()
         if self._error is not None:
             raise self._error
-        if call.state is CallState.ANSWERING:
+        if call.state is CallState.HALF_CLOSED:
             raise BadRequest("cannot send: `end` was called before", at=self._at, hint="send all items before `end`")
         if call.state is not CallState.OPEN:
             raise Ended("the service has ended the stream", at=self._at)

@@ -1,10 +1,10 @@
-"""Credit and reassembly: the two ends of one direction of a call.
+"""Credit-based flow control and reassembly for one direction of a call: the queue of the sender and that of the receiver.
 
-A frame costs its body plus the 12 bytes of a frame's head (so that a flood of empty items is bounded too). A sender
-starts with `limits.STREAM_WINDOW_BYTES`; the receiver grants again what has been consumed, once that is half a window.
-Pieces of a message that somebody waits for are consumed as they arrive (the message is bounded by
-`limits.MAX_BODY_BYTES`); whole items are consumed when they are taken. A reader that stops can thus be made to hold
-one message and one window, no more. Pure.
+A frame costs its body plus the 12 bytes of its head, so that empty items are limited, too. A sender starts with
+`limits.STREAM_WINDOW_BYTES` of credit. The receiver grants credit again once half a window was consumed. Frames of a message
+that the application waits for are consumed when they arrive, because `limits.MAX_BODY_BYTES` limits the message; complete
+items are consumed when the application takes them. An application that stops reading thus holds at most one message and one
+window. Pure.
 """
 
 from __future__ import annotations
@@ -16,28 +16,33 @@ from micro_core.wire import frames, limits
 from micro_core.wire.frames import HEAD, MORE, Frame
 
 FRAME_COST_BYTES = HEAD.size
-"""What a frame costs beyond its body."""
+"""Cost of a frame in addition to its body."""
 
 MAX_CREDIT_BYTES = 1 << 30
-"""More credit than this is a peer's mistake: nobody grants what it cannot have consumed."""
+"""Maximum credit of one direction. A peer that grants more does not count correctly, since it cannot have received that much."""
 
 
-class Outgoing:
-    """One direction's sending end: frames wait here for credit."""
+class SendQueue:
+    """The sender of one direction of a call: frames are queued here until there is credit for them."""
 
     __slots__ = ("_unsent", "credit_bytes")
 
     def __init__(self) -> None:
         self.credit_bytes = limits.STREAM_WINDOW_BYTES
         self._unsent: deque[tuple[bytes, int]] | None = None
-        """None until something has to wait: most calls are one frame each way."""
+        """Frames with their costs. None until a frame has to be queued: most calls have one frame per direction."""
 
     @property
     def is_empty(self) -> bool:
+        """Return whether all frames were returned for sending."""
         return not self._unsent
 
     def push(self, kind: int, stream: int, header: bytes, body: bytes) -> bytes:
-        """Queue a message and return what may be sent now. Raises TooLarge, and then queues nothing."""
+        """Queue a message and return the frames to send now.
+
+        Raises:
+            TooLarge: the header or the body exceeds its limit. Nothing was queued.
+        """
         cost = len(body) + FRAME_COST_BYTES
         if len(body) <= limits.MAX_FRAME_BODY_BYTES and not self._unsent and cost <= self.credit_bytes:
             frames.check_sizes(header, body)
@@ -51,70 +56,79 @@ class Outgoing:
             piece = min(remaining, limits.MAX_FRAME_BODY_BYTES)
             remaining -= piece
             self._unsent.append((data, piece + FRAME_COST_BYTES))
-        return self._take()
+        return self._take_sendable()
 
-    def push_last(self, data: bytes) -> bytes:
-        """Queue a frame that costs nothing (END) behind what waits; return what may be sent now."""
+    def push_end(self, data: bytes) -> bytes:
+        """Queue an END frame, which costs no credit, and return the frames to send now."""
         if not self._unsent:
             return data
         self._unsent.append((data, 0))
         return b""
 
     def grant(self, granted_bytes: int) -> bytes:
-        """More credit; return what may be sent now. Raises Malformed when it passes all reason."""
+        """Add credit and return the frames to send now.
+
+        Raises:
+            Malformed: the credit exceeds `MAX_CREDIT_BYTES`.
+        """
         self.credit_bytes += granted_bytes
         if self.credit_bytes > MAX_CREDIT_BYTES:
-            raise Malformed(f"credit of {self.credit_bytes} bytes for one call")
-        return self._take()
+            raise Malformed(f"the peer granted {self.credit_bytes} bytes of credit for one call")
+        return self._take_sendable()
 
     def clear(self) -> None:
+        """Drop the queued frames."""
         self._unsent = None
 
-    def _take(self) -> bytes:
+    def _take_sendable(self) -> bytes:
         unsent = self._unsent
         if unsent is None:
             return b""
-        taken: list[bytes] = []
+        sendable: list[bytes] = []
         while unsent and unsent[0][1] <= self.credit_bytes:
             data, cost = unsent.popleft()
             self.credit_bytes -= cost
-            taken.append(data)
-        return b"".join(taken)
+            sendable.append(data)
+        return b"".join(sendable)
 
 
-class Incoming:
-    """One direction's receiving end: puts messages together, keeps whole items, accounts for credit."""
+class ReceiveQueue:
+    """The receiver of one direction of a call: reassembles messages, queues complete items, and counts credit."""
 
     __slots__ = ("_consumed", "_items", "_partial", "_partial_cost", "window_bytes")
 
     def __init__(self) -> None:
         self.window_bytes = limits.STREAM_WINDOW_BYTES
-        """What the peer may still send."""
+        """Bytes that the peer may still send."""
         self._consumed = 0
         self._partial: bytearray | None = None
         self._partial_cost = 0
         self._items: deque[tuple[bytes, int]] | None = None
-        """None until there is one."""
+        """Complete items with their costs. None until an item was received."""
 
     @property
     def has_items(self) -> bool:
+        """Return whether a complete item is queued."""
         return bool(self._items)
 
     @property
     def is_between_messages(self) -> bool:
+        """Return whether no message is incomplete."""
         return self._partial is None
 
     @property
-    def held_bytes(self) -> int:
-        """Bytes of bodies kept here."""
+    def buffered_bytes(self) -> int:
+        """Return the size of the queued bodies, including the incomplete message."""
         return sum(len(body) for body, _ in self._items or ()) + (
             len(self._partial) if self._partial is not None else 0
         )
 
     def receive(self, frame: Frame) -> bytes | None:
-        """Take in a frame of a message; the message when it is whole, not yet consumed.
+        """Add a frame of a message. Return the message if it is complete; it is not consumed yet.
 
-        Raises Malformed (over its credit) or TooLarge; the call is then beyond repair.
+        Raises:
+            Malformed: the peer exceeded its credit. The call must be ended.
+            TooLarge: the message exceeds `limits.MAX_BODY_BYTES`. The call must be ended.
         """
         body = frame.body
         cost = len(body) + FRAME_COST_BYTES
@@ -129,7 +143,7 @@ class Incoming:
             partial = self._partial = bytearray()
         if len(partial) + len(body) > limits.MAX_BODY_BYTES:
             raise TooLarge(
-                f"a message is over the bound of {limits.MAX_BODY_BYTES} bytes",
+                f"a message exceeds {limits.MAX_BODY_BYTES} bytes",
                 hint="send it as a stream of smaller items",
             )
         partial += body
@@ -143,26 +157,26 @@ class Incoming:
         self._partial_cost += cost
         return bytes(partial)
 
-    def keep(self, item: bytes) -> None:
-        """Keep the message that `receive` has just returned until it is taken."""
+    def append(self, item: bytes) -> None:
+        """Queue the message that `receive` has just returned as an item."""
         if self._items is None:
             self._items = deque()
         self._items.append((item, self._partial_cost))
         self._partial_cost = 0
 
-    def take(self) -> bytes:
-        """The oldest item; it counts as consumed now. Only while `has_items`."""
+    def pop(self) -> bytes:
+        """Remove and return the oldest item, which is thereby consumed. Only while `has_items`."""
         assert self._items is not None
         item, cost = self._items.popleft()
         self._consumed += cost
         if not self._items and self._partial is not None:
-            # Somebody waits for the message that is under way: its pieces no longer wait behind another.
+            # The application now waits for the incomplete message, so its frames count as consumed.
             self._consumed += self._partial_cost
             self._partial_cost = 0
         return item
 
     def due_grant(self) -> int:
-        """Bytes to grant now, or 0 while less than half a window has been consumed."""
+        """Return the bytes to grant now; 0 until half a window was consumed."""
         if self._consumed * 2 < limits.STREAM_WINDOW_BYTES:
             return 0
         granted, self._consumed = self._consumed, 0
@@ -170,5 +184,6 @@ class Incoming:
         return granted
 
     def clear(self) -> None:
+        """Drop the queued items and the incomplete message."""
         self._items = None
         self._partial = None

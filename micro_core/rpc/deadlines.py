@@ -1,7 +1,7 @@
-"""When the time of calls runs out: one timer for all whose deadlines fall into the same slot, not one a call.
+"""Deadlines of calls. Calls whose deadlines are in the same time slot share one timer.
 
-A call nearly always ends long before its deadline; a timer of its own would cost more than the rest of its
-bookkeeping. Slots are 1/128 s wide and told at their end: never early, late by less than a slot.
+Nearly every call ends long before its deadline, so a timer per call would cost more than the rest of its bookkeeping. A slot
+is 1/128 s long and expires at its end: a call never expires early, and at most one slot late.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ from typing import Protocol
 log = logging.getLogger(__name__)
 
 SLOTS_PER_S = 128
+"""Time slots per second."""
 
 
 class Expirable(Protocol):
-    """What has a deadline."""
+    """A call with a deadline."""
 
     def expire(self) -> None:
-        """The time has run out. Called in the event loop, at most once."""
+        """End the call because its deadline has passed. Called in the event loop, at most once."""
         ...
 
 
 class Deadlines:
-    """The deadlines of one client, server or proxy, in the loop's clock."""
+    """The deadlines of the calls of one client, server or proxy, as times of the event loop."""
 
     def __init__(self) -> None:
         self._slots: dict[int, dict[Expirable, None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def add(self, deadline: float, call: Expirable) -> None:
-        """`call.expire()` soon after `deadline` (loop seconds), unless it is discarded before."""
+        """Call `call.expire()` shortly after `deadline` (seconds of the event loop), unless it is discarded before."""
         slot = int(deadline * SLOTS_PER_S) + 1
         calls = self._slots.get(slot)
         if calls is None:
@@ -42,13 +43,13 @@ class Deadlines:
         calls[call] = None
 
     def discard(self, deadline: float, call: Expirable) -> None:
-        """Forget a call that was added with `deadline`; unknown ones are ignored."""
+        """Remove a call that was added with this deadline. An unknown call is ignored."""
         calls = self._slots.get(int(deadline * SLOTS_PER_S) + 1)
         if calls is not None:
             calls.pop(call, None)
 
     def _expire(self, slot: int) -> None:
-        # What expires may discard others of the slot, which then have no more to hear.
+        # `expire` may discard other calls of the slot.
         calls = self._slots[slot]
         while calls:
             call = next(iter(calls))
@@ -56,6 +57,6 @@ class Deadlines:
             try:
                 call.expire()
             except Exception:
-                # One call's bug is not to keep the others waiting.
-                log.exception("a call could not be expired")
+                # A bug in one call must not prevent the expiry of the others.
+                log.exception("expiring a call failed")
         del self._slots[slot]

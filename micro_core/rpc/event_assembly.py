@@ -1,4 +1,4 @@
-"""Events in pieces, put together. One at a time a connection, bounded by `limits.MAX_BODY_BYTES`. Pure."""
+"""Reassembly of published messages from EVENT frames: one at a time per connection, at most `limits.MAX_BODY_BYTES`. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from micro_core.wire.header import EventHeader, decode_event_header
 
 
 class EventAssembly:
-    """EVENT frames in, whole events out."""
+    """Turns EVENT frames into complete messages."""
 
     __slots__ = ("_body", "_header")
 
@@ -18,7 +18,12 @@ class EventAssembly:
         self._body = bytearray()
 
     def receive(self, frame: Frame) -> tuple[EventHeader, bytes] | None:
-        """The event that `frame` completes, or None. Raises Malformed, TooLarge: the connection is beyond repair."""
+        """Return the message that `frame` completes, or None.
+
+        Raises:
+            Malformed: the header is invalid or unexpected. The connection must be closed.
+            TooLarge: the message exceeds `limits.MAX_BODY_BYTES`. The connection must be closed.
+        """
         header = self._header
         if header is None:
             header = decode_event_header(frame.header)
@@ -27,9 +32,9 @@ class EventAssembly:
             self._header, self._body = header, bytearray(frame.body)
             return None
         if frame.header:
-            raise Malformed("an event begins before the one before it has ended")
+            raise Malformed("an EVENT frame with a header arrived before the previous message was complete")
         if len(self._body) + len(frame.body) > limits.MAX_BODY_BYTES:
-            raise TooLarge(f"an event is over the bound of {limits.MAX_BODY_BYTES} bytes")
+            raise TooLarge(f"a published message exceeds {limits.MAX_BODY_BYTES} bytes")
         self._body += frame.body
         if frame.flags & MORE:
             return None

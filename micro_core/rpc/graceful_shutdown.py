@@ -1,4 +1,4 @@
-"""The end of connections that loses no call: GOAWAY, and the wait until it, and the last answers, have been read."""
+"""Graceful shutdown of connections: send GOAWAY, and wait until the peers have read it and the final responses."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from collections.abc import Iterable
 from micro_core.rpc.connection import Connection
 
 FLUSH_TIMEOUT_S = 1.0
-"""How long peers are given to read a GOAWAY, and then the last answers; one that does not loses its own calls only."""
+"""Maximum time to wait until the peers have read all data. A peer that does not read loses only its own calls."""
 
 
 async def send_goaway_and_flush(connections: Iterable[Connection]) -> None:
-    """Send GOAWAY on each; return when all have read it, or have had their time.
+    """Send GOAWAY on each connection and wait until the peers have read it, at most `FLUSH_TIMEOUT_S`.
 
-    Whoever closes before loses the calls that were on their way: they would be lost, where those that arrive after
-    the GOAWAY are refused with Draining, which promises that nothing was begun.
+    Requests in flight at the time of the GOAWAY are refused with Draining, so that their clients can safely send them
+    again. If the connection were closed at once, these clients could not know whether a handler had started.
     """
-    told = list(connections)
-    for connection in told:
+    draining = list(connections)
+    for connection in draining:
         connection.send_goaway()
-    await flush_all(told)
+    await flush_all(draining)
 
 
 async def flush_all(connections: Iterable[Connection]) -> None:
-    """Return when all have read what was sent to them, or have had their time.
+    """Wait until the peers have read all sent data, at most `FLUSH_TIMEOUT_S`.
 
-    Before what overtakes it: a node's farewell to its network travels on a lane of its own, and ends the link.
+    Call it before any action that could overtake queued responses, e.g. before a node closes its links.
     """
     try:
         async with asyncio.timeout(FLUSH_TIMEOUT_S):
