@@ -1,4 +1,4 @@
-"""What a Service and a Client without arguments stand on."""
+"""The drivers and hooks that `Service` and `Client` use without arguments."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-async def test_a_service_and_a_client_of_one_site_find_each_other_without_a_word() -> None:
+async def test_client_finds_a_service_of_its_site_without_configuration() -> None:
     service = Service("go.micro.srv.greeter")
 
     async def hello(name: str) -> str:
@@ -50,7 +50,7 @@ async def test_a_service_and_a_client_of_one_site_find_each_other_without_a_word
     assert "--plugins or MICRO_PLUGINS names it" in caught.value.hint
 
 
-async def test_services_of_another_site_are_not_seen() -> None:
+async def test_service_of_another_site_is_not_found() -> None:
     service = Service("go.micro.srv.greeter")
     await service.start()
     async with Client(settings=load_settings({"node.site": "us"})) as client:
@@ -59,7 +59,7 @@ async def test_services_of_another_site_are_not_seen() -> None:
     await service.stop()
 
 
-async def test_the_proxy_and_the_lease_come_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_and_lease_are_read_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MICRO_PROXY", "go.micro.network")
     monkeypatch.setenv("MICRO_LEASE", "7")
     service = Service("go.micro.srv.greeter")
@@ -71,7 +71,7 @@ async def test_the_proxy_and_the_lease_come_from_the_settings(monkeypatch: pytes
     await service.stop()
 
 
-async def test_a_plugin_that_is_not_installed_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_error_about_a_missing_plugin_contains_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = [
         distribution
         for distribution in importlib.metadata.distributions()
@@ -111,7 +111,7 @@ QUIC = Entry(role=Role.TUNNEL, name="quic", distribution="micro-quic-tunnel", ve
         ("registry:memory", "", ["memory"]),
     ],
 )
-def test_named_registries_take_the_place_of_the_default(plugins: str, block: str, expected: list[str]) -> None:
+def test_named_registries_replace_the_default(plugins: str, block: str, expected: list[str]) -> None:
     settings = load_settings({"node.plugins": plugins, "node.block": block}, environ={})
     assert [entry.name for entry in drivers_of(entries(MDNS, QUIC), settings, Role.REGISTRY)] == expected
 
@@ -142,7 +142,7 @@ def hook(name: str) -> Entry:
     return Entry(role=None, name=name, distribution=f"micro-{name}", version="1", module="rpc_test_hooks")
 
 
-async def test_hooks_that_are_not_named_change_nothing(runtime: Runtime) -> None:
+async def test_installed_hooks_are_inactive_until_they_are_named(runtime: Runtime) -> None:
     other = await build_runtime(load_settings({"node.plugins": ""}), catalog=runtime.catalog)
     assert other.interceptors("client") == []
     await other.close()
@@ -150,60 +150,59 @@ async def test_hooks_that_are_not_named_change_nothing(runtime: Runtime) -> None
 
 @dataclass(frozen=True, kw_only=True)
 class MarkOptions:
-    word: str = option("plain", "What to mark calls with.")
+    label: str = option("plain", "Label of the interceptor.")
 
 
 class Marker:
-    """What a cross-cutting plugin builds: it has options and a context."""
+    """Hooks with options and a context, as a cross-cutting plugin creates them."""
 
     def __init__(self, options: MarkOptions, context: DriverContext) -> None:
-        self.word = options.word
+        self.label = options.label
         self.site = context.site
 
     @hookimpl
     def micro_interceptors(self, side: str) -> list[Any]:
-        return [(side, self.word, self.site)]
+        return [(side, self.label, self.site)]
 
 
-async def test_hooks_that_describe_themselves_are_built_with_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hooks_with_a_description_are_created_with_their_options(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("rpc_test_hooks")
 
     @hookimpl
     def micro_hooks() -> Driver[object]:
-        return Driver(name="word", summary="", options=MarkOptions, create=Marker)
+        return Driver(name="label", summary="", options=MarkOptions, create=Marker)
 
     module.micro_hooks = micro_hooks  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "rpc_test_hooks", module)
-    settings = load_settings({"node.plugins": "word", "node.site": "eu"}, sets=["word.word=bold"])
-    runtime = await build_runtime(settings, catalog=Catalog([*INSTALLED, hook("word")]))
+    settings = load_settings({"node.plugins": "label", "node.site": "eu"}, sets=["label.label=bold"])
+    runtime = await build_runtime(settings, catalog=Catalog([*INSTALLED, hook("label")]))
     assert list[Any](runtime.interceptors("server")) == [("server", "bold", "eu")]
     await runtime.close()
-    with pytest.raises(OptionError, match=r"unknown setting 'word.wrod'"):
+    with pytest.raises(OptionError, match=r"unknown setting 'label.lable'"):
         await build_runtime(
-            load_settings({"node.plugins": "word"}, sets=["word.wrod=x"]), catalog=Catalog([*INSTALLED, hook("word")])
+            load_settings({"node.plugins": "label"}, sets=["label.lable=x"]),
+            catalog=Catalog([*INSTALLED, hook("label")]),
         )
 
 
 async def test_interceptors_of_named_hooks_wrap_calls(runtime: Runtime) -> None:
     seen: list[dict[str, str]] = []
 
-    async def look(call: CallInfo, proceed: Any) -> Any:
+    async def record(call: CallInfo, proceed: Any) -> Any:
         seen.append(dict(call.metadata))
         return await proceed(call)
 
-    service = Service("s", registry=runtime.registry, transport=runtime.transport, interceptors=[look])
+    service = Service("s", registry=runtime.registry, transport=runtime.transport, interceptors=[record])
     await service.start()
     client = Client(runtime=runtime)
     await client.call("s", "Debug.Health")
     assert seen == [{"hook": "client"}]
     await client.close()
     await service.stop()
-    assert await runtime.registry.instances() == [], "a runtime that was lent is still open"
+    assert await runtime.registry.instances() == [], "a runtime that was passed to them is still open"
 
 
-async def test_the_broker_is_opened_when_it_is_wanted_and_then_once(
-    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_broker_is_opened_once_on_first_use(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broker:
         def __init__(self) -> None:
             self.calls: list[str] = []
@@ -231,13 +230,13 @@ async def test_the_broker_is_opened_when_it_is_wanted_and_then_once(
     assert broker.calls == ["start", "publish orders.created", "publish orders.created", "close"]
 
 
-def test_a_wrong_setting_ends_run_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_setting_ends_run_with_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MICRO_LEASE", "soon")
     with pytest.raises(SystemExit, match="lease"):
         Service("s").run()
 
 
-def test_counters_of_a_service_are_its_own() -> None:
+def test_service_has_its_own_counters() -> None:
     assert isinstance(Service("s").counters, CountersInMemory)
     with pytest.raises(ConfigError):
         assert Service("s").instance

@@ -1,4 +1,4 @@
-"""Where calls go, and what is sent a second time."""
+"""Choice of the destination of calls, retries, publishing, the connection pool and the selector."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ Until = Callable[[Callable[[], bool]], Awaitable[None]]
 NAME = "go.micro.srv.orders"
 
 
-class Recorder:
-    """A server that counts its runs and does as it is told."""
+class CountingServer:
+    """A server with one endpoint, `Orders.Place`, that counts its calls, runs `action` and answers with the server's name."""
 
     def __init__(self, at: str, *, idempotent: bool = False, name: str = NAME) -> None:
         self.runs = 0
-        self.act: Callable[[], Awaitable[Any]] | None = None
+        self.action: Callable[[], Awaitable[Any]] | None = None
         self.server = Server(name, at=at)
-        self.server.add("Orders.Place", self.place, idempotent=idempotent)
+        self.server.add("Orders.Place", self.place_order, idempotent=idempotent)
 
-    async def place(self) -> str:
+    async def place_order(self) -> str:
         self.runs += 1
-        if self.act is not None:
-            await self.act()
+        if self.action is not None:
+            await self.action()
         return self.server.at
 
 
@@ -55,17 +55,17 @@ async def hang() -> None:
     await asyncio.Event().wait()
 
 
-async def test_an_instance_that_cannot_be_dialled_is_passed_over(rig: Rig) -> None:
-    recorder = Recorder("one")
-    await rig.serve(recorder.server)
+async def test_unreachable_instance_is_skipped(rig: Rig) -> None:
+    orders = CountingServer("one")
+    await rig.serve(orders.server)
     await rig.registry.register(Instance(service=NAME, id="dead", address="memory://dead"), lease_s=30.0)
     for _ in range(20):
         assert await rig.client.call(NAME, "Orders.Place") == "one"
-    assert rig.transport.dialed.count("memory://dead") <= 2, "it rests after a failure"
+    assert rig.transport.dialed.count("memory://dead") <= 2, "it is ejected after a failure"
 
 
-async def test_a_draining_instance_is_passed_over(rig: Rig) -> None:
-    one, two = Recorder("one"), Recorder("two")
+async def test_draining_instance_is_skipped(rig: Rig) -> None:
+    one, two = CountingServer("one"), CountingServer("two")
     await rig.serve(one.server)
     await rig.serve(two.server)
     await one.server.drain(0.0)
@@ -73,9 +73,9 @@ async def test_a_draining_instance_is_passed_over(rig: Rig) -> None:
     assert one.runs == 0
 
 
-async def test_a_call_that_may_have_begun_is_never_sent_again(rig: Rig, until: Until) -> None:
-    one, two = Recorder("one"), Recorder("two")
-    one.act = two.act = hang
+async def test_call_whose_handler_may_have_started_is_not_retried(rig: Rig, until: Until) -> None:
+    one, two = CountingServer("one"), CountingServer("two")
+    one.action = two.action = hang
     await rig.serve(one.server)
     await rig.serve(two.server)
     call = asyncio.create_task(rig.client.call(NAME, "Orders.Place", retries=5))
@@ -87,39 +87,39 @@ async def test_a_call_that_may_have_begun_is_never_sent_again(rig: Rig, until: U
 
 
 @pytest.mark.parametrize("by", ["call", "endpoint"])
-async def test_an_idempotent_call_is_sent_again_elsewhere(rig: Rig, until: Until, by: str) -> None:
-    recorders = [Recorder(at, idempotent=by == "endpoint") for at in ("one", "two")]
-    for recorder in recorders:
-        recorder.act = hang
-        await rig.serve(recorder.server)
+async def test_idempotent_call_is_retried_on_another_instance(rig: Rig, until: Until, by: str) -> None:
+    servers = [CountingServer(at, idempotent=by == "endpoint") for at in ("one", "two")]
+    for one in servers:
+        one.action = hang
+        await rig.serve(one.server)
     call = asyncio.create_task(rig.client.call(NAME, "Orders.Place", idempotent=by == "call"))
-    await until(lambda: sum(recorder.runs for recorder in recorders) == 1)
-    first = next(recorder for recorder in recorders if recorder.runs)
-    other = next(recorder for recorder in recorders if not recorder.runs)
-    other.act = None
+    await until(lambda: sum(one.runs for one in servers) == 1)
+    first = next(one for one in servers if one.runs)
+    other = next(one for one in servers if not one.runs)
+    other.action = None
     rig.transport.sockets[0].lose(LinkLost("cut"))
     assert await call == other.server.at
     assert (first.runs, other.runs) == (1, 1)
 
 
-async def test_retries_stop_at_their_bound_and_raise_the_last_error(rig: Rig) -> None:
+async def test_last_error_is_raised_after_the_maximum_number_of_retries(rig: Rig) -> None:
     for number in range(5):
         instance = Instance(service=NAME, id=f"dead-{number}", address=f"memory://dead-{number}")
         await rig.registry.register(instance, lease_s=30.0)
-    with pytest.raises(Unreachable, match="nobody listens") as caught:
+    with pytest.raises(Unreachable, match="memory://dead") as caught:
         await rig.client.call(NAME, "Orders.Place", retries=2)
     assert len(set(rig.transport.dialed)) == 3
     assert caught.value.at == "client"
 
 
-async def test_retries_end_with_the_deadline(rig: Rig) -> None:
+async def test_retries_end_at_the_deadline(rig: Rig) -> None:
     await rig.registry.register(Instance(service=NAME, id="dead", address="memory://dead"), lease_s=30.0)
     async with asyncio.timeout(2.0):
         with pytest.raises(Unreachable):
             await rig.client.call(NAME, "Orders.Place", retries=1_000_000, timeout_s=0.2)
 
 
-async def test_a_dial_that_hangs_ends_with_the_deadline(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hanging_dial_ends_at_the_deadline(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     async def dial(address: str, *, timeout_s: float) -> Socket:
         await asyncio.Event().wait()
         raise AssertionError
@@ -129,15 +129,15 @@ async def test_a_dial_that_hangs_ends_with_the_deadline(rig: Rig, monkeypatch: p
         await rig.client.call(NAME, "Orders.Place", address="memory://1", timeout_s=0.05)
 
 
-async def test_an_address_is_called_without_asking_the_registry(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder("one")
-    instance = await rig.serve(recorder.server)
+async def test_call_to_an_address_does_not_use_the_registry(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = CountingServer("one")
+    instance = await rig.serve(orders.server)
     monkeypatch.setattr(rig.registry, "watch", None)
     assert await rig.client.call(NAME, "Orders.Place", address=instance.address) == "one"
 
 
-async def test_with_a_proxy_every_call_goes_to_it(rig: Rig) -> None:
-    node = Recorder("node", name="")
+async def test_proxy_receives_every_call(rig: Rig) -> None:
+    node = CountingServer("node", name="")
     node.server.name = "go.micro.network"
     instance = await rig.serve(node.server)
     node.server.name = ""
@@ -147,23 +147,23 @@ async def test_with_a_proxy_every_call_goes_to_it(rig: Rig) -> None:
         assert await client.call("any.service", "Orders.Place") == "node"
 
 
-async def test_the_proxy_comes_from_the_environment(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_is_read_from_the_environment(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MICRO_PROXY", "go.micro.network")
     client = rig.new_client(proxy=None)
     with pytest.raises(ServiceNotFound, match=r"no node go\.micro\.network"):
         await client.call("any.service", "Orders.Place")
 
 
-async def test_a_call_costs_no_registry_round_trip_after_the_first(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder = Recorder("one")
-    await rig.serve(recorder.server)
+async def test_second_call_does_not_query_the_registry(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = CountingServer("one")
+    await rig.serve(orders.server)
     await rig.client.call(NAME, "Orders.Place")
     monkeypatch.setattr(rig.registry, "instances", None)
     await rig.client.call(NAME, "Orders.Place")
 
 
-async def test_instances_that_come_and_go_are_followed(rig: Rig, until: Until) -> None:
-    one, two = Recorder("one"), Recorder("two")
+async def test_registry_view_follows_new_and_removed_instances(rig: Rig, until: Until) -> None:
+    one, two = CountingServer("one"), CountingServer("two")
     first = await rig.serve(one.server)
     assert await rig.client.call(NAME, "Orders.Place") == "one"
     await rig.serve(two.server)
@@ -174,32 +174,34 @@ async def test_instances_that_come_and_go_are_followed(rig: Rig, until: Until) -
     assert await rig.client.call(NAME, "Orders.Place") == "two"
 
 
-async def test_a_closed_client_says_so(rig: Rig) -> None:
+async def test_closed_client_raises_closed(rig: Rig) -> None:
     await rig.client.close()
     with pytest.raises(Closed):
         await rig.client.call(NAME, "Orders.Place")
 
 
 @pytest.mark.parametrize(("service", "endpoint"), [("no spaces", "Say.Hello"), ("ok", ""), ("", "Say.Hello")])
-async def test_names_are_checked_where_they_enter(rig: Rig, service: str, endpoint: str) -> None:
+async def test_invalid_name_is_refused_by_the_client(rig: Rig, service: str, endpoint: str) -> None:
     with pytest.raises(BadRequest):
         await rig.client.call(service, endpoint)
 
 
-async def test_too_much_metadata_is_refused_before_it_is_sent(rig: Rig) -> None:
-    recorder = Recorder("one")
-    await rig.serve(recorder.server)
+async def test_metadata_above_the_limit_is_refused_before_it_is_sent(rig: Rig) -> None:
+    orders = CountingServer("one")
+    await rig.serve(orders.server)
     with pytest.raises(TooLarge):
         await rig.client.call(NAME, "Orders.Place", metadata={str(number): "" for number in range(65)})
     with pytest.raises(TooLarge):
         await rig.client.call(NAME, "Orders.Place", metadata={"large": "x" * 20_000})
-    assert recorder.runs == 0
+    assert orders.runs == 0
 
 
 # Publishing
 
 
-class Taken:
+class RecordingBroker:
+    """Stores published messages."""
+
     def __init__(self) -> None:
         self.messages: list[tuple[str, Message]] = []
 
@@ -213,8 +215,8 @@ class Taken:
         raise AssertionError
 
 
-async def test_a_message_is_published_through_the_broker_that_was_handed_in(rig: Rig) -> None:
-    broker = Taken()
+async def test_message_is_published_by_the_given_broker(rig: Rig) -> None:
+    broker = RecordingBroker()
     client = rig.new_client(broker=broker)
     message_id = await client.publish("orders.created", {"number": 1}, headers={"a": "b"})
     ((topic, message),) = broker.messages
@@ -222,7 +224,7 @@ async def test_a_message_is_published_through_the_broker_that_was_handed_in(rig:
     assert len(message_id) == 32
 
 
-async def test_with_a_proxy_a_message_is_published_by_a_call_to_the_node(rig: Rig) -> None:
+async def test_message_is_published_by_a_call_to_the_proxy(rig: Rig) -> None:
     published: list[Any] = []
 
     async def publish(request: dict[str, Any]) -> None:
@@ -241,7 +243,7 @@ async def test_with_a_proxy_a_message_is_published_by_a_call_to_the_node(rig: Ri
         await client.publish("forbidden", 1)
 
 
-async def test_without_any_broker_publishing_says_what_to_do(rig: Rig) -> None:
+async def test_publishing_without_a_broker_fails_with_a_hint(rig: Rig) -> None:
     with pytest.raises(ConfigError, match="MICRO_PROXY"):
         await rig.client.publish("orders.created", 1)
 
@@ -256,17 +258,19 @@ def make_pool(transport: PairedTransport, clock: HandClock, **options: Any) -> P
     return Pool(dial, clock=clock, random=Random(1), **options)
 
 
-def answer(socket: Socket) -> None:
+def accept(socket: Socket) -> None:
     Connection(socket, dialed=False)
 
 
-class _Owner:
+class IgnoringOwner:
+    """A stream owner that ignores everything."""
+
     def frame_received(self, frame: object) -> None: ...
     def connection_lost(self, error: object) -> None: ...
 
 
-async def test_all_who_want_one_address_share_one_dial(transport: PairedTransport, hand_clock: HandClock) -> None:
-    await transport.listen("memory://a", answer)
+async def test_concurrent_callers_share_one_dial(transport: PairedTransport, hand_clock: HandClock) -> None:
+    await transport.listen("memory://a", accept)
     pool = make_pool(transport, hand_clock)
     found = await asyncio.gather(*(pool.get("memory://a", 1.0) for _ in range(10)))
     assert len(set(found)) == 1
@@ -278,7 +282,7 @@ async def test_all_who_want_one_address_share_one_dial(transport: PairedTranspor
         await pool.get("memory://a", 1.0)
 
 
-async def test_a_failed_address_rests_and_is_then_dialled_again(
+async def test_failed_address_is_dialled_again_after_its_penalty(
     transport: PairedTransport, hand_clock: HandClock
 ) -> None:
     pool = make_pool(transport, hand_clock)
@@ -287,7 +291,7 @@ async def test_a_failed_address_rests_and_is_then_dialled_again(
             await pool.get("memory://a", 1.0)
     assert len(transport.dialed) == 1
     hand_clock.seconds += 0.2
-    await transport.listen("memory://a", answer)
+    await transport.listen("memory://a", accept)
     assert await pool.get("memory://a", 1.0)
     await pool.close()
 
@@ -306,17 +310,15 @@ async def test_dead_and_draining_connections_are_replaced(
     await until(lambda: not second.can_open_streams)
     third = await pool.get("memory://a", 1.0)
     assert third is not second
-    assert second.error is None, "calls on it are finished"
+    assert second.error is None, "running calls can finish on it"
     pool.sweep()
     await until(lambda: second.error is not None)
     assert pool.find("memory://a") is third
     await pool.close()
 
 
-async def test_an_idle_connection_is_closed_after_a_while(
-    transport: PairedTransport, hand_clock: HandClock, until: Until
-) -> None:
-    await transport.listen("memory://a", answer)
+async def test_idle_connection_is_closed(transport: PairedTransport, hand_clock: HandClock, until: Until) -> None:
+    await transport.listen("memory://a", accept)
     pool = make_pool(transport, hand_clock)
     connection = await pool.get("memory://a", 1.0)
     await until(lambda: connection.wire_version == 1)
@@ -330,19 +332,19 @@ async def test_an_idle_connection_is_closed_after_a_while(
     await pool.close()
 
 
-async def test_a_peer_that_answers_nothing_not_even_a_ping_is_cut_off(
+async def test_connection_to_a_peer_that_ignores_pings_is_aborted(
     transport: PairedTransport, hand_clock: HandClock, until: Until
 ) -> None:
-    await transport.listen("memory://a", answer)
+    await transport.listen("memory://a", accept)
     pool = make_pool(transport, hand_clock)
     connection = await pool.get("memory://a", 1.0)
     await until(lambda: connection.wire_version == 1)
-    connection.open_stream(_Owner())
+    connection.open_stream(IgnoringOwner())
     for _ in range(6):
         pool.sweep()
         for _ in range(10):
-            await asyncio.sleep(0)  # lets the peer answer
-    assert connection.error is None, "the peer answers pings"
+            await asyncio.sleep(0)  # one iteration of the event loop, so that the peer can respond
+    assert connection.error is None, "the peer responds to pings"
     peer = transport.sockets[0].peer
     assert peer is not None
     peer.pause_reading()
@@ -359,50 +361,50 @@ def instances(count: int) -> list[Instance]:
     return [Instance(service="s", id=f"s-{number}", address=f"memory://{number}") for number in range(count)]
 
 
-def test_round_robin_takes_turns_across_calls_whoever_comes_or_goes() -> None:
-    selector, all_four = Selector(Random(1), Strategy.ROUND_ROBIN), instances(4)
-    assert [selector.choose(all_four, 0.0).id for _ in range(6)] == ["s-0", "s-1", "s-2", "s-3", "s-0", "s-1"]
-    assert selector.choose(all_four[:2] + all_four[3:], 0.0).id == "s-3"
-    assert selector.choose(all_four, 0.0).id == "s-0"
+def test_round_robin_keeps_its_order_when_instances_are_added_or_removed() -> None:
+    selector, four = Selector(Random(1), Strategy.ROUND_ROBIN), instances(4)
+    assert [selector.choose(four, 0.0).id for _ in range(6)] == ["s-0", "s-1", "s-2", "s-3", "s-0", "s-1"]
+    assert selector.choose(four[:2] + four[3:], 0.0).id == "s-3"
+    assert selector.choose(four, 0.0).id == "s-0"
 
 
-def test_least_outstanding_keeps_the_load_even() -> None:
-    selector, all_of_them = Selector(Random(1)), instances(5)
+def test_least_outstanding_balances_the_load() -> None:
+    selector, five = Selector(Random(1)), instances(5)
     for _ in range(500):
-        selector.call_started(selector.choose(all_of_them, 0.0).address)
-    loads = [selector.outstanding(instance.address) for instance in all_of_them]
+        selector.call_started(selector.choose(five, 0.0).address)
+    loads = [selector.outstanding(instance.address) for instance in five]
     assert max(loads) - min(loads) <= 5
 
 
-def test_random_reaches_everybody() -> None:
-    selector, some = Selector(Random(1), Strategy.RANDOM), instances(3)
-    assert {selector.choose(some, 0.0).id for _ in range(100)} == {"s-0", "s-1", "s-2"}
+def test_random_strategy_reaches_all_instances() -> None:
+    selector, three = Selector(Random(1), Strategy.RANDOM), instances(3)
+    assert {selector.choose(three, 0.0).id for _ in range(100)} == {"s-0", "s-1", "s-2"}
 
 
-def test_a_failing_instance_rests_for_a_time_that_grows_to_a_bound() -> None:
+def test_failing_instance_is_ejected_for_a_growing_limited_time() -> None:
     selector, two = Selector(Random(1)), instances(2)
     bad, good = two
-    rests = []
+    durations = []
     now = 0.0
     for _ in range(12):
         selector.call_started(bad.address)
         selector.call_failed(bad.address, now)
         assert {selector.choose(two, now).id for _ in range(20)} == {good.id}
-        begun = now
+        started_at = now
         while selector.is_ejected(bad.address, now):
             now += 0.05
-        rests.append(now - begun)
-    assert rests[0] <= INITIAL_EJECTION_S + 0.1
-    assert rests[1] > rests[0]
-    assert max(rests) <= MAX_EJECTION_S + 0.1
+        durations.append(now - started_at)
+    assert durations[0] <= INITIAL_EJECTION_S + 0.1
+    assert durations[1] > durations[0]
+    assert max(durations) <= MAX_EJECTION_S + 0.1
     selector.call_started(bad.address)
     selector.call_succeeded(bad.address)
     selector.call_started(bad.address)
     selector.call_failed(bad.address, now)
-    assert not selector.is_ejected(bad.address, now + INITIAL_EJECTION_S), "one success forgives"
+    assert not selector.is_ejected(bad.address, now + INITIAL_EJECTION_S), "a success resets the failures"
 
 
-def test_when_all_rest_the_first_to_come_back_is_tried() -> None:
+def test_instance_whose_ejection_ends_first_is_chosen_when_all_are_ejected() -> None:
     selector, two = Selector(Random(1)), instances(2)
     for now, instance in enumerate(two):
         selector.call_started(instance.address)
@@ -410,7 +412,7 @@ def test_when_all_rest_the_first_to_come_back_is_tried() -> None:
     assert selector.choose(two, 0.2) == two[0]
 
 
-def test_what_was_tried_is_avoided_while_there_are_others() -> None:
+def test_addresses_of_earlier_attempts_are_avoided_if_there_are_others() -> None:
     selector, two = Selector(Random(1)), instances(2)
     assert {selector.choose(two, 0.0, avoid=frozenset({two[0].address})).id for _ in range(20)} == {"s-1"}
     assert selector.choose(two[:1], 0.0, avoid=frozenset({two[0].address})) == two[0]

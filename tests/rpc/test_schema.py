@@ -1,4 +1,4 @@
-"""Signatures to endpoints, types to schemas, values to types."""
+"""Inspection of handler signatures, JSON Schemas of types, and the conversion of values."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Handlers:
         ("untyped", (EndpointKind.UNARY, Any, Any, "", True)),
     ],
 )
-def test_the_signature_says_what_kind_of_endpoint_it_is(
+def test_kind_of_an_endpoint_follows_from_the_signature(
     name: str, expected: tuple[EndpointKind, Any, Any, str, bool]
 ) -> None:
     shape = read_handler(getattr(Handlers(), name))
@@ -94,7 +94,7 @@ def test_the_signature_says_what_kind_of_endpoint_it_is(
 
 
 @pytest.mark.parametrize("name", ["plain_generator", "too_many", "unresolvable"])
-def test_a_signature_that_is_no_handler_s_says_what_to_change(name: str) -> None:
+def test_invalid_signature_is_refused_with_a_hint(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read_handler(getattr(Handlers(), name))
     assert name in caught.value.detail
@@ -122,7 +122,7 @@ def test_a_signature_that_is_no_handler_s_says_what_to_change(name: str) -> None
         (Any, {"anything": [1]}, {"anything": [1]}),
     ],
 )
-def test_values_become_what_the_type_says(hint: Any, given_value: Any, expected: Any) -> None:
+def test_values_are_converted_to_the_type(hint: Any, given_value: Any, expected: Any) -> None:
     assert converter(hint)(given_value, "") == expected
 
 
@@ -145,7 +145,7 @@ def test_values_become_what_the_type_says(hint: Any, given_value: Any, expected:
         (Positive, {"number": -1}, "request: number: must not be negative"),
     ],
 )
-def test_values_that_do_not_fit_are_refused_naming_the_place(hint: Any, given_value: Any, message: str) -> None:
+def test_error_of_an_invalid_value_names_the_field(hint: Any, given_value: Any, message: str) -> None:
     with pytest.raises(BadRequest) as caught:
         converter(hint)(given_value, "")
     assert caught.value.detail == message
@@ -159,26 +159,26 @@ PLAIN = st.recursive(
 
 
 @given(st.sampled_from([Tree, Options, Positive, Colour, dict[str, int], list[Tree], int | str | None]), PLAIN)
-def test_no_value_makes_a_check_raise_anything_but_bad_request(hint: Any, value: Any) -> None:
+def test_conversion_raises_nothing_but_bad_request(hint: Any, value: Any) -> None:
     try:
         converter(hint)(value, "")
     except MicroError as error:
-        assert isinstance(error, BadRequest)  # noqa: PT017 - either outcome is right, any other exception is not
+        assert isinstance(error, BadRequest)  # noqa: PT017 - success is valid, too
 
 
 @given(PLAIN)
-def test_plain_values_stay_as_they_are(value: Any) -> None:
+def test_plain_values_are_unchanged(value: Any) -> None:
     assert to_plain(value) == value
 
 
-def test_values_of_types_are_made_plain() -> None:
+def test_objects_are_converted_to_plain_values() -> None:
     assert to_plain({"tree": Tree(1, [Tree(2)]), "colour": (Colour.RED,)}) == {
         "tree": {"value": 1, "children": [{"value": 2, "children": []}]},
         "colour": ["red"],
     }
 
 
-def test_a_schema_names_fields_types_and_what_is_required() -> None:
+def test_schema_contains_fields_types_and_required_fields() -> None:
     assert json_schema(Tree) == {
         "title": "Tree",
         "type": "object",
@@ -195,12 +195,12 @@ def test_a_schema_names_fields_types_and_what_is_required() -> None:
     assert json_schema(Any) == {}
 
 
-def test_a_type_that_cannot_be_checked_is_refused_when_the_handler_is_added() -> None:
+def test_unsupported_type_is_refused() -> None:
     with pytest.raises(ConfigError):
         converter(complex)
 
 
-def test_a_pydantic_model_checks_by_its_own_rules() -> None:
+def test_pydantic_model_validates_by_its_own_rules() -> None:
     pydantic = pytest.importorskip("pydantic")
     model = pydantic.create_model("Order", number=(int, ...), note=(str, ""))
     assert converter(model)({"number": 1}, "").number == 1
