@@ -25,7 +25,7 @@ from micro_core.builtin.broker.protocol import SERVICE as BROKER_SERVICE
 from micro_core.builtin.registry import local as local_registry
 from micro_core.builtin.registry import memory as memory_registry
 from micro_core.builtin.registry.local import LocalRegistryOptions
-from micro_core.builtin.registry.record_files import path_part
+from micro_core.builtin.registry.record_files import path_component
 from micro_core.builtin.resolver import memory as memory_resolver
 from micro_core.builtin.resolver import registry as registry_resolver
 from micro_core.builtin.resolver import static as static_resolver
@@ -95,7 +95,7 @@ class _ForeignFiles(Faults):
     """Writes files that are not records into the directory of the registry."""
 
     async def garbage(self, context: DriverContext) -> None:
-        directory = Path(context.state_dir, "registry", path_part(context.network), path_part(context.site))
+        directory = Path(context.state_dir, "registry", path_component(context.network), path_component(context.site))
         for number, content in enumerate(
             (
                 b"",

@@ -1,4 +1,4 @@
-"""What the tests of the built-in drivers share: a context."""
+"""The driver context for tests of the built-in drivers."""
 
 import logging
 import random
@@ -12,7 +12,7 @@ from micro_core.contract import CountersInMemory, DriverContext, Registry
 
 
 class RealClock:
-    """Monotonic time as the loop has it, wall time as the machine has it."""
+    """The clocks of the system."""
 
     def now(self) -> float:
         return time.monotonic()

@@ -1,6 +1,8 @@
-"""The built-in drivers pass the kits that strangers' drivers pass."""
+"""The built-in drivers pass the conformance kits."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
@@ -12,21 +14,19 @@ from micro_core.testing.builtin_drivers import *  # noqa: F403 - every class is 
 
 
 class TestJoinedRegistry(RegistryConformance):
-    """Several registries as one are a registry."""
+    """Two memory registries, joined."""
 
     lease_s = 0.4
 
     @pytest.fixture
     def driver_under_test(self) -> DriverUnderTest[Registry]:
         def create(options: NoOptions, context: DriverContext) -> Registry:
-            from dataclasses import replace
-
-            parts = [
+            registries = [
                 memory_registry.create(options, replace(context, network=f"{context.network}.{name}"))
                 for name in ("one", "two")
             ]
-            return JoinedRegistry(parts, context.counters)
+            return JoinedRegistry(registries, context.counters)
 
         return DriverUnderTest(
-            driver=Driver(name="joined", summary="Two as one.", options=NoOptions, create=create),
+            driver=Driver(name="joined", summary="Two registries as one.", options=NoOptions, create=create),
         )

@@ -1,9 +1,10 @@
-"""Several registries as one, while one of them is away."""
+"""A joined registry while one of its registries fails."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -24,9 +25,9 @@ GREETER = Instance(service="go.micro.srv.greeter", id="greeter-1", address="tcp:
 
 
 class Flaky(MemoryRegistry):
-    """A registry that can be away."""
+    """A registry whose calls fail while `is_failing` is set."""
 
-    is_away = False
+    is_failing = False
 
     async def start(self) -> None:
         await super().start()
@@ -45,8 +46,8 @@ class Flaky(MemoryRegistry):
         return await super().watch(service)
 
     def _check(self) -> None:
-        if self.is_away:
-            raise Unreachable("away for a test")
+        if self.is_failing:
+            raise Unreachable("unreachable for a test")
 
 
 Pair = tuple[JoinedRegistry, MemoryRegistry, Flaky, CountersInMemory]
@@ -60,9 +61,9 @@ async def pair(make_context: Callable[..., DriverContext]) -> Pair:
     return JoinedRegistry([steady, flaky], counters), steady, flaky, counters
 
 
-async def test_one_that_is_away_stops_neither_writing_nor_reading(pair: Pair) -> None:
+async def test_failing_registry_does_not_prevent_writes_and_reads(pair: Pair) -> None:
     joined, steady, flaky, counters = pair
-    flaky.is_away = True
+    flaky.is_failing = True
     await joined.start()
     await joined.register(GREETER, lease_s=30)
     assert await joined.instances() == await steady.instances() == [GREETER]
@@ -70,36 +71,34 @@ async def test_one_that_is_away_stops_neither_writing_nor_reading(pair: Pair) ->
     await joined.close()
 
 
-async def test_when_all_are_away_the_first_reason_is_told(make_context: Callable[..., DriverContext]) -> None:
-    parts = [Flaky(make_context(network=name)) for name in ("one", "two")]
-    joined = JoinedRegistry(parts, CountersInMemory())
+async def test_first_error_is_raised_if_all_registries_fail(make_context: Callable[..., DriverContext]) -> None:
+    registries = [Flaky(make_context(network=name)) for name in ("one", "two")]
+    joined = JoinedRegistry(registries, CountersInMemory())
     await joined.start()
-    for part in parts:
-        part.is_away = True
-    with pytest.raises(Unreachable, match="away for a test"):
+    for registry in registries:
+        registry.is_failing = True
+    with pytest.raises(Unreachable, match="unreachable for a test"):
         await joined.instances()
     await joined.close()
 
 
-async def test_a_record_is_gone_when_the_last_registry_has_lost_it(pair: Pair) -> None:
+async def test_record_is_deleted_when_the_last_registry_has_removed_it(pair: Pair) -> None:
     joined, steady, flaky, _ = pair
     await joined.start()
     watch = await joined.watch()
-    seen = aiter(watch)
+    events = aiter(watch)
     await steady.register(GREETER, lease_s=30)
     await flaky.register(GREETER, lease_s=30)
     async with asyncio.timeout(5):
-        assert (await anext(seen)).kind is RegistryEventKind.CREATED
+        assert (await anext(events)).kind is RegistryEventKind.CREATED
         await steady.deregister(GREETER)
         await flaky.deregister(GREETER)
-        assert (await anext(seen)).kind is RegistryEventKind.DELETED
+        assert (await anext(events)).kind is RegistryEventKind.DELETED
     assert await joined.instances() == []
     await joined.close()
 
 
-async def test_the_earlier_registry_counts_where_both_know_an_instance(pair: Pair) -> None:
-    from dataclasses import replace
-
+async def test_record_of_the_earlier_registry_takes_precedence(pair: Pair) -> None:
     joined, steady, flaky, _ = pair
     await joined.start()
     await flaky.register(replace(GREETER, version="later"), lease_s=30)
@@ -108,15 +107,15 @@ async def test_the_earlier_registry_counts_where_both_know_an_instance(pair: Pai
     await joined.close()
 
 
-async def test_a_registry_that_was_away_is_watched_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_registry_that_works_again_is_watched_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     from micro_core.builtin.registry import joined as joined_registry
 
     monkeypatch.setattr(joined_registry, "RETRY_S", 0.01)
     joined, _, flaky, _ = pair
     await joined.start()
-    flaky.is_away = True
+    flaky.is_failing = True
     watch = await joined.watch()
-    flaky.is_away = False
+    flaky.is_failing = False
     await flaky.register(GREETER, lease_s=30)
     async with asyncio.timeout(5):
         event = await anext(aiter(watch))

@@ -1,4 +1,4 @@
-"""The routing table in memory: against a naive model, its events, and its cost."""
+"""The route table in memory: comparison with a simple model, events and cost."""
 
 import logging
 import time
@@ -20,7 +20,7 @@ def new_table(counters: CountersInMemory | None = None) -> MemoryTable:
     return MemoryTable(logger=logging.getLogger("test"), counters=counters or CountersInMemory())
 
 
-def test_a_lookup_is_the_same_tuple_until_its_service_changes() -> None:
+def test_lookup_returns_the_same_tuple_until_the_service_changes() -> None:
     table = new_table()
     table.put(ROUTE)
     answer = table.lookup("greeter")
@@ -33,62 +33,62 @@ def test_a_lookup_is_the_same_tuple_until_its_service_changes() -> None:
 
 def test_changes_made_by_a_watcher_reach_all_watchers_in_order() -> None:
     table = new_table()
-    heard: list[RouteEventKind] = []
+    events: list[RouteEventKind] = []
 
-    def remove_at_once(event: RouteEvent) -> None:
+    def remove_immediately(event: RouteEvent) -> None:
         if event.kind is CREATE:
             table.delete(event.route.key)
 
-    table.watch(remove_at_once)
-    table.watch(lambda event: heard.append(event.kind))
+    table.watch(remove_immediately)
+    table.watch(lambda event: events.append(event.kind))
     table.put(ROUTE)
-    assert heard == [CREATE, DELETE]
+    assert events == [CREATE, DELETE]
     assert table.list() == []
 
 
-def test_a_watcher_that_fails_is_counted_and_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_watcher_is_counted_and_does_not_affect_others(caplog: pytest.LogCaptureFixture) -> None:
     counters = CountersInMemory()
     table = new_table(counters)
-    heard: list[Route] = []
+    received: list[Route] = []
 
     def fail(_: RouteEvent) -> None:
         raise ValueError("no")
 
     table.watch(fail)
-    table.watch(lambda event: heard.append(event.route))
+    table.watch(lambda event: received.append(event.route))
     table.put(ROUTE)
-    assert heard == [ROUTE]
+    assert received == [ROUTE]
     assert table.lookup("greeter") == (ROUTE,)
     assert counters.values == {"table_watcher_failed": 1}
-    assert "a watcher of the table failed" in caplog.text
+    assert "table watcher failed" in caplog.text
 
 
-def test_a_watcher_that_ends_another_silences_it_at_once() -> None:
+def test_watcher_ended_by_another_watcher_receives_nothing_more() -> None:
     table = new_table()
-    heard: list[Route] = []
+    received: list[Route] = []
     ends: list[Callable[[], None]] = []
     table.watch(lambda _: ends[0]())
-    ends.append(table.watch(lambda event: heard.append(event.route)))
+    ends.append(table.watch(lambda event: received.append(event.route)))
     table.put(ROUTE)
-    assert heard == []
+    assert received == []
 
 
-async def test_the_driver_builds_a_table_that_closes_without_forgetting(
+async def test_closed_table_keeps_its_routes_and_has_no_watchers(
     make_context: Callable[..., DriverContext],
 ) -> None:
     driver = micro_table()
     table = driver.create(driver.options(), make_context())
     await table.start()
-    heard: list[Route] = []
-    table.watch(lambda event: heard.append(event.route))
+    received: list[Route] = []
+    table.watch(lambda event: received.append(event.route))
     await table.close()
     table.put(ROUTE)
     assert table.lookup("greeter") == (ROUTE,)
-    assert heard == []
+    assert received == []
 
 
 class NaiveTable:
-    """What the table promises, said as plainly as possible."""
+    """A simple model of the table: a list of routes."""
 
     def __init__(self) -> None:
         self.routes: list[Route] = []
@@ -102,10 +102,10 @@ class NaiveTable:
         self.events.append((UPDATE if before else CREATE, route))
 
     def delete(self, key: RouteKey) -> bool:
-        gone = [other for other in self.routes if other.key == key]
+        removed = [other for other in self.routes if other.key == key]
         self.routes = [other for other in self.routes if other.key != key]
-        self.events.extend((DELETE, route) for route in gone)
-        return bool(gone)
+        self.events.extend((DELETE, route) for route in removed)
+        return bool(removed)
 
     def list(self, query: RouteQuery) -> list[Route]:
         found = [route for route in self.routes if query.matches(route)]
@@ -137,7 +137,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["put", "delete", "list", "lookup"]),
 
 @settings(max_examples=150, deadline=None)
 @given(STEPS)
-def test_the_table_does_what_a_naive_list_of_routes_does(steps: list[tuple[str, Route, RouteQuery]]) -> None:
+def test_table_behaves_like_the_model(steps: list[tuple[str, Route, RouteQuery]]) -> None:
     table, model = new_table(), NaiveTable()
     events: list[tuple[RouteEventKind, Route]] = []
     table.watch(lambda event: events.append((event.kind, event.route)))
@@ -155,16 +155,16 @@ def test_the_table_does_what_a_naive_list_of_routes_does(steps: list[tuple[str, 
 
 
 def best_of(rounds: int, action: Callable[[], object]) -> float:
-    """The shortest time of several rounds, in seconds: what the machine can do when it is not disturbed."""
+    """Return the shortest duration of several rounds in seconds, which other load of the machine affects least."""
     times = []
     for _ in range(rounds):
-        began = time.perf_counter()
+        start = time.perf_counter()
         action()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return min(times)
 
 
-def test_cost_does_not_grow_with_the_routes_of_other_services() -> None:
+def test_cost_is_independent_of_the_routes_of_other_services() -> None:
     small, large = new_table(), new_table()
     routes = [replace(ROUTE, service=f"service-{number % 5_000}", router=str(number)) for number in range(50_000)]
     for route in routes:

@@ -1,4 +1,4 @@
-"""What the built-in registries promise beyond the registry's kit (test_conformance.py runs that)."""
+"""Behaviour of the built-in registries that the conformance kit does not test (see test_conformance.py)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -50,14 +50,14 @@ async def opened(request: pytest.FixtureRequest, make_context: Callable[..., Dri
             registry = driver.create(driver.options(), make_context(**context))
         elif request.param == "joined":
             driver = memory_registry.micro_registry()
-            parts = [
+            joined = [
                 driver.create(
                     driver.options(),
                     make_context(**{**context, "network": f"{context.get('network', 'go.micro')}.{name}"}),
                 )
                 for name in ("one", "two")
             ]
-            registry = JoinedRegistry(parts, CountersInMemory())
+            registry = JoinedRegistry(joined, CountersInMemory())
         else:
             driver = local_registry.micro_registry()
             registry = driver.create(driver.options(poll_s=0.02), make_context(**context))
@@ -70,31 +70,29 @@ async def opened(request: pytest.FixtureRequest, make_context: Callable[..., Dri
         await registry.close()
 
 
-async def following(watch: RegistryWatch, count: int, timeout_s: float = 5.0) -> list[RegistryEvent]:
-    """The next `count` events of a watch."""
+async def next_events(watch: RegistryWatch, count: int, timeout_s: float = 5.0) -> list[RegistryEvent]:
+    """Return the next `count` events of a watch."""
     iterator = aiter(watch)
     async with asyncio.timeout(timeout_s):
         return [await anext(iterator) for _ in range(count)]
 
 
-async def test_a_watcher_that_falls_behind_is_told_to_read_everything_anew(
-    opened: Opener, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_slow_watcher_receives_resync(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = await opened()
     if isinstance(reader, JoinedRegistry):
-        pytest.skip("its parts' watches fall behind, each on its own")
+        pytest.skip("each of its registries sends RESYNC by itself")
     monkeypatch.setattr(reader._watches, "_capacity", 3)  # type: ignore[attr-defined]
     watch = await reader.watch()
     instances = [replace(GREETER, id=f"greeter-{number}") for number in range(10)]
     for instance in instances:
         await reader.register(instance, lease_s=30)
     assert len(await reader.instances()) == 10
-    assert (RESYNC, None) in [(event.kind, event.instance) for event in await following(watch, 1)]
-    last = replace(GREETER, id="greeter-last")
-    await reader.register(last, lease_s=30)
+    assert (RESYNC, None) in [(event.kind, event.instance) for event in await next_events(watch, 1)]
+    final = replace(GREETER, id="greeter-final")
+    await reader.register(final, lease_s=30)
     iterator = aiter(watch)
     async with asyncio.timeout(5):
-        while (await anext(iterator)).instance != last:
+        while (await anext(iterator)).instance != final:
             pass
 
 

@@ -1,4 +1,4 @@
-"""The built-in resolvers: a list, this process, the site's registry."""
+"""The built-in resolvers: static list, memory and registry."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,8 +38,8 @@ def addresses(candidates: list[Candidate]) -> list[str]:
         (" quic://10.0.0.5:8085,10.0.0.4:8085", "10.0.0.4:8085", ""),
     ],
 )
-async def test_the_static_resolver_answers_its_nodes_in_their_order(make_context: MakeContext, nodes: object) -> None:
-    options = StaticOptions(nodes=nodes, ttl_s=5)  # type: ignore[arg-type]  # config files give lists and texts
+async def test_static_resolver_returns_its_nodes_in_order(make_context: MakeContext, nodes: object) -> None:
+    options = StaticOptions(nodes=nodes, ttl_s=5)  # type: ignore[arg-type]  # config files contain lists and strings
     resolver = static_resolver.micro_resolver().create(options, make_context())
     await resolver.start()
     candidates = await resolver.resolve("go.micro")
@@ -51,30 +51,30 @@ async def test_the_static_resolver_answers_its_nodes_in_their_order(make_context
     await resolver.close()
 
 
-async def test_the_static_resolver_without_nodes_answers_none(make_context: MakeContext) -> None:
+async def test_static_resolver_without_nodes_returns_an_empty_list(make_context: MakeContext) -> None:
     driver = static_resolver.micro_resolver()
     assert await driver.create(driver.options(), make_context()).resolve("go.micro") == []
 
 
-@pytest.mark.parametrize("node", ["two words:1", "x" * 2_000, "a\x00b:1"])
-def test_a_node_that_cannot_be_an_address_is_an_option_error(make_context: MakeContext, node: str) -> None:
-    with pytest.raises(OptionError, match="is not an address"):
+@pytest.mark.parametrize("node", ["with space:1", "x" * 2_000, "a\x00b:1"])
+def test_invalid_address_is_an_option_error(make_context: MakeContext, node: str) -> None:
+    with pytest.raises(OptionError, match="invalid address"):
         static_resolver.micro_resolver().create(StaticOptions(nodes=(node,)), make_context())
 
 
-async def test_the_memory_resolver_answers_what_was_announced_for_this_network(make_context: MakeContext) -> None:
+async def test_memory_resolver_returns_the_candidates_announced_for_the_network(make_context: MakeContext) -> None:
     driver = memory_resolver.micro_resolver()
     resolver = driver.create(driver.options(), make_context())
     await resolver.start()
-    late, soon = Candidate(address="memory://b", priority=5), Candidate(address="memory://a")
-    withdraw_late = memory_resolver.announce("net.one", late)
-    withdraw_soon = memory_resolver.announce("net.one", soon)
-    withdraw_other = memory_resolver.announce("net.two", replace(soon, address="memory://c"))
-    assert await resolver.resolve("net.one") == [soon, late]
-    withdraw_late()
-    withdraw_late()
-    assert await resolver.resolve("net.one") == [soon]
-    withdraw_soon()
+    low, high = Candidate(address="memory://b", priority=5), Candidate(address="memory://a")
+    withdraw_low = memory_resolver.announce("net.one", low)
+    withdraw_high = memory_resolver.announce("net.one", high)
+    withdraw_other = memory_resolver.announce("net.two", replace(high, address="memory://c"))
+    assert await resolver.resolve("net.one") == [high, low]
+    withdraw_low()
+    withdraw_low()
+    assert await resolver.resolve("net.one") == [high]
+    withdraw_high()
     withdraw_other()
     assert await resolver.resolve("net.one") == []
     assert await resolver.resolve("net.two") == []
@@ -94,7 +94,7 @@ async def registry(make_context: MakeContext) -> object:
     await registry.close()
 
 
-async def test_the_registry_resolver_answers_the_tunnels_of_other_nodes(
+async def test_registry_resolver_returns_the_tunnel_addresses_of_other_nodes(
     make_context: MakeContext, registry: Registry
 ) -> None:
     context = make_context(registry=registry)
@@ -102,7 +102,7 @@ async def test_the_registry_resolver_answers_the_tunnels_of_other_nodes(
         node("own", node=context.node_id, tunnel="quic://10.0.0.1:8085"),
         node("second", node="b" * 32, tunnel="quic://10.0.0.2:8085, tls://10.0.0.2:8086", priority="7"),
         node("third", node="c" * 32, tunnel="quic://10.0.0.3:8085"),
-        node("silent", node="d" * 32),
+        node("without-tunnel", node="d" * 32),
         replace(node("service", tunnel="quic://10.0.0.9:8085"), service="greeter"),
     ):
         await registry.register(instance, lease_s=30)
@@ -111,15 +111,13 @@ async def test_the_registry_resolver_answers_the_tunnels_of_other_nodes(
     await resolver.start()
     candidates = await resolver.resolve("go.micro")
     assert (candidates[0].address, candidates[0].priority) == ("quic://10.0.0.3:8085", 0)
-    # One node is one candidate, with all its ways.
+    # A node with two addresses is one candidate.
     assert addresses(candidates)[1:] == ["quic://10.0.0.2:8085|tls://10.0.0.2:8086"]
     assert {candidate.priority for candidate in candidates[1:]} == {7}
     await resolver.close()
 
 
-async def test_the_registry_resolver_asks_for_the_service_it_was_told(
-    make_context: MakeContext, registry: Registry
-) -> None:
+async def test_registry_resolver_reads_the_configured_service(make_context: MakeContext, registry: Registry) -> None:
     await registry.register(node("one", node="b" * 32, tunnel="quic://10.0.0.1:1"), lease_s=30)
     resolver = registry_resolver.create(RegistryResolverOptions(service="my.net"), make_context(registry=registry))
     assert await resolver.resolve("go.micro") == []
@@ -128,7 +126,7 @@ async def test_the_registry_resolver_asks_for_the_service_it_was_told(
 @pytest.mark.parametrize(
     ("text", "priority"), [("0", 0), ("65535", 65_535), ("99999", 65_535), ("-1", 0), ("x", 0), ("1" * 300, 0), ("", 0)]
 )
-async def test_a_priority_that_is_no_number_counts_as_none(
+async def test_priority_is_limited_and_zero_if_invalid(
     make_context: MakeContext, registry: Registry, text: str, priority: int
 ) -> None:
     await registry.register(node("one", node="b" * 32, tunnel="quic://10.0.0.1:1", priority=text), lease_s=30)
@@ -136,11 +134,11 @@ async def test_a_priority_that_is_no_number_counts_as_none(
     assert [candidate.priority for candidate in await resolver.resolve("go.micro")] == [priority]
 
 
-async def test_a_record_with_bad_or_too_many_addresses_spoils_no_other(
+async def test_record_with_invalid_or_too_many_addresses_does_not_affect_others(
     make_context: MakeContext, registry: Registry
 ) -> None:
     context = make_context(registry=registry)
-    await registry.register(node("bad", tunnel="quic://two words"), lease_s=30)
+    await registry.register(node("bad", tunnel="quic://with space"), lease_s=30)
     await registry.register(node("many", tunnel=",".join(f"quic://10.0.1.{n}:1" for n in range(40))), lease_s=30)
     await registry.register(node("good", tunnel="quic://10.0.0.1:1"), lease_s=30)
     resolver = registry_resolver.create(RegistryResolverOptions(), context)
@@ -151,7 +149,7 @@ async def test_a_record_with_bad_or_too_many_addresses_spoils_no_other(
     assert context.counters.values["resolver_addresses_dropped"] == 24
 
 
-async def test_equals_are_tried_in_an_order_that_differs_between_nodes(
+async def test_candidates_of_equal_priority_are_shuffled_by_the_random_source(
     make_context: MakeContext, registry: Registry
 ) -> None:
     for number in range(8):
@@ -163,13 +161,13 @@ async def test_equals_are_tried_in_an_order_that_differs_between_nodes(
     assert tuple(addresses(await same_seed.resolve("go.micro"))) in orders
 
 
-async def test_a_registry_that_is_away_is_unreachable(make_context: MakeContext, registry: Registry) -> None:
+async def test_closed_registry_is_unreachable(make_context: MakeContext, registry: Registry) -> None:
     resolver = registry_resolver.create(RegistryResolverOptions(), make_context(registry=registry))
     await registry.close()
     with pytest.raises(Unreachable):
         await resolver.resolve("go.micro")
 
 
-def test_the_registry_resolver_without_a_registry_says_so(make_context: MakeContext) -> None:
-    with pytest.raises(ConfigError, match="no registry to ask"):
+def test_registry_resolver_without_a_registry_is_a_config_error(make_context: MakeContext) -> None:
+    with pytest.raises(ConfigError, match="needs a registry"):
         registry_resolver.micro_resolver().create(RegistryResolverOptions(), make_context())

@@ -1,4 +1,4 @@
-"""Several registries as one: reads merged, writes to all; one that is down does not stop the others."""
+"""Several registries as one: reads are merged, writes go to all. A registry that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ RETRY_S = 1.0
 
 
 class JoinedRegistry:
-    """The registries in order of precedence: of two records with one id, the earlier registry's counts.
+    """Implements `Registry` with `registries` in order of precedence.
 
-    An operation fails, with the first registry's reason, only when it failed everywhere.
+    If two registries have a record with the same id, the record of the earlier registry is used. An operation fails only if
+    it fails in all registries; the error is that of the first one.
     """
 
     def __init__(self, registries: Sequence[Registry], counters: Counters) -> None:
@@ -32,24 +33,26 @@ class JoinedRegistry:
         self._watches: dict[_JoinedWatch, None] = {}
 
     async def start(self) -> None:
-        await self._all([registry.start() for registry in self._registries])
+        """Start all registries."""
+        await self._call_all([registry.start() for registry in self._registries])
 
     async def close(self) -> None:
+        """End the watches and close all registries. Safe to call twice."""
         for watch in list(self._watches):
             await watch.close()
         await asyncio.gather(*(registry.close() for registry in self._registries), return_exceptions=True)
 
     async def register(self, instance: Instance, *, lease_s: float) -> None:
-        """Register everywhere."""
-        await self._all([registry.register(instance, lease_s=lease_s) for registry in self._registries])
+        """Register in all registries."""
+        await self._call_all([registry.register(instance, lease_s=lease_s) for registry in self._registries])
 
     async def deregister(self, instance: Instance) -> None:
-        """Deregister everywhere."""
-        await self._all([registry.deregister(instance) for registry in self._registries])
+        """Deregister in all registries."""
+        await self._call_all([registry.deregister(instance) for registry in self._registries])
 
     async def instances(self, service: str | None = None) -> list[Instance]:
-        """The records of all, each id once."""
-        answers = await self._all([registry.instances(service) for registry in self._registries])
+        """Return the records of all registries, one per id."""
+        answers = await self._call_all([registry.instances(service) for registry in self._registries])
         merged: dict[str, Instance] = {}
         for answer in answers:
             for instance in answer:
@@ -57,14 +60,14 @@ class JoinedRegistry:
         return list(merged.values())
 
     async def watch(self, service: str | None = None) -> RegistryWatch:
-        """Follow all of them; a record is DELETED when the last registry has lost it."""
+        """Watch all registries. A record is DELETED when the last registry has removed it."""
         watch = _JoinedWatch(self._registries, service, self._counters, self._watches)
         self._watches[watch] = None
         return watch
 
-    async def _all(self, calls: Sequence[Awaitable[T]]) -> list[T]:
+    async def _call_all(self, calls: Sequence[Awaitable[T]]) -> list[T]:
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        good: list[T] = []
+        results: list[T] = []
         failure: MicroError | None = None
         for answer in answers:
             if isinstance(answer, MicroError):
@@ -74,14 +77,14 @@ class JoinedRegistry:
             elif isinstance(answer, BaseException):
                 raise answer
             else:
-                good.append(answer)
-        if not good and failure is not None:
+                results.append(answer)
+        if not results and failure is not None:
             raise failure
-        return good
+        return results
 
 
 class _JoinedWatch:
-    """One task a registry; what each knows is kept apart, what the watcher sees is merged."""
+    """One task per registry. The records of each registry are stored separately; the watcher sees them merged."""
 
     def __init__(
         self,
@@ -93,10 +96,11 @@ class _JoinedWatch:
         self._service = service
         self._counters = counters
         self._queue = WatchQueue(service, counters=counters)
-        self._known: list[dict[str, Instance]] = [{} for _ in registries]
+        self._records: list[dict[str, Instance]] = [{} for _ in registries]
+        """By id, for each registry."""
         self._open_watches = open_watches
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._follow(place, registry)) for place, registry in enumerate(registries)]
+        self._tasks = [loop.create_task(self._follow(index, registry)) for index, registry in enumerate(registries)]
 
     def __aiter__(self) -> AsyncIterator[RegistryEvent]:
         return aiter(self._queue)
@@ -108,51 +112,51 @@ class _JoinedWatch:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._queue.close()
 
-    async def _follow(self, place: int, registry: Registry) -> None:
+    async def _follow(self, index: int, registry: Registry) -> None:
         while True:
             try:
                 watch = await registry.watch(self._service)
                 try:
-                    await self._read(place, registry, watch)
+                    await self._read(index, registry, watch)
                 finally:
                     await watch.close()
             except Closed:
                 return
             except MicroError as error:
                 self._counters.add("registry_failures")
-                log.warning("a registry cannot be watched", extra={"reason": str(error)})
+                log.warning("cannot watch a registry", extra={"reason": str(error)})
             await asyncio.sleep(RETRY_S)
 
-    async def _read(self, place: int, registry: Registry, watch: RegistryWatch) -> None:
+    async def _read(self, index: int, registry: Registry, watch: RegistryWatch) -> None:
         async for event in watch:
             if event.kind is RegistryEventKind.RESYNC or event.instance is None:
-                fresh = {instance.id: instance for instance in await registry.instances(self._service)}
+                current = {instance.id: instance for instance in await registry.instances(self._service)}
                 before = self._merged()
-                self._known[place] = fresh
-                self._tell(before)
+                self._records[index] = current
+                self._report_changes(before)
                 self._queue.offer(RESYNC)
                 continue
-            standing = self._merged_one(event.instance.id)
+            previous = self._merged_record(event.instance.id)
             if event.kind is RegistryEventKind.DELETED:
-                self._known[place].pop(event.instance.id, None)
+                self._records[index].pop(event.instance.id, None)
             else:
-                self._known[place][event.instance.id] = event.instance
-            for change in changes(standing, self._merged_one(event.instance.id)):
+                self._records[index][event.instance.id] = event.instance
+            for change in changes(previous, self._merged_record(event.instance.id)):
                 self._queue.offer(change)
 
-    def _merged_one(self, instance_id: str) -> Instance | None:
-        for known in self._known:
-            if instance_id in known:
-                return known[instance_id]
+    def _merged_record(self, instance_id: str) -> Instance | None:
+        for records in self._records:
+            if instance_id in records:
+                return records[instance_id]
         return None
 
     def _merged(self) -> dict[str, Instance]:
         merged: dict[str, Instance] = {}
-        for known in reversed(self._known):
-            merged.update(known)
+        for records in reversed(self._records):
+            merged.update(records)
         return merged
 
-    def _tell(self, before: dict[str, Instance]) -> None:
+    def _report_changes(self, before: dict[str, Instance]) -> None:
         after = self._merged()
         for instance_id in {**before, **after}:
             for change in changes(before.get(instance_id), after.get(instance_id)):

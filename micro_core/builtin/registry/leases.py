@@ -1,4 +1,4 @@
-"""Records with leases: who stands, until when, and what changed. Pure: callers pass `now` in seconds."""
+"""Records with leases: which are valid, until when, and which events a change causes. Pure: callers pass `now`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from micro_core.contract.registry import Instance, RegistryEvent
 from micro_core.contract.watching import changes
 
 MAX_LEASE_S = 86_400.0
-"""The longest lease believed, one day: a record nobody renews must go while somebody still remembers it."""
+"""The longest lease, one day. It limits how long a record that is no longer renewed can mislead callers."""
 
 
 def check_lease(lease_s: float) -> float:
-    """Return `lease_s`, or raise BadRequest unless 0 < lease_s <= MAX_LEASE_S."""
+    """Return `lease_s`.
+
+    Raises:
+        BadRequest: The value is not in 0 < lease_s <= MAX_LEASE_S.
+    """
     if not 0 < lease_s <= MAX_LEASE_S:
-        raise BadRequest(f"{lease_s!r:.40} is not a lease", hint=f"seconds above 0, at most {MAX_LEASE_S:g}")
+        raise BadRequest(f"invalid lease {lease_s!r:.40}", hint=f"seconds above 0, at most {MAX_LEASE_S:g}")
     return lease_s
 
 
 class Lease(NamedTuple):
-    """A record that stands until `expires_at`; `owner` is whoever registered it last."""
+    """A record that is valid until `expires_at`. `owner` is the object that registered it last."""
 
     instance: Instance
     expires_at: float
@@ -28,15 +32,16 @@ class Lease(NamedTuple):
 
 
 class LeaseBook:
-    """Records by id. Each change returns the events that tell of it, none for a renewal.
+    """Records by the id of the instance. Each method that changes a record returns the events; a renewal has none.
 
-    Invariant: `wake_at` is never later than the earliest expiry. Renewals leave it alone, so it may be earlier:
-    a wake that finds nothing due costs one pass over the book, at most once a lease.
+    Invariant: `wake_at` is not later than the earliest expiry. Renewals do not update it, so it may be too early. A call of
+    `wake` that removes nothing costs one pass over all records, at most once per lease.
     """
 
     def __init__(self) -> None:
         self._leases: dict[str, Lease] = {}
         self.wake_at: float | None = None
+        """When to call `wake`; None without records."""
 
     def put(self, instance: Instance, *, expires_at: float, owner: object) -> list[RegistryEvent]:
         """Create, replace or renew the record of `instance.id`."""
@@ -57,16 +62,16 @@ class LeaseBook:
         return [event for instance_id in ids for event in self.remove(instance_id)]
 
     def wake(self, now: float) -> list[RegistryEvent]:
-        """Remove the records whose lease has run out."""
+        """Remove the records whose lease has expired."""
         if self.wake_at is None or now < self.wake_at:
             return []
-        due = [instance_id for instance_id, lease in self._leases.items() if lease.expires_at <= now]
-        events = [event for instance_id in due for event in self.remove(instance_id)]
+        expired = [instance_id for instance_id, lease in self._leases.items() if lease.expires_at <= now]
+        events = [event for instance_id in expired for event in self.remove(instance_id)]
         self.wake_at = min((lease.expires_at for lease in self._leases.values()), default=None)
         return events
 
     def instances(self, service: str | None = None) -> list[Instance]:
-        """The records of a service, or of all, in the order they first came."""
+        """Return the records of one service, or of all, in the order in which they were created."""
         return [
             lease.instance for lease in self._leases.values() if service is None or lease.instance.service == service
         ]

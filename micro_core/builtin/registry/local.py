@@ -1,9 +1,9 @@
-"""The registry role for one machine: a directory of small files, one a record, read by whoever is interested.
+"""The driver `registry:local`: the registry of one machine, a directory with one small file per record.
 
     <state_dir>/registry/<network>/<site>/<id>-<digest>.json
 
-No server and no port. Watchers look at the directory every `poll_s`; as long as its modification time stands still
-that is one `stat`. Writes are single small files and happen at once; reading many happens in a thread.
+It needs no server and no port. Watchers check the directory every `poll_s` seconds, which costs one `stat` as long as its
+modification time does not change. A record is written in the event loop; the directory is read in a thread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from micro_core.builtin.registry.process_identity import process_token
 from micro_core.builtin.registry.record_files import (
     Record,
     make_directory,
-    path_part,
+    path_component,
     remove_record,
     renew_record,
     write_record,
@@ -46,55 +46,59 @@ from micro_core.contract import (
 )
 
 _MIN_PAUSE_S = 0.02
-"""Pause between two looks however many records this process registers."""
+"""Shortest pause between two checks of the directory while this process registers records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalRegistryOptions:
-    """Options of the local registry."""
+    """Options of `registry:local`."""
 
-    poll_s: float = option(0.25, "Seconds between two looks of a watcher at the directory.")
-    check_owner: bool = option(True, "Drop the records of a process that is gone before their lease ends.")
+    poll_s: float = option(0.25, "Interval in seconds at which watchers check the directory.")
+    check_owner: bool = option(True, "Remove the records of a process when it has ended, before their lease expires.")
 
 
-class _Owned(NamedTuple):
-    """A record this object wrote, and into which file."""
+class _OwnedRecord(NamedTuple):
+    """A record that this object wrote, and the inode of its file."""
 
     record: Record
     inode: int
 
 
 class LocalRegistry:
-    """Implements `micro_core.contract.registry.Registry`."""
+    """Implements `micro_core.contract.registry.Registry`.
+
+    Raises:
+        OptionError: `poll_s` is out of range.
+    """
 
     def __init__(self, options: LocalRegistryOptions, context: DriverContext) -> None:
         if not 0.01 <= options.poll_s <= 60 or not math.isfinite(options.poll_s):
-            raise OptionError(f"poll_s is {options.poll_s!r:.40}", hint="seconds from 0.01 to 60")
+            raise OptionError(f"invalid poll_s {options.poll_s!r:.40}", hint="seconds from 0.01 to 60")
         self._options = options
         self._clock = context.clock
         self._counters = context.counters
         self._logger: logging.Logger = context.logger
         self._state_dir = context.state_dir
-        self._parts = ("registry", path_part(context.network), path_part(context.site))
-        self.directory = Path(context.state_dir, *self._parts)
+        self._path_components = ("registry", path_component(context.network), path_component(context.site))
+        self.directory = Path(context.state_dir, *self._path_components)
         self._owner = process_token() if options.check_owner else ""
-        self._owned: dict[str, _Owned] = {}
+        self._owned: dict[str, _OwnedRecord] = {}
         self._view = RecordView(self.directory, check_owner=options.check_owner)
-        self._standing: Mapping[str, Instance] = {}
+        self._instances: Mapping[str, Instance] = {}
         self._watches = WatchSet(context.counters)
         self._refreshing = asyncio.Lock()
-        self._poke = asyncio.Event()
+        self._has_written = asyncio.Event()
         self._poll_task: asyncio.Task[None] | None = None
         self._is_open = False
 
     async def start(self) -> None:
-        """Make the directory; raises Unreachable when that is impossible."""
+        """Create the directory. Raises Unreachable if that fails."""
         with self._file_errors():
-            make_directory(self._state_dir, *self._parts)
+            make_directory(self._state_dir, *self._path_components)
         self._is_open = True
 
     async def close(self) -> None:
-        """Withdraw what was registered here and end the watches."""
+        """Remove the records that this object registered and end its watches. Safe to call twice."""
         if not self._is_open:
             return
         self._is_open = False
@@ -110,7 +114,7 @@ class LocalRegistry:
                 remove_record(self.directory, instance_id, inode=entry.inode)
 
     async def register(self, instance: Instance, *, lease_s: float) -> None:
-        """Create, replace or renew; raises BadRequest, TooLarge (64 KiB a record), Closed, Unreachable."""
+        """Create, replace or renew a record. Raises BadRequest, TooLarge (64 KiB per record), Closed, Unreachable."""
         self._check_open()
         record = Record(check_instance(instance), float(check_lease(lease_s)), self._owner)
         owned = self._owned.get(instance.id)
@@ -121,29 +125,29 @@ class LocalRegistry:
                 and renew_record(self.directory, instance.id, owned.inode, self._clock.wall())
             ):
                 return
-            self._owned[instance.id] = _Owned(record, self._write(record))
-        self._poke.set()
+            self._owned[instance.id] = _OwnedRecord(record, self._write(record))
+        self._has_written.set()
 
     async def deregister(self, instance: Instance) -> None:
-        """Remove the record of this id, whoever registered it; raises Closed, Unreachable."""
+        """Remove the record of `instance.id`, also if another process registered it. Raises Closed, Unreachable."""
         self._check_open()
         self._owned.pop(instance.id, None)
         with self._file_errors():
             remove_record(self.directory, instance.id)
-        self._poke.set()
+        self._has_written.set()
 
     async def instances(self, service: str | None = None) -> list[Instance]:
-        """The live records; raises Closed, Unreachable."""
+        """Return the current records of one service, or of all. Raises Closed, Unreachable."""
         self._check_open()
         await self._refresh()
-        return [entry for entry in self._standing.values() if service is None or entry.service == service]
+        return [entry for entry in self._instances.values() if service is None or entry.service == service]
 
     async def watch(self, service: str | None = None) -> RegistryWatch:
-        """Follow changes; raises Closed, Unreachable."""
+        """Report the changes of one service, or of all. Raises Closed, Unreachable."""
         self._check_open()
         await self._refresh()
         self._check_open()
-        watch = self._watches.open(service, self._standing.values())
+        watch = self._watches.open(service, self._instances.values())
         if self._poll_task is None:
             self._poll_task = asyncio.create_task(self._poll(), name="local registry poll")
         return watch
@@ -152,8 +156,8 @@ class LocalRegistry:
         try:
             return write_record(self.directory, record, self._clock.wall())
         except FileNotFoundError:
-            # Somebody cleared the state directory away: what stands is written anew as it is renewed.
-            make_directory(self._state_dir, *self._parts)
+            # The state directory was deleted. Each record is written again with its next renewal.
+            make_directory(self._state_dir, *self._path_components)
             return write_record(self.directory, record, self._clock.wall())
 
     async def _refresh(self) -> None:
@@ -162,11 +166,11 @@ class LocalRegistry:
                 if self._view.is_current(self._clock.now()):
                     return
                 found = await asyncio.to_thread(self._view.refresh, self._clock.now(), self._clock.wall())
-            self._view.report(self._counters)
-            before, self._standing = self._standing, found
+            self._view.move_counts(self._counters)
+            before, self._instances = self._instances, found
             if before is found:
                 return
-            for instance_id in [*(gone for gone in before if gone not in found), *found]:
+            for instance_id in [*(removed for removed in before if removed not in found), *found]:
                 self._watches.publish(changes(before.get(instance_id), found.get(instance_id)))
 
     async def _poll(self) -> None:
@@ -174,16 +178,16 @@ class LocalRegistry:
         while len(self._watches):
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._options.poll_s):
-                    await self._poke.wait()
+                    await self._has_written.wait()
                     await asyncio.sleep(_MIN_PAUSE_S)
-            self._poke.clear()
+            self._has_written.clear()
             try:
                 await self._refresh()
                 is_failing = False
             except MicroError as error:
                 self._counters.add("registry_poll_failed")
                 if not is_failing:
-                    self._logger.warning("the registry's directory cannot be read", extra={"reason": str(error)})
+                    self._logger.warning("cannot read the directory of the registry", extra={"reason": str(error)})
                 is_failing = True
         self._poll_task = None
 
@@ -197,18 +201,19 @@ class LocalRegistry:
             yield
         except OSError as error:
             raise Unreachable(
-                f"the registry's directory {self.directory} fails: {error.strerror or error}",
-                hint="check its owner, its mode and the space left",
+                f"cannot use the registry directory {self.directory}: {error.strerror or error}",
+                hint="check its owner, its mode and the free space",
             ) from error
 
 
 def create(options: LocalRegistryOptions, context: DriverContext) -> LocalRegistry:
-    """Build the registry; raises OptionError."""
+    """Return the registry, not started. Raises OptionError."""
     return LocalRegistry(options, context)
 
 
 @hookimpl
 def micro_registry() -> Driver[Registry]:
+    """Return the description of the driver."""
     return Driver(
         name="local",
         summary="Services of this machine, in files of this user.",

@@ -1,6 +1,6 @@
-"""The registry role for one process: all registries of one (network, site) in one event loop share their records.
+"""The driver `registry:memory`: registries of one (network, site) in one event loop share their records.
 
-Leases run by the context's clock, so records also expire on virtual time.
+Leases use the clock of the context, so records also expire on virtual time.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from micro_core.contract import (
 )
 
 _MIN_WAIT_S = 0.01
-"""A clock that stands still (a test's) must not make the timer spin."""
+"""Prevents the timer from spinning with a clock of a test that does not advance."""
 
 
 class _Hub:
-    """The records of one (network, site). Lives while a registry, or the timer of a lease, refers to it.
+    """The records of one (network, site). Exists while a registry or the timer of a lease refers to it.
 
-    It belongs to one event loop: whoever starts a second loop, or virtual time anew, meets no old records.
+    It belongs to one event loop, so that a second loop, or a second run on virtual time, starts without records.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
@@ -51,7 +51,7 @@ class _Hub:
     def put(self, instance: Instance, *, lease_s: float, owner: object) -> None:
         self.expire()
         self._publish(self._book.put(instance, expires_at=self._clock.now() + lease_s, owner=owner))
-        self._arm()
+        self._set_timer()
 
     def remove(self, instance_id: str) -> None:
         self._publish(self._book.remove(instance_id))
@@ -70,7 +70,7 @@ class _Hub:
         for watches in self._watches:
             watches.publish(events)
 
-    def _arm(self) -> None:
+    def _set_timer(self) -> None:
         wake_at = self._book.wake_at
         if wake_at is None or (self._timer is not None and self._timer_at <= wake_at):
             return
@@ -82,7 +82,7 @@ class _Hub:
     def _timer_fired(self) -> None:
         self._timer = None
         self.expire()
-        self._arm()
+        self._set_timer()
 
 
 _hubs: WeakValueDictionary[tuple[int, str, str], _Hub] = WeakValueDictionary()
@@ -90,7 +90,7 @@ _hubs: WeakValueDictionary[tuple[int, str, str], _Hub] = WeakValueDictionary()
 
 def _hub_of(context: DriverContext) -> _Hub:
     loop = asyncio.get_running_loop()
-    # A hub holds its loop, so the id of a loop is not used again while its hub lives.
+    # The records refer to their loop, so that its id is not reused while they exist.
     key = (id(loop), context.network, context.site)
     hub = _hubs.get(key)
     if hub is None:
@@ -107,12 +107,12 @@ class MemoryRegistry:
         self._watches = WatchSet(context.counters)
 
     async def start(self) -> None:
-        """Join the other registries of this network and site."""
+        """Share the records of the other registries of this network and site."""
         self._hub = _hub_of(self._context)
         self._hub.attach(self._watches)
 
     async def close(self) -> None:
-        """Withdraw what was registered here and end the watches."""
+        """Remove the records that this object registered and end its watches. Safe to call twice."""
         hub, self._hub = self._hub, None
         if hub is None:
             return
@@ -121,19 +121,19 @@ class MemoryRegistry:
         hub.remove_owned(self)
 
     async def register(self, instance: Instance, *, lease_s: float) -> None:
-        """Create, replace or renew; raises BadRequest, TooLarge, Closed."""
+        """Create, replace or renew a record. Raises BadRequest, TooLarge, Closed."""
         self._open_hub().put(check_instance(instance), lease_s=check_lease(lease_s), owner=self)
 
     async def deregister(self, instance: Instance) -> None:
-        """Remove the record of this id, whoever registered it; raises Closed."""
+        """Remove the record of `instance.id`, also if another object registered it. Raises Closed."""
         self._open_hub().remove(instance.id)
 
     async def instances(self, service: str | None = None) -> list[Instance]:
-        """The live records; raises Closed."""
+        """Return the current records of one service, or of all. Raises Closed."""
         return self._open_hub().instances(service)
 
     async def watch(self, service: str | None = None) -> RegistryWatch:
-        """Follow changes; raises Closed."""
+        """Report the changes of one service, or of all. Raises Closed."""
         return self._watches.open(service, self._open_hub().instances(service))
 
     def _open_hub(self) -> _Hub:
@@ -143,15 +143,16 @@ class MemoryRegistry:
 
 
 def create(_options: NoOptions, context: DriverContext) -> MemoryRegistry:
-    """Build the registry."""
+    """Return the registry, not started."""
     return MemoryRegistry(context)
 
 
 @hookimpl
 def micro_registry() -> Driver[Registry]:
+    """Return the description of the driver."""
     return Driver(
         name="memory",
-        summary="Services of this very process.",
+        summary="Services of this process only.",
         options=NoOptions,
         create=create,
         capabilities=frozenset({"watch"}),

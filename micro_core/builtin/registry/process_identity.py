@@ -1,7 +1,8 @@
-"""Who a process is, so that another process of the machine can tell that it is gone. Linux only; elsewhere nobody is.
+"""Identifies a process, so that other processes of the machine can determine that it has ended. Works on Linux only.
 
-A process is its boot, its pid namespace, its pid and its start time (proc(5)): pids are used again, and directories
-are shared between hosts and containers, where the same pid means somebody else. Whoever cannot be told is not gone.
+A process is identified by the boot id, the pid namespace, the pid and the start time (proc(5)), because pids are reused and
+directories are shared between hosts and containers, where the same pid belongs to another process. A process about which
+nothing can be determined is assumed to be running.
 """
 
 from __future__ import annotations
@@ -12,41 +13,41 @@ from pathlib import Path
 
 _STATE = 0
 _START_TIME = 19
-"""Places in /proc/<pid>/stat after the command's closing bracket; they are fields 3 and 22 in proc(5)."""
+"""Indices in /proc/<pid>/stat after the closing bracket of the command; fields 3 and 22 in proc(5)."""
 
-_TOKEN = re.compile(r"(?P<world>\S{1,100}) (?P<pid>[0-9]{1,10}) (?P<started>[0-9]{1,20})", re.ASCII)
+_TOKEN = re.compile(r"(?P<system>\S{1,100}) (?P<pid>[0-9]{1,10}) (?P<started>[0-9]{1,20})", re.ASCII)
 
 
 def process_token() -> str:
-    """A text that names this process; empty where the system does not tell."""
+    """Return a string that identifies this process; empty if the system does not provide the data."""
     try:
-        return f"{_world()} {os.getpid()} {_stat_fields(os.getpid())[_START_TIME]}"
+        return f"{_system_id()} {os.getpid()} {_stat_fields(os.getpid())[_START_TIME]}"
     except (OSError, IndexError):
         return ""
 
 
-def is_gone(token: str) -> bool:
-    """True when the process of `token` ran on this very system and runs no more."""
+def has_ended(token: str) -> bool:
+    """Return whether the process of `token` ran on this system and has ended."""
     parts = _TOKEN.fullmatch(token)
     if parts is None:
         return False
     try:
-        if parts["world"] != _world():
+        if parts["system"] != _system_id():
             return False
         fields = _stat_fields(int(parts["pid"]))
     except (FileNotFoundError, ProcessLookupError):
         return True
     except OSError:
         return False
-    # Z and X: killed, and its parent has not asked for its exit status yet.
+    # States Z and X: the process was killed, and its parent has not read its exit status yet.
     return len(fields) > _START_TIME and (fields[_START_TIME] != parts["started"] or fields[_STATE] in {"Z", "X"})
 
 
-def _world() -> str:
+def _system_id() -> str:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{boot}/{Path('/proc/self/ns/pid').readlink().name}"
 
 
 def _stat_fields(pid: int) -> list[str]:
-    # The command may hold spaces and brackets; the last closing one ends it.
+    # The command may contain spaces and brackets. Its end is the last closing bracket.
     return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()

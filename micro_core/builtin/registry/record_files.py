@@ -1,12 +1,12 @@
-"""One directory of record files: how `local_registry` writes, renews and removes them. Blocking file calls only.
+"""A directory of record files: how `LocalRegistry` writes, renews and removes them. All file calls block.
 
-A record is one file, written under another name and moved into place, so nobody reads half of it:
+Each record is one file. It is written under a temporary name and then renamed, so that readers never see half of it:
 
     {"instance": {...}, "lease_s": 60.0, "owner": "..."}
 
-It stands until its modification time plus `lease_s`. Renewing is thus one `utime`, which readers notice when they
-look whether the lease has run out, and which leaves the directory untouched: a directory whose own modification
-time stands still has not changed.
+The record is valid until the modification time of the file plus `lease_s`. To renew it, one `utime` is enough. Readers
+notice it when they check whether the lease has expired. It does not change the modification time of the directory, so a
+directory with an unchanged modification time has the same files with the same content.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from micro_core.builtin.registry.leases import check_lease
 from micro_core.contract import BadRequest, Instance, Malformed, TooLarge, instance_from_dict, instance_to_dict
 
 MAX_FILE_BYTES = 64 * 1024
-"""One record; larger files of others are not read."""
+"""Size of one record file. Larger files are not read."""
 
 RECORD_SUFFIX = ".json"
 TEMPORARY_SUFFIX = ".tmp"
 
-_MAX_OWNER_CHARS = 200
+_MAX_OWNER_LENGTH = 200
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 _temporary_numbers = itertools.count()
 
 
 class Signature(NamedTuple):
-    """What tells that a file is still the one that was read."""
+    """Values that differ if a file has been replaced or renewed."""
 
     inode: int
     modified_ns: int
@@ -45,15 +45,15 @@ class Signature(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What a record file says. `owner` names its process, or is empty."""
+    """The content of a record file. `owner` is the token of the process that wrote it, or empty."""
 
     instance: Instance
     lease_s: float
     owner: str
 
 
-def path_part(name: str) -> str:
-    """`name` as one part of a path: never empty, `.`, `..`, hidden, too long, or with a separator in it."""
+def path_component(name: str) -> str:
+    """Return `name` as one component of a path: not empty, `.`, `..`, hidden or too long, and without a separator."""
     quoted = quote(name, safe="", errors="replace")
     if 0 < len(quoted) <= 200 and not quoted.startswith("."):
         return quoted
@@ -61,25 +61,28 @@ def path_part(name: str) -> str:
 
 
 def record_name(instance_id: str) -> str:
-    """The file name of an id. The digest keeps ids apart that differ in case, or after the part for people."""
+    """Return the name of the record file of an instance.
+
+    The digest distinguishes ids that differ only in case, or only after the readable part.
+    """
     readable = quote(instance_id, safe="", errors="replace")[:80].lstrip(".")
     return f"{readable}-{_digest(instance_id)}{RECORD_SUFFIX}"
 
 
-def make_directory(state_dir: str, *parts: str) -> Path:
-    """Create `state_dir`/parts, each level for this user only, and return it. Raises OSError."""
+def make_directory(state_dir: str, *components: str) -> Path:
+    """Create the directory and its parents, accessible to this user only, and return it. Raises OSError."""
     directory = Path(state_dir)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for part in parts:
-        directory = directory / part
+    for component in components:
+        directory = directory / component
         directory.mkdir(mode=0o700, exist_ok=True)
     return directory
 
 
 def write_record(directory: Path, record: Record, wall: float) -> int:
-    """Write or replace the record of an instance, its lease beginning at `wall`; returns the file's inode.
+    """Write or replace a record whose lease begins at `wall`, and return the inode of the file.
 
-    Raises OSError, and TooLarge over MAX_FILE_BYTES.
+    Raises OSError, and TooLarge above MAX_FILE_BYTES.
     """
     content = _encode(record)
     temporary = _temporary_path(directory)
@@ -97,7 +100,10 @@ def write_record(directory: Path, record: Record, wall: float) -> int:
 
 
 def renew_record(directory: Path, instance_id: str, inode: int, wall: float) -> bool:
-    """Begin the lease anew; False when the file is gone or another one than was written. Raises OSError."""
+    """Start the lease of a record again at `wall`.
+
+    Return False if the file is missing or has another inode than the one that was written. Raises OSError.
+    """
     path = directory / record_name(instance_id)
     try:
         if path.stat().st_ino != inode:
@@ -109,7 +115,7 @@ def renew_record(directory: Path, instance_id: str, inode: int, wall: float) -> 
 
 
 def remove_record(directory: Path, instance_id: str, *, inode: int | None = None) -> None:
-    """Remove a record if it is there and, with `inode`, still that file. Raises OSError."""
+    """Remove a record, if there is one. With `inode`, remove only this file. Raises OSError."""
     path = directory / record_name(instance_id)
     with suppress(FileNotFoundError):
         if inode is None or path.stat().st_ino == inode:
@@ -117,47 +123,51 @@ def remove_record(directory: Path, instance_id: str, *, inode: int | None = None
 
 
 def read_record(path: Path) -> tuple[Signature, Record | None]:
-    """What the file says, or None for anything that is no record. Raises FileNotFoundError alone."""
+    """Return the signature of a file and its record, or None if the file is not a valid record.
+
+    Raises:
+        FileNotFoundError: There is no file. Other errors of the file system count as an invalid record.
+    """
     try:
         descriptor = os.open(path, _READ_FLAGS)
     except FileNotFoundError:
         raise
-    except OSError:  # a symbolic link, a socket, no permission: remembered by what lstat says of it
+    except OSError:  # a symbolic link, a socket, or a missing permission
         return sign(path.lstat()), None
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
-            return sign(found), None
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+            return sign(status), None
         content = os.read(descriptor, MAX_FILE_BYTES)
     finally:
         os.close(descriptor)
     try:
-        return sign(found), _decode(content, path.name)
+        return sign(status), _decode(content, path.name)
     except BadRequest:
-        return sign(found), None
+        return sign(status), None
 
 
-def sweep_record(path: Path, signature: Signature) -> None:
-    """Remove the file that was found to have expired, unless its owner renews it in this very moment.
+def remove_expired(path: Path, signature: Signature) -> None:
+    """Remove a file whose lease has expired, unless its owner renews it at the same time. Raises OSError.
 
-    Moved aside first: from then on the owner's renewal fails and it writes the record anew. A renewal that came
-    between the reader's look and the move shows in the moved file, which is then put back. Raises OSError.
+    The file is first renamed, after which a renewal fails and the owner writes the record again. If a renewal took place
+    between the check of the caller and the renaming, the signature of the renamed file differs, and the file is restored.
     """
-    aside = _temporary_path(path.parent)
+    renamed = _temporary_path(path.parent)
     try:
-        path.rename(aside)
+        path.rename(renamed)
     except FileNotFoundError:
         return
-    with suppress(FileNotFoundError):  # another reader may clear away what looks old
-        if sign(aside.stat()) != signature:
+    with suppress(FileNotFoundError):  # another reader may remove old temporary files
+        if sign(renamed.stat()) != signature:
             with suppress(FileExistsError):
-                path.hardlink_to(aside)
-    aside.unlink(missing_ok=True)
+                path.hardlink_to(renamed)
+    renamed.unlink(missing_ok=True)
 
 
-def sign(found: os.stat_result) -> Signature:
-    """The signature of a file's status."""
-    return Signature(found.st_ino, found.st_mtime_ns, found.st_size)
+def sign(status: os.stat_result) -> Signature:
+    """Return the signature of a file with this status."""
+    return Signature(status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def _encode(record: Record) -> bytes:
@@ -165,14 +175,14 @@ def _encode(record: Record) -> bytes:
     content = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     if len(content) > MAX_FILE_BYTES:
         raise TooLarge(
-            f"the record of {record.instance.id} takes {len(content)} bytes, the bound is {MAX_FILE_BYTES}",
-            hint="describe fewer endpoints, or leave their schemas out",
+            f"the record of {record.instance.id} has {len(content)} bytes (at most {MAX_FILE_BYTES})",
+            hint="describe fewer endpoints, or omit their schemas",
         )
     return content
 
 
 def _decode(content: bytes, name: str) -> Record:
-    """Raises BadRequest."""
+    """Raise BadRequest if the content is not a valid record."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -183,10 +193,10 @@ def _decode(content: bytes, name: str) -> Record:
     lease_s, owner = value.get("lease_s"), value.get("owner", "")
     if isinstance(lease_s, bool) or not isinstance(lease_s, (int, float)):
         raise Malformed(f"{name}: lease_s is not a number")
-    if not isinstance(owner, str) or len(owner) > _MAX_OWNER_CHARS:
-        raise Malformed(f"{name}: owner is not a short text")
+    if not isinstance(owner, str) or len(owner) > _MAX_OWNER_LENGTH:
+        raise Malformed(f"{name}: owner is not a string of at most {_MAX_OWNER_LENGTH} characters")
     if record_name(instance.id) != name:
-        raise Malformed(f"{name}: holds the record of another instance")
+        raise Malformed(f"{name}: contains the record of another instance")
     return Record(instance, float(check_lease(lease_s)), owner)
 
 

@@ -1,7 +1,7 @@
-"""What one process sees in a directory of record files: read what changed, forget what expired. Blocking file calls.
+"""The current records of a directory of record files, read incrementally. All file calls block.
 
-Callers pass `now` (monotonic) and `wall` (since 1970) in seconds. A file's time is compared with the wall clock once,
-when it is read; from then on its lease runs on the monotonic clock, so setting the wall clock does no harm.
+Callers pass `now` (monotonic clock) and `wall` (wall clock) in seconds. The time of a file is compared with the wall clock
+once, when the file is read. After that its lease uses the monotonic clock, so that a change of the wall clock has no effect.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from micro_core.builtin.registry.process_identity import is_gone
+from micro_core.builtin.registry.process_identity import has_ended
 from micro_core.builtin.registry.record_files import (
     RECORD_SUFFIX,
     TEMPORARY_SUFFIX,
     Record,
     Signature,
     read_record,
+    remove_expired,
     sign,
-    sweep_record,
 )
 from micro_core.contract import Counters, CountersInMemory, Instance
 
 MAX_FILES = 20_000
-"""Record files of one directory that are looked at; those beyond are counted."""
+"""Record files read from one directory. Further files are counted and ignored."""
 
 SETTLE_S = 2.0
-"""File systems count time in ticks, up to 2 s long (FAT): two changes in one tick leave the same modification time. A
-directory is believed to be unchanged only when it was also read this long after the time was first seen."""
+"""File systems store times with a resolution of up to 2 s (FAT). Two changes within it cause the same modification time. So
+a directory counts as unchanged only if it was also read this long after the modification time was first seen."""
 
 OWNER_CHECK_S = 1.0
-"""How often the owners of records are looked for."""
+"""Interval at which the view checks whether the owners of the records still run."""
 
-_TEMPORARY_LIFE_S = 60.0
-"""A file half written longer ago than this belongs to a process that is gone."""
+_MAX_TEMPORARY_AGE_S = 60.0
+"""An older temporary file belongs to a process that ended while it was writing."""
 
 
 class _File(NamedTuple):
-    """A file as it was read. `expires_at` is of the monotonic clock; a file that is no record never expires."""
+    """A file as it was read. `expires_at` is a time of the monotonic clock; an invalid file never expires."""
 
     signature: Signature
     record: Record | None
@@ -48,13 +48,13 @@ class _File(NamedTuple):
 
 
 class RecordView:
-    """The live records of `directory`. `refresh` may run in any thread, one at a time."""
+    """The current records of `directory`. `refresh` may be called in any thread."""
 
     def __init__(self, directory: Path, *, check_owner: bool) -> None:
         self._directory = directory
         self._lock = threading.Lock()
         self._files: dict[str, _File] = {}
-        self._live: Mapping[str, Instance] = {}
+        self._instances: Mapping[str, Instance] = {}
         self._directory_modified_ns: int | None = None
         self._directory_changed_at = -math.inf
         self._directory_read_at = -math.inf
@@ -63,23 +63,23 @@ class RecordView:
         self._counters = CountersInMemory()
 
     def is_current(self, now: float) -> bool:
-        """True when a refresh would find nothing new: one `stat`. Raises OSError."""
+        """Return whether a refresh would have no effect. Costs one `stat`. Raises OSError."""
         return now < self._next_expiry and now < self._next_owner_check and self._is_settled(self._modified_ns())
 
     def refresh(self, now: float, wall: float) -> Mapping[str, Instance]:
-        """The live records by id; the very same map as before when nothing changed. Raises OSError."""
+        """Return the current records by id. Without a change, it is the same object as before. Raises OSError."""
         with self._lock:
             has_changed = self._read_changed(now, wall)
-            has_changed |= self._drop_orphans(now)
-            has_changed |= self._drop_expired(now, wall)
+            has_changed |= self._remove_orphans(now)
+            has_changed |= self._remove_expired(now, wall)
             if has_changed:
-                self._live = {
+                self._instances = {
                     file.record.instance.id: file.record.instance for file in self._files.values() if file.record
                 }
-            return self._live
+            return self._instances
 
-    def report(self, counters: Counters) -> None:
-        """Hand over what was counted since the last call."""
+    def move_counts(self, counters: Counters) -> None:
+        """Add the counts since the last call to `counters`, which belongs to the event loop."""
         counted, self._counters = self._counters, CountersInMemory()
         for name, amount in counted.values.items():
             counters.add(name, amount)
@@ -110,7 +110,7 @@ class RecordView:
                 if file is None or file.signature != sign(entry.stat(follow_symlinks=False)):
                     file = self._read(Path(entry.path), now, wall)
             except FileNotFoundError:
-                continue  # removed between listing and reading
+                continue  # removed after the directory was listed
             self._files[entry.name] = file
         self._next_expiry = min((file.expires_at for file in self._files.values()), default=math.inf)
         return before != self._files
@@ -121,13 +121,13 @@ class RecordView:
             with os.scandir(self._directory) as entries:
                 for entry in entries:
                     if entry.name.endswith(TEMPORARY_SUFFIX):
-                        self._clear_temporary(entry, wall)
+                        self._remove_old_temporary(entry, wall)
                     elif not entry.name.endswith(RECORD_SUFFIX):
                         continue
                     elif len(found) < MAX_FILES:
                         found.append(entry)
                     else:
-                        self._counters.add("registry_records_over_bound")
+                        self._counters.add("registry_records_over_limit")
         except FileNotFoundError:
             return []
         return found
@@ -137,11 +137,11 @@ class RecordView:
         if record is None:
             self._counters.add("registry_records_malformed")
             return _File(signature, None, math.inf)
-        # A file from the future (the wall clock was set back) gets one lease from now, not more.
+        # A file with a time in the future (the wall clock was set back) is valid for one lease from now.
         remaining_s = min(signature.modified_ns / 1e9 + record.lease_s - wall, record.lease_s)
         return _File(signature, record, now + remaining_s)
 
-    def _drop_expired(self, now: float, wall: float) -> bool:
+    def _remove_expired(self, now: float, wall: float) -> bool:
         if now < self._next_expiry:
             return False
         has_changed = False
@@ -161,34 +161,32 @@ class RecordView:
     def _find_renewed(self, name: str, file: _File, now: float, wall: float) -> _File | None:
         path = self._directory / name
         try:
-            # The same signature means no renewal, whatever the wall clock says by now.
+            # With the same signature there was no renewal, and the wall clock is not used again.
             current = file if sign(path.lstat()) == file.signature else self._read(path, now, wall)
         except FileNotFoundError:
             return None
         if current.expires_at > now:
             return current
-        self._sweep(path, current.signature, "registry_records_expired")
+        self._counters.add("registry_records_expired")
+        remove_expired(path, current.signature)
         return None
 
-    def _drop_orphans(self, now: float) -> bool:
+    def _remove_orphans(self, now: float) -> bool:
         if now < self._next_owner_check:
             return False
         self._next_owner_check = now + OWNER_CHECK_S
         owners = {file.record.owner for file in self._files.values() if file.record}
-        gone = {owner for owner in owners if owner and is_gone(owner)}
-        orphans = [(name, file) for name, file in self._files.items() if file.record and file.record.owner in gone]
+        ended = {owner for owner in owners if owner and has_ended(owner)}
+        orphans = [(name, file) for name, file in self._files.items() if file.record and file.record.owner in ended]
         for name, file in orphans:
-            self._sweep(self._directory / name, file.signature, "registry_records_orphaned")
+            self._counters.add("registry_records_orphaned")
+            remove_expired(self._directory / name, file.signature)
             del self._files[name]
         return bool(orphans)
 
-    def _sweep(self, path: Path, signature: Signature, counter: str) -> None:
-        self._counters.add(counter)
-        sweep_record(path, signature)
-
-    def _clear_temporary(self, entry: os.DirEntry[str], wall: float) -> None:
+    def _remove_old_temporary(self, entry: os.DirEntry[str], wall: float) -> None:
         try:
-            if wall - entry.stat(follow_symlinks=False).st_mtime > _TEMPORARY_LIFE_S:
+            if wall - entry.stat(follow_symlinks=False).st_mtime > _MAX_TEMPORARY_AGE_S:
                 Path(entry.path).unlink(missing_ok=True)
         except FileNotFoundError:
             return

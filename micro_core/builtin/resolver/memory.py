@@ -1,4 +1,4 @@
-"""The resolver role for one process: whoever announces a candidate here is found by every node of the process."""
+"""The driver `resolver:memory`: candidates that are announced in a process are found by all nodes of the process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _announced: dict[str, dict[object, Candidate]] = {}
 
 
 def announce(network: str, candidate: Candidate) -> Callable[[], None]:
-    """Make `candidate` part of the answer for `network`; returns the function that withdraws it."""
+    """Add `candidate` to the answer for `network`. Return a function that removes it."""
     token = object()
     _announced.setdefault(network, {})[token] = candidate
 
@@ -27,26 +27,27 @@ class MemoryResolver:
     """Implements `micro_core.contract.resolver.Resolver`."""
 
     async def start(self) -> None:
-        """Nothing to connect to."""
+        """Do nothing: there is nothing to connect to."""
 
     async def close(self) -> None:
-        """Nothing to leave."""
+        """Do nothing: there is nothing to release."""
 
     async def resolve(self, network: str) -> list[Candidate]:
-        """What was announced, lowest priority first, then in the order of the announcements."""
+        """Return the announced candidates, lowest priority first, then in the order of the announcements."""
         return sorted(_announced.get(network, {}).values(), key=lambda candidate: candidate.priority)
 
 
 def create(_options: NoOptions, _context: DriverContext) -> MemoryResolver:
-    """Build the resolver."""
+    """Return the resolver."""
     return MemoryResolver()
 
 
 @hookimpl
 def micro_resolver() -> Driver[Resolver]:
+    """Return the description of the driver."""
     return Driver(
         name="memory",
-        summary="Nodes of this very process.",
+        summary="Nodes of this process only.",
         options=NoOptions,
         create=create,
         capabilities=frozenset({"priorities"}),

@@ -1,7 +1,7 @@
-"""The resolver role from the site's registry: nodes register as a service and say where their tunnel listens.
+"""The driver `resolver:registry`: finds the nodes that are registered in the registry of the site.
 
-A node's record carries `tunnel` (addresses, separated by commas), `node` (its id) and perhaps `priority`. A node is one
-candidate, whatever the number of its addresses: they are ways to the same place.
+The metadata of a node's record contain `tunnel` (addresses, separated by commas), `node` (its id) and optionally
+`priority`. A node with several addresses is one candidate, because the addresses are paths to the same node.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ TUNNEL_KEY = "tunnel"
 PRIORITY_KEY = "priority"
 
 MAX_ADDRESSES_PER_NODE = 16
-"""Addresses believed of one node: a node listens with few drivers on few interfaces."""
+"""Addresses used of one node. Further ones are counted and ignored."""
 
 MAX_PRIORITY = 65_535
-"""As in an SRV record (RFC 2782)."""
+"""Maximum value of a priority, as in an SRV record (RFC 2782)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryResolverOptions:
-    """Options of the registry resolver."""
+    """Options of `resolver:registry`."""
 
-    service: str = option(NETWORK_SERVICE, "Name of the service as which nodes register.")
-    ttl_s: float = option(10.0, "Seconds until the network asks again.")
+    service: str = option(NETWORK_SERVICE, "Name under which nodes register.")
+    ttl_s: float = option(10.0, "Seconds until the network resolves again.")
 
 
 class RegistryResolver:
@@ -62,15 +62,15 @@ class RegistryResolver:
         self._counters = counters
 
     async def start(self) -> None:
-        """The registry is started by whoever owns it."""
+        """Do nothing: the owner of the registry starts it."""
 
     async def close(self) -> None:
-        """The registry is closed by whoever owns it."""
+        """Do nothing: the owner of the registry closes it."""
 
     async def resolve(self, network: str) -> list[Candidate]:  # noqa: ARG002 - a registry serves one network
-        """Other nodes' addresses, lowest priority first, in random order among equals.
+        """Return the other nodes, lowest priority first, and in random order within the same priority.
 
-        Raises Unreachable when the registry is away.
+        Raises Unreachable if the registry is not available.
         """
         found = [
             self._candidate(instance)
@@ -78,11 +78,11 @@ class RegistryResolver:
             if instance.metadata.get(NODE_KEY) != self._own_node_id
         ]
         candidates = [candidate for candidate in found if candidate is not None]
-        # Sorted by address first, so that the draw is a function of the seed and not of the registry's order.
+        # Sorted by address first, so that the random order depends on the seed and not on the order of the registry.
         candidates.sort(key=lambda candidate: candidate.address)
-        drawn = [(candidate.priority, self._random.random(), candidate) for candidate in candidates]
-        drawn.sort(key=lambda entry: entry[:2])
-        return [candidate for _, _, candidate in drawn]
+        shuffled = [(candidate.priority, self._random.random(), candidate) for candidate in candidates]
+        shuffled.sort(key=lambda entry: entry[:2])
+        return [candidate for _, _, candidate in shuffled]
 
     def _candidate(self, instance: Instance) -> Candidate | None:
         try:
@@ -102,18 +102,20 @@ class RegistryResolver:
 
 
 def _parse_priority(text: str) -> int:
-    """A number from 0 to MAX_PRIORITY, or 0 for anything else."""
+    """Return a number from 0 to MAX_PRIORITY; 0 if `text` is not a number."""
     if not text.isascii() or not text.isdigit() or len(text) > 5:
         return 0
     return min(int(text), MAX_PRIORITY)
 
 
 def create(options: RegistryResolverOptions, context: DriverContext) -> RegistryResolver:
-    """Build the resolver; raises ConfigError where no registry is in use."""
+    """Return the resolver.
+
+    Raises:
+        ConfigError: No registry is in use.
+    """
     if context.registry is None:
-        raise ConfigError(
-            "the registry resolver has no registry to ask", hint="choose a registry, as in registry:local"
-        )
+        raise ConfigError("the driver resolver:registry needs a registry", hint="name a registry, e.g. registry:local")
     return RegistryResolver(
         options,
         registry=context.registry,
@@ -125,9 +127,10 @@ def create(options: RegistryResolverOptions, context: DriverContext) -> Registry
 
 @hookimpl
 def micro_resolver() -> Driver[Resolver]:
+    """Return the description of the driver."""
     return Driver(
         name="registry",
-        summary="Nodes that the site's registry knows.",
+        summary="Nodes in the registry of the site.",
         options=RegistryResolverOptions,
         create=create,
         capabilities=frozenset({"priorities"}),

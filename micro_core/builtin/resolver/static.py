@@ -1,4 +1,4 @@
-"""The resolver role from a list: `nodes = ["10.0.0.5:8085", "quic://b.example:8085"]`, tried in that order."""
+"""The driver `resolver:static`: a list of addresses, e.g. `nodes = ["10.0.0.5:8085", "quic://b.example:8085"]`."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from dataclasses import dataclass
 
 from micro_core.contract import Candidate, Driver, DriverContext, OptionError, Resolver, hookimpl, option
 
-MAX_ADDRESS_CHARS = 1_024
-"""Longest address taken from a list."""
+MAX_ADDRESS_LENGTH = 1_024
+"""Characters in one address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaticOptions:
-    """Options of the static resolver."""
+    """Options of `resolver:static`."""
 
     nodes: tuple[str, ...] = option(
-        (), "Addresses of nodes, in the order to try; one text separated by commas will do."
+        (), "Addresses of nodes in the order in which they are tried, as a list or separated by commas."
     )
-    ttl_s: float = option(60.0, "Seconds until the network asks again.")
+    ttl_s: float = option(60.0, "Seconds until the network resolves again.")
 
 
 def split_addresses(value: str | Iterable[str]) -> tuple[str, ...]:
-    """Addresses of a list, or of a text separated by commas: stripped, without empty ones and repetitions.
+    """Return the addresses in a list, or in a string separated by commas, without empty ones and duplicates.
 
-    Raises OptionError for something that cannot be an address.
+    Raises:
+        OptionError: An address is too long, or contains spaces or unprintable characters.
     """
     parts = value.split(",") if isinstance(value, str) else [part for text in value for part in str(text).split(",")]
     addresses = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
     for address in addresses:
-        if len(address) > MAX_ADDRESS_CHARS or not address.isprintable() or " " in address:
-            raise OptionError(f"{address!r:.60} is not an address", hint="write host:port or quic://host:port")
+        if len(address) > MAX_ADDRESS_LENGTH or not address.isprintable() or " " in address:
+            raise OptionError(f"invalid address {address!r:.60}", hint="write host:port or quic://host:port")
     return addresses
 
 
 class StaticResolver:
-    """Implements `micro_core.contract.resolver.Resolver`; every network has the same answer."""
+    """Implements `micro_core.contract.resolver.Resolver` with the same answer for every network."""
 
     def __init__(self, options: StaticOptions) -> None:
         self._candidates = [
@@ -44,23 +45,24 @@ class StaticResolver:
         ]
 
     async def start(self) -> None:
-        """Nothing to connect to."""
+        """Do nothing: there is nothing to connect to."""
 
     async def close(self) -> None:
-        """Nothing to leave."""
+        """Do nothing: there is nothing to release."""
 
     async def resolve(self, network: str) -> list[Candidate]:  # noqa: ARG002 - the role's argument
-        """The nodes in the order they were given: each has a lower priority number than the next."""
+        """Return the nodes in the configured order, which is also the order of their priorities."""
         return list(self._candidates)
 
 
 def create(options: StaticOptions, _context: DriverContext) -> StaticResolver:
-    """Build the resolver; raises OptionError."""
+    """Return the resolver. Raises OptionError."""
     return StaticResolver(options)
 
 
 @hookimpl
 def micro_resolver() -> Driver[Resolver]:
+    """Return the description of the driver."""
     return Driver(
         name="static", summary="A list of addresses from the configuration.", options=StaticOptions, create=create
     )

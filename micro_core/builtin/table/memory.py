@@ -1,4 +1,4 @@
-"""The table role in this process's memory, and nowhere else."""
+"""The driver `table:memory`: a route table in memory that is lost with the process."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ class MemoryTable(RouteIndex):
     """Implements `micro_core.contract.table.Table`."""
 
     async def start(self) -> None:
-        """Nothing to connect to."""
+        """Do nothing: there is nothing to connect to."""
 
     async def close(self) -> None:
-        """Forget watchers; the routes stay readable."""
+        """Remove all watchers. The routes stay readable."""
         self.forget_watchers()
 
 
 def create(_options: NoOptions, context: DriverContext) -> MemoryTable:
-    """Build the table."""
+    """Return the table."""
     return MemoryTable(logger=context.logger, counters=context.counters)
 
 
 @hookimpl
 def micro_table() -> Driver[Table]:
-    return Driver(name="memory", summary="Routes in this process's memory.", options=NoOptions, create=create)
+    """Return the description of the driver."""
+    return Driver(name="memory", summary="Routes in the memory of this process.", options=NoOptions, create=create)
