@@ -94,6 +94,11 @@ def json_schema(hint: Any) -> dict[str, object]:
     return _schema(hint, ())
 
 
+def first_doc_line(handler: Callable[..., Any]) -> str:
+    """Return the first line of a handler's docstring, at most 200 characters: the description of its endpoint."""
+    return (inspect.getdoc(handler) or "").partition("\n")[0][:200]
+
+
 def _parameters(function: Callable[..., Any], name: str, hints: Mapping[str, Any]) -> tuple[str, str]:
     parameters = list(inspect.signature(function).parameters.values())
     context = next((p.name for p in parameters if hints.get(p.name) is CallContext or p.name == "context"), "")

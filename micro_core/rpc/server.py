@@ -1,4 +1,4 @@
-"""The server side of connections: endpoints, subscribers, and limits for concurrent calls and messages.
+"""The server side of connections: endpoints, the limit for concurrent calls, and draining.
 
 Each call runs in a task of its own, which is started when the request is complete. Everything before that is done in callbacks
 of the connection.
@@ -7,19 +7,14 @@ of the connection.
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from micro_core.contract.broker import Message
 from micro_core.contract.driver import Counters, CountersInMemory
 from micro_core.contract.errors import (
     BadRequest,
-    ConfigError,
     Conflict,
     DeadlineExceeded,
     Draining,
@@ -29,27 +24,22 @@ from micro_core.contract.errors import (
     Overloaded,
     ServiceNotFound,
 )
-from micro_core.contract.names import check_endpoint_name, check_topic
+from micro_core.contract.names import check_endpoint_name
 from micro_core.contract.registry import Endpoint, EndpointKind
 from micro_core.rpc.connection import Connection
-from micro_core.rpc.context import CallContext
 from micro_core.rpc.deadlines import Deadlines
 from micro_core.rpc.interceptors import Interceptor, Next, chain
 from micro_core.rpc.load import LoadMeasure
-from micro_core.rpc.schema import json_schema, read_handler
+from micro_core.rpc.schema import first_doc_line, json_schema, read_handler
 from micro_core.rpc.server_call import ServedCall, ServedEndpoint
+from micro_core.rpc.subscribers import Subscriber, Subscribers
 from micro_core.rpc.validation import converter
-from micro_core.wire import codec, limits
+from micro_core.wire import limits
 from micro_core.wire.frames import Frame
 from micro_core.wire.header import CallHeader, CallMode, EventHeader, decode_call_header
 
-log = logging.getLogger(__name__)
-
 MAX_CONCURRENT_CALLS = 4_096
 """Default of the maximum number of concurrent calls. Further calls are refused with Overloaded."""
-
-MAX_CONCURRENT_EVENTS = 1_024
-"""Maximum number of messages that are handled concurrently. Further messages are dropped and counted."""
 
 CANCEL_TIMEOUT_S = 1.0
 """Maximum time to wait for cancelled handlers at shutdown."""
@@ -61,14 +51,6 @@ _MODES = {
     EndpointKind.BIDIRECTIONAL: CallMode.BIDIRECTIONAL,
 }
 _MODE_NAMES = {mode: kind.value for kind, mode in _MODES.items()}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subscriber:
-    """A handler of messages. `receive(topic, message)` decodes and validates a message and calls the handler."""
-
-    endpoint: Endpoint
-    receive: Callable[[str, Message], Any]
 
 
 class Server:
@@ -100,12 +82,11 @@ class Server:
         self.intercept(interceptors)
         self._max_concurrent = max_concurrent
         self._endpoints: dict[str, ServedEndpoint] = {}
-        self._subscribers: list[Subscriber] = []
+        self._subscribers = Subscribers(name, self.counters)
         self.deadlines = Deadlines()
         self.load = LoadMeasure()
         self._running: dict[ServedCall, None] = {}
         self._reserved_bytes = 0
-        self._event_tasks: dict[asyncio.Task[None], None] = {}
         self._idle: asyncio.Event | None = None
         self._requests = 0
         self._requests_by_endpoint: dict[str, int] = {}
@@ -141,7 +122,7 @@ class Server:
             request=json_schema(shape.request_type) if shape.takes_request else {},
             response=json_schema(shape.response_type),
             idempotent=idempotent,
-            description=description or _first_line(handler),
+            description=description or first_doc_line(handler),
         )
         self._endpoints[name] = ServedEndpoint(
             endpoint=endpoint,
@@ -164,37 +145,18 @@ class Server:
             BadRequest: The topic is invalid.
             ConfigError: The signature is not that of a subscriber, or a type cannot be validated.
         """
-        check_topic(topic)
-        shape = read_handler(handler)
-        if shape.kind is not EndpointKind.UNARY or not shape.takes_request:
-            raise ConfigError(
-                f"the subscriber of {topic} has the wrong signature",
-                hint="a subscriber takes (message) or (message, context) and returns nothing",
-            )
-        endpoint = Endpoint(
-            name=topic,
-            kind=EndpointKind.SUBSCRIBER,
-            request=json_schema(shape.request_type),
-            queue=queue,
-            description=_first_line(handler),
-        )
-        served = ServedEndpoint(
-            endpoint=endpoint, mode=0, handler=handler, shape=shape, convert=converter(shape.request_type)
-        )
-        subscriber = Subscriber(endpoint=endpoint, receive=partial(self._handle_message, served))
-        self._subscribers.append(subscriber)
-        return subscriber
+        return self._subscribers.add(topic, handler, queue=queue)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Return the descriptions of all endpoints and subscribers, as registered."""
         calls = tuple(served.endpoint for served in self._endpoints.values())
-        return calls + tuple(subscriber.endpoint for subscriber in self._subscribers)
+        return calls + tuple(subscriber.endpoint for subscriber in self._subscribers.all)
 
     @property
     def subscribers(self) -> tuple[Subscriber, ...]:
         """Return the subscribers in the order in which they were added."""
-        return tuple(self._subscribers)
+        return self._subscribers.all
 
     # Implementation of ConnectionHandler
 
@@ -233,16 +195,7 @@ class Server:
 
     def event_received(self, connection: Connection, header: EventHeader, body: bytes) -> None:  # noqa: ARG002
         """Start the subscribers of the topic of a message. Called by the connection."""
-        message = Message(id=header.id, body=body, content_type=header.content_type, headers=header.headers)
-        for subscriber in self._subscribers:
-            if subscriber.endpoint.name != header.topic:
-                continue
-            if len(self._event_tasks) >= MAX_CONCURRENT_EVENTS:
-                self.counters.add("events_dropped_overloaded")
-                continue
-            task = asyncio.get_running_loop().create_task(self._handle_event(subscriber, header.topic, message))
-            self._event_tasks[task] = None
-            task.add_done_callback(lambda done: self._event_tasks.pop(done, None))
+        self._subscribers.event_received(header, body)
 
     def connection_lost(self, connection: Connection, error: MicroError) -> None:
         """Do nothing: the connection has already notified each of its calls."""
@@ -292,7 +245,7 @@ class Server:
                 await asyncio.wait_for(self._idle.wait(), timeout_s)
             except TimeoutError:
                 pass
-        left = [call.task for call in self._running if call.task is not None] + list(self._event_tasks)
+        left = [call.task for call in self._running if call.task is not None] + list(self._subscribers.tasks)
         for task in left:
             task.cancel()
         if left:
@@ -357,39 +310,6 @@ class Server:
         if len(self._running) >= self._max_concurrent:
             return Overloaded(f"the limit of {self._max_concurrent} concurrent calls is reached", at=self.at)
         return None
-
-    async def _handle_event(self, subscriber: Subscriber, topic: str, message: Message) -> None:
-        try:
-            await subscriber.receive(topic, message)
-        except MicroError as error:
-            self.counters.add("events_failed")
-            log.warning("a subscriber rejected a message", extra={"topic": topic, "reason": str(error)})
-        except Exception:
-            self.counters.add("events_failed")
-            log.exception("a subscriber failed: unexpected error", extra={"topic": topic})
-
-    async def _handle_message(self, served: ServedEndpoint, topic: str, message: Message) -> None:
-        value = served.convert(codec.decode(message.body, message.content_type), "")
-
-        def make_context() -> CallContext:
-            return CallContext(
-                service=self.name,
-                endpoint=topic,
-                metadata=message.headers,
-                peer="",
-                deadline=float("inf"),
-                clock=asyncio.get_running_loop().time,
-            )
-
-        positional, named = served.arguments(value, make_context)
-        if served.shape.is_async:
-            await served.handler(*positional, **named)
-        else:
-            await asyncio.to_thread(served.handler, *positional, **named)
-
-
-def _first_line(handler: Callable[..., Any]) -> str:
-    return (inspect.getdoc(handler) or "").partition("\n")[0][:200]
 
 
 def _memory_bytes() -> int:

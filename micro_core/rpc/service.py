@@ -30,7 +30,8 @@ from micro_core.rpc.graceful_shutdown import send_goaway_and_flush
 from micro_core.rpc.handlers import endpoint_name, marks_of
 from micro_core.rpc.interceptors import Interceptor
 from micro_core.rpc.registration import LEASE_S, Registration
-from micro_core.rpc.server import MAX_CONCURRENT_CALLS, Server, Subscriber
+from micro_core.rpc.server import MAX_CONCURRENT_CALLS, Server
+from micro_core.rpc.subscribers import Subscriber
 
 log = logging.getLogger(__name__)
 

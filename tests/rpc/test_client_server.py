@@ -763,7 +763,7 @@ async def test_message_reaches_all_subscribers_of_its_topic_although_one_fails(
 async def test_slow_subscriber_loses_the_newest_messages(
     rig: Rig, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("micro_core.rpc.server.MAX_CONCURRENT_EVENTS", 3)
+    monkeypatch.setattr("micro_core.rpc.subscribers.MAX_CONCURRENT_EVENTS", 3)
     server, received, release = greeter(), [], asyncio.Event()
 
     async def slow(number: int) -> None:
