@@ -28,8 +28,8 @@ import pytest
 
 from micro_core.testing import free_port
 from tests.live.conftest import Process
-from tests.live.test_quickstart import BLOCK, Reader, Step
-from tests.live.test_up import processes_of
+from tests.live.test_quickstart import BLOCK, Step, Terminal
+from tests.live.test_up import processes_with
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TIMEOUT_S = 60.0
@@ -58,10 +58,10 @@ class ExampleRun:
             path.write_text(self._with_free_ports(path.read_text()))
         page = (self.directory / "README.md").read_text()
         self._steps = [Step(match["note"] or "", match["kind"], match["text"]) for match in BLOCK.finditer(page)]
-        self._reader = Reader(self.directory)
-        self._reader.environment["MICRO_STATE_DIR"] = str(directory / "state")
-        paths = (Path(sys.executable).parent, *redis_programs(), self._reader.environment["PATH"])
-        self._reader.environment["PATH"] = ":".join(map(str, paths))
+        self._terminal = Terminal(self.directory)
+        self._terminal.environment["MICRO_STATE_DIR"] = str(directory / "state")
+        paths = (Path(sys.executable).parent, *redis_programs(), self._terminal.environment["PATH"])
+        self._terminal.environment["PATH"] = ":".join(map(str, paths))
 
     def follow(self) -> None:
         """Execute the whole page, from top to bottom."""
@@ -89,7 +89,7 @@ class ExampleRun:
         """Stop every background process with Ctrl-C; `micro up` must exit with 0 and leave no process running."""
         codes = {process.title: self._stop(process) for process in reversed(self._background)}
         assert {title: code for title, code in codes.items() if title.startswith("micro") and code} == {}
-        assert processes_of(f"MICRO_STATE_DIR={self._reader.environment['MICRO_STATE_DIR']}") == []
+        assert processes_with(f"MICRO_STATE_DIR={self._terminal.environment['MICRO_STATE_DIR']}") == []
 
     def _with_free_ports(self, text: str) -> str:
         """Return the text with the ports of this run."""
@@ -99,7 +99,7 @@ class ExampleRun:
         child = subprocess.Popen(
             ["bash", "-c", f"exec {command}"],
             cwd=self.directory,
-            env=self._reader.environment,
+            env=self._terminal.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -112,7 +112,7 @@ class ExampleRun:
         shown = as_pattern(answer)
         ends_at = time.monotonic() + TIMEOUT_S
         while True:
-            done = self._reader.run(command)
+            done = self._terminal.run(command)
             output = (done.stderr if code else done.stdout).strip()
             if done.returncode == code and (shown.fullmatch(output) or not answer):
                 return

@@ -1,4 +1,4 @@
-"""Real processes on loopback: nodes, services and commands, each started here and ended here."""
+"""Fixtures that start nodes, services and commands as processes on the loopback interface, and terminate them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import pytest
 
 from micro_core.testing import free_port
 
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 MICRO = [sys.executable, "-m", "micro_core"]
 
 
 @dataclass
 class Process:
-    """A child and what it has said; a thread reads along, so that no pipe ever fills."""
+    """A child process and the lines it has printed. A thread reads its output, so that the pipe never fills up."""
 
     title: str
     child: subprocess.Popen[str]
@@ -39,32 +39,33 @@ class Process:
 
     def _read(self) -> None:
         assert self.child.stdout is not None
-        with self.child.stdout as said:
-            for line in said:
+        with self.child.stdout as output:
+            for line in output:
                 with self.changed:
                     self.lines.append(line.rstrip("\n"))
                     self.changed.notify_all()
         with self.changed:
             self.changed.notify_all()
 
-    def wait_for(self, wanted: Callable[[list[str]], bool], timeout_s: float = PATIENCE_S) -> None:
-        """Until what was said satisfies `wanted`."""
+    def wait_for(self, condition: Callable[[list[str]], bool], timeout_s: float = TIMEOUT_S) -> None:
+        """Wait until the printed lines satisfy `condition`. Raises AssertionError if the process ends or the time runs out first."""
         with self.changed:
-            if not self.changed.wait_for(lambda: wanted(self.lines) or self.child.poll() is not None, timeout_s) or (
-                not wanted(self.lines)
+            if not self.changed.wait_for(lambda: condition(self.lines) or self.child.poll() is not None, timeout_s) or (
+                not condition(self.lines)
             ):
-                raise AssertionError(f"{self.title} did not say it:\n" + "\n".join(self.lines))
+                raise AssertionError(f"{self.title} did not print the expected output:\n" + "\n".join(self.lines))
 
     def wait_ready(self) -> None:
+        """Wait until the process has printed that it is ready."""
         self.wait_for(lambda lines: any(line.startswith("ready") for line in lines))
 
     def kill(self) -> None:
-        """As `kill -9`."""
+        """Send SIGKILL and wait for the process to end."""
         self.child.send_signal(signal.SIGKILL)
         self.child.wait()
 
     def stop(self) -> int:
-        """SIGTERM, and the exit code."""
+        """Send SIGTERM, wait for the process to end, and return its exit code."""
         if self.child.poll() is None:
             self.child.send_signal(signal.SIGTERM)
         try:
@@ -79,18 +80,18 @@ class Process:
 
 @dataclass
 class Site:
-    """One site's settings: every node, service and command of it shares them."""
+    """A site and its configuration file, which all its nodes, services and commands use."""
 
     name: str
     config: Path
     address: str
-    """Where the node takes calls."""
+    """Address at which the node accepts calls."""
     tunnel: str
-    """Where the node is linked to."""
+    """Host and port at which the node accepts links, or `none`."""
 
 
 class Lab:
-    """Sites and processes of one test."""
+    """The sites and processes of one test."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -107,7 +108,16 @@ class Lab:
         extra: str = "",
         node: str = "",
     ) -> Site:
-        """Write a site's micro.toml. `listens=False`: its node only dials out. `node` names one more node of a site."""
+        """Write the configuration file of a site and return the site.
+
+        Args:
+            name: Name of the site.
+            joins: Sites whose nodes the node of this site dials.
+            plugins: Names of plugins.
+            listens: Whether the node accepts links.
+            extra: Further text for the configuration file.
+            node: Name of a further node of the same site. By default the name of the first node.
+        """
         node_name = node or f"{name}-1"
         address = f"tcp://127.0.0.1:{free_port()}"
         listen = f"127.0.0.1:{free_port()}" if listens else "none"
@@ -126,10 +136,12 @@ class Lab:
         return Site(name=name, config=config, address=address, tunnel=listen)
 
     def environment(self, site: Site, **extra: str) -> dict[str, str]:
+        """Return the environment for processes of a site, without other MICRO_* variables."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MICRO_")}
         return {**clean, "MICRO_CONFIG": str(site.config), "PYTHONUNBUFFERED": "1", **extra}
 
     def start(self, title: str, site: Site, command: Sequence[str], **extra: str) -> Process:
+        """Start a process. `extra` are environment variables."""
         child = subprocess.Popen(
             list(command),
             env=self.environment(site, **extra),
@@ -143,13 +155,13 @@ class Lab:
         return process
 
     def node(self, site: Site, *arguments: str) -> Process:
-        """`micro run` for a site, ready."""
+        """Start `micro run` for a site and wait until it is ready."""
         process = self.start(f"node {site.name}", site, [*MICRO, "run", *arguments])
         process.wait_ready()
         return process
 
     def python(self, title: str, site: Site, source: str, **extra: str) -> Process:
-        """A program of the test's own, ready."""
+        """Start a Python program and wait until it has printed a line that begins with `ready`."""
         path = self.directory / f"{title}.py"
         path.write_text(source)
         process = self.start(title, site, [sys.executable, str(path)], **extra)
@@ -157,7 +169,7 @@ class Lab:
         return process
 
     def micro(self, site: Site, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end."""
+        """Run a `micro` command and return its exit code and output."""
         return subprocess.run(
             [*MICRO, *arguments],
             env=self.environment(site, **extra),
@@ -169,22 +181,23 @@ class Lab:
         )
 
     def json(self, site: Site, *arguments: str, **extra: str) -> Any:
-        """Run a command with --json; its answer."""
+        """Run a `micro` command with --json, check that it succeeds, and return the decoded output."""
         done = self.micro(site, *arguments, "--json", **extra)
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout)
 
-    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> float:
-        """Ask until it is so; returns the seconds it took."""
+    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = TIMEOUT_S) -> float:
+        """Poll `condition` until it is true and return the elapsed seconds. `what` describes it in the error."""
         started = time.monotonic()
         while not condition():
             if time.monotonic() - started > timeout_s:
-                said = "\n\n".join(f"{p.title}:\n" + "\n".join(p.lines[-30:]) for p in self.processes)
-                raise AssertionError(f"not within {timeout_s} s: {what}\n{said}")
+                output = "\n\n".join(f"{p.title}:\n" + "\n".join(p.lines[-30:]) for p in self.processes)
+                raise AssertionError(f"not true within {timeout_s} s: {what}\n{output}")
             time.sleep(0.05)
         return time.monotonic() - started
 
     def close(self) -> None:
+        """Stop all processes, the last one first."""
         for process in reversed(self.processes):
             if process.child.poll() is None:
                 process.child.send_signal(signal.SIGTERM)
@@ -193,7 +206,7 @@ class Lab:
 
 
 def new_lab() -> Iterator[Lab]:
-    # Not tmp_path: its length would not leave room for the name of a Unix socket.
+    # Not tmp_path, which is too long: the path of a Unix socket has at most 108 characters.
     with tempfile.TemporaryDirectory(prefix="micro-") as directory:
         lab = Lab(Path(directory))
         try:
@@ -204,11 +217,11 @@ def new_lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """A place for sites and processes; everything is ended at the end."""
+    """Return a lab for one test. Its processes are stopped at the end of the test."""
     yield from new_lab()
 
 
 @pytest.fixture(scope="module")
 def shared_lab() -> Iterator[Lab]:
-    """The same, for all tests of a module: they look, and change nothing."""
+    """Return a lab for all tests of a module, which must not change its state."""
     yield from new_lab()

@@ -51,5 +51,5 @@ def test_where_a_router_drops_udp_nodes_link_over_tls_and_move_to_quic_when_it_l
     assert report["moved_s"] < 30.0
     (link,) = report["connections_after"]
     assert (link["driver"], link["why"]) == ("quic", "quic answers again")
-    assert sum("gave no answer" in line and "linked to" in line for line in report["said"]) == 1
-    assert not any("lost" in line for line in report["said"]), report["said"]
+    assert sum("gave no answer" in line and "linked to" in line for line in report["output"]) == 1
+    assert not any("lost" in line for line in report["output"]), report["output"]

@@ -1,4 +1,4 @@
-"""`micro up` with real processes: one file, several nodes and services."""
+"""`micro up` with several nodes and services as processes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ command = "python greeter.py"
 site = "eu"
 """
 
-OF_PARTS = """
+OF_COMPONENTS = """
 [node]
 plugins = ["quic", "registry:service", "broker:service"]
 state_dir = "{state}"
@@ -56,8 +56,8 @@ command = ["python", "greeter.py"]
 """
 
 
-class Upper:
-    """Runs `micro up` in a directory of its own."""
+class Project:
+    """A directory with a micro.toml, in which `micro up` and other commands are run."""
 
     def __init__(self, lab: Any) -> None:
         self.lab = lab
@@ -108,107 +108,107 @@ class Upper:
 
 
 @pytest.fixture
-def upper(lab: Any) -> Upper:
-    return Upper(lab)
+def project(lab: Any) -> Project:
+    return Project(lab)
 
 
-def said(line: str) -> Callable[[list[str]], bool]:
-    return lambda lines: any(line in one for one in lines)
+def printed(text: str) -> Callable[[list[str]], bool]:
+    return lambda lines: any(text in line for line in lines)
 
 
-def place(lines: list[str], wanted: str) -> int:
-    return next(number for number, line in enumerate(lines) if wanted in line)
+def index_of(lines: list[str], text: str) -> int:
+    return next(number for number, line in enumerate(lines) if text in line)
 
 
-def processes_of(group: str) -> list[int]:
-    """Processes of this machine whose command line holds `group`."""
+def processes_with(variable: str) -> list[int]:
+    """Return the ids of other processes whose environment contains `variable`."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if group.encode() in (entry / "environ").read_bytes() and int(entry.name) != os.getpid():
+                if variable.encode() in (entry / "environ").read_bytes() and int(entry.name) != os.getpid():
                     found.append(int(entry.name))
             except OSError:
                 continue
     return found
 
 
-def test_two_sites_and_a_service_come_up_in_order_are_called_and_are_drained_in_the_reverse_order(upper: Upper) -> None:
-    upper.write(TWO_SITES)
-    up = upper.start()
-    up.wait_for(said("all ready"), timeout_s=60)
+def test_nodes_start_before_services_and_all_processes_stop_on_a_signal(project: Project) -> None:
+    project.write(TWO_SITES)
+    up = project.start()
+    up.wait_for(printed("all ready"), timeout_s=60)
     for name in ("eu      | ready", "us      | ready"):
-        assert place(up.lines, name) < place(up.lines, "greeter | ready"), "nodes before services"
-    upper.lab.until(lambda: upper.hello("us", "John") == "Hello John", "us reaches the greeter of eu")
+        assert index_of(up.lines, name) < index_of(up.lines, "greeter | ready"), "nodes before services"
+    project.lab.until(lambda: project.hello("us", "John") == "Hello John", "us reaches the greeter of eu")
     up.child.send_signal(signal.SIGINT)
     assert up.child.wait(timeout=40) == 0, "\n".join(up.lines)
-    up.wait_for(said("up      | stopped"))
-    assert said("eu      | stopped")(up.lines)
-    assert said("us      | stopped")(up.lines)
-    assert processes_of(f"MICRO_CONFIG={upper.directory}") == []
+    up.wait_for(printed("up      | stopped"))
+    assert printed("eu      | stopped")(up.lines)
+    assert printed("us      | stopped")(up.lines)
+    assert processes_with(f"MICRO_CONFIG={project.directory}") == []
 
 
-def test_a_node_is_brought_up_as_parts(upper: Upper) -> None:
-    upper.write(OF_PARTS)
-    up = upper.start()
-    up.wait_for(said("all ready"), timeout_s=60)
-    for part in ("registry", "broker", "tunnel", "router", "proxy"):
-        assert any(line.startswith(f"eu.{part}") and "| ready" in line for line in up.lines), part
-    upper.lab.until(lambda: upper.hello("eu", "parts") == "Hello parts", "the parts are a node")
+def test_node_is_started_as_separate_components(project: Project) -> None:
+    project.write(OF_COMPONENTS)
+    up = project.start()
+    up.wait_for(printed("all ready"), timeout_s=60)
+    for component in ("registry", "broker", "tunnel", "router", "proxy"):
+        assert any(line.startswith(f"eu.{component}") and "| ready" in line for line in up.lines), component
+    project.lab.until(lambda: project.hello("eu", "components") == "Hello components", "the node calls the greeter")
     up.child.send_signal(signal.SIGTERM)
     assert up.child.wait(timeout=40) == 0, "\n".join(up.lines)
 
 
-def test_a_process_that_dies_is_named_the_others_go_on_and_the_exit_code_says_so(upper: Upper) -> None:
-    upper.write(
+def test_failed_process_is_reported_and_the_others_continue(project: Project) -> None:
+    project.write(
         TWO_SITES + '\n[services.brief]\nsite = "us"\nready = ""\ncommand = ["python", "-c", "raise SystemExit(7)"]'
     )
-    up = upper.start()
-    up.wait_for(said("brief   | exited unexpectedly: exit code 7"), timeout_s=60)
-    up.wait_for(said("all ready"), timeout_s=60)
-    upper.lab.until(lambda: upper.hello("us", "John") == "Hello John", "the others go on")
+    up = project.start()
+    up.wait_for(printed("brief   | exited unexpectedly: exit code 7"), timeout_s=60)
+    up.wait_for(printed("all ready"), timeout_s=60)
+    project.lab.until(lambda: project.hello("us", "John") == "Hello John", "the other processes continue")
     up.child.send_signal(signal.SIGINT)
     assert up.child.wait(timeout=40) == 1
-    up.wait_for(said("exited unexpectedly with an error: brief"))
+    up.wait_for(printed("exited unexpectedly with an error: brief"))
 
 
-def test_a_process_is_started_again_where_the_file_says_so(upper: Upper) -> None:
-    upper.write(TWO_SITES.replace('site = "eu"', 'site = "eu"\nrestart = true'))
-    up = upper.start()
-    up.wait_for(said("all ready"), timeout_s=60)
+def test_process_is_restarted_if_configured(project: Project) -> None:
+    project.write(TWO_SITES.replace('site = "eu"', 'site = "eu"\nrestart = true'))
+    up = project.start()
+    up.wait_for(printed("all ready"), timeout_s=60)
     (line,) = [line for line in up.lines if "greeter | ready" in line]
     assert line
     children = [
         pid
-        for pid in processes_of(f"MICRO_CONFIG={upper.directory}")
+        for pid in processes_with(f"MICRO_CONFIG={project.directory}")
         if b"greeter.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     (greeter,) = children
     os.kill(greeter, signal.SIGKILL)
-    up.wait_for(said("exited unexpectedly: killed by SIGKILL; restarting"))
+    up.wait_for(printed("exited unexpectedly: killed by SIGKILL; restarting"))
     up.wait_for(lambda lines: sum("greeter | ready" in line for line in lines) == 2)
     up.child.send_signal(signal.SIGINT)
     assert up.child.wait(timeout=40) == 0, "\n".join(up.lines)
 
 
-def test_what_ends_before_it_is_ready_ends_all(upper: Upper) -> None:
-    upper.write(TWO_SITES + '\n[services.broken]\nsite = "eu"\ncommand = ["python", "-c", "print(42)"]')
-    up = upper.start()
+def test_process_that_ends_before_it_is_ready_stops_all(project: Project) -> None:
+    project.write(TWO_SITES + '\n[services.broken]\nsite = "eu"\ncommand = ["python", "-c", "print(42)"]')
+    up = project.start()
     assert up.child.wait(timeout=90) == 1
-    up.wait_for(said("broken exited before it was ready"))
-    assert processes_of(f"MICRO_CONFIG={upper.directory}") == []
+    up.wait_for(printed("broken exited before it was ready"))
+    assert processes_with(f"MICRO_CONFIG={project.directory}") == []
 
 
-def test_a_second_signal_hurries(upper: Upper) -> None:
+def test_second_signal_stops_remaining_processes_at_once(project: Project) -> None:
     stubborn = (
         "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
     )
-    upper.write(TWO_SITES + f'\n[services.stubborn]\nsite = "eu"\ncommand = ["python", "-c", {json.dumps(stubborn)}]')
-    up = upper.start()
-    up.wait_for(said("all ready"), timeout_s=60)
+    project.write(TWO_SITES + f'\n[services.stubborn]\nsite = "eu"\ncommand = ["python", "-c", {json.dumps(stubborn)}]')
+    up = project.start()
+    up.wait_for(printed("all ready"), timeout_s=60)
     up.child.send_signal(signal.SIGINT)
-    up.wait_for(said("draining"))
+    up.wait_for(printed("draining"))
     up.child.send_signal(signal.SIGINT)
-    # Far less than the twenty seconds that a process is given otherwise, for each of two stages.
+    # After one signal, `micro up` waits up to 20 s for each of two groups of processes.
     assert up.child.wait(timeout=18) == 0
-    assert processes_of(f"MICRO_CONFIG={upper.directory}") == []
+    assert processes_with(f"MICRO_CONFIG={project.directory}") == []

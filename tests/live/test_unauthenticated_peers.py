@@ -1,4 +1,4 @@
-"""What a stranger may do to the ports of a node and of a service, while others are served."""
+"""Invalid and hostile data from unauthenticated peers to a node and to a service, which must continue to serve others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from micro_core.wire.header import CallHeader, CallMode, decode_map, encode_head
 pytestmark = pytest.mark.timeout(120)
 
 GREETER = (Path(__file__).parents[2] / "examples" / "greeter.py").read_text()
-HELLO = frames.encode(Kind.HELLO, 0, encode_hello("stranger"))
+HELLO = frames.encode(Kind.HELLO, 0, encode_hello("peer"))
 DEEP = b"\x91" * 60_000 + b"\xc0"
 HUGE_ARRAY = b"\xdd\xff\xff\xff\xff"
 
@@ -31,21 +31,21 @@ def call(stream: int, body: bytes, flags: int = 0) -> bytes:
     return frames.encode(Kind.REQUEST, stream, header, body, flags)
 
 
-class Stranger:
-    """A raw socket to an address."""
+class RawPeer:
+    """A plain socket to an address."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.removeprefix("tcp://").rpartition(":")
         self.socket = socket.create_connection((host, int(port)), timeout=20.0)
 
-    def __enter__(self) -> Stranger:
+    def __enter__(self) -> RawPeer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
-    def is_put_out(self) -> bool:
-        """Whether the other side ends the connection, whatever it says before."""
+    def is_disconnected(self) -> bool:
+        """Return whether the other side closes the connection within 20 s. Data that it sends before is ignored."""
         try:
             while self.socket.recv(65_536):
                 pass
@@ -55,15 +55,15 @@ class Stranger:
             return False
         return True
 
-    def error(self) -> tuple[int, str]:
-        """The code and place of the first error that is answered."""
+    def receive_error(self) -> tuple[int, str]:
+        """Return the code and the origin of the first ERROR frame."""
         decoder = FrameDecoder()
         while data := self.socket.recv(65_536):
             for frame in decoder.receive_data(data):
                 if frame.kind == Kind.ERROR:
                     error = error_from_wire(decode_map(frame.header))
                     return error.code, error.at
-        raise AssertionError("closed without an answer")
+        raise AssertionError("the connection was closed without an ERROR frame")
 
 
 def memory_mib(pid: int) -> int:
@@ -72,14 +72,14 @@ def memory_mib(pid: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def places(shared_lab: Any) -> dict[str, tuple[Any, str]]:
-    """A node and a service, each as (process, address); and what checks that both still serve."""
+def servers(shared_lab: Any) -> dict[str, tuple[Any, str]]:
+    """Start a node and a service. Returns the process and the address of each, and the lab with the site."""
     lab = shared_lab
     site = lab.site("here", plugins=())
     node = lab.node(site)
     greeter = lab.python("greeter", site, GREETER)
     ready = next(line for line in greeter.lines if line.startswith("ready"))
-    lab.until(lambda: greets(lab, site), "the node knows the greeter")
+    lab.until(lambda: greets(lab, site), "the node has a route to the greeter")
     return {"node": (node, site.address), "service": (greeter, ready.rpartition(" ")[2]), "lab": (lab, site)}
 
 
@@ -88,9 +88,9 @@ def greets(lab: Any, site: Any) -> bool:
     return bool(done.returncode == 0 and json.loads(done.stdout) == {"msg": "Hello J"})
 
 
-@pytest.mark.parametrize("where", ["node", "service"])
+@pytest.mark.parametrize("server", ["node", "service"])
 @pytest.mark.parametrize(
-    "words",
+    "data",
     [
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         os.urandom(100_000),
@@ -100,29 +100,37 @@ def greets(lab: Any, site: Any) -> bool:
         call(1, b"\xc0"),
         HELLO + call(2, b"\xc0"),
     ],
-    ids=["http", "noise", "a giant frame", "a giant frame after hello", "two hellos", "no hello", "a stream of ours"],
+    ids=[
+        "http",
+        "random bytes",
+        "huge frame",
+        "huge frame after hello",
+        "two hellos",
+        "no hello",
+        "stream id of the server",
+    ],
 )
-def test_who_speaks_something_else_is_put_out(places: Any, where: str, words: bytes) -> None:
-    with Stranger(places[where][1]) as stranger:
-        stranger.socket.sendall(words)
-        assert stranger.is_put_out()
+def test_peer_that_violates_the_protocol_is_disconnected(servers: Any, server: str, data: bytes) -> None:
+    with RawPeer(servers[server][1]) as peer:
+        peer.socket.sendall(data)
+        assert peer.is_disconnected()
 
 
-def test_who_never_says_who_it_is_is_put_out_in_time(places: Any) -> None:
+def test_peer_that_does_not_send_hello_is_disconnected_after_a_timeout(servers: Any) -> None:
     with contextlib.ExitStack() as stack:
-        strangers = []
-        for where in ("node", "service"):
-            for words in (b"", HELLO[:5]):
-                strangers.append(stack.enter_context(Stranger(places[where][1])))
-                strangers[-1].socket.sendall(words)
-        began = time.monotonic()
-        assert all(stranger.is_put_out() for stranger in strangers)
-        assert time.monotonic() - began > 2.0, "a slow caller has its time"
+        peers = []
+        for server in ("node", "service"):
+            for data in (b"", HELLO[:5]):
+                peers.append(stack.enter_context(RawPeer(servers[server][1])))
+                peers[-1].socket.sendall(data)
+        started_at = time.monotonic()
+        assert all(peer.is_disconnected() for peer in peers)
+        assert time.monotonic() - started_at > 2.0, "slow peers have time to send HELLO"
 
 
-@pytest.mark.parametrize("where", ["node", "service"])
+@pytest.mark.parametrize("server", ["node", "service"])
 @pytest.mark.parametrize(
-    "words",
+    "data",
     [
         call(1, DEEP),
         call(1, HUGE_ARRAY),
@@ -133,30 +141,30 @@ def test_who_never_says_who_it_is_is_put_out_in_time(places: Any) -> None:
         call(1, bytes(60_000), MORE)
         + b"".join(frames.encode(Kind.DATA, 1, b"", bytes(60_000), MORE) for _ in range(75)),
     ],
-    ids=["deep", "huge", "strange", "cut off", "no header", "a deep header", "more than a body"],
+    ids=["deep", "huge array", "extension type", "truncated", "invalid header", "deep header", "too large"],
 )
-def test_a_request_that_is_wrong_is_refused_by_a_named_place(places: Any, where: str, words: bytes) -> None:
-    with Stranger(places[where][1]) as stranger:
-        stranger.socket.sendall(HELLO + words)
-        code, at = stranger.error()
+def test_invalid_request_is_refused_with_an_error_that_names_its_origin(servers: Any, server: str, data: bytes) -> None:
+    with RawPeer(servers[server][1]) as peer:
+        peer.socket.sendall(HELLO + data)
+        code, at = peer.receive_error()
         assert code in (400, 413)
         assert at
-        # The connection of others is untouched, and so is this one.
-        stranger.socket.sendall(call(3, b"\x81\xa4name\xa1J"))
+        # The connection stays usable.
+        peer.socket.sendall(call(3, b"\x81\xa4name\xa1J"))
         decoder = FrameDecoder()
-        while not any(frame.kind == Kind.RESPONSE for frame in decoder.receive_data(stranger.socket.recv(65_536))):
+        while not any(frame.kind == Kind.RESPONSE for frame in decoder.receive_data(peer.socket.recv(65_536))):
             pass
 
 
-@pytest.mark.parametrize("where", ["node", "service"])
-def test_a_request_without_an_end_and_answers_nobody_reads_fill_no_memory(places: Any, where: str) -> None:
-    process, address = places[where]
+@pytest.mark.parametrize("server", ["node", "service"])
+def test_endless_request_and_unread_answers_do_not_exhaust_memory(servers: Any, server: str) -> None:
+    process, address = servers[server]
     before = memory_mib(process.child.pid)
-    with Stranger(address) as endless, Stranger(address) as unread:
+    with RawPeer(address) as endless, RawPeer(address) as unread:
         endless.socket.sendall(HELLO + call(1, bytes(60_000), MORE))
-        piece = frames.encode(Kind.DATA, 1, b"", bytes(60_000), MORE)
+        chunk = frames.encode(Kind.DATA, 1, b"", bytes(60_000), MORE)
         for _ in range(2_000):  # 120 MB
-            endless.socket.sendall(piece)
+            endless.socket.sendall(chunk)
         unread.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         unread.socket.settimeout(3.0)
         try:
@@ -164,7 +172,7 @@ def test_a_request_without_an_end_and_answers_nobody_reads_fill_no_memory(places
             for stream in range(1, 100_000, 2):
                 unread.socket.sendall(call(stream, b"\xc0"))
         except (TimeoutError, ConnectionError):
-            pass  # it was told to wait, or put out
+            pass  # flow control, or the server has disconnected
         assert memory_mib(process.child.pid) < before + 60
-    lab, site = places["lab"]
+    lab, site = servers["lab"]
     assert greets(lab, site)
