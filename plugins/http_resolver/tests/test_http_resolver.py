@@ -127,19 +127,19 @@ def context(clock: ManualClock | None = None) -> DriverContext:
     )
 
 
-async def started(options: HttpOptions, clock: ManualClock | None = None) -> HttpResolver:
+async def start_resolver(options: HttpOptions, clock: ManualClock | None = None) -> HttpResolver:
     resolver = HttpResolver(options, context(clock))
     await resolver.start()
     return resolver
 
 
-async def resolved(options: HttpOptions) -> list[Candidate]:
-    return await (await started(options)).resolve("go.micro")
+async def resolve(options: HttpOptions) -> list[Candidate]:
+    return await (await start_resolver(options)).resolve("go.micro")
 
 
-async def failure(options: HttpOptions) -> MicroError:
+async def error_of(options: HttpOptions) -> MicroError:
     with pytest.raises(MicroError) as caught:
-        await resolved(options)
+        await resolve(options)
     return caught.value
 
 
@@ -151,15 +151,15 @@ def test_hook_describes_the_driver_and_token_is_a_secret() -> None:
 
 
 async def test_nodes_are_returned_by_priority(server: Server) -> None:
-    assert await resolved(HttpOptions(url=server.url(), ttl_s=30.0)) == [
+    assert await resolve(HttpOptions(url=server.url(), ttl_s=30.0)) == [
         Candidate(address="192.0.2.1:8085", priority=1, ttl_s=30.0),
         Candidate(address="b.example:8085", priority=5, weight=2, ttl_s=30.0),
     ]
 
 
 async def test_network_name_is_inserted_into_url_and_token_is_sent(server: Server) -> None:
-    await resolved(HttpOptions(url=server.url("/nodes?name={network}"), token="secret"))
-    resolver = await started(HttpOptions(url=server.url("/nodes?name={network}")))
+    await resolve(HttpOptions(url=server.url("/nodes?name={network}"), token="secret"))
+    resolver = await start_resolver(HttpOptions(url=server.url("/nodes?name={network}")))
     await resolver.resolve("a b/c")
     assert [path for path, _ in server.requests] == ["/nodes?name=go.micro", "/nodes?name=a%20b%2Fc"]
     assert server.requests[0][1]["Authorization"] == "Bearer secret"
@@ -174,7 +174,7 @@ async def test_network_name_is_inserted_into_url_and_token_is_sent(server: Serve
 async def test_document_is_cached_for_its_max_age(server: Server, cache_control: str, cached_s: float) -> None:
     server.respond_with(NODES, cache_control=cache_control)
     clock = ManualClock()
-    resolver = await started(HttpOptions(url=server.url(), ttl_s=60.0), clock)
+    resolver = await start_resolver(HttpOptions(url=server.url(), ttl_s=60.0), clock)
     assert {candidate.ttl_s for candidate in await resolver.resolve("go.micro")} == {cached_s}
     clock.time += cached_s - 0.5
     await asyncio.gather(*(resolver.resolve("go.micro") for _ in range(5)))
@@ -186,7 +186,7 @@ async def test_document_is_cached_for_its_max_age(server: Server, cache_control:
 
 async def test_failure_is_not_cached(server: Server) -> None:
     server.respond_with({}, status=503)
-    resolver = await started(HttpOptions(url=server.url()))
+    resolver = await start_resolver(HttpOptions(url=server.url()))
     with pytest.raises(Unreachable, match="503"):
         await resolver.resolve("go.micro")
     server.respond_with(NODES)
@@ -196,7 +196,7 @@ async def test_failure_is_not_cached(server: Server) -> None:
 @pytest.mark.parametrize("status", [204, 404, 401, 500])
 async def test_status_other_than_200_raises_unreachable(server: Server, status: int) -> None:
     server.respond_with(NODES, status=status)
-    error = await failure(HttpOptions(url=server.url()))
+    error = await error_of(HttpOptions(url=server.url()))
     assert isinstance(error, Unreachable)
     assert str(status) in error.detail
     assert ("token" in error.hint) == (status in (401, 404))
@@ -230,16 +230,16 @@ def test_invalid_document_is_malformed_and_its_entry_is_named(body: bytes, messa
 
 async def test_address_may_contain_a_tunnel_scheme(server: Server) -> None:
     server.respond_with({"nodes": [{"address": "quic://[2001:db8::1]:8085", "comment": "ignored"}]})
-    assert [candidate.address for candidate in await resolved(HttpOptions(url=server.url()))] == [
+    assert [candidate.address for candidate in await resolve(HttpOptions(url=server.url()))] == [
         "quic://[2001:db8::1]:8085"
     ]
 
 
 async def test_document_over_max_bytes_is_rejected(server: Server) -> None:
     server.respond_with(body=b" " * 5_000_000)
-    assert isinstance(await failure(HttpOptions(url=server.url(), max_bytes=10_000)), TooLarge)
+    assert isinstance(await error_of(HttpOptions(url=server.url(), max_bytes=10_000)), TooLarge)
     server.respond_with(body=json.dumps(NODES).encode().ljust(10_000))
-    assert len(await resolved(HttpOptions(url=server.url(), max_bytes=10_000))) == 2
+    assert len(await resolve(HttpOptions(url=server.url(), max_bytes=10_000))) == 2
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ async def raw_server() -> AsyncIterator[Callable[[bytes, bool], object]]:
 )
 async def test_timeout_covers_the_whole_request(raw_server: Callable[..., object], response: bytes) -> None:
     url = await raw_server(response, True)  # type: ignore[misc]  # see the fixture
-    error = await failure(HttpOptions(url=url, timeout_s=0.3))
+    error = await error_of(HttpOptions(url=url, timeout_s=0.3))
     assert isinstance(error, Unreachable)
     assert "within 0.3 s" in error.detail
 
@@ -293,7 +293,7 @@ async def test_invalid_http_response_raises_an_error(
     raw_server: Callable[..., object], response: bytes, kind: type[MicroError]
 ) -> None:
     url = await raw_server(response, False)  # type: ignore[misc]
-    assert isinstance(await failure(HttpOptions(url=url)), (kind, Unreachable))
+    assert isinstance(await error_of(HttpOptions(url=url)), (kind, Unreachable))
 
 
 async def test_chunked_and_unsized_responses_are_read(raw_server: Callable[..., object]) -> None:
@@ -301,15 +301,15 @@ async def test_chunked_and_unsized_responses_are_read(raw_server: Callable[..., 
     chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
     for response in (chunked, b"HTTP/1.0 200 OK\r\n\r\n" + body, b"HTTP/1.1 103 Early Hints\r\n\r\n" + chunked):
         url = await raw_server(response, False)  # type: ignore[misc]
-        assert len(await resolved(HttpOptions(url=url))) == 2
+        assert len(await resolve(HttpOptions(url=url))) == 2
 
 
 async def test_unreachable_server_raises_unreachable(server: Server) -> None:
     server.server_close()
-    error = await failure(HttpOptions(url=server.url()))
+    error = await error_of(HttpOptions(url=server.url()))
     assert isinstance(error, Unreachable)
     assert "cannot connect to 127.0.0.1" in error.detail
-    assert isinstance(await failure(HttpOptions(url="http://nodes.invalid/")), Unreachable)
+    assert isinstance(await error_of(HttpOptions(url="http://nodes.invalid/")), Unreachable)
 
 
 def redirect(server: Server, *locations: str) -> None:
@@ -326,7 +326,7 @@ def redirect(server: Server, *locations: str) -> None:
 
 async def test_redirects_are_followed_and_token_is_sent_only_to_its_host(server: Server) -> None:
     redirect(server, "/1", server.url("/nodes", host="localhost"))
-    assert len(await resolved(HttpOptions(url=server.url("/0"), token="secret"))) == 2
+    assert len(await resolve(HttpOptions(url=server.url("/0"), token="secret"))) == 2
     assert [(path, "Authorization" in headers) for path, headers in server.requests] == [
         ("/0", True),
         ("/1", True),
@@ -336,7 +336,7 @@ async def test_redirects_are_followed_and_token_is_sent_only_to_its_host(server:
 
 async def test_number_of_redirects_is_limited(server: Server) -> None:
     redirect(server, *["/0"])
-    error = await failure(HttpOptions(url=server.url("/0"), max_redirects=3))
+    error = await error_of(HttpOptions(url=server.url("/0"), max_redirects=3))
     assert "more than 3 times" in error.detail
     assert len(server.requests) == 4
 
@@ -346,7 +346,7 @@ async def test_number_of_redirects_is_limited(server: Server) -> None:
 )
 async def test_invalid_redirect_is_malformed(server: Server, location: str) -> None:
     redirect(server, location or "gopher:")
-    assert isinstance(await failure(HttpOptions(url=server.url("/0"))), Malformed)
+    assert isinstance(await error_of(HttpOptions(url=server.url("/0"))), Malformed)
 
 
 async def test_redirect_from_public_host_to_private_network_is_forbidden(
@@ -355,14 +355,14 @@ async def test_redirect_from_public_host_to_private_network_is_forbidden(
     private = fetching._is_private
     monkeypatch.setattr(fetching, "_is_private", lambda address: address != "127.0.0.1" and private(address))
     redirect(server, server.url("/nodes", host="127.0.0.2"))
-    error = await failure(HttpOptions(url=server.url("/0")))
+    error = await error_of(HttpOptions(url=server.url("/0")))
     assert isinstance(error, Forbidden)
     assert "127.0.0.2" in error.detail
     assert "allow_private" in error.hint
     redirect(server, "http://169.254.169.254/latest/meta-data")
-    assert isinstance(await failure(HttpOptions(url=server.url("/0"))), Forbidden)
+    assert isinstance(await error_of(HttpOptions(url=server.url("/0"))), Forbidden)
     redirect(server, server.url("/nodes", host="127.0.0.1"))
-    assert len(await resolved(HttpOptions(url=server.url("/0"), allow_private=True))) == 2
+    assert len(await resolve(HttpOptions(url=server.url("/0"), allow_private=True))) == 2
 
 
 async def test_connection_goes_to_the_checked_address(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +373,7 @@ async def test_connection_goes_to_the_checked_address(server: Server, monkeypatc
         return next(answers)
 
     monkeypatch.setattr(fetching, "_find_addresses", find)
-    assert len(await resolved(HttpOptions(url=server.url(host="rebinding.example")))) == 2
+    assert len(await resolve(HttpOptions(url=server.url(host="rebinding.example")))) == 2
     assert next(answers) == ["192.0.2.1"]
     assert server.requests[0][1]["Host"] == f"rebinding.example:{server.port}"
 
@@ -429,7 +429,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def secure(server: Server, certificate: Path) -> Server:
+def tls_server(server: Server, certificate: Path) -> Server:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
     server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
@@ -439,11 +439,11 @@ def secure(server: Server, certificate: Path) -> Server:
 
 
 async def test_https_certificate_is_verified(
-    secure: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch
+    tls_server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for host in ("localhost", "127.0.0.1"):
-        assert len(await resolved(HttpOptions(url=secure.url(host=host), ca_file=str(certificate)))) == 2
-    error = await failure(HttpOptions(url=secure.url()))
+        assert len(await resolve(HttpOptions(url=tls_server.url(host=host), ca_file=str(certificate)))) == 2
+    error = await error_of(HttpOptions(url=tls_server.url()))
     assert isinstance(error, Unreachable)
     assert "ca_file" in error.hint
     assert "verify failed" in error.detail
@@ -452,14 +452,14 @@ async def test_https_certificate_is_verified(
         return ["127.0.0.1"]
 
     monkeypatch.setattr(fetching, "_find_addresses", find)
-    error = await failure(HttpOptions(url=secure.url(host="other.example"), ca_file=str(certificate)))
+    error = await error_of(HttpOptions(url=tls_server.url(host="other.example"), ca_file=str(certificate)))
     assert "other.example" in error.detail
     assert "ca_file" in error.hint, "the certificate is checked against the name, not the address"
 
 
-async def test_redirect_from_https_to_http_is_forbidden(secure: Server, certificate: Path) -> None:
-    redirect(secure, f"http://127.0.0.1:{secure.port}/nodes")
-    assert isinstance(await failure(HttpOptions(url=secure.url("/0"), ca_file=str(certificate))), Forbidden)
+async def test_redirect_from_https_to_http_is_forbidden(tls_server: Server, certificate: Path) -> None:
+    redirect(tls_server, f"http://127.0.0.1:{tls_server.port}/nodes")
+    assert isinstance(await error_of(HttpOptions(url=tls_server.url("/0"), ca_file=str(certificate))), Forbidden)
 
 
 @pytest.mark.parametrize(
@@ -479,13 +479,13 @@ def test_invalid_url_is_rejected(url: str) -> None:
 
 async def test_missing_ca_file_raises_option_error() -> None:
     with pytest.raises(OptionError, match="nonexistent"):
-        await started(HttpOptions(url="https://h/", ca_file="/nonexistent.pem"))
+        await start_resolver(HttpOptions(url="https://h/", ca_file="/nonexistent.pem"))
 
 
 async def test_resolver_that_is_not_started_or_closed_raises_unreachable(server: Server) -> None:
     with pytest.raises(Unreachable, match="not started"):
         await HttpResolver(HttpOptions(url=server.url()), context()).resolve("go.micro")
-    resolver = await started(HttpOptions(url=server.url()))
+    resolver = await start_resolver(HttpOptions(url=server.url()))
     await resolver.close()
     await resolver.close()
     with pytest.raises(Unreachable, match="not started"):

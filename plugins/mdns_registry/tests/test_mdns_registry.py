@@ -81,7 +81,7 @@ def context_for(network: str, site: str = "eu") -> DriverContext:
 
 
 @asynccontextmanager
-async def opened(
+async def running_registry(
     network: str, site: str = "eu", domain: str = "", browse_s: float = 1.0
 ) -> AsyncIterator[tuple[MdnsRegistry, CountersInMemory]]:
     context = context_for(network, site)
@@ -93,7 +93,7 @@ async def opened(
         await registry.close()
 
 
-Opener = Callable[..., Awaitable[MdnsRegistry]]
+OpenRegistry = Callable[..., Awaitable[MdnsRegistry]]
 
 
 @pytest.fixture
@@ -102,15 +102,15 @@ async def network() -> str:
 
 
 @pytest.fixture
-async def another(network: str) -> AsyncIterator[Opener]:
+async def open_registry(network: str) -> AsyncIterator[OpenRegistry]:
     """Return a function that opens registries of one network. They are closed at the end of the test."""
     async with AsyncExitStack() as stack:
 
-        async def open_registry(**options: object) -> MdnsRegistry:
-            registry, _ = await stack.enter_async_context(opened(network, **options))  # type: ignore[arg-type]
+        async def open_one(**options: object) -> MdnsRegistry:
+            registry, _ = await stack.enter_async_context(running_registry(network, **options))  # type: ignore[arg-type]
             return registry
 
-        yield open_registry
+        yield open_one
 
 
 def instance(name: str = "1", version: str = "1.0", service: str = "greeter") -> Instance:
@@ -140,8 +140,8 @@ def test_service_types_have_at_most_15_characters_and_differ_by_network_and_site
     assert all(len(one.split(".")[0].removeprefix("_")) <= 15 for one in types)
 
 
-async def test_record_changes_reach_other_registries(another: Opener) -> None:
-    owner, other = await another(), await another()
+async def test_record_changes_reach_other_registries(open_registry: OpenRegistry) -> None:
+    owner, other = await open_registry(), await open_registry()
     for registry in (owner, other):
         assert await registry.instances() == []
     watches = [await owner.watch(), await other.watch("greeter"), await other.watch("something.else")]
@@ -160,13 +160,13 @@ async def test_record_changes_reach_other_registries(another: Opener) -> None:
     assert await other.instances() == []
 
 
-async def test_new_registry_lists_all_instances_at_the_first_read(another: Opener) -> None:
-    owners = [await another() for _ in range(3)]
+async def test_new_registry_lists_all_instances_at_the_first_read(open_registry: OpenRegistry) -> None:
+    owners = [await open_registry() for _ in range(3)]
     expected = {f"{owner}-{number}" for owner in range(3) for number in range(20)}
     for name in sorted(expected):
         owner = owners[int(name[0])]
         await owner.register(instance(name, f"{name[-1]}.0", f"service{name[-1]}"), lease_s=30)
-    new_registry = await another()
+    new_registry = await open_registry()
     started = time.monotonic()
     found = await new_registry.instances()
     assert {one.id for one in found} == expected
@@ -176,8 +176,8 @@ async def test_new_registry_lists_all_instances_at_the_first_read(another: Opene
     assert {(await next_event(watch))[0] for _ in expected} == {"created"}
 
 
-async def test_empty_network_delays_the_first_read_by_browse_s(another: Opener) -> None:
-    registry = await another(browse_s=1.0)
+async def test_empty_network_delays_the_first_read_by_browse_s(open_registry: OpenRegistry) -> None:
+    registry = await open_registry(browse_s=1.0)
     started = time.monotonic()
     assert await registry.instances() == []
     assert 0.9 < time.monotonic() - started < 5.0
@@ -186,17 +186,17 @@ async def test_empty_network_delays_the_first_read_by_browse_s(another: Opener) 
     assert time.monotonic() - started < 0.5
 
 
-async def test_sites_are_isolated_unless_they_share_a_domain(another: Opener) -> None:
-    europe = await another(site="eu")
-    america = await another(site="us", browse_s=0.3)
-    same_domain = await another(site="us", domain="eu")
+async def test_sites_are_isolated_unless_they_share_a_domain(open_registry: OpenRegistry) -> None:
+    europe = await open_registry(site="eu")
+    america = await open_registry(site="us", browse_s=0.3)
+    same_domain = await open_registry(site="us", domain="eu")
     await europe.register(instance(), lease_s=30)
     assert await next_event(await same_domain.watch()) == ("created", instance())
     assert await america.instances() == []
 
 
-async def test_renewed_record_outlives_its_lease_without_events(another: Opener) -> None:
-    owner, other = await another(), await another()
+async def test_renewed_record_outlives_its_lease_without_events(open_registry: OpenRegistry) -> None:
+    owner, other = await open_registry(), await open_registry()
     watch = await other.watch()
     await owner.register(instance(), lease_s=0.8)
     assert (await next_event(watch))[0] == "created"
@@ -210,10 +210,10 @@ async def test_renewed_record_outlives_its_lease_without_events(another: Opener)
     assert 0.7 < time.monotonic() - renewed_at < 1.8, "the record expires within one second of its lease"
 
 
-async def test_close_withdraws_records_immediately(another: Opener, network: str) -> None:
-    other = await another()
+async def test_close_withdraws_records_immediately(open_registry: OpenRegistry, network: str) -> None:
+    other = await open_registry()
     watch = await other.watch()
-    async with opened(network) as (owner, _):
+    async with running_registry(network) as (owner, _):
         await owner.register(instance("1"), lease_s=30)
         await owner.register(instance("2"), lease_s=30)
         assert {(await next_event(watch))[0] for _ in range(2)} == {"created"}
@@ -226,9 +226,11 @@ async def test_close_withdraws_records_immediately(another: Opener, network: str
         await owner.register(instance(), lease_s=30)
 
 
-async def test_killed_process_is_removed_within_one_second_of_its_lease(another: Opener, network: str) -> None:
+async def test_killed_process_is_removed_within_one_second_of_its_lease(
+    open_registry: OpenRegistry, network: str
+) -> None:
     lease_s = 2.0
-    watch = await (await another()).watch()
+    watch = await (await open_registry()).watch()
     code = OWNER.format(network=network, lease_s=lease_s)
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
     try:
@@ -246,8 +248,8 @@ async def test_killed_process_is_removed_within_one_second_of_its_lease(another:
         await process.wait()
 
 
-async def test_lost_announcement_is_repaired_by_the_next_heartbeat(another: Opener, network: str) -> None:
-    async with opened(network) as (listener, counters):
+async def test_lost_announcement_is_repaired_by_the_next_heartbeat(open_registry: OpenRegistry, network: str) -> None:
+    async with running_registry(network) as (listener, counters):
         received: Counter[str] = Counter()
         receive = listener._multicast._receive
 
@@ -258,14 +260,14 @@ async def test_lost_announcement_is_repaired_by_the_next_heartbeat(another: Open
 
         listener._multicast._receive = receive_with_loss
         watch = await listener.watch()
-        owner = await another()
+        owner = await open_registry()
         await owner.register(instance(), lease_s=3)
         assert await next_event(watch) == ("created", instance())
         assert received["heartbeat"] == 1
         assert counters.values == {"mdns_repairs": 1}
 
 
-async def test_idle_traffic_is_independent_of_the_number_of_records(another: Opener, network: str) -> None:
+async def test_idle_traffic_is_independent_of_the_number_of_records(open_registry: OpenRegistry, network: str) -> None:
     received: list[tuple[str, int]] = []
     monitor = Multicast(
         service_type(network, "eu"),
@@ -277,7 +279,7 @@ async def test_idle_traffic_is_independent_of_the_number_of_records(another: Ope
     )
     await monitor.open()
     try:
-        owner = await another()
+        owner = await open_registry()
         await owner.instances()  # waits until the queries at the start are answered
         for number in range(30):
             await owner.register(instance(str(number)), lease_s=1.5)
@@ -300,7 +302,7 @@ async def test_idle_traffic_is_independent_of_the_number_of_records(another: Ope
         await monitor.close()
 
 
-async def test_garbage_is_counted_and_has_no_other_effect(another: Opener, network: str) -> None:
+async def test_garbage_is_counted_and_has_no_other_effect(open_registry: OpenRegistry, network: str) -> None:
     def ignore(label: str, text: bytes) -> None:
         """Ignore received records."""
 
@@ -314,7 +316,7 @@ async def test_garbage_is_counted_and_has_no_other_effect(another: Opener, netwo
     )
     await attacker.open()
     try:
-        async with opened(network) as (registry, counters):
+        async with running_registry(network) as (registry, counters):
             watch = await registry.watch()
             owner = "0123456789abcdef"
             bomb = zlib.compress(b" " * 1_000_000, 9)
@@ -324,15 +326,15 @@ async def test_garbage_is_counted_and_has_no_other_effect(another: Opener, netwo
             attacker.send_text(f"{owner}-2", b"\x03v=1\x06l=1000" + b"\xf0" + b"00=" + bomb[:237], ttl_s=10)
             attacker.send_text(f"{owner}-99999999999", b"\x03v=1", ttl_s=10)
             await until(lambda: counters.values.get("mdns_garbage", 0) >= 5)
-            await (await another()).register(instance(), lease_s=30)
+            await (await open_registry()).register(instance(), lease_s=30)
             assert await next_event(watch) == ("created", instance())
             assert await registry.instances() == [instance()]
     finally:
         await attacker.close()
 
 
-async def test_oversized_record_is_rejected_and_the_previous_one_kept(another: Opener) -> None:
-    registry = await another(browse_s=0.0)
+async def test_oversized_record_is_rejected_and_the_previous_one_kept(open_registry: OpenRegistry) -> None:
+    registry = await open_registry(browse_s=0.0)
     await registry.register(instance(), lease_s=30)
     noise = {f"k{row}": "".join(f"{zlib.crc32(b'%d %d' % (row, n)):08x}" for n in range(500)) for row in range(12)}
     with pytest.raises(TooLarge):
@@ -342,14 +344,14 @@ async def test_oversized_record_is_rejected_and_the_previous_one_kept(another: O
     assert await registry.instances() == [instance()]
 
 
-async def test_largest_record_is_transferred(another: Opener) -> None:
-    owner, other = await another(), await another()
+async def test_largest_record_is_transferred(open_registry: OpenRegistry) -> None:
+    owner, other = await open_registry(), await open_registry()
     noise = {f"k{row}": "".join(f"{zlib.crc32(b'%d %d' % (row, n)):08x}" for n in range(215)) for row in range(6)}
     large = Instance(service="greeter", id="1", address="tcp://127.0.0.1:1", metadata=noise)
     watch = await other.watch()
     await owner.register(large, lease_s=30)
     assert await next_event(watch) == ("created", large)
-    assert await (await another()).instances() == [large]
+    assert await (await open_registry()).instances() == [large]
 
 
 def test_interfaces_include_loopback() -> None:

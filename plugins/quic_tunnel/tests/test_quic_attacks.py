@@ -104,13 +104,13 @@ async def nodes(**options: Any) -> AsyncIterator[tuple[Node, Node]]:
         await there.driver.close()
 
 
-async def connected(here: Node, there: Node) -> tuple[Reader, Reader]:
+async def connect(here: Node, there: Node) -> tuple[Reader, Reader]:
     near = await here.driver.dial(there.address, timeout_s=5.0)
     return Reader(near), Reader(await asyncio.wait_for(there.accepted.get(), TIMEOUT_S))
 
 
-async def still_works(here: Node, there: Node) -> None:
-    near, far = await connected(here, there)
+async def check_new_link(here: Node, there: Node) -> None:
+    near, far = await connect(here, there)
     near.link.write(1, b"fine")
     await far.until(lambda: far.received == b"fine")
 
@@ -140,7 +140,7 @@ def raw_socket() -> Any:
 
 async def test_dial_with_another_alpn_is_rejected() -> None:
     async with nodes() as (here, there):
-        near, far = await connected(here, there)
+        near, far = await connect(here, there)
         other = Node()
         configuration = other.driver._configuration
 
@@ -159,7 +159,7 @@ async def test_dial_with_another_alpn_is_rejected() -> None:
 
 async def test_dialling_node_proves_its_address_under_load() -> None:
     async with nodes(retry_above=0) as (here, there):
-        await still_works(here, there)
+        await check_new_link(here, there)
         assert there.count_of("quic_retries") == 1
 
 
@@ -168,7 +168,7 @@ async def test_silent_handshakes_are_limited_and_do_not_block_others() -> None:
         with raw_socket() as silent:
             for _ in range(3):
                 silent.sendto(initial(), there.target)
-            await still_works(here, there)
+            await check_new_link(here, there)
             for _ in range(3):
                 silent.sendto(initial(), there.target)
             await until(lambda: there.count_of("quic_handshakes_refused") == 2)
@@ -187,7 +187,7 @@ async def test_forged_token_is_rejected() -> None:
             connection.connect(there.target, now=0.0)
             forger.sendto(connection.datagrams_to_send(now=0.0)[0][0], there.target)
             await until(lambda: there.count_of("quic_tokens_refused") == 1)
-        await still_works(here, there)
+        await check_new_link(here, there)
 
 
 async def test_unknown_version_is_answered_if_the_datagram_is_large_enough() -> None:
@@ -202,7 +202,7 @@ async def test_unknown_version_is_answered_if_the_datagram_is_large_enough() -> 
         assert answer[1:5] == bytes(4)
         assert b"\x00\x00\x00\x01" in answer[5:]
         assert there.count_of("quic_versions_unknown") == 1
-        await still_works(here, there)
+        await check_new_link(here, there)
 
 
 async def test_undecryptable_initial_packet_leaves_no_link() -> None:
@@ -214,7 +214,7 @@ async def test_undecryptable_initial_packet_leaves_no_link() -> None:
             await until(lambda: there.count_of("quic_datagrams_malformed") == 1)
         (endpoint,) = there.driver._endpoints
         assert not endpoint.links
-        await still_works(here, there)
+        await check_new_link(here, there)
 
 
 async def test_unfinished_handshake_expires(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,13 +223,13 @@ async def test_unfinished_handshake_expires(monkeypatch: pytest.MonkeyPatch) -> 
         with raw_socket() as silent:
             silent.sendto(initial(), there.target)
             await until(lambda: there.count_of("quic_handshakes_expired") == 1)
-        await still_works(here, there)
+        await check_new_link(here, there)
 
 
 @pytest.mark.parametrize("stream", [2, 16])
 async def test_additional_stream_ends_the_link(stream: int) -> None:
     async with nodes() as (here, there):
-        near, far = await connected(here, there)
+        near, far = await connect(here, there)
         quic: Any = near.link
         quic.quic.send_stream_data(stream, b"x")
         near.link.write(0, b"y")
@@ -237,13 +237,13 @@ async def test_additional_stream_ends_the_link(stream: int) -> None:
         await near.until(lambda: near.error is not None)
         assert isinstance(far.error, LinkLost)
         assert isinstance(near.error, LinkLost)
-        await still_works(here, there)
+        await check_new_link(here, there)
 
 
 @pytest.mark.parametrize("how", ["ended", "reset"])
 async def test_ended_or_reset_lane_ends_the_link(how: str) -> None:
     async with nodes() as (here, there):
-        near, far = await connected(here, there)
+        near, far = await connect(here, there)
         link: Any = near.link
         if how == "ended":
             link.quic.send_stream_data(4, b"", end_stream=True)
@@ -282,7 +282,7 @@ class DatagramLoss:
 async def test_data_buffered_behind_a_gap_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "MAX_REASSEMBLY_BYTES", 50_000)
     async with nodes() as (here, there):
-        near, far = await connected(here, there)
+        near, far = await connect(here, there)
         DatagramLoss(near.link, 1)
         near.link.write(3, bytes(120_000))
         await far.until(lambda: far.error is not None)
@@ -292,7 +292,7 @@ async def test_data_buffered_behind_a_gap_is_limited(monkeypatch: pytest.MonkeyP
 
 async def test_additional_stream_with_undeliverable_data_ends_the_link() -> None:
     async with nodes() as (here, there):
-        near, far = await connected(here, there)
+        near, far = await connect(here, there)
         DatagramLoss(near.link, 1)
         link: Any = near.link
         link.quic.send_stream_data(16, bytes(60_000))
@@ -303,7 +303,7 @@ async def test_additional_stream_with_undeliverable_data_ends_the_link() -> None
 
 async def test_lost_final_datagram_is_retransmitted() -> None:
     async with nodes() as (here, there):
-        near, far = await connected(here, there)
+        near, far = await connect(here, there)
         link: Any = near.link
         # The first message completes the handshake. The second sets a timer that fires too early for the third.
         for count in (1, 2):
@@ -318,8 +318,8 @@ async def test_lost_final_datagram_is_retransmitted() -> None:
 
 async def test_receiver_exception_ends_only_its_link() -> None:
     async with nodes() as (here, there):
-        near, far = await connected(here, there)
-        other_near, other_far = await connected(here, there)
+        near, far = await connect(here, there)
+        other_near, other_far = await connect(here, there)
 
         def broken(lane: int, data: bytes) -> None:
             raise RuntimeError("intentional failure")

@@ -92,7 +92,7 @@ def file_of(directory: Path) -> Path:
     return directory / "tables" / f"{NODE_ID}-go.micro.sqlite"
 
 
-def counted(table: SqliteTable, name: str) -> int:
+def count(table: SqliteTable, name: str) -> int:
     counters = table._counters
     assert isinstance(counters, CountersInMemory)
     return counters.values.get(name, 0)
@@ -138,7 +138,7 @@ async def test_routes_of_a_node_that_ended_long_ago_are_not_restored(tmp_path: P
     clock.seconds += 90.0
     async with opened(tmp_path, clock) as table:
         assert table.list() == []
-        assert counted(table, "sqlite_routes_too_old") == 1
+        assert count(table, "sqlite_routes_too_old") == 1
     assert services_in(file_of(tmp_path)) == []
 
 
@@ -200,13 +200,13 @@ async def test_routes_over_the_limit_stay_in_memory_and_are_counted(tmp_path: Pa
         for route in routes:
             table.put(route)
         assert table.list() == routes
-        assert counted(table, "sqlite_routes_over_limit") == 2
+        assert count(table, "sqlite_routes_over_limit") == 2
         table.delete(routes[0].key)
         table.put(replace(routes[4], metric=0))
     assert services_in(file_of(tmp_path)) == ["s1", "s2", "s4"]
     async with opened(tmp_path, max_rows=2) as table:
         assert len(table.list()) == 2
-        assert counted(table, "sqlite_rows_refused") == 1
+        assert count(table, "sqlite_rows_refused") == 1
         await until(lambda: len(services_in(file_of(tmp_path))) == 2, "the file was rewritten within its limit")
 
 
@@ -263,7 +263,7 @@ async def test_invalid_row_is_rejected_counted_and_removed(tmp_path: Path, chang
             assert {route.expires_at for route in table.list()} == {table._clock.now() + 90.0}
             return
         assert [route.service for route in table.list()] == ["valid"]
-        assert counted(table, "sqlite_rows_refused") == 1
+        assert count(table, "sqlite_rows_refused") == 1
         await until(lambda: services_in(file_of(tmp_path)) == ["valid"], "the file was rewritten")
 
 
@@ -329,8 +329,8 @@ async def test_corrupt_file_is_set_aside_and_a_new_one_created(
         async with opened(tmp_path) as table:
             assert table.list() == []
             table.put(ROUTE)
-            assert counted(table, "sqlite_files_set_aside") == 1
-            assert counted(table, "sqlite_file_failures") == 0
+            assert count(table, "sqlite_files_set_aside") == 1
+            assert count(table, "sqlite_file_failures") == 0
     assert [record.message for record in caplog.records] == ["corrupt route file set aside, new file created"]
     assert path.with_name(path.name + ".unsound").exists()
     async with opened(tmp_path) as table:
@@ -351,7 +351,7 @@ async def test_file_damaged_at_run_time_is_rewritten(tmp_path: Path) -> None:
         await table._in_thread(lambda: table._file._connection.execute("PRAGMA shrink_memory"))  # type: ignore[union-attr]
         for number in range(2_000):
             table.put(replace(ROUTE, service=f"s{number}", metric=7))
-        await until(lambda: counted(table, "sqlite_files_set_aside") == 1, "the damage was detected")
+        await until(lambda: count(table, "sqlite_files_set_aside") == 1, "the damage was detected")
         await until(lambda: not table._must_rewrite and len(services_in(path)) == 2_000, "the new file is complete")
         assert len(table.list()) == 2_000
     async with opened(tmp_path) as table:
@@ -372,7 +372,7 @@ async def test_file_with_another_version_or_schema_is_set_aside(tmp_path: Path) 
             connection.execute(statement)
         async with opened(tmp_path) as table:
             assert table.list() == [], statement
-            assert counted(table, "sqlite_files_set_aside") == 1, statement
+            assert count(table, "sqlite_files_set_aside") == 1, statement
 
 
 async def test_file_of_another_program_is_not_changed(tmp_path: Path) -> None:
@@ -445,7 +445,7 @@ async def test_node_continues_in_memory_in_a_read_only_directory(
             async with opened(directory, flush_s=0.01) as table:
                 table.put(ROUTE)
                 assert table.lookup(ROUTE.service) == (ROUTE,)
-                await until(lambda: counted(table, "sqlite_file_failures") >= 2, "the file is retried")
+                await until(lambda: count(table, "sqlite_file_failures") >= 2, "the file is retried")
         assert [record.message.partition(":")[0] for record in caplog.records] == ["route file failed"]
 
 
@@ -461,7 +461,7 @@ async def test_full_disk_does_not_stop_the_node_and_routes_are_written_later(
             try:
                 for number in range(3_000):
                     table.put(replace(ROUTE, service=f"s{number}"))
-                await until(lambda: counted(table, "sqlite_file_failures") >= 1, "a write failed")
+                await until(lambda: count(table, "sqlite_file_failures") >= 1, "a write failed")
                 assert len(table.list()) == 3_000
                 assert not table._unwritten, "no changes are collected for a failed file"
                 table.delete(replace(ROUTE, service="s1").key)
@@ -481,7 +481,7 @@ async def test_file_locked_by_another_program_does_not_block_the_loop(tmp_path: 
             other.execute("BEGIN IMMEDIATE")
             table.put(ROUTE)
             iterations, started_at = 0, time.monotonic()
-            while counted(table, "sqlite_file_failures") == 0:
+            while count(table, "sqlite_file_failures") == 0:
                 assert time.monotonic() - started_at < TIMEOUT_S
                 await asyncio.sleep(0.005)
                 iterations += 1
@@ -549,7 +549,7 @@ async def test_process_killed_during_a_write_leaves_an_intact_file(tmp_path: Pat
     async with opened(tmp_path, ManualClock(time.time())) as table:
         routes = table.list()
         assert routes
-        assert counted(table, "sqlite_files_set_aside") == counted(table, "sqlite_rows_refused") == 0
+        assert count(table, "sqlite_files_set_aside") == count(table, "sqlite_rows_refused") == 0
         assert all(route.is_stale for route in routes)
 
 

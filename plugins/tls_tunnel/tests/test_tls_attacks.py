@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 15.0
 
 
-async def still_works(here: Node, there: Node) -> None:
+async def check_new_link(here: Node, there: Node) -> None:
     near, far = await here.dial(there)
     near.link.write(0, b"fine")
     await far.until(lambda: far.received == b"fine")
@@ -62,7 +62,7 @@ async def test_garbage_is_rejected_and_counted(pair: tuple[Node, Node], data: by
     await pair[1].wait_for_count("tls_handshakes_failed")
     near.link.write(0, b"still here")
     await far.until(lambda: far.received == b"still here")
-    await still_works(*pair)
+    await check_new_link(*pair)
 
 
 async def test_tls_with_another_alpn_is_rejected(pair: tuple[Node, Node]) -> None:
@@ -75,7 +75,7 @@ async def test_tls_with_another_alpn_is_rejected(pair: tuple[Node, Node]) -> Non
         writer.close()
     await pair[1].wait_for_count("tls_handshakes_failed")
     assert pair[1].accepted.empty()
-    await still_works(*pair)
+    await check_new_link(*pair)
 
 
 async def test_silent_handshake_expires(node: NodeMaker, sockets: list[socket.socket]) -> None:
@@ -87,7 +87,7 @@ async def test_silent_handshake_expires(node: NodeMaker, sockets: list[socket.so
     writer.close()
     await there.wait_for_count("tls_handshakes_expired", 2)
     assert not there.driver._links
-    await still_works(here, there)
+    await check_new_link(here, there)
 
 
 async def test_half_open_connections_are_limited_and_do_not_block_nodes(
@@ -100,7 +100,7 @@ async def test_half_open_connections_are_limited_and_do_not_block_nodes(
         sock.setblocking(False)
         sock.connect_ex(there.target)
     await there.wait_for_count("tls_handshakes_displaced", 180)
-    await still_works(here, there)
+    await check_new_link(here, there)
     assert len(there.driver._links) <= 21
 
 
