@@ -1,4 +1,4 @@
-"""A node with a table on disk, killed and started again: real processes, real sockets, a real file."""
+"""A node process with a table on disk that is killed or stopped, and started again."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def routes(lab: Lab, site: Site) -> list[dict[str, Any]]:
 
 
 @pytest.mark.timeout(240)
-def test_routes_are_stale_after_kill_9_until_the_neighbour_tells_them_again(lab: Lab) -> None:
+def test_routes_are_stale_after_kill_9_until_the_neighbour_advertises_them_again(lab: Lab) -> None:
     eu = lab.site("eu")
     us = lab.site("us", joins=[eu], plugins=["quic", "sqlite"])
-    far = lab.node(eu)
+    neighbour = lab.node(eu)
     lab.python("greeter", eu, SERVICE)
-    near = lab.node(us)
+    node = lab.node(us)
     lab.until(lambda: bool(routes(lab, us)), "the route is learned")
     assert [route["stale"] for route in routes(lab, us)] == [False]
     file = next((lab.directory / "state" / "tables").glob("*.sqlite"))
-    lab.until(lambda: GREETER.encode() in b"".join(p.read_bytes() for p in file.parent.iterdir()), "it is in the file")
+    lab.until(lambda: GREETER.encode() in b"".join(p.read_bytes() for p in file.parent.iterdir()), "it is stored")
 
-    # The neighbour stands still, so that nothing can be told while we look.
-    far.child.send_signal(signal.SIGSTOP)
+    # Stop the neighbour, so that it advertises no routes in the meantime.
+    neighbour.child.send_signal(signal.SIGSTOP)
     try:
-        near.kill()
+        node.kill()
         lab.node(us)
         (route,) = routes(lab, us)
         assert route["stale"] is True
@@ -59,33 +59,33 @@ def test_routes_are_stale_after_kill_9_until_the_neighbour_tells_them_again(lab:
         explained = lab.micro(us, "network", "explain", GREETER).stdout
         assert "stale: stored before the node restarted" in explained
         assert "no link to its gateway" in explained
-        refused = lab.micro(us, "call", GREETER, "Say.Hello", '{"name": "John"}', MICRO_PROXY="go.micro.network")
-        assert refused.returncode != 0
-        assert "no route" in refused.stderr
+        result = lab.micro(us, "call", GREETER, "Say.Hello", '{"name": "John"}', MICRO_PROXY="go.micro.network")
+        assert result.returncode != 0
+        assert "no route" in result.stderr
     finally:
-        far.child.send_signal(signal.SIGCONT)
+        neighbour.child.send_signal(signal.SIGCONT)
 
-    lab.until(lambda: [r["stale"] for r in routes(lab, us)] == [False], "the route is fresh again")
-    answer = lab.json(us, "call", GREETER, "Say.Hello", '{"name": "John"}', MICRO_PROXY="go.micro.network")
-    assert "Hello John" in str(answer)
+    lab.until(lambda: [r["stale"] for r in routes(lab, us)] == [False], "the route is confirmed")
+    response = lab.json(us, "call", GREETER, "Say.Hello", '{"name": "John"}', MICRO_PROXY="go.micro.network")
+    assert "Hello John" in str(response)
 
 
 @pytest.mark.timeout(240)
-def test_an_orderly_restart_keeps_routes_too_and_no_second_node_gets_the_file(lab: Lab) -> None:
+def test_graceful_restart_keeps_routes_and_a_second_node_cannot_use_the_file(lab: Lab) -> None:
     eu = lab.site("eu")
     us = lab.site("us", joins=[eu], plugins=["quic", "sqlite"])
-    far, near = lab.node(eu), lab.node(us)
+    neighbour, node = lab.node(eu), lab.node(us)
     lab.python("greeter", eu, SERVICE)
     lab.until(lambda: bool(routes(lab, us)), "the route is learned")
     second = lab.micro(us, "run", "--set", "node.address=", "--set", "node.listen=none")
     assert second.returncode != 0
-    # Its name is taken before its file is looked at; that the file has one owner is tested with the driver.
+    # The second node is refused by its name. The tests of the driver check that a file has only one owner.
     assert "runs on this machine already" in second.stderr
-    far.child.send_signal(signal.SIGSTOP)
+    neighbour.child.send_signal(signal.SIGSTOP)
     try:
-        assert near.stop() == 0
+        assert node.stop() == 0
         lab.node(us)
         assert [route["stale"] for route in routes(lab, us)] == [True]
     finally:
-        far.child.send_signal(signal.SIGCONT)
-    lab.until(lambda: [r["stale"] for r in routes(lab, us)] == [False], "the route is fresh again")
+        neighbour.child.send_signal(signal.SIGCONT)
+    lab.until(lambda: [r["stale"] for r in routes(lab, us)] == [False], "the route is confirmed")
