@@ -141,7 +141,7 @@ class ClientStream:
         self._wakeup = Wakeup()
         self._answer: ResponseReceived | None = None
         self._error: MicroError | None = None
-        self._is_settled = False
+        self._is_finished = False
 
     async def __aenter__(self) -> ClientStream:
         connection, header, deadline = await self._open_call()
@@ -149,7 +149,7 @@ class ClientStream:
         try:
             call = self._call = ClientCall(connection.open_stream(self), self._mode)
         except MicroError as error:
-            self._settle(error)
+            self._finish(error)
             raise
         self._timer = asyncio.get_running_loop().call_at(deadline, self._expire)
         try:
@@ -238,7 +238,7 @@ class ClientStream:
             self._connection.send(self._call.cancel())
             if self._error is None:
                 self._error = Closed("the stream was cancelled by this client", at=self._at)
-        self._settle(None)
+        self._finish(None)
 
     # Implementation of StreamOwner
 
@@ -251,13 +251,13 @@ class ClientStream:
                     connection.send(data)
                 case ResponseReceived():
                     self._answer = effect
-                    self._settle(None)
+                    self._finish(None)
                 case ItemsEnded():
-                    self._settle(None)
+                    self._finish(None)
                 case Failed(error):
                     error.at = error.at or self._at
                     self._error = error
-                    self._settle(error)
+                    self._finish(error)
                 case ItemsReceived() | SendQueueDrained():
                     self._wakeup.wake()
                 case _:
@@ -268,7 +268,7 @@ class ClientStream:
         if self._call is not None:
             self._call.connection_lost()
         self._error = error
-        self._settle(error)
+        self._finish(error)
 
     async def _next(self) -> tuple[Any] | None:
         call, connection = self._opened()
@@ -302,16 +302,16 @@ class ClientStream:
         if call.state is not CallState.ENDED:
             connection.send(call.cancel())
             self._error = DeadlineExceeded("the stream did not end before its deadline", at=self._at)
-        self._settle(self._error)
+        self._finish(self._error)
 
-    def _settle(self, error: MicroError | None) -> None:
+    def _finish(self, error: MicroError | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._call is not None and self._connection is not None:
             self._connection.close_stream(self._call.stream)
         self._wakeup.wake()
-        if not self._is_settled:
-            self._is_settled = True
+        if not self._is_finished:
+            self._is_finished = True
             self._on_ended(error)
 
 

@@ -51,7 +51,8 @@ class LoadMeasure:
         delay_s = self.queueing_delay.delay_s(now)
         if not self._ended_calls:
             ages = [
-                now - began_at - TOLERANCE * self.queueing_delay.baseline_s(endpoint) for endpoint, began_at in running
+                now - started_at - TOLERANCE * self.queueing_delay.baseline_s(endpoint)
+                for endpoint, started_at in running
             ]
             if len(ages) >= MIN_STALLED_CALLS:
                 delay_s = max(delay_s, sum(ages) / len(ages))

@@ -256,7 +256,7 @@ class Server:
     def update_load(self, now: float) -> bool:
         """Sample the load at `now` (seconds of the event loop), and return whether `load.level_us` has changed."""
         running = (
-            (call.header.endpoint, call.began_at) for call in self._running if call.served.mode == CallMode.UNARY
+            (call.header.endpoint, call.started_at) for call in self._running if call.served.mode == CallMode.UNARY
         )
         return self.load.sample(now, running)
 

@@ -71,7 +71,6 @@ class ServedCall:
         "_items_ended",
         "_reserved_bytes",
         "_wakeup",
-        "began_at",
         "call",
         "connection",
         "deadline",
@@ -79,14 +78,15 @@ class ServedCall:
         "proceed",
         "served",
         "server",
+        "started_at",
         "task",
     )
 
     def __init__(
         self, server: Server, connection: Connection, *, stream: int, header: CallHeader, served: ServedEndpoint
     ) -> None:
-        self.began_at = connection.loop.time()
-        self.deadline = self.began_at + header.timeout_ms / 1000
+        self.started_at = connection.loop.time()
+        self.deadline = self.started_at + header.timeout_ms / 1000
         self.server = server
         self.connection = connection
         self.header = header
@@ -122,7 +122,7 @@ class ServedCall:
                     self._wakeup.wake()
                 case SendQueueDrained():
                     self._wakeup.wake()
-                    self._settle()
+                    self._release_if_finished()
                 case CancelledByClient():
                     self.server.counters.add("calls_cancelled")
                     self._stop()
@@ -163,7 +163,7 @@ class ServedCall:
             await self._serve(body)
             if self.served.mode == CallMode.UNARY:
                 now = self.connection.loop.time()
-                self.server.load.call_ended(self.header.endpoint, now - self.began_at, now)
+                self.server.load.call_ended(self.header.endpoint, now - self.started_at, now)
         except asyncio.CancelledError:
             if self.call.state is not CallState.ENDED:
                 # The call is still open, so neither the caller nor the deadline has cancelled the handler.
@@ -174,7 +174,7 @@ class ServedCall:
             self.server.counters.add("call_bugs")
         finally:
             self._is_task_done = True
-            self._settle()
+            self._release_if_finished()
 
     async def _serve(self, body: bytes) -> None:
         try:
@@ -341,9 +341,9 @@ class ServedCall:
             self.task.cancel()
             # A task that is cancelled before its first step does not run at all, not even its `finally` block.
             self._is_task_done = not self._is_task_started
-        self._settle()
+        self._release_if_finished()
 
-    def _settle(self) -> None:
+    def _release_if_finished(self) -> None:
         """Release the stream when the last frame has been sent, and the call when its task has ended, too."""
         if self.call.is_finished:
             self.server.deadlines.discard(self.deadline, self)
