@@ -1,3 +1,5 @@
+"""Tests of the error classes and of their conversion to and from the wire."""
+
 from __future__ import annotations
 
 import re
@@ -9,10 +11,10 @@ from hypothesis import strategies as st
 from micro_core.contract import errors
 from micro_core.contract.errors import ERROR_CLASSES, MicroError, RemoteError, RouteNotFound, error_from_wire
 
-CROSSING = sorted((cls for cls in ERROR_CLASSES.values() if cls.code < 900), key=lambda cls: cls.id)
+SENT_CLASSES = sorted((cls for cls in ERROR_CLASSES.values() if cls.code < 900), key=lambda cls: cls.id)
 
 
-@pytest.mark.parametrize("error_class", CROSSING, ids=lambda cls: cls.id)
+@pytest.mark.parametrize("error_class", SENT_CLASSES, ids=lambda cls: cls.id)
 def test_error_has_the_same_class_at_both_ends(error_class: type[MicroError]) -> None:
     sent = error_class("what happened", at="node b7f3 (eu)", hint="micro network services")
     received = error_from_wire(sent.to_wire())
@@ -51,8 +53,8 @@ def test_any_value_from_a_peer_becomes_an_error(value: object) -> None:
 
 
 def test_docstring_of_the_module_lists_every_class_with_its_code() -> None:
-    drawn = {
+    documented = {
         match[0]: int(match[1])
         for match in re.findall(r"(\w+) +(\d{3})\b", (errors.__doc__ or "").split("An error is created")[0])
     }
-    assert drawn == {cls.__name__: cls.code for cls in ERROR_CLASSES.values()}
+    assert documented == {cls.__name__: cls.code for cls in ERROR_CLASSES.values()}

@@ -1,4 +1,4 @@
-"""The bounds of a message, as plugins see them, are those of the wire."""
+"""Tests of the limits of messages: those of the contract equal those of the wire."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from micro_core.contract.messages import (
 from micro_core.wire import limits
 
 
-def test_what_a_broker_takes_fits_every_frame() -> None:
+def test_limits_of_messages_match_the_limits_of_frames() -> None:
     assert MAX_MESSAGE_BYTES == limits.MAX_BODY_BYTES
     assert MAX_HEADERS + 4 == limits.MAX_METADATA_ENTRIES
     assert MAX_HEADERS_BYTES + 2 * 1024 == limits.MAX_HEADER_BYTES

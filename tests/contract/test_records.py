@@ -1,4 +1,4 @@
-"""Records of instances as plain maps: nothing is lost on the way, and nothing odd comes in."""
+"""Tests of the conversion of instances to plain maps and back, and of the validation of untrusted data."""
 
 import json
 from dataclasses import replace
@@ -58,7 +58,7 @@ INSTANCE = st.builds(
 
 @settings(max_examples=100, deadline=None)
 @given(INSTANCE)
-def test_a_record_comes_back_equal_from_json_and_msgpack(instance: Instance) -> None:
+def test_record_is_unchanged_after_json_and_msgpack(instance: Instance) -> None:
     record = instance_to_dict(instance)
     assert instance_from_dict(record) == instance
     assert instance_from_dict(json.loads(json.dumps(record))) == instance
@@ -83,7 +83,7 @@ def test_a_record_comes_back_equal_from_json_and_msgpack(instance: Instance) -> 
         ),
     )
 )
-def test_any_value_is_a_record_or_malformed(value: object) -> None:
+def test_arbitrary_value_is_a_record_or_malformed(value: object) -> None:
     try:
         instance = instance_from_dict(value)
     except Malformed:
@@ -91,7 +91,7 @@ def test_any_value_is_a_record_or_malformed(value: object) -> None:
     assert instance_from_dict(instance_to_dict(instance)) == instance
 
 
-def test_fields_at_their_default_take_no_place() -> None:
+def test_fields_with_their_default_value_are_left_out() -> None:
     assert instance_to_dict(PLAIN) == {"service": "greeter", "id": "greeter-1", "address": "tcp://127.0.0.1:4001"}
     with_endpoint = replace(PLAIN, endpoints=(Endpoint(name="Say.Hello"),))
     assert instance_to_dict(with_endpoint)["endpoints"] == [{"name": "Say.Hello"}]
@@ -134,13 +134,13 @@ def test_fields_of_later_versions_are_ignored() -> None:
         ({"endpoints": [{"name": "a", "request": {"a": [None] * 100_000}}]}, str(MAX_RECORD_BYTES)),
     ],
 )
-def test_what_does_not_fit_is_malformed_and_named(change: dict[str, object], field: str) -> None:
+def test_invalid_field_is_malformed_and_named(change: dict[str, object], field: str) -> None:
     with pytest.raises(Malformed) as caught:
         instance_from_dict({**instance_to_dict(PLAIN), **change})
     assert field in caught.value.detail
 
 
-def test_a_schema_that_nests_too_deep_is_malformed() -> None:
+def test_schema_that_nests_too_deep_is_malformed() -> None:
     schema: dict[str, object] = {}
     for _ in range(1_000):
         schema = {"a": schema}
@@ -148,15 +148,15 @@ def test_a_schema_that_nests_too_deep_is_malformed() -> None:
         instance_from_dict({**instance_to_dict(PLAIN), "endpoints": [{"name": "a", "request": schema}]})
 
 
-def test_an_instance_of_ones_own_over_the_bound_is_too_large() -> None:
+def test_check_of_an_instance_over_the_limit_raises_too_large() -> None:
     endpoints = tuple(Endpoint(name=f"Say.Hello{number}", description="x" * 2_000) for number in range(40))
     with pytest.raises(TooLarge, match=str(MAX_RECORD_BYTES)):
         check_instance(replace(PLAIN, endpoints=endpoints))
     with pytest.raises(BadRequest, match="service"):
-        check_instance(replace(PLAIN, service="two words"))
+        check_instance(replace(PLAIN, service="not a name"))
 
 
-def test_a_checked_instance_shares_nothing_that_can_change() -> None:
+def test_checked_instance_shares_no_mutable_object() -> None:
     schema: dict[str, object] = {"properties": {"name": {"type": "string"}}}
     checked = check_instance(replace(PLAIN, endpoints=(Endpoint(name="Say.Hello", request=schema),)))
     schema["properties"] = None

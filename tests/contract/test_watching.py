@@ -1,4 +1,4 @@
-"""The bounded watch that registry drivers share."""
+"""Tests of `changes`, `WatchQueue` and `WatchSet`."""
 
 import asyncio
 from dataclasses import replace
@@ -27,7 +27,7 @@ def created(instance: Instance) -> RegistryEvent:
     return RegistryEvent(kind=CREATED, instance=instance)
 
 
-def test_changes_name_what_became_of_a_record() -> None:
+def test_changes_describe_the_change_of_a_record() -> None:
     changed, moved = replace(ONE, version="2"), replace(ONE, service="other")
     assert changes(None, None) == []
     assert changes(ONE, replace(ONE)) == []
@@ -37,13 +37,13 @@ def test_changes_name_what_became_of_a_record() -> None:
     assert changes(ONE, moved) == [RegistryEvent(kind=DELETED, instance=ONE), created(moved)]
 
 
-async def test_events_come_in_order_after_the_initial_ones() -> None:
+async def test_events_follow_the_initial_ones_in_order() -> None:
     watch = WatchQueue(initial=[created(ONE)])
     watch.offer(created(TWO))
     assert [await anext(watch), await anext(watch)] == [created(ONE), created(TWO)]
 
 
-async def test_a_reader_that_waits_is_woken_by_the_next_event() -> None:
+async def test_waiting_reader_receives_the_next_event() -> None:
     watch = WatchQueue("greeter")
     reading = asyncio.ensure_future(anext(watch))
     await asyncio.sleep(0)
@@ -53,7 +53,7 @@ async def test_a_reader_that_waits_is_woken_by_the_next_event() -> None:
         assert await reading == created(ONE)
 
 
-async def test_a_reader_that_is_cancelled_loses_no_event() -> None:
+async def test_cancelled_reader_loses_no_event() -> None:
     watch = WatchQueue()
     reading = asyncio.ensure_future(anext(watch))
     await asyncio.sleep(0)
@@ -65,7 +65,7 @@ async def test_a_reader_that_is_cancelled_loses_no_event() -> None:
         assert await anext(watch) == created(ONE)
 
 
-async def test_overflow_becomes_one_resync_and_what_follows_it() -> None:
+async def test_overflow_replaces_queued_events_by_one_resync() -> None:
     counters = CountersInMemory()
     watch = WatchQueue(initial=[created(ONE)], capacity=2, counters=counters)
     for number in range(4):
@@ -76,14 +76,14 @@ async def test_overflow_becomes_one_resync_and_what_follows_it() -> None:
     assert counters.values == {"registry_watch_events_dropped": 3}
 
 
-async def test_initial_events_are_whole_however_many_there_are() -> None:
+async def test_initial_events_may_exceed_the_capacity() -> None:
     existing = [replace(ONE, id=str(number)) for number in range(100)]
     watches = WatchSet(capacity=3)
     watch = watches.open("greeter", [*existing, replace(ONE, service="other")])
     assert [(await anext(watch)).instance for _ in existing] == existing
 
 
-async def test_close_ends_every_reader_and_forgets_the_watch() -> None:
+async def test_close_ends_waiting_readers_and_removes_the_watch() -> None:
     watches = WatchSet()
     watch, other = watches.open(None, [ONE]), watches.open(None, [])
     await watch.close()

@@ -226,7 +226,7 @@ class RaisesOnGarbage(Correct):
 
 
 class DoesNotCountGarbage(Correct):
-    """Drops garbage, as it should, but does not count it."""
+    """Drops garbage without counting it."""
 
     def drop(self) -> None:
         """Count nothing."""
