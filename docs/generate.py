@@ -169,7 +169,7 @@ def hooks() -> str:
             lines += [
                 f"## `{name}`",
                 "",
-                f"```python\n{name}{inspect.signature(function)}\n```",
+                f"```python\n{name}{str(inspect.signature(function)).replace("'", '')}\n```",
                 "",
                 *docstrings.markdown(function.__doc__),
                 "",

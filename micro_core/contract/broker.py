@@ -16,6 +16,7 @@ class Message:
     body: bytes
     """The encoded content, at most `MAX_MESSAGE_BYTES` (4 MiB)."""
     content_type: str = "application/msgpack"
+    """Media type of the body, at most 100 characters."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Short strings by name. Names that begin with `micro-` are reserved for micro itself."""
 

@@ -27,11 +27,15 @@ class CallInfo:
     """A call as an interceptor receives it."""
 
     side: Literal["client", "server"]
+    """Whether the interceptor runs in the client or in the server of the call."""
     service: str
+    """Name of the called service."""
     endpoint: str
+    """Name of the called endpoint."""
     mode: int
     """A value of `micro_core.wire.header.CallMode`: 0 for a unary call, more than 0 for a streaming call."""
     metadata: dict[str, str]
+    """Metadata of the call, which an interceptor may change."""
     request: Any
     """The request as a value, not encoded. None for a streaming call on the client."""
     timeout_s: float

@@ -30,6 +30,7 @@ class Endpoint:
     name: str
     """E.g. `Say.Hello`, or the topic of a SUBSCRIBER."""
     kind: EndpointKind = EndpointKind.UNARY
+    """How messages are exchanged with the endpoint."""
     request: Mapping[str, object] = field(default_factory=dict)
     """JSON Schema of the request; empty if not known."""
     response: Mapping[str, object] = field(default_factory=dict)
@@ -75,10 +76,12 @@ class RegistryEventKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryEvent:
-    """A change, as a watch reports it. DELETED contains the last known record."""
+    """A change of a record, as a watch reports it."""
 
     kind: RegistryEventKind
+    """The kind of change."""
     instance: Instance | None
+    """The record after the change; for DELETED, the last known record; for RESYNC, None."""
 
 
 class RegistryWatch(Protocol):

@@ -17,11 +17,11 @@ class Candidate:
     link.
     """
     priority: int = 0
-    """Candidates with a lower value are dialled first (RFC 2782). Not negative."""
+    """Candidates with a lower value are dialled first (RFC 2782). From 0 to 65,535."""
     weight: int = 0
-    """Relative probability of being dialled first among candidates of the same priority (RFC 2782). Not negative."""
+    """Relative probability of being dialled first among candidates of the same priority (RFC 2782). From 0 to 65,535."""
     ttl_s: float = 60.0
-    """Time in seconds, greater than 0, after which the network should be resolved again."""
+    """Time in seconds, not negative, after which the network should be resolved again."""
 
 
 class Resolver(Protocol):

@@ -1,4 +1,4 @@
-"""The names of `Driver.capabilities`, and what each of them adds to the checks of a role's kit.
+"""The names of `Driver.capabilities`, with the guarantee that each of them adds to the contract of a role.
 
 A driver declares the capabilities that it has with every combination of options. If a capability depends on the options
 (e.g. a durable stream), the tests declare it in `DriverUnderTest.capabilities`. Names that a plugin defines for itself

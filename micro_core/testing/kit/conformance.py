@@ -32,7 +32,7 @@ ROUNDS = 4
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
-    """What a check requires: a declared capability, or methods of the fault handle."""
+    """The requirements of a check: a declared capability, or methods of the fault handle."""
 
     capability: str = ""
     faults: tuple[str, ...] = ()

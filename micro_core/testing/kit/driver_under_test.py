@@ -1,4 +1,4 @@
-"""What the author of a driver supplies to a kit: the driver under test, and a handle to inject faults into its back end."""
+"""The objects that the author of a driver supplies to a kit: the driver under test, and a handle to inject faults into its back end."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Faults:
         raise NotImplementedError
 
     async def garbage(self, context: DriverContext) -> None:
-        """Write data that no driver wrote to where a driver with this context reads: wrong types, half a record, random bytes.
+        """Write invalid data where a driver with this context reads it: wrong types, half a record, random bytes.
 
         For a broker, publish it to the topic `orders.created`, to which the kit subscribes.
         """
@@ -56,7 +56,7 @@ class DriverUnderTest(Generic[T]):
     """The driver that a kit tests: the value of the fixture `driver_under_test`."""
 
     driver: Driver[T]
-    """The description, as the plugin's hook returns it."""
+    """The description that the hook of the plugin returns."""
     options: Any = None
     """An instance of `driver.options`; None for the defaults."""
     faults: Faults | None = None

@@ -68,8 +68,18 @@ def context(
 ) -> DriverContext:
     """Return a context with which a test can create a driver.
 
-    Example: `create(AcmeOptions(), context(state_dir=str(tmp_path)))`. Each context is like that of a separate process: it has a node id of its own and, unless the test supplies them, counters
-    and a clock of its own. Pass pytest's `tmp_path` as `state_dir` to a driver that stores files.
+    Example: `create(AcmeOptions(), context(state_dir=str(tmp_path)))`. Each context is like that of a separate process: it
+    has a node id of its own and, unless the test supplies them, counters and a clock of its own.
+
+    Args:
+        network: Name of the network.
+        site: Name of the site.
+        state_dir: Directory for files of the driver, e.g. the fixture `tmp_path` of pytest.
+        clock: The clock; default: a clock whose `now` has a different zero in each context.
+        counters: The counters; default: new counters in memory.
+        logger: Name of the logger.
+        registry: A started registry, for drivers of the roles broker and resolver.
+        transport: A started transport, for drivers of the roles registry, broker and resolver.
     """
     return DriverContext(
         node_id="".join(secrets.choice(_NODE_ID_CHARS) for _ in range(32)),
@@ -94,9 +104,13 @@ class Harness(Generic[T]):
     """
 
     driver_under_test: DriverUnderTest[T]
+    """The driver, its options and its fault handle."""
     state_dir: str
+    """The state directory of all drivers of the test."""
     timeout_s: float
+    """Time in seconds that `start` and `close` of a driver may take."""
     network: str = field(default_factory=lambda: f"kit.{secrets.token_hex(6)}")
+    """The network of all drivers of the test, which no other test uses."""
     _open: dict[int, tuple[T, DriverContext]] = field(default_factory=dict)
 
     def context(self, *, network: str = "", site: str = "") -> DriverContext:

@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 class ServerProcess(Faults):
-    """Run `command`, a server that listens on `port` of loopback and keeps its data in `data_dir`.
+    """A server process that is the back end of a driver, with faults that are injected by signals.
 
         class AcmeServer(ServerProcess):
             async def garbage(self, context): ...
@@ -43,7 +43,12 @@ class ServerProcess(Faults):
         ...
         await server.close()
 
-    The methods of `Faults` send signals to the process; `wipe` empties `data_dir`. Implement `garbage` yourself.
+    `wipe` empties the data directory. Implement `garbage` in a subclass.
+
+    Args:
+        command: The program and its arguments.
+        port: The port of loopback on which the server listens.
+        data_dir: The directory in which the server stores its data. It is created if it does not exist.
     """
 
     def __init__(self, command: Sequence[str], *, port: int, data_dir: str | Path) -> None:

@@ -24,6 +24,11 @@ async def within(seconds: float, awaitable: Awaitable[T], clause: str) -> T:
     """Return the result of `awaitable`; cancel it and fail with `clause` if it takes longer than `seconds`.
 
     Exceptions of the awaitable are passed on, including a TimeoutError of its own.
+
+    Args:
+        seconds: Maximum time in seconds.
+        awaitable: A coroutine, task or future.
+        clause: The clause of the contract that is violated by a longer wait.
     """
     __tracebackhide__ = True
     scope = asyncio.timeout(seconds)
@@ -39,7 +44,10 @@ async def within(seconds: float, awaitable: Awaitable[T], clause: str) -> T:
 async def until(condition: Callable[[], object | Awaitable[object]], seconds: float, clause: str) -> None:
     """Wait until `condition()` is true; fail with `clause` if it is still false after `seconds`.
 
-    `condition` may be a coroutine function. It is evaluated every 10 ms, and a last time after the timeout.
+    Args:
+        condition: A function or coroutine function. It is evaluated every 10 ms, and a last time after the timeout.
+        seconds: Maximum time in seconds.
+        clause: The clause of the contract that is violated if the condition stays false.
     """
     __tracebackhide__ = True
     deadline = time.monotonic() + seconds
