@@ -166,10 +166,12 @@ def hooks() -> str:
     ]
     for name, function in sorted(vars(hookspecs).items()):
         if name.startswith("micro_") and inspect.isfunction(function):
+            # The annotations are strings.
+            signature = str(inspect.signature(function)).replace("'", "")
             lines += [
                 f"## `{name}`",
                 "",
-                f"```python\n{name}{str(inspect.signature(function)).replace("'", '')}\n```",
+                f"```python\n{name}{signature}\n```",
                 "",
                 *docstrings.markdown(function.__doc__),
                 "",

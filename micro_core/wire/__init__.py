@@ -1,1 +1,1 @@
-"""Bytes to values and back. Pure: no I/O, no clock, no randomness."""
+"""Encoding and decoding of frames, headers and bodies, and the limits of received data. Pure: no I/O, clock or random numbers."""

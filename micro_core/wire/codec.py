@@ -1,6 +1,6 @@
-"""Bodies: values to bytes and back, chosen by content type. Only the two ends of a call decode.
+"""Encodes values as bodies and decodes them, by content type. Only the two ends of a call decode bodies.
 
-Pure. Decoding is bounded: nesting, item counts and sizes (`limits`).
+Pure. Nesting, number of items and sizes of decoded values are limited (`limits`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ CONTENT_TYPES = (MSGPACK, JSON, BYTES, TEXT)
 
 
 def encode(value: object, content_type: str = MSGPACK) -> bytes:
-    """Return `value` as bytes; raises BadRequest when the type cannot be expressed, TooLarge over the bound."""
+    """Return `value` as bytes.
+
+    Raises:
+        BadRequest: The content type is unknown or cannot represent the value.
+        TooLarge: The result exceeds `limits.MAX_BODY_BYTES`.
+    """
     try:
         if content_type == MSGPACK:
             body: bytes = msgpack.packb(value, use_bin_type=True)
@@ -40,7 +45,7 @@ def encode(value: object, content_type: str = MSGPACK) -> bytes:
         raise BadRequest(f"cannot encode this value as {content_type}: {error}") from error
     if len(body) > limits.MAX_BODY_BYTES:
         raise TooLarge(
-            f"a message of {len(body)} bytes is over the bound of {limits.MAX_BODY_BYTES}",
+            f"a message of {len(body)} bytes exceeds the limit of {limits.MAX_BODY_BYTES}",
             hint="send it as a stream of smaller items",
         )
     return body
@@ -49,8 +54,10 @@ def encode(value: object, content_type: str = MSGPACK) -> bytes:
 def decode(body: bytes, content_type: str = MSGPACK) -> Any:
     """Return the value of `body`.
 
-    Raises Malformed for an invalid body, TooLarge for a value over the bounds of `limits`, and BadRequest for an unknown content
-    type.
+    Raises:
+        Malformed: The body is invalid.
+        TooLarge: The value exceeds a limit.
+        BadRequest: The content type is unknown.
     """
     try:
         if content_type == MSGPACK:
@@ -75,7 +82,7 @@ def decode(body: bytes, content_type: str = MSGPACK) -> Any:
                 f"unknown content type {content_type!r:.60}", hint=f"use one of {', '.join(CONTENT_TYPES)}"
             )
     except (msgpack.exceptions.StackError, RecursionError) as error:
-        raise TooLarge(f"the value nests deeper than {limits.MAX_NESTING} levels") from error
+        raise TooLarge(f"the value is nested deeper than {limits.MAX_NESTING} levels") from error
     except (msgpack.exceptions.UnpackException, ValueError, TypeError) as error:
         raise Malformed(f"the body is not valid {content_type}: {error!s:.200}") from error
     if isinstance(value, (dict, list)):
@@ -84,15 +91,19 @@ def decode(body: bytes, content_type: str = MSGPACK) -> Any:
 
 
 def check_depth(value: dict[Any, Any] | list[Any]) -> None:
-    """Raise TooLarge where arrays and maps nest deeper than `limits.MAX_NESTING`. Iterative, level by level."""
+    """Check the nesting depth of a decoded value, level by level and without recursion.
+
+    Raises:
+        TooLarge: Arrays and maps are nested deeper than `limits.MAX_NESTING`.
+    """
     level: list[Any] = [value]
     for _ in range(limits.MAX_NESTING + 1):
-        below: list[Any] = []
+        next_level: list[Any] = []
         for item in level:
-            # Decoders make these very types, and a list comprehension costs half of a generator.
+            # Decoders create exactly these types. A list comprehension takes half the time of a generator.
             entries = item.values() if type(item) is dict else item
-            below += [entry for entry in entries if type(entry) is dict or type(entry) is list]
-        if not below:
+            next_level += [entry for entry in entries if type(entry) is dict or type(entry) is list]
+        if not next_level:
             return
-        level = below
-    raise TooLarge(f"the value nests deeper than {limits.MAX_NESTING} levels")
+        level = next_level
+    raise TooLarge(f"the value is nested deeper than {limits.MAX_NESTING} levels")

@@ -1,12 +1,12 @@
-"""Frames: what every socket of the network carries, between processes and through tunnels alike.
+"""Encodes and decodes frames, which are sent on all sockets: between processes of a site and through tunnels.
 
     length u32 | kind u8 | flags u8 | stream u32 | header length u16 | header | body      (big-endian)
 
-`length` counts everything after itself. A *stream* is one call; the side that dialled the socket numbers its
-calls with odd numbers, the other side with even ones, never reused on that socket; stream 0 is the connection's
-own. A proxy reads the header of a REQUEST and passes every body as it came.
+`length` is the number of bytes after the field itself. A *stream* is one call. The side that dialled the socket uses odd stream
+numbers for its calls, the other side even ones. Numbers are not reused on a socket. Stream 0 is for frames of the connection
+itself. A proxy reads the header of a REQUEST, and forwards bodies unchanged.
 
-Pure: bytes in, frames out. A violation raises `Malformed` or `TooLarge` before anything is buffered for it.
+Pure. A frame that violates the protocol raises `Malformed` or `TooLarge` before its body is buffered.
 """
 
 from __future__ import annotations
@@ -27,39 +27,40 @@ class Kind(enum.IntEnum):
     """The type of a frame. The text of each member describes the sender, the header and the body."""
 
     HELLO = 0
-    """First frame of both sides, stream 0; header: msgpack array [wire versions], see header.py."""
+    """First frame of both sides, on stream 0. Header: the supported wire versions (`encode_hello`)."""
     REQUEST = 1
-    """Opens a call; header: the call header; body: the (first piece of the) request."""
+    """Opens a call. Header: `CallHeader`; body: the request, or its first piece."""
     RESPONSE = 2
-    """The answer of a unary or client-streaming call, and its end; header: response header; body: the value."""
+    """The response and end of a unary or client-streaming call. Header: `ResponseHeader`; body: the value."""
     ERROR = 3
-    """The end of a call, from the serving side, or from a hop; header: the error's wire form, msgpack."""
+    """The end of a call, sent by the server or a hop. Header: the error (`encode_map`)."""
     DATA = 4
-    """An item (or piece of one) of a stream, either way; no header."""
+    """An item of a stream in either direction, or a piece of one. No header."""
     END = 5
-    """This side sends no more items (half-close), no header, no body."""
+    """The sender sends no more items (half-close). No header, no body."""
     CANCEL = 6
-    """The caller gives up: the call is over, nothing more is sent for it."""
+    """The caller ends the call. Neither side sends further frames for it."""
     CREDIT = 7
-    """The sender of this frame may be sent more; body: u32, bytes."""
+    """Permits the receiver of this frame to send more data. Body: number of bytes, u32."""
     EVENT = 8
-    """A published message, stream 0, one frame or several with MORE; header: event header."""
+    """A published message, on stream 0, as one frame or several with MORE. Header: `EventHeader`."""
     PING = 9
-    """Answered at once by PONG with the same body (at most 32 bytes)."""
+    """Answered immediately by a PONG with the same body, of at most 32 bytes."""
     PONG = 10
+    """The answer to a PING."""
     GOAWAY = 11
-    """Stream 0: the sender drains. Do not open more calls; calls in progress are finished."""
+    """Sent on stream 0 when the sender drains. The receiver opens no more calls; calls in progress are completed."""
 
 
 MORE = 0x01
-"""Flag: this message goes on in the next DATA frame (EVENT frame, for an event) of the stream."""
+"""Flag: the message continues in the next DATA frame of the stream, or the next EVENT frame for an event."""
 
 _KINDS: dict[int, Kind] = {int(kind): kind for kind in Kind}
 _CONNECTION_KINDS = frozenset({Kind.HELLO, Kind.EVENT, Kind.PING, Kind.PONG, Kind.GOAWAY})
 
 
 class Frame(NamedTuple):
-    """One decoded frame. `header` and `body` are views or bytes of the received chunk: copy to keep."""
+    """A decoded frame."""
 
     kind: int
     flags: int
@@ -69,29 +70,34 @@ class Frame(NamedTuple):
 
 
 def encode(kind: int, stream: int, header: bytes = b"", body: bytes = b"", flags: int = 0) -> bytes:
-    """Return one frame. The caller keeps header and body within `limits` (see `check_sizes`)."""
+    """Return one frame as bytes. The sizes of header and body are not checked; see `check_sizes`."""
     return HEAD.pack(_AFTER_LENGTH + len(header) + len(body), kind, flags, stream, len(header)) + header + body
 
 
 def check_sizes(header: bytes, body: bytes) -> None:
-    """Raise TooLarge where the header or one frame's body is over its bound."""
+    """Check the sizes of the header and body of one frame.
+
+    Raises:
+        TooLarge: One of them exceeds its limit.
+    """
     if len(header) > limits.MAX_HEADER_BYTES:
         raise TooLarge(
-            f"the header of {len(header)} bytes is over the bound of {limits.MAX_HEADER_BYTES}",
+            f"the header of {len(header)} bytes exceeds the limit of {limits.MAX_HEADER_BYTES}",
             hint="send less metadata",
         )
     if len(body) > limits.MAX_FRAME_BODY_BYTES:
-        raise TooLarge(f"a frame body of {len(body)} bytes is over the bound of {limits.MAX_FRAME_BODY_BYTES}")
+        raise TooLarge(f"a frame body of {len(body)} bytes exceeds the limit of {limits.MAX_FRAME_BODY_BYTES}")
 
 
 def encode_message(kind: int, stream: int, header: bytes, body: bytes) -> list[bytes]:
     """Return the frames of one message: the first of `kind`, the rest DATA (EVENT for an event).
 
-    Raises TooLarge when the message is over `limits.MAX_BODY_BYTES` or the header over its own bound.
+    Raises:
+        TooLarge: The body exceeds `limits.MAX_BODY_BYTES`, or the header exceeds `limits.MAX_HEADER_BYTES`.
     """
     if len(body) > limits.MAX_BODY_BYTES:
         raise TooLarge(
-            f"a message of {len(body)} bytes is over the bound of {limits.MAX_BODY_BYTES}",
+            f"a message of {len(body)} bytes exceeds the limit of {limits.MAX_BODY_BYTES}",
             hint="send it as a stream of smaller items",
         )
     step = limits.MAX_FRAME_BODY_BYTES
@@ -108,7 +114,7 @@ def encode_message(kind: int, stream: int, header: bytes, body: bytes) -> list[b
 
 
 def restream(frame: Frame, stream: int) -> bytes:
-    """Encode `frame` again under another stream number: all that a proxy does to an answer."""
+    """Return `frame` as bytes with another stream number. This is all that a proxy changes in a response."""
     header, body = frame.header, frame.body
     return (
         HEAD.pack(_AFTER_LENGTH + len(header) + len(body), frame.kind, frame.flags, stream, len(header)) + header + body
@@ -116,7 +122,7 @@ def restream(frame: Frame, stream: int) -> bytes:
 
 
 class FrameDecoder:
-    """Incremental: feed chunks, iterate whole frames. Holds at most one incomplete frame."""
+    """Decodes received chunks into frames. It buffers at most one incomplete frame."""
 
     __slots__ = ("_rest",)
 
@@ -125,15 +131,17 @@ class FrameDecoder:
 
     @property
     def buffered_bytes(self) -> int:
-        """Return the size of the incomplete frame that has been received so far."""
+        """The size of the incomplete frame that has been received so far."""
         return len(self._rest)
 
     def receive_data(self, data: bytes) -> Iterator[Frame]:
         """Yield the frames that `data` completes.
 
-        Raises Malformed (unknown kind, impossible lengths, a connection frame on a stream or the reverse) or
-        TooLarge; the connection is then beyond repair and must be closed. Exhaust the iterator before the
-        next call.
+        Consume the whole iterator before the next call. After an exception, the connection must be closed.
+
+        Raises:
+            Malformed: The kind is unknown, the lengths contradict each other, or the kind does not match the stream.
+            TooLarge: The frame exceeds a limit.
         """
         data = self._rest + data if self._rest else data
         self._rest = b""
@@ -142,20 +150,24 @@ class FrameDecoder:
         while end - position >= HEAD.size:
             length, kind, flags, stream, header_length = unpack(data, position)
             if length > limits.MAX_FRAME_BYTES - 4:
-                raise TooLarge(f"a frame of {length} bytes is over the bound of {limits.MAX_FRAME_BYTES - 4}")
+                raise TooLarge(f"a frame of {length} bytes exceeds the limit of {limits.MAX_FRAME_BYTES - 4}")
             body_start = position + HEAD.size + header_length
             frame_end = position + 4 + length
             if body_start > frame_end or header_length > limits.MAX_HEADER_BYTES:
-                raise Malformed(f"a frame of {length} bytes announces a header of {header_length}")
+                raise Malformed(f"a frame of {length} bytes announces a header of {header_length} bytes")
             if frame_end - body_start > limits.MAX_FRAME_BODY_BYTES:
-                raise TooLarge(f"a frame body of {frame_end - body_start} bytes is over the bound")
+                raise TooLarge(
+                    f"a frame body of {frame_end - body_start} bytes exceeds the limit of {limits.MAX_FRAME_BODY_BYTES}"
+                )
             if kind not in _KINDS:
-                raise Malformed(f"unknown frame kind {kind}", hint="is this a micro socket, and of a like version?")
+                raise Malformed(
+                    f"unknown frame kind {kind}", hint="is the peer a micro process of a compatible version?"
+                )
             if (stream == 0) is not (kind in _CONNECTION_KINDS):
                 raise Malformed(f"a {_KINDS[kind].name} frame on stream {stream}")
             if frame_end > end:
                 break
-            # Frame(...) without its interpreted constructor: this runs once per frame at every hop.
+            # Avoids the Python code of the constructor of Frame, because this runs once per frame at every hop.
             yield new(Frame, (kind, flags, stream, data[position + HEAD.size : body_start], data[body_start:frame_end]))
             position = frame_end
         self._rest = data[position:]
@@ -165,13 +177,17 @@ _CREDIT = struct.Struct(">I")
 
 
 def encode_credit(stream: int, credit_bytes: int) -> bytes:
-    """A CREDIT frame that grants `credit_bytes` more."""
+    """Return a CREDIT frame that grants `credit_bytes` more bytes."""
     return encode(Kind.CREDIT, stream, b"", _CREDIT.pack(credit_bytes))
 
 
 def decode_credit(body: bytes) -> int:
-    """The grant of a CREDIT frame; raises Malformed."""
+    """Return the number of bytes that a CREDIT frame grants.
+
+    Raises:
+        Malformed: The body does not have four bytes.
+    """
     if len(body) != _CREDIT.size:
-        raise Malformed(f"a CREDIT frame of {len(body)} bytes")
+        raise Malformed(f"the body of a CREDIT frame has {len(body)} bytes, not {_CREDIT.size}")
     (granted,) = _CREDIT.unpack(body)
     return int(granted)

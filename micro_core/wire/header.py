@@ -1,7 +1,7 @@
-"""The headers of frames: short msgpack arrays, read at every hop.
+"""Encodes and decodes the headers of frames: short msgpack arrays, which every hop reads.
 
-Later versions append fields; readers ignore what they do not know and fill what is missing with defaults.
-Pure; everything read is checked.
+Later versions append fields. Readers ignore unknown fields, and use defaults for missing ones. Pure. All received values are
+validated.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ from micro_core.contract.errors import Malformed, TooLarge
 from micro_core.wire import limits
 
 WIRE_VERSIONS = (1,)
-"""Versions of frames and headers spoken here, newest first; two neighbours use the highest that both speak."""
+"""Supported versions of frames and headers, newest first. Two neighbours use the highest version that both support."""
 
 CACHED_HEADER_BYTES = 512
+"""Maximum size of a header whose decoded form is cached."""
+
 CACHED_HEADERS = 2_048
-"""Calls to one endpoint have the same header, byte for byte, but for the time that remains: those up to this size are
-read and written once. A peer that sends only different ones gains nothing and costs what it did."""
+"""Number of cached headers. Calls to one endpoint often have equal headers, which differ only in the remaining time. A peer that
+sends only different headers causes the same cost as without the cache."""
 
 _NO_METADATA: Mapping[str, str] = types.MappingProxyType({})
 
 _pack = msgpack.Packer(use_bin_type=True).pack
-"""One packer for all: making one costs more than packing a header."""
+"""Shared, because creating a packer takes longer than packing a header."""
 
 
 class CallMode:
-    """How a call exchanges messages; small integers on the wire."""
+    """How a call exchanges messages, as an integer on the wire."""
 
     UNARY = 0
     SERVER_STREAM = 1
@@ -40,25 +42,27 @@ class CallMode:
 
 
 class CallHeader(NamedTuple):
-    """Header of a REQUEST. `timeout_ms` is the time that remained when it was sent; `via` the routers passed.
-
-    `bulk` asks for the lane of large transfers; `idempotent` allows hops to send it again elsewhere.
-    """
+    """Header of a REQUEST."""
 
     service: str
     endpoint: str
     mode: int = CallMode.UNARY
     timeout_ms: int = int(limits.DEFAULT_TIMEOUT_S * 1000)
+    """Remaining time until the deadline when the frame was sent, in milliseconds."""
     content_type: str = "application/msgpack"
     metadata: Mapping[str, str] = _NO_METADATA
     hops_left: int = limits.MAX_HOPS
+    """Number of nodes that the request may still pass."""
     via: tuple[str, ...] = ()
+    """Ids of the routers that forwarded the request."""
     bulk: bool = False
+    """Whether tunnels send the call on the lane for large transfers."""
     idempotent: bool = False
+    """Whether a hop may send the request again to another instance after a failure."""
 
 
 class ResponseHeader(NamedTuple):
-    """Header of a RESPONSE and of the first DATA... of a server stream's END: content type and metadata."""
+    """Header of a RESPONSE, and of the END of a server stream."""
 
     content_type: str = "application/msgpack"
     metadata: Mapping[str, str] = _NO_METADATA
@@ -75,15 +79,21 @@ class EventHeader(NamedTuple):
     targets: tuple[str, ...] = ()
     """Origins (router ids) that this copy still has to reach; empty on the sockets of a site."""
     hops_left: int = limits.MAX_HOPS
+    """Number of nodes that this copy may still pass."""
     origin: str = ""
+    """Router id of the site on which the message was published; empty on the sockets of a site."""
 
 
 def encode_header(header: CallHeader | ResponseHeader | EventHeader) -> bytes:
-    """Return the header as bytes; raises TooLarge above `limits.MAX_HEADER_BYTES`."""
+    """Return the header as bytes.
+
+    Raises:
+        TooLarge: The header exceeds `limits.MAX_HEADER_BYTES`.
+    """
     encoded: bytes = _pack([_plain(field) for field in header])
     if len(encoded) > limits.MAX_HEADER_BYTES:
         raise TooLarge(
-            f"a header of {len(encoded)} bytes is over the bound of {limits.MAX_HEADER_BYTES}",
+            f"a header of {len(encoded)} bytes exceeds the limit of {limits.MAX_HEADER_BYTES}",
             hint="send less metadata",
         )
     return encoded
@@ -91,12 +101,16 @@ def encode_header(header: CallHeader | ResponseHeader | EventHeader) -> bytes:
 
 @functools.lru_cache(CACHED_HEADERS)
 def plain_response_header(content_type: str) -> bytes:
-    """The header of an answer without metadata, of which most are alike."""
+    """Return the encoded header of a response without metadata. It is cached, because most responses have the same one."""
     return encode_header(ResponseHeader(content_type))
 
 
 def decode_call_header(data: bytes) -> CallHeader:
-    """Read a REQUEST's header; raises Malformed naming the field. The metadata is read-only: headers are shared."""
+    """Return the header of a REQUEST. Equal headers share one object, so its metadata is read-only.
+
+    Raises:
+        Malformed: A field is invalid; the detail contains its name.
+    """
     return _decode_known(data) if len(data) <= CACHED_HEADER_BYTES else _decode(data)
 
 
@@ -122,7 +136,11 @@ _decode_known = functools.lru_cache(CACHED_HEADERS)(_decode)
 
 
 def decode_response_header(data: bytes) -> ResponseHeader:
-    """Read a RESPONSE's header (empty means defaults); raises Malformed. The metadata is read-only: headers are shared."""
+    """Return the header of a RESPONSE; empty data means defaults. Equal headers share one object, so its metadata is read-only.
+
+    Raises:
+        Malformed: A field is invalid; the detail contains its name.
+    """
     if not data:
         return _PLAIN_RESPONSE
     return _decode_known_response(data) if len(data) <= CACHED_HEADER_BYTES else _decode_response(data)
@@ -140,7 +158,11 @@ _decode_known_response = functools.lru_cache(CACHED_HEADERS)(_decode_response)
 
 
 def decode_event_header(data: bytes) -> EventHeader:
-    """Read an EVENT's header; raises Malformed."""
+    """Return the header of an EVENT.
+
+    Raises:
+        Malformed: A field is invalid; the detail contains its name.
+    """
     fields = _array(data, 2, "event header")
     count = len(fields)
     return EventHeader(
@@ -158,33 +180,42 @@ _PLAIN_RESPONSE = ResponseHeader()
 
 
 def encode_hello(node_id: str = "") -> bytes:
-    """The header of a HELLO: the versions spoken here and who speaks (empty for a plain client)."""
+    """Return the header of a HELLO: the supported versions, and the id of this node (empty for a client)."""
     encoded: bytes = msgpack.packb((WIRE_VERSIONS, node_id), use_bin_type=True)
     return encoded
 
 
 def decode_hello(data: bytes) -> tuple[int, str]:
-    """The version both sides speak, and the peer's id; raises Malformed when there is no common version."""
+    """Return the highest version that both sides support, and the id of the peer.
+
+    Raises:
+        Malformed: The header is invalid, or there is no common version.
+    """
     fields = _array(data, 1, "hello")
     versions = fields[0]
     if not isinstance(versions, list) or not all(isinstance(version, int) for version in versions[:16]):
-        raise Malformed("hello: no list of versions")
+        raise Malformed("hello: the versions are not a list of integers")
     common = [version for version in WIRE_VERSIONS if version in versions[:16]]
     if not common:
         raise Malformed(
-            f"no common wire version: here {WIRE_VERSIONS}, there {tuple(versions[:16])}", hint="upgrade the older side"
+            f"no common wire version: this side supports {WIRE_VERSIONS}, the peer {tuple(versions[:16])}",
+            hint="upgrade the older side",
         )
     return common[0], _text(fields[1], "id", 64) if len(fields) > 1 else ""
 
 
 def encode_map(value: Mapping[str, str | int]) -> bytes:
-    """The header of an ERROR frame: the error's wire form."""
+    """Return a map as the header of an ERROR frame (`MicroError.to_wire`)."""
     encoded: bytes = msgpack.packb(dict(value), use_bin_type=True)
     return encoded
 
 
 def decode_map(data: bytes) -> object:
-    """The inverse, unchecked beyond msgpack's own bounds; raises Malformed."""
+    """Return the value that `encode_map` encoded. Only the limits of msgpack are checked.
+
+    Raises:
+        Malformed: The data is not valid msgpack.
+    """
     return _unpack(data, "map")
 
 
@@ -197,28 +228,28 @@ def _unpack(data: bytes, what: str) -> Any:
         raise Malformed(f"{what}: {error!s:.120}") from error
 
 
-def _array(data: bytes, least: int, what: str) -> list[Any]:
+def _array(data: bytes, minimum: int, what: str) -> list[Any]:
     value = _unpack(data, what)
-    if not isinstance(value, list) or len(value) < least:
-        raise Malformed(f"{what}: not an array of at least {least} fields")
+    if not isinstance(value, list) or len(value) < minimum:
+        raise Malformed(f"{what}: not an array of at least {minimum} fields")
     return value
 
 
-def _text(value: object, what: str, most: int) -> str:
-    if type(value) is not str or len(value) > most:
-        raise Malformed(f"{what}: not a text of at most {most} characters")
+def _text(value: object, what: str, maximum: int) -> str:
+    if type(value) is not str or len(value) > maximum:
+        raise Malformed(f"{what}: not a string of at most {maximum} characters")
     return value
 
 
-def _integer(value: object, least: int, most: int, what: str) -> int:
-    if type(value) is not int or not least <= value <= most:
-        raise Malformed(f"{what}: not an integer from {least} to {most}")
+def _integer(value: object, minimum: int, maximum: int, what: str) -> int:
+    if type(value) is not int or not minimum <= value <= maximum:
+        raise Malformed(f"{what}: not an integer from {minimum} to {maximum}")
     return value
 
 
-def _texts(value: object, what: str, most: int) -> tuple[str, ...]:
-    if not isinstance(value, list) or len(value) > most:
-        raise Malformed(f"{what}: not a list of at most {most}")
+def _texts(value: object, what: str, maximum: int) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > maximum:
+        raise Malformed(f"{what}: not a list of at most {maximum}")
     return tuple([_text(item, what, 253) for item in value])
 
 
@@ -229,10 +260,10 @@ def _metadata(value: object) -> Mapping[str, str]:
         raise Malformed(f"metadata: not a map of at most {limits.MAX_METADATA_ENTRIES} entries")
     for key, entry in value.items():
         if type(key) is not str or type(entry) is not str:
-            raise Malformed("metadata: keys and values are texts")
+            raise Malformed("metadata: a key or value is not a string")
     return types.MappingProxyType(value)
 
 
 def _plain(field: object) -> object:
-    """A field as msgpack takes it: metadata may be a read-only view."""
+    """Return a field in a form that msgpack can encode: metadata can be a read-only view."""
     return dict(field) if isinstance(field, Mapping) else field
