@@ -19,15 +19,25 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 from micro_nats_broker.broker import NatsBroker
 from micro_nats_broker.options import NatsOptions
+from nats.js.api import StreamInfo
 
 from micro_core.contract import CountersInMemory, DriverContext, Message
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.testing import free_port
 
 TIMEOUT_S = 15.0
+DURABLE: dict[str, Any] = {
+    "durable": True,
+    "max_bytes": 8_000_000,
+    "ack_wait_s": 1.0,
+    "redelivery_delay_s": 0.02,
+    "keep_subscriber_s": 30.0,
+}
+"""Options of brokers with JetStream; short times, so that redeliveries happen soon."""
 
 
 def nats_server_binary() -> str:
@@ -202,6 +212,16 @@ class Site:
         self.brokers.append(broker)
         await broker.start()
         return broker
+
+    async def durable_broker(self, *servers: NatsServer, **options: Any) -> NatsBroker:
+        return await self.broker(*servers, **{**DURABLE, **options})
+
+    async def stream_info(self, server: NatsServer, broker: NatsBroker) -> StreamInfo:
+        """Return the state of the stream of `broker`."""
+        client = await nats.connect(server.url)
+        info = await client.jetstream().stream_info(broker._subjects.stream)
+        await client.close()
+        return info
 
     def count(self, broker: NatsBroker, name: str) -> int:
         """Return a counter of `broker`."""
