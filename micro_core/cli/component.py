@@ -30,12 +30,12 @@ def run_component(
         set_up_logging(settings.node.log)
 
         async def run() -> None:
-            from micro_core.standalone.component import make_component
+            from micro_core.standalone.factory import make_component
 
-            component = make_component(name, settings, address=address, door=ipc, say=print_line)
+            component = make_component(name, settings, address=address, ipc_address=ipc, report=print_line)
 
             def introduce() -> None:
-                for line in component.introduction():
+                for line in component.introduction:
                     print_line(line)
                 print_line(f"ready {component.address}")
 

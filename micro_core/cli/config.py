@@ -142,7 +142,7 @@ def _check_node(settings: Settings, errors: list[ConfigError]) -> None:
 
 
 def _entries_in_use(catalog: Catalog, settings: Settings, errors: list[ConfigError]) -> Iterator[Entry]:
-    from micro_core.drivers.runtime import drivers_of, hooks_of
+    from micro_core.drivers.selection import drivers_of, hooks_of
 
     for role in (*Role, None):
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from itertools import cycle
@@ -17,6 +16,7 @@ from micro_core.cli.up_file import read_plan
 from micro_core.cli.up_processes import PrintLine, Processes
 from micro_core.cli.up_tables import ProcessPlan
 from micro_core.contract.errors import ConfigError, MicroError
+from micro_core.lifecycle.shutdown import ShutdownSignals
 
 COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
 
@@ -73,18 +73,12 @@ def _short_command(command: Sequence[str]) -> str:
 
 async def _run(plans: Sequence[ProcessPlan]) -> int:
     """Run the processes until a signal arrives or all of them have exited. Returns the exit code."""
-    stopped = asyncio.Event()
+    signals = ShutdownSignals(on_immediate=lambda: processes.hurry())
+    stopped = signals.requested
     print_line = _Printer([plan.name for plan in plans], stopped).print_line
     processes = Processes(plans, print_line)
+    signals.install()
     loop = asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        if stopped.is_set():
-            processes.hurry()
-        stopped.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
     stopping = loop.create_task(stopped.wait())
     up = loop.create_task(_up(processes, print_line))
     await asyncio.wait({stopping, up}, return_when=asyncio.FIRST_COMPLETED)

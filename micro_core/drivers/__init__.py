@@ -1,0 +1,1 @@
+"""Select, create and start the drivers that the settings name."""

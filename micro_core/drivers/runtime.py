@@ -1,8 +1,4 @@
-"""The drivers that the settings name, built and started: what a Client or Service without arguments stands on.
-
-A driver that is named in `plugins` takes the place of its role's default. Transports and resolvers are added to it
-instead, unless blocked: an address of either kind can then be dialled, and nodes of one site find each other.
-"""
+"""Starts the drivers that the settings select, for a Client, a Service or a standalone component."""
 
 from __future__ import annotations
 
@@ -12,38 +8,24 @@ import logging
 import random
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
-from micro_core.builtin.registry.joined import JoinedRegistry
-from micro_core.builtin.transport.joined import JoinedTransport
-from micro_core.config import Settings, build_options, load_settings
+from micro_core.config import Settings, load_settings
 from micro_core.contract.broker import Broker
-from micro_core.contract.driver import CountersInMemory, Driver, DriverContext, Role
-from micro_core.contract.errors import ConfigError
+from micro_core.contract.driver import CountersInMemory, DriverContext, Role
 from micro_core.contract.registry import Registry
 from micro_core.contract.transport import Transport
+from micro_core.drivers.construction import build, build_hooks, build_site_drivers
+from micro_core.drivers.selection import check_tables, drivers_of
 from micro_core.lifecycle.system_clock import SystemClock
-from micro_core.plugins import Catalog, Entry, Hooks
-
-DEFAULTS: dict[Role, tuple[str, ...]] = {
-    Role.REGISTRY: ("local",),
-    # Both, so that an address of either kind can be dialled; services listen on the first.
-    Role.TRANSPORT: ("tcp", "unix"),
-    Role.BROKER: ("node",),
-    Role.TUNNEL: (),
-    Role.TABLE: ("memory",),
-    Role.RESOLVER: ("registry",),
-}
-"""What serves where nothing of a role is named: all of it works with nothing installed."""
-
-SEVERAL = (Role.TRANSPORT, Role.RESOLVER)
-"""Roles whose defaults stand beside what is named."""
+from micro_core.plugins import Catalog, Hooks
 
 
 @dataclass(slots=True, kw_only=True)
 class Runtime:
-    """Started drivers, and the settings they come from. The broker is built when it is first wanted."""
+    """Started drivers and the settings they come from. The broker is created when it is first used."""
 
     settings: Settings
     catalog: Catalog
@@ -51,18 +33,18 @@ class Runtime:
     registry: Registry
     transport: Transport
     registries: tuple[str, ...] = ()
-    """What `registry` asks, as people name it: `registry:local`."""
+    """Qualified names of the registries that `registry` queries, e.g. `registry:local`."""
     broker: Broker | None = None
     hooks: Hooks = field(default_factory=Hooks)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def proxy(self) -> str:
-        """The node through which calls go; empty for none."""
+        """Service or address of the node through which calls go, or empty."""
         return self.settings.node.proxy
 
     async def open_broker(self) -> Broker:
-        """The settings' broker, started. Raises ConfigError, Unreachable."""
+        """Return the selected broker, started. Raises ConfigError, Unreachable."""
         async with self._opening:
             if self.broker is None:
                 entries = drivers_of(self.catalog, self.settings, Role.BROKER)
@@ -72,106 +54,52 @@ class Runtime:
             return self.broker
 
     def interceptors(self, side: str) -> list[Callable[..., Any]]:
-        """What the cross-cutting plugins in use put round every call on `side` ("client" or "server")."""
+        """Return the interceptors of the cross-cutting plugins for calls on `side` ("client" or "server")."""
         return self.hooks.interceptors(side)
 
     async def close(self) -> None:
         """Close the drivers. Safe to call twice."""
-        if self.broker is not None:
-            await self.broker.close()
-        await self.registry.close()
-        await self.transport.close()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.transport.close)
+            stack.push_async_callback(self.registry.close)
+            if self.broker is not None:
+                stack.push_async_callback(self.broker.close)
 
 
-async def build_runtime(settings: Settings | None = None, *, catalog: Catalog | None = None) -> Runtime:
-    """Build and start registry and transport. Raises ConfigError and its kind, Unreachable."""
+async def build_runtime(
+    settings: Settings | None = None, *, catalog: Catalog | None = None, counters: CountersInMemory | None = None
+) -> Runtime:
+    """Create and start transport and registry. The drivers count with `counters`.
+
+    Raises:
+        ConfigError: or a subclass, if the settings or a plugin are invalid.
+        Unreachable: the registry does not answer.
+    """
     settings = settings if settings is not None else load_settings()
     catalog = catalog if catalog is not None else Catalog.discover()
     check_tables(catalog, settings)
-    context = process_context(settings)
-    transport = JoinedTransport(
-        [build(catalog, settings, entry, context) for entry in drivers_of(catalog, settings, Role.TRANSPORT)]
-    )
-    context = replace(context, transport=transport)
-    entries = drivers_of(catalog, settings, Role.REGISTRY)
-    registries: list[Registry] = [build(catalog, settings, entry, context) for entry in entries]
-    registry = registries[0] if len(registries) == 1 else JoinedRegistry(registries, context.counters)
-    context = replace(context, registry=registry)
-    hooks = build_hooks(catalog, settings, context)
-    await transport.start()
-    try:
-        await registry.start()
-    except BaseException:
-        await transport.close()
-        raise
+    drivers = build_site_drivers(catalog, settings, process_context(settings, counters=counters))
+    hooks = build_hooks(catalog, settings, drivers.context)
+    async with AsyncExitStack() as stack:
+        await drivers.transport.start()
+        stack.push_async_callback(drivers.transport.close)
+        await drivers.registry.start()
+        stack.pop_all()
     return Runtime(
         settings=settings,
         catalog=catalog,
-        context=context,
-        registry=registry,
-        registries=tuple(entry.qualified for entry in entries),
-        transport=transport,
+        context=drivers.context,
+        registry=drivers.registry,
+        registries=drivers.registry_names,
+        transport=drivers.transport,
         hooks=hooks,
     )
 
 
-def drivers_of(catalog: Catalog, settings: Settings, role: Role) -> list[Entry]:
-    """The drivers of `role` that the settings mean, in order. Raises PluginMissing, PluginAmbiguous, ConfigError."""
-    blocked = settings.node.block
-    named = [entry for entry in catalog.select(settings.plugin_names, blocked=blocked) if entry.role is role]
-    if len(named) > 1 and role in (Role.TABLE, Role.BROKER):
-        names = ", ".join(entry.name for entry in named)
-        raise ConfigError(f"several drivers are named for the role {role.value}: {names}", hint="name one")
-    if named and role not in SEVERAL:
-        return named
-    defaults = catalog.builtin(role, DEFAULTS[role], blocked=blocked)
-    found = list(dict.fromkeys([*named, *defaults]))
-    if not found and role not in (Role.TUNNEL, Role.RESOLVER):
-        raise ConfigError(f"every driver for the role {role.value} is blocked", hint="take one -p no:NAME away")
-    return found
-
-
-def check_tables(catalog: Catalog, settings: Settings) -> None:
-    """Raise PluginMissing for a [plugins.NAME] whose plugin is not there: its options would be lost in silence."""
-    for word in settings.plugin_tables():
-        if not any(entry.has_name(word) for entry in catalog.entries):
-            catalog.find(word)
-
-
-def build(catalog: Catalog, settings: Settings, entry: Entry, context: DriverContext) -> Any:
-    """The driver's object, built and not started. Raises PluginBroken, OptionError."""
-    return _created(catalog.load(entry), settings, entry, context)
-
-
-def _created(driver: Driver[Any], settings: Settings, entry: Entry, context: DriverContext) -> Any:
-    options: Any = build_options(driver.options, settings.plugin_values(*entry.option_tables), entry.name)
-    logger = logging.getLogger(f"micro.{entry.qualified}")
-    return driver.create(options, replace(context, logger=logger))
-
-
-def hooks_of(catalog: Catalog, settings: Settings) -> list[Entry]:
-    """The cross-cutting plugins that the settings name, in order. Raises PluginMissing, PluginAmbiguous."""
-    named = catalog.select(settings.plugin_names, blocked=settings.node.block)
-    return [entry for entry in named if entry.role is None]
-
-
-def build_hooks(catalog: Catalog, settings: Settings, context: DriverContext) -> Hooks:
-    """The cross-cutting plugins that the settings name, built with their options. Raises PluginBroken, OptionError."""
-    from micro_core.plugins.loading import check_hooks
-
-    plugins: list[object] = []
-    for entry in hooks_of(catalog, settings):
-        loaded = catalog.load_hooks_of(entry)
-        plugins.append(loaded.plugin)
-        if loaded.driver is not None:
-            plugins.append(check_hooks(entry, _created(loaded.driver, settings, entry, context)))
-    return Hooks(plugins, context.counters)
-
-
 def process_context(settings: Settings, *, counters: CountersInMemory | None = None) -> DriverContext:
-    """What drivers of a process that is not a node are lent."""
+    """Return the context for the drivers of a process that is not a node."""
     return DriverContext(
-        # The shape of a node's id, and never one: nobody holds its key.
+        # It has the form of a node id. No node has this id, because there is no key for it.
         node_id=base64.b32encode(secrets.token_bytes(20)).decode().lower(),
         network=settings.node.network,
         site=settings.node.site,
@@ -184,5 +112,5 @@ def process_context(settings: Settings, *, counters: CountersInMemory | None = N
 
 
 def joined_interceptors(runtime: Runtime | None, side: str, own: Sequence[Any]) -> tuple[Any, ...]:
-    """The hooks' interceptors outside, the program's own inside."""
+    """Return the interceptors of the plugins, which are the outer ones, followed by those of the program."""
     return (*(runtime.interceptors(side) if runtime is not None else ()), *own)

@@ -21,9 +21,14 @@ from micro_core.contract.transport import Transport
 from micro_core.lab.loop import LabClock
 from micro_core.lab.options import LabOptions
 from micro_core.lab.simulated_links import SimulatedLinks
+from micro_core.lifecycle.environment import Environment
 from micro_core.network.peers import PeerOptions
-from micro_core.node.composition import Parts, compose
+from micro_core.node.composition import NodeComponents, compose
+from micro_core.node.description import NodeDescription
+from micro_core.node.forwarding_plane import ForwardingSettings
+from micro_core.node.link_plane import LinkSettings
 from micro_core.node.node import Node
+from micro_core.node.routing_plane import RoutingSettings
 from micro_core.routing.router import RouterOptions
 from micro_core.rpc.client import Client
 from micro_core.rpc.client_call import ClientStream
@@ -121,30 +126,25 @@ class LabNode:
         context = self._context(counters, source)
         registry = self._registry = LabRegistry(context)
         host = BrokerHost(node_id=self.id, counters=counters, logger=context.logger)
+        incarnation = int(self.clock.wall() * 1000) + self.starts
         node = self._node = compose(
-            Parts(
-                identity=self.identity,
-                name=self.name,
-                site=self.site,
-                network=NETWORK,
-                token=TOKEN,
-                incarnation=int(self.clock.wall() * 1000) + self.starts,
-                clock=self.clock,
-                random=source,
-                logger=context.logger,
-                counters=counters,
-                transport=self._transport(),
+            NodeComponents(
+                node=NodeDescription(node_id=self.id, name=self.name, site=self.site, network=NETWORK),
+                environment=Environment.from_context(context),
+                links=LinkSettings(
+                    identity=self.identity,
+                    token=TOKEN,
+                    incarnation=incarnation,
+                    listeners=[(self.lab.links.driver(self.name, scheme), self.name) for scheme in options.schemes],
+                    seeds=tuple(self.seeds),
+                    peers=PeerOptions(target_links=0, resolve_s=3_600.0, resolve_when_short_s=3_600.0),
+                    tunnel=options.tunnel,
+                ),
+                routing=RoutingSettings(table=self.table(context), incarnation=incarnation, router=self.router),
+                forwarding=ForwardingSettings(transport=self._transport(), broker=host.local_broker()),
                 registry=registry,
-                table=self.table(context),
-                broker=host.local_broker(),
                 broker_host=host,
-                resolvers=(),
-                links=[(self.lab.links.driver(self.name, scheme), self.name) for scheme in options.schemes],
-                seeds=tuple(self.seeds),
                 lease_s=options.registry_lease_s,
-                peers=PeerOptions(target_links=0, resolve_s=3_600.0, resolve_when_short_s=3_600.0),
-                tunnel=options.tunnel,
-                router=self.router,
             )
         )
         await node.start()
@@ -265,7 +265,7 @@ class LabNode:
 
     def counted(self, name: str) -> int:
         """Return the value of a counter, summed over all starts of the node."""
-        current = self.node.counters.values.get(name, 0) if self.is_alive else 0
+        current = self.node.counted().get(name, 0) if self.is_alive else 0
         return self.counted_before.get(name, 0) + current
 
     # ------------------------------------------------------------------ internals

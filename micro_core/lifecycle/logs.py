@@ -1,4 +1,4 @@
-"""Log lines as key=value: a constant message, then its fields. For nodes and services alike."""
+"""Log lines as key=value: a constant message, then its fields. Nodes and services use the same format."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ _STANDARD = set(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message
 class KeyValueFormatter(logging.Formatter):
     """`2026-01-02T03:04:05.678 warning micro.node link replaced peer=b7f3`.
 
-    A value with other than plain characters is quoted as JSON, so that text from a peer cannot start a new line or
-    field.
+    A value with special characters is quoted as JSON, so that text from a peer cannot start a new line or field.
     """
 
     default_time_format = "%Y-%m-%dT%H:%M:%S"
@@ -29,7 +28,7 @@ class KeyValueFormatter(logging.Formatter):
 
 
 def set_up_logging(level: str) -> None:
-    """Log lines of `level` (`warning`) and above to stderr, unless the program has set logging up already."""
+    """Write log lines of `level` (e.g. `warning`) and above to stderr, unless the program has configured logging already."""
     handler = logging.StreamHandler()
     handler.setFormatter(KeyValueFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])

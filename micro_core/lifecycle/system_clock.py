@@ -1,4 +1,4 @@
-"""The real clock: what everything but a simulation runs on."""
+"""The clock of the operating system. Only the lab uses another one."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The node: the only place where everything meets."""
+"""A node: three planes (links, routing, forwarding), their drivers, and the service of the node."""

@@ -1,4 +1,4 @@
-"""From settings to a node: who it is, which drivers it stands on. What is made of them is in composition.py."""
+"""Creates a node from settings: its identity, its drivers and the options of its planes."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from micro_core.builtin.broker.host import BrokerHost
-from micro_core.builtin.registry.joined import JoinedRegistry
-from micro_core.builtin.transport.joined import JoinedTransport
 from micro_core.config import Settings
 from micro_core.config.settings import NodeSettings
 from micro_core.contract.broker import Broker
 from micro_core.contract.driver import CountersInMemory, DriverContext, Role
 from micro_core.contract.errors import ConfigError
 from micro_core.contract.names import check_network_name, check_site
-from micro_core.contract.registry import Registry
 from micro_core.contract.resolver import Resolver
 from micro_core.contract.table import Table
-from micro_core.contract.transport import Transport
 from micro_core.contract.tunnel import LinkDriver
-from micro_core.drivers.runtime import build, build_hooks, check_tables, drivers_of, hooks_of
+from micro_core.drivers.construction import build, build_all, build_hooks, build_site_drivers
+from micro_core.drivers.selection import check_tables, drivers_of, selected_names
+from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.network.peers import PeerOptions
-from micro_core.node.composition import Parts, compose
+from micro_core.node.composition import NodeComponents, compose
+from micro_core.node.description import NodeDescription
+from micro_core.node.forwarding_plane import ForwardingSettings
+from micro_core.node.link_plane import LinkSettings
 from micro_core.node.node import Node
 from micro_core.node.node_lock import NodeLock
+from micro_core.node.routing_plane import RoutingSettings
 from micro_core.plugins import Catalog
 from micro_core.routing.damping import DampingPolicy
 from micro_core.routing.options import EngineOptions
@@ -38,131 +39,141 @@ from micro_core.routing.router import RouterOptions
 from micro_core.tunnel.identity import NodeIdentity, load_or_create_token, load_token, next_incarnation
 
 NO_LISTEN = "none"
-"""`node.listen` of a node that only dials out."""
+"""Value of `node.listen` for a node that only dials."""
 
 NODE_BROKER = "broker:node"
+"""The broker that a node provides itself."""
 
 
 def assemble(settings: Settings, catalog: Catalog | None = None) -> Node:
-    """Build a node, everything wired and nothing started. Raises ConfigError and its kind."""
+    """Create the node that the settings describe, without starting anything.
+
+    Raises:
+        ConfigError: or a subclass, if the settings or a plugin are invalid, or a file of the node cannot be read.
+    """
     catalog = catalog if catalog is not None else Catalog.discover()
     check_tables(catalog, settings)
-    chosen = settings.node
-    network_name, site = check_network_name(chosen.network), check_site(chosen.site)
-    name = node_name(settings)
-
-    # Who it is.
     identity = NodeIdentity.load_or_create(node_file(settings, "key"))
-    node_id = identity.node_id
+    description = describe_node(settings, identity.node_id)
     clock, counters = SystemClock(), CountersInMemory()
-    logger = logging.getLogger("micro.node")
-    # One source for all: handshakes draw nonces from it, so it must not be guessable.
-    source = random.SystemRandom()
     incarnation = next_incarnation(node_file(settings, "incarnation"), int(clock.wall() * 1000))
-
-    # Drivers, those that others are built on first.
     context = DriverContext(
-        node_id=node_id,
-        network=network_name,
-        site=site,
+        node_id=identity.node_id,
+        network=description.network,
+        site=description.site,
         state_dir=str(settings.state_dir()),
         clock=clock,
-        random=source,
-        logger=logger,
+        # Nonces of handshakes are drawn from this source, so it must not be predictable.
+        random=random.SystemRandom(),
+        logger=logging.getLogger("micro.node"),
         counters=counters,
     )
-
-    def built(role: Role, context: DriverContext) -> list[Any]:
-        return [build(catalog, settings, entry, context) for entry in drivers_of(catalog, settings, role)]
-
-    transport: Transport = JoinedTransport(built(Role.TRANSPORT, context))
-    context = replace(context, transport=transport)
-    registries: list[Registry] = built(Role.REGISTRY, context)
-    registry = registries[0] if len(registries) == 1 else JoinedRegistry(registries, counters)
-    context = replace(context, registry=registry)
-    table: Table = built(Role.TABLE, context)[0]
-    resolvers: list[Resolver] = built(Role.RESOLVER, context)
-    link_drivers: list[LinkDriver] = built(Role.TUNNEL, context)
-    broker_host: BrokerHost | None = None
-    broker: Broker
-    (broker_entry,) = drivers_of(catalog, settings, Role.BROKER)
-    if broker_entry.qualified == NODE_BROKER:
-        broker_host = BrokerHost(node_id=node_id, counters=counters, logger=logger)
-        broker = broker_host.local_broker()
-    else:
-        broker = build(catalog, settings, broker_entry, context)
-
-    if chosen.nodes and not link_drivers:
-        raise ConfigError("there are nodes to join and no tunnel to reach them", hint="name one, as in --plugins quic")
+    # Transport and registry first: other drivers are built on them.
+    site_drivers = build_site_drivers(catalog, settings, context)
+    context = site_drivers.context
+    broker, broker_host = _build_broker(catalog, settings, context)
+    (table,) = build_all(catalog, settings, Role.TABLE, context)
     return compose(
-        Parts(
-            identity=identity,
-            name=name,
-            site=site,
-            network=network_name,
-            token=network_token(settings),
-            incarnation=incarnation,
-            clock=clock,
-            random=source,
-            logger=logger,
-            counters=counters,
-            transport=transport,
-            registry=registry,
-            table=table,
-            broker=broker,
+        NodeComponents(
+            node=description,
+            environment=Environment.from_context(context),
+            links=link_settings(catalog, settings, context, identity=identity, incarnation=incarnation),
+            routing=routing_settings(settings, table, incarnation=incarnation),
+            forwarding=ForwardingSettings(transport=site_drivers.transport, broker=broker),
+            registry=site_drivers.registry,
             broker_host=broker_host,
-            resolvers=resolvers if link_drivers else [],
-            links=listeners(link_drivers, chosen.listen),
-            seeds=chosen.nodes,
-            address=chosen.address,
-            lease_s=chosen.lease,
-            router=router_options(chosen),
-            peers=PeerOptions(target_links=chosen.target_links),
-            claim=NodeLock(node_file(settings, "lock"), name),
+            address=settings.node.address,
+            lease_s=settings.node.lease,
+            lock=NodeLock(node_file(settings, "lock"), description.name),
             hooks=build_hooks(catalog, settings, context),
-            drivers=tuple(
-                entry.qualified
-                for entries in (*(drivers_of(catalog, settings, role) for role in Role), hooks_of(catalog, settings))
-                for entry in entries
-            ),
+            driver_names=selected_names(catalog, settings),
         )
+    )
+
+
+def link_settings(
+    catalog: Catalog, settings: Settings, context: DriverContext, *, identity: NodeIdentity, incarnation: int
+) -> LinkSettings:
+    """Create the drivers of a link plane. Raises ConfigError if there are nodes to join and no tunnel is selected."""
+    chosen = settings.node
+    resolvers: list[Resolver] = build_all(catalog, settings, Role.RESOLVER, context)
+    link_drivers: list[LinkDriver] = build_all(catalog, settings, Role.TUNNEL, context)
+    if chosen.nodes and not link_drivers:
+        raise ConfigError(
+            "cannot join the configured nodes: no tunnel driver is selected", hint="select one, e.g. --plugins quic"
+        )
+    return LinkSettings(
+        identity=identity,
+        token=network_token(settings),
+        incarnation=incarnation,
+        listeners=listeners(link_drivers, chosen.listen),
+        resolvers=resolvers if link_drivers else [],
+        seeds=chosen.nodes,
+        peers=PeerOptions(target_links=chosen.target_links),
+    )
+
+
+def routing_settings(settings: Settings, table: Table, *, incarnation: int) -> RoutingSettings:
+    """Return the settings of a routing plane. Raises ConfigError."""
+    return RoutingSettings(table=table, incarnation=incarnation, router=router_options(settings.node))
+
+
+def _build_broker(catalog: Catalog, settings: Settings, context: DriverContext) -> tuple[Broker, BrokerHost | None]:
+    (entry,) = drivers_of(catalog, settings, Role.BROKER)
+    if entry.qualified != NODE_BROKER:
+        broker: Broker = build(catalog, settings, entry, context)
+        return broker, None
+    host = BrokerHost(node_id=context.node_id, counters=context.counters, logger=context.logger)
+    return host.local_broker(), host
+
+
+def describe_node(settings: Settings, node_id: str) -> NodeDescription:
+    """Return name, site and network of the node that the settings describe. Raises BadRequest."""
+    return NodeDescription(
+        node_id=node_id,
+        name=node_name(settings),
+        site=check_site(settings.node.site),
+        network=check_network_name(settings.node.network),
     )
 
 
 def node_name(settings: Settings) -> str:
-    """The node's name for people: as set, else after host and site."""
+    """Return the display name of the node: the configured name, or else host name and site."""
     return settings.node.name or f"{socket.gethostname().partition('.')[0]}-{settings.node.site}"
 
 
 def node_file(settings: Settings, suffix: str) -> Path:
-    """A file that a node of this name keeps: `key`, `incarnation`."""
+    """Return the path of a file that belongs to the node, e.g. with the suffix `key` or `incarnation`."""
     return settings.state_dir() / "nodes" / f"{_file_name(node_name(settings))}.{suffix}"
 
 
 def listeners(drivers: Sequence[LinkDriver], listen: str) -> list[tuple[LinkDriver, str | None]]:
-    """Each driver with the place where it listens, None for one that only dials. Raises ConfigError.
+    """Return each driver with the address at which it listens, or None if it only dials.
 
-    `listen` is `none`, or places with commas between them: one with a scheme is that driver's, one without is for
-    every driver that has none of its own.
+    `listen` is `none`, or a list of addresses, separated by commas. An address with a scheme is for the driver of that
+    scheme; an address without one is for all other drivers.
+
+    Raises:
+        ConfigError: an address has the scheme of a driver that is not in use.
     """
     if listen == NO_LISTEN:
         return [(driver, None) for driver in drivers]
-    places = [place.strip() for place in listen.split(",")]
-    for_all = next((place for place in places if "://" not in place), None)
-    own = {scheme: place for place in places for scheme, separator, _ in [place.partition("://")] if separator}
+    addresses = [address.strip() for address in listen.split(",")]
+    default = next((address for address in addresses if "://" not in address), None)
+    by_scheme = {address.partition("://")[0]: address for address in addresses if "://" in address}
     schemes = [driver.scheme for driver in drivers]
-    unused = [own[scheme] for scheme in own if scheme not in schemes]
+    unused = [by_scheme[scheme] for scheme in by_scheme if scheme not in schemes]
     if unused and drivers:
         raise ConfigError(
             f"listen: no tunnel driver in use for {unused[0]!r:.80}", hint=f"drivers: {', '.join(schemes)}"
         )
-    return [(driver, own.get(driver.scheme, for_all)) for driver in drivers]
+    return [(driver, by_scheme.get(driver.scheme, default)) for driver in drivers]
 
 
 def router_options(chosen: NodeSettings) -> RouterOptions:
-    """What [node] says of routing. Raises ConfigError."""
+    """Return the options of the router. Raises ConfigError for an invalid damping mode or policy."""
     if chosen.damping not in ("on", "off", "dry-run"):
-        raise ConfigError(f"damping: {chosen.damping!r:.40} is none of on, off, dry-run")
+        raise ConfigError(f"invalid damping {chosen.damping!r:.40} (valid: on, off, dry-run)")
     damping = DampingPolicy(dry_run=chosen.damping == "dry-run")
     if chosen.damping == "off":
         damping = replace(damping, withdrawal=0.0, change=0.0)
@@ -175,7 +186,7 @@ def router_options(chosen: NodeSettings) -> RouterOptions:
 
 
 def network_token(settings: Settings) -> str:
-    """The network's token: given, from the file given, or the one kept for this user on this machine."""
+    """Return the token of the network: as configured, from the configured file, or this user's token on this machine."""
     chosen = settings.node
     if chosen.token:
         return chosen.token
@@ -185,5 +196,5 @@ def network_token(settings: Settings) -> str:
 
 
 def _file_name(name: str) -> str:
-    """`name` as the name of a file: nothing that could lead out of its directory."""
+    """Return `name` as a file name, which cannot contain a path to another directory."""
     return "".join(letter if letter.isalnum() or letter in "-_" else f"%{ord(letter):02x}" for letter in name)[:200]

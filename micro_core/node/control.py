@@ -1,7 +1,7 @@
-"""The node as a service: `go.micro.network` answers over the same RPC as any other.
+"""The service of a node, `go.micro.network`, which is called like any other service.
 
-Endpoints: those of every service (Debug.*), those of the network (network_endpoints.py) and of the router (router_endpoints.py), Network.Status, and
-Broker.Publish, by which a client that calls through the node also publishes through it.
+Its endpoints are those of every service (`Debug.*`), of the network (`network_endpoints.py`) and of the router
+(`router_endpoints.py`), `Network.Status`, and `Broker.Publish`, with which clients that call through the node also publish.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from micro_core.rpc.server import Server
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishRequest:
+    """A message for a topic, with a unique id of 32 lowercase hex digits."""
+
     topic: str
     id: str
     body: bytes
@@ -33,7 +35,7 @@ class PublishRequest:
 
 
 class Control:
-    """Answers for one node; `facts()` is what the node says of its own making (name, plugins, addresses)."""
+    """The endpoints of one node. `facts()` returns its name, drivers, addresses and counters."""
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class Control:
         self._waiting_us = waiting_us
 
     def add_to(self, server: Server) -> None:
-        """Serve every endpoint of this node."""
+        """Add all endpoints to `server`."""
         NetworkEndpoints(network=self._network, clock=self._clock).add_to(server)
         RouterEndpoints(
             router=self._router,
@@ -69,7 +71,7 @@ class Control:
         server.add("Broker.Publish", Publishing(self._broker).publish)
 
     async def status(self) -> dict[str, Any]:
-        """What this node is, and what it has counted."""
+        """Return name, addresses, drivers, topics and counters of this node."""
         return {**self._facts(), "topics": self._topics.topics(), "links": len(self._network.links())}
 
     async def _names(self) -> dict[str, str]:
@@ -77,16 +79,20 @@ class Control:
 
 
 class Publishing:
-    """Hands messages to this site's broker, for clients that call through the node."""
+    """Publishes messages on the broker of the site, for clients that call through the node."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
     async def publish(self, request: PublishRequest) -> dict[str, Any]:
-        """Hand a message to this site's broker; sites elsewhere that want it get it from there."""
+        """Publish a message on the broker of this site. Other sites with subscribers receive it from there.
+
+        Raises:
+            BadRequest: the topic or the id is invalid.
+        """
         check_topic(request.topic)
         if len(request.id) != 32 or not all(digit in "0123456789abcdef" for digit in request.id):
-            raise BadRequest("id: a message id is 32 hex digits")
+            raise BadRequest("invalid message id: it must be 32 lowercase hex digits")
         message = Message(id=request.id, body=request.body, content_type=request.content_type, headers=request.headers)
         await self._broker.publish(request.topic, without_node_headers(message))
         return {"id": request.id}

@@ -1,4 +1,4 @@
-"""What a tunnel's process answers of the network: nodes, links, graph."""
+"""The endpoints for the nodes, links and graph of the network. Nodes and tunnel processes serve them."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ NETWORK_ENDPOINTS = ("Network.Nodes", "Network.Connections", "Network.Graph")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodesRequest:
+    """`radius` is in hops."""
+
     radius: int = RADIUS
 
 
 class NetworkEndpoints:
-    """Nodes, links, graph, as one node sees them."""
+    """Nodes, links and graph from the view of one node."""
 
     def __init__(self, *, network: Network, clock: Clock) -> None:
         self._network = network
         self._clock = clock
 
     def add_to(self, server: Server) -> None:
-        """Serve NETWORK_ENDPOINTS."""
+        """Add NETWORK_ENDPOINTS to `server`."""
         handlers: tuple[Callable[..., Any], ...] = (self.nodes, self.connections, self.graph)
         for name, handler in zip(NETWORK_ENDPOINTS, handlers, strict=True):
             server.add(name, handler, idempotent=True)
 
     async def nodes(self, request: NodesRequest) -> dict[str, Any]:
-        """The nodes within sight, nearest first; the first is the node that answers."""
+        """Return the nodes within `radius` hops, nearest first. The first one is the node that answers."""
         return {"nodes": [node_view(node) for node in self._network.nodes(_radius(request))]}
 
     async def connections(self) -> dict[str, Any]:
-        """The links of this node, and the addresses it would like to be linked to."""
+        """Return the links of this node, and the addresses to which it cannot link."""
         now = self._clock.now()
         failing = [
             {"address": address, "reason": reason} for address, reason in sorted(self._network.dial_failures().items())
@@ -47,11 +49,11 @@ class NetworkEndpoints:
         return {"connections": [connection_view(link, now) for link in self._network.links()], "failing": failing}
 
     async def graph(self, request: NodesRequest) -> dict[str, Any]:
-        """Nodes within sight, and the links between them."""
+        """Return the nodes within `radius` hops, and the links between them."""
         return graph_view(self._network.nodes(_radius(request)))
 
 
 def _radius(request: NodesRequest) -> int:
     if not 0 <= request.radius <= RADIUS:
-        raise BadRequest(f"radius: from 0 to {RADIUS}, not {request.radius}")
+        raise BadRequest(f"invalid radius {request.radius}: it must be between 0 and {RADIUS}")
     return request.radius

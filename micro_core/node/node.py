@@ -1,79 +1,87 @@
-"""A running node: start, drain, stop. What it is made of is decided in assembly.py."""
+"""A running node: start, drain and stop. `composition.py` assembles it."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from micro_core.builtin.broker.host import BrokerHost
 from micro_core.contract.broker import Broker
-from micro_core.contract.driver import CountersInMemory
-from micro_core.contract.errors import MicroError
-from micro_core.contract.registry import Instance, Registry
+from micro_core.contract.names import BROKER_SERVICE
+from micro_core.contract.registry import Registry
 from micro_core.contract.resolver import Resolver
 from micro_core.contract.table import Table
-from micro_core.contract.transport import Listener, Socket, Transport
-from micro_core.network.adverts import Adverts
+from micro_core.contract.transport import Transport
+from micro_core.lifecycle.closing import Closing
+from micro_core.lifecycle.environment import Environment
 from micro_core.network.network import Network
+from micro_core.node.description import NodeDescription
+from micro_core.node.forwarding_plane import ForwardingPlane
+from micro_core.node.link_plane import LinkPlane
 from micro_core.node.node_lock import NodeLock
+from micro_core.node.registration import NodeRegistrations
+from micro_core.node.routing_plane import RoutingPlane
 from micro_core.plugins import Hooks
-from micro_core.proxy.proxy import CHANNEL, Proxy
-from micro_core.proxy.topics import Topics
+from micro_core.proxy.proxy import Proxy
 from micro_core.routing.router import Router
-from micro_core.rpc.connection import Connection
-from micro_core.rpc.registration import Registration
-from micro_core.rpc.server import Server
 from micro_core.tunnel.tunnel import TunnelHost
 
 PROPAGATION_S = 0.3
-"""How long a withdrawal is given to reach the neighbours before calls are refused."""
+"""Seconds for withdrawals to reach the neighbours before calls are refused."""
 
-DRAIN_S = 10.0
-"""How long calls in flight are given at a stop."""
+CLOSE_TIMEOUT_S = 5.0
+"""How long one component may take to close."""
 
 
 @dataclass(kw_only=True)
 class Node:
-    """All parts of a node, wired. `start` raises what went wrong; `stop` is safe at any point after."""
+    """The planes of a node and its drivers. Implements `RunningNode`, the view for plugins."""
 
-    node_id: str
-    name: str
-    site: str
-    network_name: str
+    description: NodeDescription
+    environment: Environment
+    links: LinkPlane
+    routing: RoutingPlane
+    forwarding: ForwardingPlane
     transport: Transport
     registry: Registry
+    table: Table
     broker: Broker
     broker_host: BrokerHost | None
-    table: Table
     resolvers: Sequence[Resolver]
-    tunnel: TunnelHost
-    router: Router
-    network: Network
-    adverts: Adverts
-    proxy: Proxy
-    topics: Topics
-    server: Server
     listen_address: str
     lease_s: float
-    metadata: Callable[[], dict[str, str]]
-    counters: CountersInMemory
-    log: logging.Logger
     hooks: Hooks
-    drivers: tuple[str, ...]
-    """What it was assembled of, as `tunnel:quic`."""
-    address: str = ""
-    """Where the node takes calls, once started."""
-    claim: NodeLock | None = None
+    lock: NodeLock | None
+    driver_names: tuple[str, ...]
     _is_announced: bool = False
-    _listener: Listener | None = None
-    _registrations: list[Registration] = field(default_factory=list)
-    _started: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    def __post_init__(self) -> None:
+        self._closing = Closing(
+            timeout_s=CLOSE_TIMEOUT_S,
+            logger=self.environment.logger,
+            counters=self.environment.counters,
+            failure_counter="node_stop_failures",
+        )
+        self._registrations = NodeRegistrations(
+            self.registry, node=self.description, lease_s=self.lease_s, counters=self.environment.counters
+        )
+
+    # -------------------------------------------------------------- lifecycle
 
     async def start(self) -> None:
-        """Bring everything up, lowest first; on failure take down what stood and raise."""
+        """Start drivers and planes, lower layers first.
+
+        On failure or cancellation, everything that was started is closed before the error is raised.
+
+        Raises:
+            Conflict: an address is in use, or the node runs in another process already.
+            ConfigError: a driver cannot be started with its options.
+            Unreachable: the registry does not answer.
+        """
         try:
             await self._start()
         except BaseException:
@@ -81,52 +89,114 @@ class Node:
             raise
 
     async def _start(self) -> None:
-        if self.claim is not None:
-            await self._bring_up(self.claim.take, self.claim.release)
-        await self._bring_up(self.transport.start, self.transport.close)
-        await self._bring_up(self.registry.start, self.registry.close)
-        await self._bring_up(self.table.start, self.table.close)
-        self.router.restore()
+        if self.lock is not None:
+            await self._start_component(self.lock.acquire, self.lock.release)
+        await self._start_component(self.transport.start, self.transport.close)
+        await self._start_component(self.registry.start, self.registry.close)
+        await self._start_component(self.table.start, self.table.close)
+        self.routing.restore()
         for resolver in self.resolvers:
-            await self._bring_up(resolver.start, resolver.close)
-        self._listener = await self.transport.listen(self.listen_address, self._accept)
-        self._started.append(self._listener.close)
-        self.address = self._listener.address
-        self._started.append(self.proxy.close)
-        if self.broker_host is not None:
-            host = self.broker_host
-            await self._bring_up(lambda: host.start(self.transport), host.close)
-            await self._register("go.micro.broker", host.address)
-        await self._bring_up(self.broker.start, self.broker.close)
-        self.tunnel.listen(CHANNEL, self.proxy.accept_session)
-        # Adverts hear of every link, and end before the network does: what was said last still leaves.
-        self._started += [self.network.close, self.adverts.close]
-        self.adverts.start()
-        await self.network.connect()
-        await self._bring_up(lambda: self.router.start(self.registry), self.router.close)
-        await self._bring_up(self.topics.start, self.topics.close)
-        await self._register(self.server.name, self.address)
+            await self._start_component(resolver.start, resolver.close)
+        await self._start_component(lambda: self.forwarding.listen(self.listen_address), self.forwarding.close)
+        await self._start_brokers()
+        self.forwarding.accept_sessions()
+        # Adverts see every link from the first on, and are closed before the links, so that their last messages are sent.
+        self._closing.push(self._stack, self.links.close)
+        self._closing.push(self._stack, self.routing.close)
+        self.routing.open_sessions()
+        await self.links.connect()
+        await self.routing.follow_registry(self.registry)
+        await self._start_component(self.forwarding.topics.start, self.forwarding.topics.close)
+        await self._registrations.add_node(
+            self.address,
+            tunnel_addresses=self.tunnel.address(),
+            endpoints=self.forwarding.server.endpoints,
+        )
         self.hooks.node_started(self)
         self._is_announced = True
 
+    async def _start_brokers(self) -> None:
+        if self.broker_host is not None:
+            host = self.broker_host
+            await self._start_component(lambda: host.start(self.transport), host.close)
+            metadata = self.description.metadata(self.tunnel.address())
+            await self._registrations.add(BROKER_SERVICE, host.address, metadata=metadata)
+        await self._start_component(self.broker.start, self.broker.close)
+
+    async def _start_component(
+        self, start: Callable[[], Awaitable[None]], close: Callable[[], Awaitable[None]]
+    ) -> None:
+        # Close also after a failed start, which may have opened something.
+        self._closing.push(self._stack, close)
+        await start()
+
     async def stop(self, *, drain: bool = True) -> None:
-        """Withdraw, let the neighbours hear it, finish what is in flight, take everything down, highest first."""
+        """Withdraw all records and routes, finish the calls in progress, then close everything, upper layers first.
+
+        Without `drain`, routes are not withdrawn and calls in progress end with Cancelled. Safe to call at any time, and
+        twice. Cancellation ends the step that runs; the components are closed in any case.
+        """
         if self._is_announced:
             self._is_announced = False
             self.hooks.node_stopping(self)
-        for registration in self._registrations:
-            await self._quietly(registration.close())
-        self._registrations.clear()
-        if drain:
-            self.router.withdraw_all()
-            await asyncio.sleep(PROPAGATION_S)
-            await self.server.drain(DRAIN_S)
-            await self.proxy.drain(DRAIN_S)
-        while self._started:
-            await self._quietly(self._started.pop()())
+        try:
+            await self._registrations.withdraw(self._closing)
+            if drain:
+                self.router.withdraw_all()
+                await asyncio.sleep(PROPAGATION_S)
+                await self.forwarding.drain()
+        finally:
+            await self._stack.aclose()
+
+    # ------------------------------------------------------------------- view
+
+    @property
+    def node_id(self) -> str:
+        """The id of the node."""
+        return self.description.node_id
+
+    @property
+    def name(self) -> str:
+        """The display name of the node."""
+        return self.description.name
+
+    @property
+    def site(self) -> str:
+        """The site of the node."""
+        return self.description.site
+
+    @property
+    def network_name(self) -> str:
+        """The name of the network to which the node belongs."""
+        return self.description.network
+
+    @property
+    def address(self) -> str:
+        """The address at which the node accepts calls from its site, or empty before `start`."""
+        return self.forwarding.address
+
+    @property
+    def tunnel(self) -> TunnelHost:
+        """The tunnel of the link plane."""
+        return self.links.tunnel
+
+    @property
+    def network(self) -> Network:
+        """The network of the link plane."""
+        return self.links.network
+
+    @property
+    def router(self) -> Router:
+        """The router of the routing plane."""
+        return self.routing.router
+
+    @property
+    def proxy(self) -> Proxy:
+        """The proxy of the forwarding plane."""
+        return self.forwarding.proxy
 
     def facts(self) -> dict[str, Any]:
-        """What the node says of itself."""
+        """Return the values that `micro network status` shows."""
         return {
             "id": self.node_id,
             "name": self.name,
@@ -134,42 +204,11 @@ class Node:
             "network": self.network_name,
             "address": self.address,
             "tunnel": self.tunnel.address(),
-            "drivers": list(self.drivers),
+            "drivers": list(self.driver_names),
             "in_flight": self.proxy.in_flight,
             "counters": self.counted(),
         }
 
     def counted(self) -> dict[str, int]:
-        """All counters, by name."""
-        values = self.counters.values
-        return {name: values[name] for name in sorted(values)}
-
-    def _accept(self, socket: Socket) -> None:
-        self.proxy.accept_socket(
-            Connection(socket, dialed=False, handler=self.proxy, node_id=self.node_id, counters=self.counters)
-        )
-
-    async def _bring_up(self, up: Callable[[], Awaitable[None]], down: Callable[[], Awaitable[None]]) -> None:
-        self._started.append(down)
-        await up()
-
-    async def _register(self, service: str, address: str) -> None:
-        instance = Instance(
-            service=service,
-            id=f"{service}-{self.node_id}",
-            address=address,
-            metadata=self.metadata(),
-            endpoints=self.server.endpoints if service == self.server.name else (),
-        )
-        registration = Registration(self.registry, instance, lease_s=self.lease_s, counters=self.counters)
-        self._registrations.append(registration)
-        await registration.start()
-
-    async def _quietly(self, work: Awaitable[None]) -> None:
-        # One part that cannot be taken down must not keep the others up.
-        try:
-            async with asyncio.timeout(5.0):
-                await work
-        except (MicroError, TimeoutError, OSError) as error:
-            self.counters.add("node_stop_failures")
-            self.log.warning("a part did not stop cleanly", extra={"reason": str(error) or "timeout"})
+        """Return all counters by name, sorted."""
+        return self.environment.counted()

@@ -1,4 +1,7 @@
-"""One node of a name at a time: two with the same key would take each other's links away, for ever and in silence."""
+"""A lock that allows one running node per name.
+
+Two nodes with the same key would close each other's links again and again, without an error message.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from micro_core.contract.errors import ConfigError, Conflict
 
 
 class NodeLock:
-    """A lock on a file, held as long as the node runs; the system lets go of it when the process ends, however it does.
+    """A lock on the file `path`. The operating system releases it when the process ends, also after a crash.
 
-    `name` is the node's. Where the system has no such locks, nothing is claimed.
+    `name` is the name of the node, for the error. On systems without POSIX file locks, the lock has no effect.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -19,11 +22,16 @@ class NodeLock:
         self._name = name
         self._descriptor: int | None = None
 
-    async def take(self) -> None:
-        """Raises Conflict when another process runs this node, ConfigError when the file cannot be made."""
+    async def acquire(self) -> None:
+        """Acquire the lock without waiting.
+
+        Raises:
+            Conflict: another process runs this node.
+            ConfigError: the file cannot be created.
+        """
         try:
             import fcntl
-        except ImportError:  # no POSIX
+        except ImportError:
             return
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -35,16 +43,19 @@ class NodeLock:
             holder = os.read(descriptor, 20).decode(errors="replace").strip()
             os.close(descriptor)
             raise Conflict(
-                f"a node called {self._name} runs on this machine already"
+                f"node {self._name} runs on this machine already"
                 + (f", as process {holder}" if holder.isdigit() else ""),
-                hint="stop it, or give this one another name: --name",
+                hint="stop it, or choose another name with --name",
             ) from error
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._descriptor = descriptor
 
     async def release(self) -> None:
-        """Let go; safe to call twice, and without `take`. The file stays: removing it would race with the next."""
+        """Release the lock. Safe to call twice, and without `acquire`.
+
+        The file is kept, because another process may be opening it.
+        """
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

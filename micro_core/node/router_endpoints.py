@@ -1,4 +1,7 @@
-"""What a router's process answers: services, routes, why they are as they are, and how they were."""
+"""The endpoints for services and routes: current ones, why they were chosen, and earlier ones.
+
+Nodes and router processes serve them.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +37,12 @@ ROUTER_ENDPOINTS = (
 )
 
 MAX_EVENTS = 1_000
-"""Changes in one answer."""
+"""Maximum number of changes in one answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutesRequest:
-    """A filter; empty fields match all. `topics` shows interests in topics too."""
+    """A filter; empty fields match all routes. With `topics`, the routes of interest in topics are included."""
 
     service: str = ""
     address: str = ""
@@ -52,23 +55,33 @@ class RoutesRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceRequest:
+    """The name of one service."""
+
     service: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventsRequest:
+    """A range of changes by number; see `RouterEndpoints.events`."""
+
     after: int = -1
     limit: int = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastRequest:
+    """A time in the past, and a service, or all services if it is empty."""
+
     ago_s: float
     service: str = ""
 
 
 class RouterEndpoints:
-    """Answers for one router. `names` are those of the nodes in sight, by id; `links` those of this node."""
+    """The endpoints of one router.
+
+    `names()` returns the names of known nodes by id, `links()` the links of this node, and `waiting_us(key)` how much longer
+    than usual recent calls along a route have waited, in microseconds.
+    """
 
     def __init__(
         self,
@@ -88,7 +101,7 @@ class RouterEndpoints:
         self._waiting_us = waiting_us
 
     def add_to(self, server: Server) -> None:
-        """Serve ROUTER_ENDPOINTS."""
+        """Add ROUTER_ENDPOINTS to `server`."""
         handlers: tuple[Callable[..., Any], ...] = (
             self.services,
             self.routes,
@@ -102,11 +115,11 @@ class RouterEndpoints:
             server.add(name, handler, idempotent=handler != self.release)
 
     async def services(self) -> dict[str, Any]:
-        """Every service that can be called from here."""
+        """Return all services that can be called through this node."""
         return {"services": services_view(self._router.table.list())}
 
     async def routes(self, request: RoutesRequest) -> dict[str, Any]:
-        """The route table, best first within a service."""
+        """Return the routes that match the filter, best first within a service."""
         query = RouteQuery(
             service=request.service,
             address=request.address,
@@ -133,7 +146,7 @@ class RouterEndpoints:
         return {"service": request.service, "node": self._node_name, "candidates": candidates}
 
     async def flaps(self) -> dict[str, Any]:
-        """What has been flapping: services of this site, which are damped here, and what is seen of other origins."""
+        """Return the services that have been flapping: those of this site, which are damped here, and those of other origins."""
         now, names, policy = self._clock.now(), await self._names(), self._router.damping
         elsewhere = self._router.flaps_elsewhere()
         penalties: dict[str, float] = {}
@@ -154,20 +167,24 @@ class RouterEndpoints:
         }
 
     async def release(self, request: ServiceRequest) -> dict[str, Any]:
-        """End the suppression of a service of this site. Raises NotFound if it has not been flapping."""
+        """End the suppression of a service of this site. Raises NotFound if it is not suppressed."""
         if not self._router.reuse(request.service):
             raise NotFound(f"{request.service} is not suppressed by this node", hint="micro network flaps")
         return {"released": request.service}
 
     async def events(self, request: EventsRequest) -> dict[str, Any]:
-        """Changes of the table after number `after`; the last `limit` where it is negative."""
+        """Return at most `limit` changes of the table after number `after`, or the last ones if `after` is negative."""
         journal, names = self._router.journal, await self._names()
         limit = max(0, min(request.limit, MAX_EVENTS))
         found = journal.last(limit) if request.after < 0 else journal.since(request.after, limit)
         return {"events": [change_view(change, names) for change in found], "now": self._clock.wall()}
 
     async def past(self, request: PastRequest) -> dict[str, Any]:
-        """The table as it was `ago_s` seconds ago, and what has changed since. Raises NotFound beyond the journal."""
+        """Return the table as it was `ago_s` seconds ago, and the differences to the current one.
+
+        Raises:
+            NotFound: the journal does not reach back that far.
+        """
         journal, now, names = self._router.journal, self._clock.wall(), await self._names()
         at = now - request.ago_s
         if at < journal.reaches_back_to:

@@ -1,6 +1,6 @@
-"""What a node shows of itself, as plain maps with stable names: the answers of its service and of `--json`.
+"""The answers of the service of a node and of `--json`, as maps with stable keys.
 
-Pure. Times are seconds, round trips and metrics microseconds where the name says so.
+Pure. The suffix of a key is its unit: seconds (`_s`) or microseconds (`_us`). Metrics are in microseconds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from micro_core.routing.metric import LOSS_PENALTY_US
 
 
 def node_view(node: GraphNode) -> dict[str, Any]:
+    """Return one node of the graph."""
     record = node.record
     return {
         "id": record.id,
@@ -31,7 +32,7 @@ def node_view(node: GraphNode) -> dict[str, Any]:
 
 
 def graph_view(nodes: Sequence[GraphNode]) -> dict[str, Any]:
-    """Nodes, and each link between two of them once."""
+    """Return nodes, and each link between two of them once."""
     shown = {node.record.id for node in nodes}
     links: dict[tuple[str, str], int] = {}
     for node in nodes:
@@ -46,6 +47,7 @@ def graph_view(nodes: Sequence[GraphNode]) -> dict[str, Any]:
 
 
 def connection_view(link: LinkInfo, now: float) -> dict[str, Any]:
+    """Return one link. `now` is in seconds of `Clock.now`."""
     return {
         "id": link.peer,
         "name": link.peer_name,
@@ -67,7 +69,7 @@ def connection_view(link: LinkInfo, now: float) -> dict[str, Any]:
 
 
 def route_view(route: Route, names: dict[str, str], now: float) -> dict[str, Any]:
-    """`names` are those of the nodes in sight, by id."""
+    """Return one route. `names` contains the names of known nodes by id."""
     return {
         "service": route.service,
         "address": route.address,
@@ -124,11 +126,11 @@ def candidate_view(
 
 CURVE_STEP_S = 10.0
 CURVE_STEPS = 13
-"""Two minutes of decay, ten seconds apart."""
+"""Number of points in the forecast of a penalty, `CURVE_STEP_S` seconds apart: two minutes."""
 
 
 def damping_view(policy: DampingPolicy) -> dict[str, Any]:
-    """The thresholds that penalties are held against."""
+    """Return the thresholds of the penalties."""
     return {
         "suppress": policy.suppress,
         "reuse": policy.reuse,
@@ -139,7 +141,7 @@ def damping_view(policy: DampingPolicy) -> dict[str, Any]:
 
 
 def flap_view(flap: FlapStatus, policy: DampingPolicy, now: float) -> dict[str, Any]:
-    """`curve` is the penalty as it will be if nothing more happens, now and every `CURVE_STEP_S`."""
+    """Return the penalty of a service. `curve` is a forecast without further flaps, starting now."""
     return {
         "service": flap.service,
         "penalty": round(flap.penalty),
@@ -160,6 +162,7 @@ def observed_view(flap: FlapStatus) -> dict[str, Any]:
 
 
 def change_view(change: Change, names: dict[str, str]) -> dict[str, Any]:
+    """Return one change of the route table. `names` contains the names of known nodes by id."""
     route = change.route
     kind = "created" if change.before is None else "deleted" if change.after is None else "updated"
     return {
@@ -178,7 +181,7 @@ def change_view(change: Change, names: dict[str, str]) -> dict[str, Any]:
 
 
 def services_view(routes: Iterable[Route]) -> list[dict[str, Any]]:
-    """Each service once, with its best route's figures and the sites it is on; interests in topics left out."""
+    """Return each service once, with its sites and the metric of its best route. Interest in topics is omitted."""
     found: dict[str, dict[str, Any]] = {}
     for route in routes:
         if route.service.startswith(INTEREST_PREFIX):

@@ -7,7 +7,6 @@ import inspect
 import logging
 import random as random_source
 import secrets
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -22,6 +21,7 @@ from micro_core.contract.registry import Instance, Registry
 from micro_core.contract.transport import Listener, Socket, Transport
 from micro_core.drivers.runtime import Runtime, build_runtime, joined_interceptors
 from micro_core.lifecycle.logs import set_up_logging
+from micro_core.lifecycle.shutdown import run_until_signal
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.rpc.client import Client
 from micro_core.rpc.connection import Connection
@@ -322,27 +322,12 @@ class Service:
             raise SystemExit(f"{self.name}: {error}") from error
 
     async def _run(self) -> None:
-        stop_requested = asyncio.Event()
-        second_signal = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def on_signal() -> None:
-            if stop_requested.is_set():
-                second_signal.set()
-            stop_requested.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, on_signal)
-        await self.start()
-        print(f"ready {self.id} at {self.address}", flush=True)  # noqa: T201 - for the person or the program that started it
-        await stop_requested.wait()
-        stopping = loop.create_task(self.stop())
-        interrupting = loop.create_task(second_signal.wait())
-        await asyncio.wait({stopping, interrupting}, return_when=asyncio.FIRST_COMPLETED)
-        interrupting.cancel()
-        if not stopping.done():
-            stopping.cancel()
-        await asyncio.gather(stopping, interrupting, return_exceptions=True)
+        # The line is what a person who started the service waits for.
+        await run_until_signal(
+            self.start,
+            self.stop,
+            started=lambda: print(f"ready {self.id} at {self.address}", flush=True),  # noqa: T201
+        )
 
     async def _start(self) -> None:
         self._debug.start(self._clock)

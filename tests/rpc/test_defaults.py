@@ -16,7 +16,8 @@ from micro_core import CallInfo, Client, Service
 from micro_core.config import load_settings
 from micro_core.contract import CountersInMemory, Driver, DriverContext, NoOptions, Role, hookimpl, option
 from micro_core.contract.errors import ConfigError, OptionError, PluginMissing, ServiceNotFound
-from micro_core.drivers.runtime import Runtime, build_runtime, drivers_of
+from micro_core.drivers.runtime import Runtime, build_runtime
+from micro_core.drivers.selection import drivers_of
 from micro_core.plugins import Catalog, Entry
 
 

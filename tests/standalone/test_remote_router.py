@@ -15,6 +15,7 @@ from micro_core.builtin.table.memory import MemoryTable
 from micro_core.builtin.transport.memory import MemoryTransport
 from micro_core.config import load_settings
 from micro_core.contract import CountersInMemory, DriverContext, Malformed, MicroError
+from micro_core.contract.names import ROUTER_SERVICE
 from micro_core.contract.table import ANY_SERVICE, LOCAL_LINK, NETWORK_LINK, Route, RouteEvent, RouteEventKind
 from micro_core.drivers.runtime import Runtime
 from micro_core.lifecycle.environment import Environment
@@ -22,7 +23,7 @@ from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.plugins import Catalog
 from micro_core.routing.router import Router
 from micro_core.rpc.service import Service
-from micro_core.standalone.discovery import ROUTER_SERVICE, component_metadata
+from micro_core.standalone.discovery import component_metadata
 from micro_core.standalone.router import client as remote_router
 from micro_core.standalone.router import server
 from micro_core.standalone.router.client import RemoteRouter

@@ -9,6 +9,7 @@ from typing import Any
 
 from micro_core.builtin.table.memory import MemoryTable
 from micro_core.contract.errors import Conflict, LinkLost, MicroError
+from micro_core.contract.names import ROUTER_SERVICE
 from micro_core.contract.table import (
     ANY_SERVICE,
     LOCAL_LINK,
@@ -20,7 +21,7 @@ from micro_core.contract.table import (
 )
 from micro_core.drivers.runtime import Runtime
 from micro_core.rpc.client import Client
-from micro_core.standalone.discovery import ROUTER_SERVICE, find_component
+from micro_core.standalone.discovery import find_component
 from micro_core.standalone.router.protocol import event_from_item, route_from_map
 from micro_core.tunnel.backoff import Backoff
 from micro_core.wire import limits

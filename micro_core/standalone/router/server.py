@@ -11,7 +11,7 @@ from micro_core.contract.driver import Counters
 from micro_core.contract.errors import Overloaded
 from micro_core.contract.table import RouteEvent
 from micro_core.node.router_endpoints import ServiceRequest
-from micro_core.routing.router import Router
+from micro_core.proxy.routes import RouteSource
 from micro_core.rpc.server import Server
 from micro_core.standalone.router.protocol import ROUTES_PER_ITEM, batches, event_to_item, route_to_map
 
@@ -28,7 +28,7 @@ HEARTBEAT_S = 5.0
 class TableEndpoints:
     """Serves lookups and watches of the route table of `router`, the router of the node `node_id`."""
 
-    def __init__(self, router: Router, *, node_id: str, counters: Counters) -> None:
+    def __init__(self, router: RouteSource, *, node_id: str, counters: Counters) -> None:
         self._router = router
         self._node_id = node_id
         self._counters = counters

@@ -1,152 +1,108 @@
-"""`micro tunnel`: the links of a node in a process of their own, with a door for its router and its proxy."""
+"""`micro tunnel`: the link plane of a node in a process of its own, with an IPC server for its router and its proxy."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from micro_core.config import Settings
 from micro_core.contract.driver import Role
 from micro_core.contract.errors import ConfigError
-from micro_core.contract.resolver import Resolver
-from micro_core.contract.tunnel import LinkDriver, LinkEvent
-from micro_core.drivers.runtime import Runtime, build, build_runtime, drivers_of
+from micro_core.contract.names import TUNNEL_SERVICE, short_id
+from micro_core.drivers.selection import drivers_of
 from micro_core.lifecycle.environment import Environment
-from micro_core.network.messages import NodeRecord
-from micro_core.network.network import Network
-from micro_core.network.peers import PeerOptions
-from micro_core.node.assembly import listeners, network_token, node_file, node_name
+from micro_core.node.assembly import describe_node, link_settings, network_token, node_file
+from micro_core.node.link_plane import LinkPlane
 from micro_core.node.network_endpoints import NetworkEndpoints
 from micro_core.plugins import Catalog
 from micro_core.rpc.service import Service
-from micro_core.standalone.discovery import IPC_KEY, TUNNEL_SERVICE, Standing, component_metadata
+from micro_core.standalone.component import Component
+from micro_core.standalone.discovery import IPC_KEY, Report, component_metadata
 from micro_core.standalone.tunnel.server import IpcServer
 from micro_core.tunnel.identity import NodeIdentity, next_incarnation
-from micro_core.tunnel.tunnel import TunnelHost
 
-ANY_DOOR = "unix://"
-"""Any free place for a Unix socket of this user: the door is for this machine unless somebody says otherwise."""
+UNUSED_UNIX_SOCKET = "unix://"
+"""Default address of the IPC server: an unused Unix socket that only this user can open."""
+
+MAX_ADDRESSES_IN_FACTS = 16
 
 
-class TunnelComponent:
-    """Links, the graph of the network, and the door. `say` is told of links that come and go."""
+class TunnelComponent(Component):
+    """The links of a node, the graph of the network, and the IPC server. Reports changes of the links."""
 
     def __init__(
         self,
         settings: Settings,
         *,
         address: str = "",
-        door: str = "",
-        say: Callable[[str], None],
+        ipc_address: str = "",
+        report: Report,
         catalog: Catalog | None = None,
     ) -> None:
-        self._settings = settings
-        self._catalog = catalog if catalog is not None else Catalog.discover()
-        self._listen_address = address
-        self._door_address = door or ANY_DOOR
-        self._say = say
-        self._standing = Standing()
-        self._facts: list[str] = []
-        self.address = ""
+        super().__init__(settings, address=address, report=report, catalog=catalog)
+        self._ipc_address = ipc_address or UNUSED_UNIX_SOCKET
 
     async def start(self) -> None:
-        """Raises ConfigError where no tunnel is named, Conflict where an address is taken, Unreachable."""
-        settings, catalog, chosen = self._settings, self._catalog, self._settings.node
+        """Start the links and the IPC server.
+
+        Raises:
+            ConfigError: the settings are invalid, or no tunnel driver is selected.
+            Conflict: an address is in use.
+            Unreachable: the registry does not answer.
+        """
+        settings, catalog = self._settings, self._catalog
         if not drivers_of(catalog, settings, Role.TUNNEL):
-            raise ConfigError("no tunnel to make links with is named", hint="name one, as in --plugins quic")
-        runtime = await build_runtime(settings, catalog=catalog)
-        self._standing.add(runtime.close)
-        name, clock = node_name(settings), runtime.context.clock
+            raise ConfigError("cannot open links: no tunnel driver is selected", hint="select one, e.g. --plugins quic")
+        runtime = await self._start_runtime()
         identity = NodeIdentity.load_or_create(node_file(settings, "key"))
-        incarnation = next_incarnation(node_file(settings, "incarnation"), int(clock.wall() * 1000))
-        # Nonces of handshakes are drawn from it: it must not be guessable.
-        context = replace(runtime.context, node_id=identity.node_id, random=random.SystemRandom())
-        links: list[LinkDriver] = [
-            build(catalog, settings, e, context) for e in drivers_of(catalog, settings, Role.TUNNEL)
-        ]
-        common: dict[str, Any] = {
-            "clock": clock,
-            "random": context.random,
-            "logger": context.logger,
-            "counters": context.counters,
-        }
-        tunnel = TunnelHost(
-            identity=identity,
-            name=name,
-            site=context.site,
-            network=context.network,
+        node = describe_node(settings, identity.node_id)
+        # Nonces of handshakes are drawn from this source, so it must not be predictable.
+        context = replace(runtime.context, node_id=node.node_id, random=random.SystemRandom())
+        incarnation = next_incarnation(node_file(settings, "incarnation"), int(context.clock.wall() * 1000))
+        plane_settings = link_settings(catalog, settings, context, identity=identity, incarnation=incarnation)
+        plane = LinkPlane(plane_settings, node=node, environment=Environment.from_context(context))
+        plane.network.set_report_handler(self._report)
+        ipc = IpcServer(
+            tunnel=plane.tunnel,
+            network=node.network,
             token=network_token(settings),
-            listeners=listeners(links, chosen.listen),
-            incarnation=incarnation,
-            environment=Environment.from_context(context),
+            facts=lambda: {
+                "name": node.name,
+                "site": node.site,
+                "addresses": plane.tunnel.address()[:MAX_ADDRESSES_IN_FACTS],
+            },
+            clock=context.clock,
+            random=context.random,
+            logger=context.logger,
+            counters=context.counters,
         )
-        network = Network(
-            name=context.network,
-            record=NodeRecord(
-                id=identity.node_id, name=name, site=context.site, addresses=(), incarnation=incarnation, sequence=1
-            ),
-            tunnel=tunnel,
-            resolvers=await self._resolvers(runtime, identity.node_id),
-            seeds=chosen.nodes,
-            options=PeerOptions(target_links=chosen.target_links),
-            environment=Environment.from_context(context),
-        )
-        network.set_report_handler(self._say)
-        door = IpcServer(
-            tunnel=tunnel,
-            network=context.network,
-            token=network_token(settings),
-            facts=lambda: {"name": name, "site": context.site, "addresses": tunnel.address()[:16]},
-            **common,
-        )
-
-        def dispatch(event: LinkEvent) -> None:
-            network.handle_link_event(event)
-            door.handle_link_event(event)
-
-        tunnel.set_event_handler(dispatch)
-        self._standing.add(network.close)
-        await network.connect()
-        self._standing.add(door.close)
-        await door.start(runtime.transport, self._door_address)
+        plane.add_event_handler(ipc.handle_link_event)
+        for resolver in plane_settings.resolvers:
+            self._close_later(resolver.close)
+            await resolver.start()
+        self._close_later(plane.close)
+        await plane.connect()
+        self._close_later(ipc.close)
+        await ipc.start(runtime.transport, self._ipc_address)
+        addresses = plane.tunnel.address()
         service = Service(
             TUNNEL_SERVICE,
             registry=runtime.registry,
             transport=runtime.transport,
             metadata=component_metadata(
-                identity.node_id, name, context.site, tunnel=",".join(tunnel.address()), **{IPC_KEY: door.address}
+                node.node_id, node.name, node.site, tunnel=",".join(addresses), **{IPC_KEY: ipc.address}
             ),
             address=self._listen_address,
-            instance_id=f"{TUNNEL_SERVICE}-{identity.node_id}",
-            lease_s=chosen.lease,
+            instance_id=f"{TUNNEL_SERVICE}-{node.node_id}",
+            lease_s=settings.node.lease,
             counters=context.counters,
         )
-        NetworkEndpoints(network=network, clock=clock).add_to(service.server)
-        self._standing.add(service.stop)
+        NetworkEndpoints(network=plane.network, clock=context.clock).add_to(service.server)
+        self._close_later(service.stop)
         await service.start()
         self.address = service.address
-        self._facts = [
-            f"tunnel of node {name} ({identity.node_id[:8]}) of network {context.network}, site {context.site}",
-            f"  links at  {', '.join(tunnel.address()) or 'none: dials out only'}",
-            f"  door at   {door.address}",
+        self.introduction = [
+            f"tunnel of node {node.name} ({short_id(node.node_id)}) of network {node.network}, site {node.site}",
+            f"  links     {', '.join(addresses) or 'outgoing only'}",
+            f"  ipc       {ipc.address}",
         ]
-
-    async def stop(self) -> None:
-        """Withdraw, tell the peers, end the links."""
-        await self._standing.end()
-
-    def introduction(self) -> list[str]:
-        return self._facts
-
-    async def _resolvers(self, runtime: Runtime, node_id: str) -> list[Resolver]:
-        context = replace(runtime.context, node_id=node_id)
-        resolvers: list[Resolver] = [
-            build(self._catalog, self._settings, entry, context)
-            for entry in drivers_of(self._catalog, self._settings, Role.RESOLVER)
-        ]
-        for resolver in resolvers:
-            self._standing.add(resolver.close)
-            await resolver.start()
-        return resolvers

@@ -24,13 +24,13 @@ from micro_core.contract.tunnel import (
     LinkUp,
     Priority,
     Session,
+    Sessions,
 )
 from micro_core.standalone.tunnel import protocol as ipc
 from micro_core.standalone.tunnel.protocol import Verb
 from micro_core.standalone.tunnel.server_connection import ClientConnection
 from micro_core.standalone.tunnel.server_requests import ForwardedListener, LinkWatcher, RelayedSession, RequestHandler
 from micro_core.tunnel.identity import is_member
-from micro_core.tunnel.tunnel import TunnelHost
 
 MAX_CONNECTIONS = 4_096
 """Open connections of clients. Further ones are refused and counted."""
@@ -51,7 +51,7 @@ class IpcServer:
     def __init__(
         self,
         *,
-        tunnel: TunnelHost,
+        tunnel: Sessions,
         network: str,
         token: str,
         facts: Callable[[], dict[str, Any]],

@@ -262,7 +262,7 @@ async def test_port_in_use_does_not_prevent_the_node_from_starting(caplog: pytes
     with socket.create_server(("127.0.0.1", 0)) as taken:
         node = make_node("eu", taken.getsockname()[1])
         await node.start()
-        assert node.counters.values["prometheus_endpoint_failed"] == 1
+        assert node.counted()["prometheus_endpoint_failed"] == 1
         assert "cannot serve metrics" in caplog.text
         await node.stop(drain=False)
 
