@@ -13,17 +13,30 @@ GREETER = "go.micro.srv.greeter"
 GREETER_SOURCE = (Path(__file__).parents[2] / "examples" / "greeter.py").read_text()
 FLAPPING = """
 import asyncio
-from micro_core import Service
+from micro_core import Client, Service
+
+NAME = "go.micro.srv.flapping"
+NODE = "go.micro.network"
+
+async def has_route(client):
+    return bool((await client.call(NODE, "Network.Explain", {"service": NAME}))["candidates"])
+
+async def losses(client):
+    flaps = (await client.call(NODE, "Network.Flaps"))["flaps"]
+    return sum(flap["losses"] for flap in flaps if flap["service"] == NAME)
 
 async def main():
-    for number in range(9):
-        service = Service("go.micro.srv.flapping")
-        await service.start()
-        # Long enough for the node to see each registration and each withdrawal in the registry.
-        await asyncio.sleep(0.6)
-        if number < 8:
-            await service.stop()
-            await asyncio.sleep(0.6)
+    async with Client() as client:
+        for number in range(9):
+            service = Service(NAME)
+            await service.start()
+            # The node must notice each registration and each withdrawal.
+            while not await has_route(client):
+                await asyncio.sleep(0.02)
+            if number < 8:
+                await service.stop()
+                while await losses(client) <= number:
+                    await asyncio.sleep(0.02)
     print("ready", flush=True)
     await asyncio.Event().wait()
 
