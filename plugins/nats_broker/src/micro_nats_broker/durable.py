@@ -107,7 +107,7 @@ class DurableSubscription:
         await asyncio.shield(ready)
 
     def is_attached(self, session: Session) -> bool:
-        """Return whether everything except the part of JetStream is done."""
+        """Return whether `session` has the subscription, even if JetStream has not confirmed its consumer yet."""
         return self._session is session
 
     async def close(self) -> None:
