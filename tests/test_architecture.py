@@ -26,6 +26,13 @@ def test_every_package_is_in_architecture_md() -> None:
     assert {name for name in packages() if f"| `{name}` |" not in text} == set()
 
 
+def test_files_named_in_architecture_md_exist() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    named = {name for name in re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", text) if not name.startswith("tests/")}
+    assert len(named) > 10
+    assert {name for name in named if not (CORE / name).exists()} == set()
+
+
 def test_import_contracts_are_kept() -> None:
     lint = Path(sys.executable).parent / "lint-imports"
     done = subprocess.run([str(lint)], cwd=ROOT, capture_output=True, text=True, check=False)

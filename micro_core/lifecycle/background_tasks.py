@@ -50,3 +50,13 @@ class BackgroundTasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._counters.add(self._failure_counter)
             self._logger.error("background task failed", exc_info=error, extra={"component": self._component})
+
+
+async def ends_before(task: asyncio.Task[None], event: asyncio.Event) -> bool:
+    """Wait until `task` ends or `event` is set. Return whether the task has ended. Cancellation does not cancel `task`."""
+    waiting = asyncio.get_running_loop().create_task(event.wait())
+    try:
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    return task.done()

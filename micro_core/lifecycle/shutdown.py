@@ -7,6 +7,8 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable
 
+from micro_core.lifecycle.background_tasks import ends_before
+
 log = logging.getLogger(__name__)
 
 CLOSE_STEP_S = 0.5
@@ -55,7 +57,7 @@ async def run_until_signal(
     signals.install()
     loop = asyncio.get_running_loop()
     starting = loop.create_task(_run(start))
-    if await _ends_before(starting, signals.requested):
+    if await ends_before(starting, signals.requested):
         try:
             starting.result()
         except BaseException:
@@ -72,23 +74,13 @@ async def run_until_signal(
 
 async def _stop(stop: Callable[[], Awaitable[None]], signals: ShutdownSignals) -> None:
     task = asyncio.get_running_loop().create_task(_run(stop))
-    await _ends_before(task, signals.immediate)
+    await ends_before(task, signals.immediate)
     while not task.done():
         # Cancelling ends the step that runs now. The components that are not closed yet follow.
         task.cancel()
         await asyncio.wait({task}, timeout=CLOSE_STEP_S)
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("shutdown failed", exc_info=error)
-
-
-async def _ends_before(task: asyncio.Task[None], event: asyncio.Event) -> bool:
-    """Wait until `task` ends or `event` is set. Return whether the task has ended."""
-    waiting = asyncio.get_running_loop().create_task(event.wait())
-    try:
-        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
-    return task.done()
 
 
 async def _run(work: Callable[[], Awaitable[None]]) -> None:

@@ -10,6 +10,7 @@ from micro_core.contract.errors import MicroError, Unreachable
 from micro_core.contract.names import NODE_KEY, SCOPE_KEY, SITE_SCOPE, TUNNEL_SERVICE
 from micro_core.contract.registry import Instance, Registry
 from micro_core.drivers.runtime import Runtime
+from micro_core.lifecycle.environment import Environment
 from micro_core.node.assembly import network_token, node_name
 from micro_core.rpc.client import Client
 from micro_core.rpc.server import Server
@@ -68,10 +69,7 @@ def remote_tunnel(runtime: Runtime, report: Report) -> RemoteTunnel:
         transport=runtime.transport,
         network=context.network,
         token=network_token(runtime.settings),
-        clock=context.clock,
-        random=context.random,
-        logger=context.logger,
-        counters=context.counters,
+        environment=Environment.from_context(context),
     )
     tunnel.add_availability_handler(availability_reporter("tunnel", report))
     return tunnel

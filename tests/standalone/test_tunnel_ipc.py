@@ -90,10 +90,13 @@ class Site:
             network=NETWORK,
             token=TOKEN,
             facts=lambda: {"name": "near"},
-            clock=SystemClock(),
-            random=random.SystemRandom(),
-            logger=LOG,
-            counters=self.counters,
+            environment=Environment(
+                node_id=self.near.node_id,
+                clock=SystemClock(),
+                random=random.SystemRandom(),
+                logger=LOG,
+                counters=self.counters,
+            ),
         )
 
     async def start_server(self) -> None:
@@ -108,10 +111,13 @@ class Site:
             transport=self.transport,
             network=NETWORK,
             token=token,
-            clock=SystemClock(),
-            random=random.Random(1),
-            logger=LOG,
-            counters=CountersInMemory(),
+            environment=Environment(
+                node_id=self.near.node_id,
+                clock=SystemClock(),
+                random=random.Random(1),
+                logger=LOG,
+                counters=CountersInMemory(),
+            ),
         )
         self.clients.append(client)
         if connect:

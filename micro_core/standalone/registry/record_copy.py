@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from micro_core.contract import DriverContext, Instance, MicroError, RegistryEventKind, Unreachable, instance_from_dict
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.standalone.registry.protocol import instances_of
 
 MAX_RECORDS = 100_000
@@ -49,17 +49,20 @@ class RecordCopy:
         self._grace_s = grace_s
         self._incarnation = ""
         self._missing: set[str] = set()
-        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._tasks = BackgroundTasks(
+            component="registry client",
+            logger=context.logger,
+            counters=context.counters,
+            failure_counter="registry_tasks_failed",
+        )
 
     def start(self) -> None:
         """Watch the registry in a task."""
-        self._spawn(self._stay_synced())
+        self._tasks.start(self._stay_synced())
 
     async def close(self) -> None:
         """Stop watching. The records remain readable."""
-        for task in [*self._tasks]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     async def _stay_synced(self) -> None:
         pause_s = RETRY_INITIAL_S
@@ -99,7 +102,7 @@ class RecordCopy:
             self._incarnation = incarnation
             if self._on_new_incarnation is not None:
                 # In a task, because the stream must be read in the meantime.
-                self._spawn(self._on_new_incarnation(incarnation))
+                self._tasks.start(self._on_new_incarnation(incarnation))
 
     def _replace_all(self, records: dict[str, Instance]) -> None:
         self.last_error = ""
@@ -108,7 +111,7 @@ class RecordCopy:
         self._missing = {instance_id for instance_id in self.records if instance_id not in records}
         self.synced.set()
         if self._missing:
-            self._spawn(self._remove_missing(self._missing))
+            self._tasks.start(self._remove_missing(self._missing))
 
     async def _remove_missing(self, missing: set[str]) -> None:
         await asyncio.sleep(self._grace_s)
@@ -130,17 +133,6 @@ class RecordCopy:
             self.records[instance_id] = instance
         self._missing.discard(instance_id)
         self._on_change(before, instance)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks[task] = None
-        task.add_done_callback(self._task_done)
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._context.counters.add("registry_tasks_failed")
-            logging.getLogger(__name__).error("a task of the registry client failed", exc_info=error)
 
 
 def check_record_count(records: dict[str, Instance]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from micro_core.contract.table import (
     RouteQuery,
 )
 from micro_core.drivers.runtime import Runtime
+from micro_core.lifecycle.background_tasks import BackgroundTasks, ends_before
 from micro_core.rpc.client import Client
 from micro_core.standalone.discovery import find_component
 from micro_core.standalone.router.protocol import event_from_item, route_from_map
@@ -60,24 +60,27 @@ class RemoteRouter:
         self._stale_timer: asyncio.TimerHandle | None = None
         self._is_synced = False
         """Whether the copy is complete and the current watch keeps it up to date."""
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = BackgroundTasks(
+            component="router client",
+            logger=context.logger,
+            counters=context.counters,
+            failure_counter="router_tasks_failed",
+        )
         self._availability_handlers: list[Callable[[MicroError | None], None]] = []
 
     # -------------------------------------------------------------- lifecycle
 
     async def connect(self) -> None:
         """Find the router and read its table. Waits without limit until the router is available."""
-        self._task = asyncio.get_running_loop().create_task(self._stay_synced())
-        self._task.add_done_callback(self._task_done)
-        await self._first_sync.wait()
+        task = self._tasks.start(self._stay_synced())
+        if await ends_before(task, self._first_sync):
+            task.result()
 
     async def close(self) -> None:
         """Stop watching and discard the copy. Safe to call twice."""
         if self._stale_timer is not None:
             self._stale_timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.cancel()
         await self._client.close()
         await self._table.close()
 
@@ -192,11 +195,6 @@ class RemoteRouter:
     def _report_availability(self, error: MicroError | None) -> None:
         for handler in self._availability_handlers:
             handler(error)
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._context.counters.add("router_tasks_failed")
-            logging.getLogger(__name__).error("watching the router failed", exc_info=error)
 
 
 def _list_field(item: dict[str, Any], key: str) -> list[Any]:

@@ -8,12 +8,9 @@ limit on the number of attempts.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from micro_core.contract.clock import Clock, Random
-from micro_core.contract.driver import Counters
 from micro_core.contract.errors import Closed, Conflict, LinkLost, MicroError, Unreachable
 from micro_core.contract.names import check_node_id, short_id
 from micro_core.contract.transport import Socket, Transport
@@ -27,6 +24,8 @@ from micro_core.contract.tunnel import (
     Priority,
     Session,
 )
+from micro_core.lifecycle.background_tasks import BackgroundTasks, ends_before
+from micro_core.lifecycle.environment import Environment
 from micro_core.standalone.tunnel import protocol as ipc
 from micro_core.standalone.tunnel.client_listener import RemoteListener
 from micro_core.standalone.tunnel.client_session import RemoteSession
@@ -57,10 +56,7 @@ class RemoteTunnel:
         transport: Transport,
         network: str,
         token: str,
-        clock: Clock,
-        random: Random,
-        logger: logging.Logger,
-        counters: Counters,
+        environment: Environment,
     ) -> None:
         self.node_id = ""
         """The id of the node; empty before `connect`."""
@@ -68,10 +64,15 @@ class RemoteTunnel:
         """What the tunnel process last sent about the node: its name, site and addresses."""
         self._find = find
         self._transport = transport
-        self._clock = clock
-        self._random = random
-        self._log = logger
-        self._counters = counters
+        self._clock = environment.clock
+        self._random = environment.random
+        self._counters = environment.counters
+        self._tasks = BackgroundTasks(
+            component="tunnel client",
+            logger=environment.logger,
+            counters=environment.counters,
+            failure_counter="tunnel_ipc_tasks_failed",
+        )
         self._prove = lambda transcript: membership_proof(network, token, transcript)
         self._address = ""
         self._links: dict[str, LinkInfo] = {}
@@ -81,27 +82,18 @@ class RemoteTunnel:
         self._availability_handlers: list[Callable[[MicroError | None], None]] = []
         self._connected = asyncio.Event()
         self._watch: LinkWatch | None = None
-        self._task: asyncio.Task[None] | None = None
 
     # -------------------------------------------------------------- lifecycle
 
     async def connect(self) -> None:
         """Connect to the tunnel process and read its links. Waits without limit until the process is available."""
-        self._task = asyncio.get_running_loop().create_task(self._stay_connected())
-        self._task.add_done_callback(self._task_done)
-        connected = asyncio.get_running_loop().create_task(self._connected.wait())
-        try:
-            await asyncio.wait({self._task, connected}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            connected.cancel()
-        if self._task.done():
-            self._task.result()
+        task = self._tasks.start(self._stay_connected())
+        if await ends_before(task, self._connected):
+            task.result()
 
     async def close(self) -> None:
         """Close listeners, sessions and the watch. Safe to call twice."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.cancel()
         for listener in [*self._listeners.values()]:
             await listener.aclose()
         await asyncio.gather(*(session.close() for session in [*self._sessions]))
@@ -195,6 +187,10 @@ class RemoteTunnel:
         """Return a connection to the IPC server that is not started."""
         return IpcSocket(request, self._prove, receiver)
 
+    def start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` in a task that ends with this client at the latest. A failure is counted and logged."""
+        return self._tasks.start(work)
+
     def new_backoff(self) -> Backoff:
         """Return a backoff with the bounds of this client."""
         return Backoff(random=self._random, initial_s=RETRY_INITIAL_S, max_s=RETRY_MAX_S)
@@ -283,11 +279,6 @@ class RemoteTunnel:
             self._links[link.peer] = link
             if kind == "moved":
                 self._emit(LinkMoved(link))
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._counters.add("tunnel_ipc_tasks_failed")
-            self._log.error("the client of the tunnel process failed", exc_info=error)
 
     def _emit(self, event: LinkEvent) -> None:
         if self._event_handler is not None:

@@ -32,7 +32,7 @@ class RemoteListener:
 
     def start(self) -> None:
         """Listen in a task."""
-        self._task = asyncio.get_running_loop().create_task(self._listen())
+        self._task = self._tunnel.start_task(self._listen())
 
     def close(self) -> None:
         """Stop listening in the background. Safe to call twice."""

@@ -60,7 +60,8 @@ class TunnelComponent(Component):
         context = replace(runtime.context, node_id=node.node_id, random=random.SystemRandom())
         incarnation = next_incarnation(node_file(settings, "incarnation"), int(context.clock.wall() * 1000))
         plane_settings = link_settings(catalog, settings, context, identity=identity, incarnation=incarnation)
-        plane = LinkPlane(plane_settings, node=node, environment=Environment.from_context(context))
+        environment = Environment.from_context(context)
+        plane = LinkPlane(plane_settings, node=node, environment=environment)
         plane.network.set_report_handler(self._report)
         ipc = IpcServer(
             tunnel=plane.tunnel,
@@ -71,10 +72,7 @@ class TunnelComponent(Component):
                 "site": node.site,
                 "addresses": plane.tunnel.address()[:MAX_ADDRESSES_IN_FACTS],
             },
-            clock=context.clock,
-            random=context.random,
-            logger=context.logger,
-            counters=context.counters,
+            environment=environment,
         )
         plane.add_event_handler(ipc.handle_link_event)
         for resolver in plane_settings.resolvers:

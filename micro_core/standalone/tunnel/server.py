@@ -7,12 +7,9 @@ can act for the node, so it must prove that it holds the token of the network be
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from micro_core.contract.clock import Clock, Random
-from micro_core.contract.driver import Counters
 from micro_core.contract.errors import BadRequest, Malformed, MicroError, NotFound, Overloaded, Unauthorized
 from micro_core.contract.transport import Listener, Socket, Transport
 from micro_core.contract.tunnel import (
@@ -26,6 +23,8 @@ from micro_core.contract.tunnel import (
     Session,
     Sessions,
 )
+from micro_core.lifecycle.background_tasks import BackgroundTasks
+from micro_core.lifecycle.environment import Environment
 from micro_core.standalone.tunnel import protocol as ipc
 from micro_core.standalone.tunnel.protocol import Verb
 from micro_core.standalone.tunnel.server_connection import ClientConnection
@@ -55,25 +54,27 @@ class IpcServer:
         network: str,
         token: str,
         facts: Callable[[], dict[str, Any]],
-        clock: Clock,
-        random: Random,
-        logger: logging.Logger,
-        counters: Counters,
+        environment: Environment,
     ) -> None:
         self.tunnel = tunnel
         self.facts = facts
-        self.clock = clock
-        self.random = random
-        self.counters = counters
+        self.clock = environment.clock
+        self.random = environment.random
+        self.counters = environment.counters
         self.address = ""
         self._network = network
         self._token = token
-        self._log = logger
+        self._log = environment.logger
         self._listener: Listener | None = None
         self._connections: dict[ClientConnection, None] = {}
         self._watchers: dict[LinkWatcher, None] = {}
         self._tickets: dict[str, tuple[Session, asyncio.TimerHandle]] = {}
-        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._tasks = BackgroundTasks(
+            component="tunnel IPC server",
+            logger=environment.logger,
+            counters=environment.counters,
+            failure_counter="tunnel_ipc_tasks_failed",
+        )
         self._heartbeat: asyncio.TimerHandle | None = None
         self._is_closed = False
 
@@ -95,7 +96,7 @@ class IpcServer:
             timer.cancel()
             self.run_in_background(session.close())
         self._tickets.clear()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.wait()
 
     # ------------------------------------------------------------ connections
 
@@ -206,15 +207,7 @@ class IpcServer:
 
     def run_in_background(self, work: Coroutine[None, None, None]) -> None:
         """Run `work` in a task. A failure is counted and logged."""
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
-        self._tasks[task] = None
-        task.add_done_callback(self._task_done)
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(task, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.counters.add("tunnel_ipc_tasks_failed")
-            self._log.error("a task of the tunnel's IPC server failed", exc_info=error)
+        self._tasks.start(work)
 
 
 def _priority(request: Mapping[str, Any]) -> Priority:
