@@ -34,6 +34,13 @@ def test_generated_pages_are_up_to_date() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/reference").glob("*.md")), ids=lambda page: page.name)
+def test_sections_of_docstrings_are_lists_in_generated_pages(page: Path) -> None:
+    lines = page.read_text().splitlines()
+    assert [line for line in lines if line.strip() in {"Args:", "Returns:", "Yields:"}] == []
+    assert [below for line, below in zip(lines, lines[1:], strict=False) if line == "Raises:" and below] == []
+
+
 NOT_FOR_DRIVERS = {
     # Created or read by core only.
     *("ChannelListener", "DialMode", "LinkInfo", "MessageReceiver", "Session", "Sessions", "Tunnel"),

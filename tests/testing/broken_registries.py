@@ -198,8 +198,6 @@ class SharesMonotonicTime(Correct):
 
 class KeepsRecordsAfterClose(Correct):
     async def close(self) -> None:
-        if self._hub is not None:
-            self._hub._book._standing = {}  # type: ignore[attr-defined]# so close withdraws nothing
         self._hub = None
 
 
