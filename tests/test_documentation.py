@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -38,7 +39,7 @@ def test_generated_pages_are_up_to_date() -> None:
 def test_sections_of_docstrings_are_lists_in_generated_pages(page: Path) -> None:
     lines = page.read_text().splitlines()
     assert [line for line in lines if line.strip() in {"Args:", "Returns:", "Yields:"}] == []
-    assert [below for line, below in zip(lines, lines[1:], strict=False) if line == "Raises:" and below] == []
+    assert [below for line, below in itertools.pairwise(lines) if line == "Raises:" and below] == []
 
 
 NOT_FOR_DRIVERS = {
