@@ -8,7 +8,7 @@ from dataclasses import replace
 from micro_core.builtin.broker.host import BrokerHost
 from micro_core.config import build_options
 from micro_core.contract.driver import Role
-from micro_core.contract.names import BROKER_SERVICE
+from micro_core.contract.names import BROKER_SERVICE, REGISTRY_SERVICE
 from micro_core.contract.registry import Instance, Registry
 from micro_core.drivers.construction import build_registry, build_transport
 from micro_core.drivers.runtime import process_context
@@ -20,7 +20,6 @@ from micro_core.rpc.service import Service
 from micro_core.standalone.component import Component
 from micro_core.standalone.discovery import component_metadata
 from micro_core.standalone.registry.client import ServiceRegistryOptions
-from micro_core.standalone.registry.protocol import REGISTRY_SERVICE
 from micro_core.standalone.registry.server import RegistryEndpoints
 
 OWN_DRIVER = "registry:service"

@@ -21,7 +21,6 @@ from micro_core.builtin.broker import memory as memory_broker
 from micro_core.builtin.broker import node as node_broker
 from micro_core.builtin.broker.host import BrokerHost
 from micro_core.builtin.broker.node import NodeBrokerOptions
-from micro_core.builtin.broker.protocol import SERVICE as BROKER_SERVICE
 from micro_core.builtin.registry import local as local_registry
 from micro_core.builtin.registry import memory as memory_registry
 from micro_core.builtin.registry.local import LocalRegistryOptions
@@ -51,6 +50,7 @@ from micro_core.contract import (
     Transport,
     Unreachable,
 )
+from micro_core.contract.names import BROKER_SERVICE
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.standalone.broker import client as service_broker
 from micro_core.testing.broker.checks import BrokerConformance

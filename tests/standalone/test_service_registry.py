@@ -23,11 +23,11 @@ from micro_core.contract import (
     Transport,
     Unreachable,
 )
+from micro_core.contract.names import REGISTRY_SERVICE
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.rpc.service import Service
 from micro_core.standalone.registry import client as service_registry
 from micro_core.standalone.registry.client import ServiceRegistry, ServiceRegistryOptions
-from micro_core.standalone.registry.protocol import REGISTRY_SERVICE
 from micro_core.standalone.registry.server import RegistryEndpoints
 from micro_core.testing import DriverUnderTest, RegistryConformance, free_port
 from micro_core.testing.kit.driver_under_test import Faults

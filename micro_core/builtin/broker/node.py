@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from micro_core.builtin.broker.mailbox import Mailbox
-from micro_core.builtin.broker.protocol import SERVICE
 from micro_core.builtin.broker.session import HostSession
 from micro_core.contract import (
     Broker,
@@ -31,7 +30,7 @@ from micro_core.contract import (
     option,
 )
 from micro_core.contract.messages import check_message, check_queue
-from micro_core.contract.names import check_topic
+from micro_core.contract.names import BROKER_SERVICE, check_topic
 
 CONNECT_TIMEOUT_S = 5.0
 """To find the host, dial it and make every subscription again."""
@@ -205,7 +204,7 @@ class NodeBroker:
         if self._options.address:
             return self._options.address
         assert self._registry is not None
-        hosts = await self._registry.instances(SERVICE)
+        hosts = await self._registry.instances(BROKER_SERVICE)
         if not hosts:
             raise Unreachable("no broker is registered on this site", hint="micro run")
         return min(hosts, key=lambda host: host.id).address
@@ -253,7 +252,7 @@ class NodeBroker:
         """Return when the registry names another host than the session's."""
         while self._registry is not None and not self._options.address:
             try:
-                watch = await self._registry.watch(SERVICE)
+                watch = await self._registry.watch(BROKER_SERVICE)
                 try:
                     # A watch begins with what stands: a change since the host was chosen is seen too.
                     async for _ in watch:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from micro_core.contract.broker import Message
 from micro_core.contract.errors import Malformed, TooLarge
+from micro_core.contract.names import BROKER_SERVICE
 from micro_core.wire import limits
 from micro_core.wire.frames import MORE, Frame, Kind, encode, encode_message
 from micro_core.wire.header import CallHeader, EventHeader, encode_header
 
-SERVICE = "go.micro.broker"
 PUBLISH = "Broker.Publish"
 SUBSCRIBE = "Broker.Subscribe"
 HEADER_PREFIX = "h-"
@@ -28,7 +28,7 @@ def publish_frames(stream: int, topic: str, message: Message) -> list[bytes]:
     """The frames of one publication; raises TooLarge."""
     metadata = {"topic": topic, "id": message.id}
     metadata |= {HEADER_PREFIX + name: value for name, value in message.headers.items()}
-    header = CallHeader(SERVICE, PUBLISH, content_type=message.content_type, metadata=metadata)
+    header = CallHeader(BROKER_SERVICE, PUBLISH, content_type=message.content_type, metadata=metadata)
     return encode_message(Kind.REQUEST, stream, encode_header(header), message.body)
 
 
@@ -44,7 +44,7 @@ def published_message(header: CallHeader, body: bytes) -> tuple[str, Message]:
 
 
 def subscribe_frame(stream: int, topic: str, queue: str) -> bytes:
-    header = CallHeader(SERVICE, SUBSCRIBE, metadata={"topic": topic, "queue": queue})
+    header = CallHeader(BROKER_SERVICE, SUBSCRIBE, metadata={"topic": topic, "queue": queue})
     return encode(Kind.REQUEST, stream, encode_header(header))
 
 

@@ -31,8 +31,9 @@ from micro_core.contract import (
     instance_to_dict,
     option,
 )
+from micro_core.contract.names import REGISTRY_SERVICE
 from micro_core.rpc.client import Client
-from micro_core.standalone.registry.protocol import DEFAULT_ADDRESS, REGISTRY_SERVICE, instances_of
+from micro_core.standalone.registry.protocol import DEFAULT_ADDRESS, instances_of
 from micro_core.standalone.registry.record_copy import RecordCopy, check_record_count
 from micro_core.wire.header import CallMode
 

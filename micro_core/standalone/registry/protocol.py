@@ -10,7 +10,6 @@ from typing import Any
 from micro_core.contract.records import instance_from_dict, instance_to_dict
 from micro_core.contract.registry import Instance
 
-REGISTRY_SERVICE = "go.micro.registry"
 DEFAULT_ADDRESS = "tcp://127.0.0.1:8000"
 
 BATCH_RECORDS = 100
