@@ -1,4 +1,4 @@
-"""Two ends over a pair of sockets in memory, with a hand on what passes between them."""
+"""Fixtures: pairs of connected sockets in memory, connections over them, and a client with servers over such sockets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from micro_core.rpc.server import Server
 
 
 class PairedSocket:
-    """One of two wired sockets. `sent` keeps what was written; above `high_mark` undelivered bytes it says pause."""
+    """One of two connected sockets.
+
+    `sent` contains all written bytes. The socket pauses its writer above `high_mark` undelivered bytes.
+    """
 
     high_mark = 256 * 1024
 
@@ -49,12 +52,12 @@ class PairedSocket:
         self.sent += data
         self.peer._inbox.append(data)
         self.peer._schedule()
-        if self.peer.waiting_bytes > self.high_mark and not self._paused_writer and self._receiver is not None:
+        if self.peer.undelivered_bytes > self.high_mark and not self._paused_writer and self._receiver is not None:
             self._paused_writer = True
             self._receiver.pause_writing()
 
     @property
-    def waiting_bytes(self) -> int:
+    def undelivered_bytes(self) -> int:
         return sum(len(data) for data in self._inbox)
 
     def pause_reading(self) -> None:
@@ -71,7 +74,7 @@ class PairedSocket:
             peer._end_after_inbox(Ended("closed by the peer"))
 
     def lose(self, error: MicroError) -> None:
-        """Break the connection, at both ends."""
+        """Break the connection at both ends."""
         assert self.peer is not None
         self._lose(error)
         self.peer._lose(error)
@@ -97,7 +100,7 @@ class PairedSocket:
         while self._inbox and self._reading and self.error is None and self._receiver is not None:
             self._receiver.data_received(self._inbox.popleft())
         peer = self.peer
-        if peer is not None and peer._paused_writer and self.waiting_bytes <= self.high_mark // 2:
+        if peer is not None and peer._paused_writer and self.undelivered_bytes <= self.high_mark // 2:
             peer._paused_writer = False
             if peer._receiver is not None:
                 peer._receiver.resume_writing()
@@ -120,7 +123,7 @@ class PairedListener:
 
 
 class PairedTransport:
-    """Dials within the test. `sockets` are the dialling ends, in order."""
+    """A transport within one test. `sockets` are the dialling ends, in the order of the dials."""
 
     scheme = "memory"
 
@@ -140,7 +143,7 @@ class PairedTransport:
         self.dialed.append(address)
         accept = self.listening.get(address)
         if accept is None:
-            raise Unreachable(f"nobody listens at {address}")
+            raise Unreachable(f"no listener at {address}")
         near, far = make_pair()
         self.sockets.append(near)
         accept(far)
@@ -153,7 +156,7 @@ class PairedTransport:
 
 
 class Rig:
-    """A client, a registry, and as many servers of services as a test wants."""
+    """A client, a registry, and the servers that a test adds."""
 
     def __init__(self, registry: MemoryRegistry) -> None:
         self.registry = registry
@@ -170,7 +173,7 @@ class Rig:
         return client
 
     async def serve(self, server: Server, *, instance_id: str = "", address: str = "") -> Instance:
-        """Listen and register as an instance of `server.name`."""
+        """Listen for `server`, and register it as an instance of `server.name`."""
 
         def accept(socket: Socket) -> None:
             self.connections.append(Connection(socket, dialed=False, handler=server, counters=server.counters))
@@ -196,7 +199,7 @@ class Rig:
 def connect(
     handler: ConnectionHandler | None = None, far_handler: ConnectionHandler | None = None
 ) -> tuple[Connection, Connection]:
-    """Two connections face to face: the one that dialled, and the other."""
+    """Return two connected connections: the dialling side and the accepting side."""
     near, far = make_pair()
     return (
         Connection(near, dialed=True, handler=handler, counters=CountersInMemory()),
@@ -205,14 +208,14 @@ def connect(
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    """Let the loop turn until `condition` holds."""
+    """Run the event loop until `condition` holds."""
     async with asyncio.timeout(timeout_s):
         while not condition():
-            await asyncio.sleep(0)  # turns of the loop, not time
+            await asyncio.sleep(0)  # one iteration of the event loop
 
 
-class HandClock:
-    """Time that stands until the test moves it."""
+class ManualClock:
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.seconds = 100.0
@@ -225,8 +228,8 @@ class HandClock:
 
 
 @pytest.fixture
-def hand_clock() -> HandClock:
-    return HandClock()
+def manual_clock() -> ManualClock:
+    return ManualClock()
 
 
 @pytest.fixture(name="connect")

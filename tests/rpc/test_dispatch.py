@@ -29,7 +29,7 @@ from micro_core.rpc.selector import INITIAL_EJECTION_S, MAX_EJECTION_S, Selector
 from micro_core.rpc.server import Server
 
 if TYPE_CHECKING:
-    from tests.rpc.conftest import HandClock, PairedTransport, Rig
+    from tests.rpc.conftest import ManualClock, PairedTransport, Rig
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 NAME = "go.micro.srv.orders"
@@ -251,7 +251,7 @@ async def test_publishing_without_a_broker_fails_with_a_hint(rig: Rig) -> None:
 # The pool
 
 
-def make_pool(transport: PairedTransport, clock: HandClock, **options: Any) -> Pool:
+def make_pool(transport: PairedTransport, clock: ManualClock, **options: Any) -> Pool:
     async def dial(address: str) -> Socket:
         return await transport.dial(address, timeout_s=1.0)
 
@@ -269,9 +269,9 @@ class IgnoringOwner:
     def connection_lost(self, error: object) -> None: ...
 
 
-async def test_concurrent_callers_share_one_dial(transport: PairedTransport, hand_clock: HandClock) -> None:
+async def test_concurrent_callers_share_one_dial(transport: PairedTransport, manual_clock: ManualClock) -> None:
     await transport.listen("memory://a", accept)
-    pool = make_pool(transport, hand_clock)
+    pool = make_pool(transport, manual_clock)
     found = await asyncio.gather(*(pool.get("memory://a", 1.0) for _ in range(10)))
     assert len(set(found)) == 1
     assert transport.dialed == ["memory://a"]
@@ -283,25 +283,25 @@ async def test_concurrent_callers_share_one_dial(transport: PairedTransport, han
 
 
 async def test_failed_address_is_dialled_again_after_its_penalty(
-    transport: PairedTransport, hand_clock: HandClock
+    transport: PairedTransport, manual_clock: ManualClock
 ) -> None:
-    pool = make_pool(transport, hand_clock)
+    pool = make_pool(transport, manual_clock)
     for _ in range(3):
         with pytest.raises(Unreachable):
             await pool.get("memory://a", 1.0)
     assert len(transport.dialed) == 1
-    hand_clock.seconds += 0.2
+    manual_clock.seconds += 0.2
     await transport.listen("memory://a", accept)
     assert await pool.get("memory://a", 1.0)
     await pool.close()
 
 
 async def test_dead_and_draining_connections_are_replaced(
-    transport: PairedTransport, hand_clock: HandClock, until: Until
+    transport: PairedTransport, manual_clock: ManualClock, until: Until
 ) -> None:
     far: list[Connection] = []
     await transport.listen("memory://a", lambda socket: far.append(Connection(socket, dialed=False)))
-    pool = make_pool(transport, hand_clock)
+    pool = make_pool(transport, manual_clock)
     first = await pool.get("memory://a", 1.0)
     transport.sockets[0].lose(LinkLost("cut"))
     second = await pool.get("memory://a", 1.0)
@@ -317,26 +317,26 @@ async def test_dead_and_draining_connections_are_replaced(
     await pool.close()
 
 
-async def test_idle_connection_is_closed(transport: PairedTransport, hand_clock: HandClock, until: Until) -> None:
+async def test_idle_connection_is_closed(transport: PairedTransport, manual_clock: ManualClock, until: Until) -> None:
     await transport.listen("memory://a", accept)
-    pool = make_pool(transport, hand_clock)
+    pool = make_pool(transport, manual_clock)
     connection = await pool.get("memory://a", 1.0)
     await until(lambda: connection.wire_version == 1)
     pool.sweep()
-    hand_clock.seconds += IDLE_CLOSE_S - 1
+    manual_clock.seconds += IDLE_CLOSE_S - 1
     pool.sweep()
     assert connection.error is None
-    hand_clock.seconds += 2
+    manual_clock.seconds += 2
     pool.sweep()
     await until(lambda: connection.error is not None)
     await pool.close()
 
 
 async def test_connection_to_a_peer_that_ignores_pings_is_aborted(
-    transport: PairedTransport, hand_clock: HandClock, until: Until
+    transport: PairedTransport, manual_clock: ManualClock, until: Until
 ) -> None:
     await transport.listen("memory://a", accept)
-    pool = make_pool(transport, hand_clock)
+    pool = make_pool(transport, manual_clock)
     connection = await pool.get("memory://a", 1.0)
     await until(lambda: connection.wire_version == 1)
     connection.open_stream(IgnoringOwner())

@@ -1,4 +1,4 @@
-"""A caller that asks and does not read: what the serving side and a node may be made to hold."""
+"""Limits on the memory that a client can use at a server by sending requests and not reading the responses."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ Until = Callable[[Callable[[], bool]], Awaitable[None]]
 KIB = 1024
 
 
-class Asker:
-    """A peer that sends what it likes over its end of a pair of sockets."""
+class SlowClient:
+    """A client that writes frames directly to its end of a pair of sockets, and grants no credit."""
 
     def __init__(self, socket: PairedSocket) -> None:
         self.socket = socket
         self.received = bytearray()
-        self.is_reading = True
         socket.start(self)
         socket.write(frames.encode(Kind.HELLO, 0, encode_hello()))
 
-    def ask(self, stream: int, endpoint: str, mode: int = CallMode.UNARY, request: object = None) -> None:
+    def request(self, stream: int, endpoint: str, mode: int = CallMode.UNARY, body: object = None) -> None:
         header = encode_header(CallHeader("worker", endpoint, mode, 60_000))
-        self.socket.write(frames.encode(Kind.REQUEST, stream, header, codec.encode(request)))
+        self.socket.write(frames.encode(Kind.REQUEST, stream, header, codec.encode(body)))
 
     def stop_reading(self) -> None:
         self.socket.pause_reading()
@@ -43,7 +42,7 @@ class Asker:
     def frames(self) -> list[Frame]:
         return list(FrameDecoder().receive_data(bytes(self.received)))
 
-    def refused(self) -> int:
+    def refusals(self) -> int:
         found = [frame for frame in self.frames() if frame.kind == Kind.ERROR]
         errors = [error_from_wire(decode_map(frame.header)) for frame in found]
         assert all(isinstance(error, Overloaded) for error in errors)
@@ -53,13 +52,13 @@ class Asker:
         self.received += data
 
     def pause_writing(self) -> None:
-        """It takes no notice."""
+        """Ignored."""
 
     def resume_writing(self) -> None:
-        """It takes no notice."""
+        """Ignored."""
 
     def socket_lost(self, error: object) -> None:
-        """It does not care."""
+        """Ignored."""
 
 
 def worker() -> Server:
@@ -77,58 +76,58 @@ def worker() -> Server:
     return server
 
 
-async def test_answers_that_wait_for_credit_are_bounded_together_and_freed_when_their_callers_go(
+async def test_responses_that_wait_for_credit_are_limited_in_total_and_freed_by_cancellation(
     pair: Pair, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "MAX_HELD_ANSWER_BYTES", 3_100 * KIB)
     server = worker()
-    asker = Asker(pair[0])
+    client = SlowClient(pair[0])
     Connection(pair[1], dialed=False, handler=server)
-    # No CREDIT is ever sent: each answer of 1 MiB stays, but for its first window.
+    # The client never sends CREDIT: of each response of 1 MiB, only the first window is sent.
     for stream in range(1, 21, 2):
-        asker.ask(stream, "Do.Big", request=1_000 * KIB)
-    await until(lambda: asker.refused() == 7)
+        client.request(stream, "Do.Big", body=1_000 * KIB)
+    await until(lambda: client.refusals() == 7)
     assert server.in_flight == 3
     assert server.counters.values["answers_refused_overloaded"] == 7  # type: ignore[attr-defined]
     for stream in range(1, 21, 2):
-        asker.socket.write(frames.encode(Kind.CANCEL, stream))
+        client.socket.write(frames.encode(Kind.CANCEL, stream))
     await until(lambda: server.in_flight == 0)
     for stream in (21, 23, 25):
-        asker.ask(stream, "Do.Big", request=1_000 * KIB)
+        client.request(stream, "Do.Big", body=1_000 * KIB)
     await until(lambda: server.in_flight == 3)
-    assert asker.refused() == 7
+    assert client.refusals() == 7
 
 
-async def test_a_connection_that_is_not_read_gets_no_more_answers(
+async def test_server_sends_no_more_responses_over_a_connection_that_is_not_read(
     pair: Pair, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "MAX_UNREAD_BYTES", 1_000 * KIB)
     server = worker()
-    asker = Asker(pair[0])
+    client = SlowClient(pair[0])
     connection = Connection(pair[1], dialed=False, handler=server)
-    asker.stop_reading()
-    # Each answer is within its call's credit: it is the sum that must not be.
+    client.stop_reading()
+    # Each response is within the credit of its call, but their sum exceeds the limit.
     for stream in range(1, 201, 2):
-        asker.ask(stream, "Do.Big", request=200 * KIB)
+        client.request(stream, "Do.Big", body=200 * KIB)
     await until(lambda: server.in_flight == 0 and server.stats(0.0, 0.0)["requests"] == 100)
     assert connection.buffered_bytes < 1_500 * KIB
-    asker.socket.resume_reading()
-    await until(lambda: sum(frame.kind in (Kind.RESPONSE, Kind.ERROR) for frame in asker.frames()) == 100)
-    assert asker.refused() > 50
+    client.socket.resume_reading()
+    await until(lambda: sum(frame.kind in (Kind.RESPONSE, Kind.ERROR) for frame in client.frames()) == 100)
+    assert client.refusals() > 50
     assert connection.buffered_bytes == 0
 
 
-async def test_streams_of_a_connection_that_is_not_read_wait(pair: Pair, until: Until) -> None:
+async def test_streams_pause_while_the_connection_is_not_read(pair: Pair, until: Until) -> None:
     server = worker()
-    asker = Asker(pair[0])
+    client = SlowClient(pair[0])
     connection = Connection(pair[1], dialed=False, handler=server)
-    asker.stop_reading()
+    client.stop_reading()
     for stream in range(1, 401, 2):
-        asker.ask(stream, "Do.Items", CallMode.SERVER_STREAM, 250 * KIB)
+        client.request(stream, "Do.Items", CallMode.SERVER_STREAM, 250 * KIB)
     await until(lambda: server.in_flight == 200)
     for _ in range(200):
         await asyncio.sleep(0)
-    # One window of the socket, and what was on its way when that was full; not 200 times 256 KiB.
+    # The buffer of the socket and the items in flight when it was full, not 200 times 256 KiB.
     assert connection.buffered_bytes < 16 * 1024 * KIB
     await connection.close()
     await until(lambda: server.in_flight == 0)
