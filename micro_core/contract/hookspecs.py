@@ -1,7 +1,8 @@
-"""The hooks that a plugin can implement: one per role, and some cross-cutting ones.
+"""The hooks that a plugin can implement: one per role, and several cross-cutting ones.
 
 Core finds the plugin of a role by its entry point. The group is `micro.<role>`, the name is the name of the driver, and the
-value is the module with the hook implementation. Core imports the module only when the driver is needed.
+value is the module with the hook implementation. Core imports the module only when the driver is needed. The hook of a role
+returns a description and performs no I/O. If it raises an exception or returns None, the plugin is reported as broken.
 
 Compatibility: new versions only add arguments to a hook. Before a hook is removed, core issues warnings for two minor releases.
 """
@@ -83,8 +84,8 @@ def micro_resolver() -> Driver[Resolver] | None:
 def micro_hooks() -> Driver[object] | None:
     """Return the description of a cross-cutting plugin that has options.
 
-    `create(options, context)` returns an object whose methods, marked with `hookimpl`, implement the hooks below. Core
-    calls it once per process or node that selects the plugin.
+    `create(options, context)` returns an object whose methods, marked with `hookimpl`, implement the other cross-cutting hooks.
+    Core calls it once per process or node that selects the plugin.
     """
 
 
