@@ -20,6 +20,7 @@ from micro_core.contract.names import LOAD_KEY, check_service_name
 from micro_core.contract.registry import Instance, Registry
 from micro_core.contract.transport import Listener, Socket, Transport
 from micro_core.drivers.runtime import Runtime, build_runtime, joined_interceptors
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.logs import set_up_logging
 from micro_core.lifecycle.shutdown import run_until_signal
 from micro_core.lifecycle.system_clock import SystemClock
@@ -128,7 +129,9 @@ class Service:
         self._listener: Listener | None = None
         self._instance: Instance | None = None
         self._registration: Registration | None = None
-        self._load_task: asyncio.Task[None] | None = None
+        self._tasks = BackgroundTasks(
+            component="service", logger=log, counters=self.counters, failure_counter="service_tasks_failed"
+        )
         self._subscriptions: list[Subscription] = []
         self._connections: dict[Connection, None] = {}
         self._is_stopped = False
@@ -289,9 +292,7 @@ class Service:
         if self._is_stopped:
             return
         self._is_stopped = True
-        if self._load_task is not None:
-            self._load_task.cancel()
-            await asyncio.wait([self._load_task])
+        await self._tasks.cancel()
         await self._withdraw()
         if self._listener is not None:
             await self._listener.close()
@@ -365,7 +366,7 @@ class Service:
             registry, self._instance, lease_s=self._lease_s, counters=self.counters, random=self._random
         )
         await self._registration.start()
-        self._load_task = asyncio.get_running_loop().create_task(self._report_load(self._registration))
+        self._tasks.start(self._report_load(self._registration))
 
     async def _report_load(self, registration: Registration) -> None:
         """Update the record whenever the load level changes, so that routers send more calls to instances with less load."""
