@@ -1,4 +1,4 @@
-"""What the built-in brokers promise beyond the kit (test_conformance.py runs that): in memory, and hosted by a node."""
+"""Behaviour of the built-in brokers that the conformance kit does not test (see test_conformance.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from micro_core.builtin.broker import memory as memory_broker
 from micro_core.builtin.broker import node as node_broker
 from micro_core.builtin.broker.host import BrokerHost
-from micro_core.builtin.broker.mailbox import MAX_WAITING
+from micro_core.builtin.broker.mailbox import MAX_QUEUED
 from micro_core.builtin.broker.node import NodeBrokerOptions
 from micro_core.builtin.registry import memory as memory_registry
 from micro_core.builtin.registry.memory import MemoryRegistry
@@ -30,15 +30,15 @@ from micro_core.contract import (
 )
 from micro_core.lifecycle.system_clock import SystemClock
 
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 
 
 def message(number: int, size: int = 1) -> Message:
     return Message(id=f"{number:032x}", body=bytes([number % 256]) * size, headers={"n": str(number)})
 
 
-class Heard:
-    """A handler that remembers."""
+class RecordingHandler:
+    """Records the messages that it receives. It waits while `gate` is not set."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -55,13 +55,13 @@ class Heard:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await asyncio.sleep(0.001)
 
 
 class Site:
-    """Brokers of one site, and the host they meet at where there is one."""
+    """The brokers of one site, and the host of `broker:node`."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -124,15 +124,15 @@ async def hosted() -> AsyncIterator[Site]:
     await made.close()
 
 
-def test_the_drivers_are_described() -> None:
+def test_drivers_have_their_names() -> None:
     assert memory_broker.micro_broker().name == "memory"
     assert node_broker.micro_broker().name == "node"
     assert memory_registry.micro_registry().name == "memory"
 
 
-async def test_one_member_of_a_queue_group_gets_each_message(site: Site) -> None:
+async def test_one_member_of_a_queue_group_receives_each_message(site: Site) -> None:
     publisher = await site.broker()
-    members, plain = [Heard() for _ in range(3)], Heard()
+    members, plain = [RecordingHandler() for _ in range(3)], RecordingHandler()
     for member in members:
         await (await site.broker()).subscribe("orders", member, queue="workers")
     await (await site.broker()).subscribe("orders", plain)
@@ -143,68 +143,68 @@ async def test_one_member_of_a_queue_group_gets_each_message(site: Site) -> None
     assert all(len(member.messages) == 10 for member in members)
 
 
-async def test_a_handler_that_fails_is_counted_and_gets_the_next_message(site: Site) -> None:
-    broker, heard = await site.broker(), Heard()
+async def test_failing_handler_is_counted_and_receives_the_next_message(site: Site) -> None:
+    broker, handler = await site.broker(), RecordingHandler()
 
-    async def fails(topic: str, received: Message) -> None:
-        await heard(topic, received)
+    async def fail(topic: str, received: Message) -> None:
+        await handler(topic, received)
         raise RuntimeError("no")
 
-    await broker.subscribe("orders", fails)
+    await broker.subscribe("orders", fail)
     await broker.publish("orders", message(1))
     await broker.publish("orders", message(2))
-    await until(lambda: heard.numbers == [1, 2])
+    await until(lambda: handler.numbers == [1, 2])
     await until(lambda: site.counters.values.get("broker_handlers_failed") == 2)
 
 
-async def test_a_slow_subscriber_loses_the_newest_and_slows_nobody_else(site: Site) -> None:
-    publisher, slow, quick = await site.broker(), Heard(), Heard()
+async def test_slow_subscriber_loses_the_newest_messages_and_does_not_delay_others(site: Site) -> None:
+    publisher, slow, fast = await site.broker(), RecordingHandler(), RecordingHandler()
     slow.gate.clear()
     await (await site.broker()).subscribe("orders", slow)
-    await (await site.broker()).subscribe("orders", quick)
-    total = MAX_WAITING + 200
+    await (await site.broker()).subscribe("orders", fast)
+    total = MAX_QUEUED + 200
     for number in range(total):
         await publisher.publish("orders", message(number))
         if number % 50 == 0:
-            await until(lambda number=number: len(quick.messages) > number)  # type: ignore[misc]
-    await until(lambda: len(quick.messages) == total)
-    # One is with the handler, a mailbox full waits: all the others must have been dropped before it goes on.
-    counted = site.counters.values
-    await until(lambda: counted.get("broker_messages_dropped_slow_subscriber", 0) >= total - MAX_WAITING - 1)
+            await until(lambda number=number: len(fast.messages) > number)  # type: ignore[misc]
+    await until(lambda: len(fast.messages) == total)
+    # One message is in the handler and MAX_QUEUED are queued. All others must be dropped before the handler continues.
+    counts = site.counters.values
+    await until(lambda: counts.get("broker_messages_dropped_slow_subscriber", 0) >= total - MAX_QUEUED - 1)
     slow.gate.set()
-    dropped = counted["broker_messages_dropped_slow_subscriber"]
+    dropped = counts["broker_messages_dropped_slow_subscriber"]
     await until(lambda: len(slow.messages) == total - dropped)
     assert 0 < dropped <= 200
     assert slow.numbers == list(range(total - dropped))
 
 
-async def test_the_node_itself_publishes_and_hears_without_a_socket(hosted: Site) -> None:
+async def test_local_broker_of_the_host_publishes_and_receives(hosted: Site) -> None:
     await hosted.start_host()
     assert hosted.host is not None
     local, remote = hosted.host.local_broker(), await hosted.broker()
-    heard_here, heard_there = Heard(), Heard()
-    await local.subscribe("orders", heard_here)
-    await remote.subscribe("orders", heard_there)
+    local_handler, remote_handler = RecordingHandler(), RecordingHandler()
+    await local.subscribe("orders", local_handler)
+    await remote.subscribe("orders", remote_handler)
     await local.publish("orders", message(1))
     await remote.publish("orders", message(2))
-    await until(lambda: heard_here.numbers == heard_there.numbers == [1, 2])
+    await until(lambda: local_handler.numbers == remote_handler.numbers == [1, 2])
     await local.close()
 
 
-async def test_a_subscription_made_before_the_host_is_there_comes_into_force_with_it(hosted: Site) -> None:
-    broker, heard = await hosted.broker(subscribe_timeout_s=0.05), Heard()
-    await broker.subscribe("orders", heard)
+async def test_subscription_without_a_host_is_active_when_the_host_has_started(hosted: Site) -> None:
+    broker, handler = await hosted.broker(subscribe_timeout_s=0.05), RecordingHandler()
+    await broker.subscribe("orders", handler)
     await hosted.start_host()
     await broker.publish("orders", message(1))
-    await until(lambda: heard.numbers == [1])
+    await until(lambda: handler.numbers == [1])
 
 
-async def test_subscriptions_are_made_again_when_the_host_comes_back_elsewhere(hosted: Site) -> None:
+async def test_subscriptions_are_restored_at_a_host_with_another_address(hosted: Site) -> None:
     await hosted.start_host()
-    broker, heard = await hosted.broker(), Heard()
-    await broker.subscribe("orders", heard)
+    broker, handler = await hosted.broker(), RecordingHandler()
+    await broker.subscribe("orders", handler)
     await broker.publish("orders", message(1))
-    await until(lambda: heard.numbers == [1])
+    await until(lambda: handler.numbers == [1])
     assert hosted.host is not None
     first = hosted.host
     await hosted.registry.deregister(
@@ -214,10 +214,10 @@ async def test_subscriptions_are_made_again_when_the_host_comes_back_elsewhere(h
     await hosted.start_host()
     assert hosted.host.address != first.address
     await broker.publish("orders", message(2))
-    await until(lambda: heard.numbers == [1, 2])
+    await until(lambda: handler.numbers == [1, 2])
 
 
-async def test_a_publication_without_a_host_fails_in_time_and_says_what_to_do(hosted: Site) -> None:
+async def test_publish_without_a_host_is_unreachable_with_a_hint(hosted: Site) -> None:
     broker = await hosted.broker(publish_timeout_s=0.1)
     with pytest.raises(Unreachable) as caught:
         await broker.publish("orders", message(1))

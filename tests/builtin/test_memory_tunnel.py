@@ -1,4 +1,4 @@
-"""Links within one process keep the promises that real ones make."""
+"""Links within one process behave like links over a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from micro_core.builtin.tunnel import memory as memory_tunnel
-from micro_core.builtin.tunnel.memory import LOW_MARK_BYTES, MemoryLink, MemoryTunnel, MemoryTunnelOptions
+from micro_core.builtin.tunnel.memory import LOW_WATER_BYTES, MemoryLink, MemoryTunnel, MemoryTunnelOptions
 from micro_core.contract import (
     Conflict,
     CountersInMemory,
@@ -22,11 +22,11 @@ from micro_core.contract import (
 )
 from micro_core.lifecycle.system_clock import SystemClock
 
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 
 
 class Reader:
-    """A receiver that remembers."""
+    """A receiver that records what it receives."""
 
     def __init__(self, link: Link, *, start: bool = True) -> None:
         self.link = link
@@ -44,12 +44,12 @@ class Reader:
         self.writable.append(lane)
 
     def link_lost(self, error: MicroError) -> None:
-        assert self.error is None, "told twice"
+        assert self.error is None, "link_lost was called twice"
         self.error = error
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await asyncio.sleep(0)
 
@@ -95,28 +95,26 @@ def memory(reader: Reader) -> MemoryLink:
     return reader.link
 
 
-async def test_a_network_that_takes_nothing_fills_the_lane_and_tells_when_it_has_room(pair: Pair) -> None:
+async def test_held_link_buffers_data_and_reports_when_the_lane_is_writable(pair: Pair) -> None:
     near, far = await pair.connect()
     memory(near).hold()
-    near.link.write(0, bytes(LOW_MARK_BYTES))
+    near.link.write(0, bytes(LOW_WATER_BYTES))
     near.link.write(0, b"x")
     await asyncio.sleep(0)
-    assert near.link.buffered_bytes(0) == LOW_MARK_BYTES + 1
+    assert near.link.buffered_bytes(0) == LOW_WATER_BYTES + 1
     assert near.writable == []
     memory(near).release()
     await until(lambda: near.writable == [0])
     assert near.link.buffered_bytes(0) == 0
-    assert far.data[0] == bytes(LOW_MARK_BYTES) + b"x"
+    assert far.data[0] == bytes(LOW_WATER_BYTES) + b"x"
 
 
-async def test_a_close_waits_for_a_clogged_network_no_longer_than_its_bound(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_close_of_a_held_link_ends_after_its_timeout(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_tunnel, "CLOSE_TIMEOUT_S", 0.01)
     near, far = await pair.connect()
     memory(near).hold()
     near.link.write(0, b"never")
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         await near.link.close()
     assert far.data == {}
     assert isinstance(far.error, Ended)
@@ -125,14 +123,14 @@ async def test_a_close_waits_for_a_clogged_network_no_longer_than_its_bound(
 async def test_address_has_one_listener_and_is_free_after_close(pair: Pair) -> None:
     with pytest.raises(Conflict):
         await pair.here.listen("there", pair.accepted.append)
-    first = await pair.here.listen("inn", pair.accepted.append)
+    first = await pair.here.listen("other", pair.accepted.append)
     await first.close()
-    await pair.there.listen("inn", pair.accepted.append)
+    await pair.there.listen("other", pair.accepted.append)
     await first.close()
-    await pair.here.dial("inn", timeout_s=1.0)
+    await pair.here.dial("other", timeout_s=1.0)
 
 
-async def test_links_have_the_lanes_of_the_end_with_fewer() -> None:
+async def test_link_has_the_smaller_number_of_lanes_of_both_ends() -> None:
     pair = Pair(make("here", 4), make("there", 1))
     await pair.there.listen("there", pair.accepted.append)
     near, far = await pair.connect()
@@ -141,6 +139,6 @@ async def test_links_have_the_lanes_of_the_end_with_fewer() -> None:
     await pair.there.close()
 
 
-def test_other_numbers_of_lanes_are_refused() -> None:
+def test_invalid_number_of_lanes_is_an_option_error() -> None:
     with pytest.raises(OptionError):
         make("here", 3)

@@ -1,4 +1,4 @@
-"""What the sockets of the house promise beyond the kit of transports (test_conformance.py runs that): memory, TCP, Unix."""
+"""Behaviour of memory, TCP and Unix sockets that the conformance kit does not test (see test_conformance.py)."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from micro_core.contract import (
 from micro_core.contract.names import split_host_port
 from micro_core.lifecycle.system_clock import SystemClock
 
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 
 
 class Reader:
-    """A receiver that remembers."""
+    """A receiver that records what it receives."""
 
     def __init__(self, socket: Socket, *, start: bool = True) -> None:
         self.socket = socket
@@ -64,12 +64,12 @@ class Reader:
         self.is_paused = False
 
     def socket_lost(self, error: MicroError) -> None:
-        assert self.error is None, "told twice"
+        assert self.error is None, "socket_lost was called twice"
         self.error = error
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -94,7 +94,7 @@ def make(kind: str, state_dir: Path, counters: Counters | None = None, **options
 
 
 class Pair:
-    """A transport that listens, and sockets dialled to it."""
+    """A transport that listens, and the sockets dialled to it."""
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
@@ -117,30 +117,30 @@ async def pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     await made.transport.close()
 
 
-async def test_a_large_transfer_to_a_slow_reader_waits_with_the_writer(pair: Pair) -> None:
+async def test_slow_reader_pauses_the_writer_of_a_large_transfer(pair: Pair) -> None:
     near, far = await pair.connect()
     sent = random.Random(2).randbytes(20_000_000)
-    position, most_under_way = 0, 0
-    async with asyncio.timeout(PATIENCE_S):
+    position, max_in_flight = 0, 0
+    async with asyncio.timeout(TIMEOUT_S):
         while position < len(sent):
             far.socket.pause_reading()
             while not near.is_paused and position < len(sent):
                 near.socket.write(sent[position : position + 65_536])
                 position += 65_536
                 await asyncio.sleep(0)
-            most_under_way = max(most_under_way, min(position, len(sent)) - len(far.data))
+            max_in_flight = max(max_in_flight, min(position, len(sent)) - len(far.data))
             far.socket.resume_reading()
             await until(lambda: not near.is_paused)
     await until(lambda: len(far.data) == len(sent))
     assert far.data == sent
-    # The high mark, and what the system holds of a connection on both sides.
-    assert most_under_way < 14_000_000
+    # The high-water mark, and the buffers of the system at both ends.
+    assert max_in_flight < 14_000_000
 
 
-async def test_a_connection_that_breaks_is_told_as_broken(pair: Pair) -> None:
+async def test_broken_connection_is_reported_as_lost(pair: Pair) -> None:
     near, far = await pair.connect(start=False)
     near.socket.write(b"never read")
-    # A system that closes a socket with bytes unread tells the other end so by a reset.
+    # If a socket with unread bytes is closed, the system resets the connection.
     match far.socket:
         case StreamSocket():
             far.socket.abort()
@@ -150,22 +150,22 @@ async def test_a_connection_that_breaks_is_told_as_broken(pair: Pair) -> None:
     assert isinstance(near.error, LinkLost)
 
 
-async def test_the_last_words_arrive_though_the_speaker_has_not_listened(pair: Pair) -> None:
+async def test_final_data_arrives_although_the_sender_has_unread_data(pair: Pair) -> None:
     near, far = await pair.connect()
     near.socket.pause_reading()
     far.socket.write(bytes(200_000))
-    near.socket.write(b"last words")
+    near.socket.write(b"final data")
     closing = asyncio.create_task(near.socket.close())
     await until(lambda: far.error is not None)
     await closing
-    assert far.data == b"last words"
+    assert far.data == b"final data"
     assert isinstance(far.error, Ended)
     assert near.data == b""
     assert isinstance(near.error, Closed)
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-async def test_a_close_waits_for_a_clogged_peer_no_longer_than_its_bound(
+async def test_close_with_a_peer_that_does_not_read_ends_after_its_timeout(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_socket, "CLOSE_TIMEOUT_S", 0.05)
@@ -180,7 +180,7 @@ async def test_a_close_waits_for_a_clogged_peer_no_longer_than_its_bound(
     await pair.transport.close()
 
 
-async def test_a_transport_closes_all_it_made_and_makes_no_more(pair: Pair) -> None:
+async def test_closed_transport_has_closed_its_sockets_and_opens_no_more(pair: Pair) -> None:
     near, far = await pair.connect()
     _, unstarted = await pair.connect(start=False)
     await pair.transport.close()
@@ -194,42 +194,40 @@ async def test_a_transport_closes_all_it_made_and_makes_no_more(pair: Pair) -> N
     await pair.transport.close()
 
 
-async def test_a_place_is_free_again_after_its_listener_and_closing_twice_harms_nobody(pair: Pair) -> None:
+async def test_address_is_free_after_its_listener_is_closed_and_a_second_close_has_no_effect(pair: Pair) -> None:
     first = await pair.transport.listen("", pair.accepted.append)
     await first.close()
     pair.address = (await pair.transport.listen(first.address, pair.accepted.append)).address
     assert pair.address == first.address
     await first.close()
     near, far = await pair.connect()
-    near.socket.write(b"here")
-    await until(lambda: far.data == b"here")
+    near.socket.write(b"data")
+    await until(lambda: far.data == b"data")
 
 
-async def test_a_dial_to_nobody_says_so(pair: Pair) -> None:
-    nowhere = {"memory": "memory://nobody", "tcp": "tcp://127.0.0.1:1", "unix": "unix:///tmp/nobody.sock"}
+async def test_dial_without_a_listener_is_unreachable_with_a_hint(pair: Pair) -> None:
+    unused = {"memory": "memory://unused", "tcp": "tcp://127.0.0.1:1", "unix": "unix:///tmp/unused.sock"}
     with pytest.raises(Unreachable) as caught:
-        await pair.transport.dial(nowhere[pair.transport.scheme], timeout_s=1.0)
+        await pair.transport.dial(unused[pair.transport.scheme], timeout_s=1.0)
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-async def test_more_connections_than_allowed_are_refused_and_counted_and_the_others_live(
-    kind: str, tmp_path: Path
-) -> None:
+async def test_connections_over_the_limit_are_refused_and_counted(kind: str, tmp_path: Path) -> None:
     counters = CountersInMemory()
     transport = make(kind, tmp_path, counters, max_connections=2)
     accepted: list[Reader] = []
     address = (await transport.listen("", lambda socket: accepted.append(Reader(socket)))).address
-    # Dialled by the transport that listens: only what is accepted counts.
+    # Dialled by the same transport: only accepted connections count.
     readers = [Reader(await transport.dial(address, timeout_s=2.0)) for _ in range(3)]
     await until(lambda: sum(reader.error is not None for reader in readers) == 1)
     assert counters.values == {f"{kind}_connections_refused": 1}
     assert len(accepted) == 2
-    lives = [reader for reader in readers if reader.error is None]
-    for reader in lives:
+    open_readers = [reader for reader in readers if reader.error is None]
+    for reader in open_readers:
         reader.socket.write(b"x")
     await until(lambda: all(reader.data == b"x" for reader in accepted))
-    await lives[0].socket.close()
+    await open_readers[0].socket.close()
     again = Reader(await transport.dial(address, timeout_s=2.0))
     await until(lambda: len(accepted) == 3)
     assert again.error is None
@@ -240,7 +238,7 @@ async def test_more_connections_than_allowed_are_refused_and_counted_and_the_oth
     "address",
     ["tcp://", "tcp://nowhere", "tcp://127.0.0.1:99999", "tcp://::1:80", "tcp://a..b:80", "tcp://a\0b:80", "tcp://x:y"],
 )
-async def test_an_address_that_is_none_cannot_be_reached(address: str, tmp_path: Path) -> None:
+async def test_invalid_address_is_unreachable(address: str, tmp_path: Path) -> None:
     with pytest.raises(Unreachable) as caught:
         await make("tcp", tmp_path).dial(address, timeout_s=1.0)
     assert caught.value.hint
@@ -248,7 +246,7 @@ async def test_an_address_that_is_none_cannot_be_reached(address: str, tmp_path:
         await make("unix", tmp_path).dial("unix://not/absolute", timeout_s=1.0)
 
 
-async def test_a_dial_that_is_not_answered_ends_in_time(tmp_path: Path) -> None:
+async def test_dial_without_an_answer_ends_after_its_timeout(tmp_path: Path) -> None:
     async def never() -> NoReturn:
         await asyncio.Event().wait()
         raise AssertionError
@@ -257,28 +255,28 @@ async def test_a_dial_that_is_not_answered_ends_in_time(tmp_path: Path) -> None:
         await stream_socket.connect(never(), "tcp://somewhere:1", 0.01)
 
 
-async def test_a_refused_dial_says_where_and_why(tmp_path: Path) -> None:
+async def test_error_of_a_refused_dial_contains_address_and_reason(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match=r"cannot connect to tcp://127\.0\.0\.1:1: Connection refused"):
         await make("tcp", tmp_path).dial("tcp://127.0.0.1:1", timeout_s=1.0)
 
 
 @pytest.mark.parametrize(
-    ("advertise", "shown"),
+    ("advertise", "expected"),
     [
         ("gate.example:9000", "tcp://gate.example:9000"),
         ("tcp://10.0.0.7", "tcp://10.0.0.7:"),
         (":70", "tcp://127.0.0.1:70"),
     ],
 )
-async def test_what_is_advertised_is_shown_instead(advertise: str, shown: str, tmp_path: Path) -> None:
+async def test_advertised_address_replaces_the_bound_address(advertise: str, expected: str, tmp_path: Path) -> None:
     transport = make("tcp", tmp_path, advertise=advertise)
     listener = await transport.listen("", lambda socket: None)
-    assert listener.address.startswith(shown)
+    assert listener.address.startswith(expected)
     assert not listener.address.endswith(":0")
     await transport.close()
 
 
-async def test_a_listener_on_every_interface_shows_one_that_can_be_dialled(tmp_path: Path) -> None:
+async def test_listener_on_all_interfaces_has_an_address_that_can_be_dialled(tmp_path: Path) -> None:
     transport = make("tcp", tmp_path, host="0.0.0.0")
     listener = await transport.listen("", lambda socket: None)
     host, port = split_host_port(listener.address.removeprefix("tcp://"))
@@ -287,7 +285,7 @@ async def test_a_listener_on_every_interface_shows_one_that_can_be_dialled(tmp_p
     await transport.close()
 
 
-async def test_small_writes_are_not_held_back(tmp_path: Path) -> None:
+async def test_tcp_sockets_have_nodelay(tmp_path: Path) -> None:
     pair = Pair(make("tcp", tmp_path))
     pair.address = (await pair.transport.listen("", pair.accepted.append)).address
     for reader in await pair.connect():
@@ -297,7 +295,7 @@ async def test_small_writes_are_not_held_back(tmp_path: Path) -> None:
     await pair.transport.close()
 
 
-async def test_the_marks_of_backpressure_can_be_chosen_and_must_make_sense(tmp_path: Path) -> None:
+async def test_water_marks_are_configurable_and_checked(tmp_path: Path) -> None:
     pair = Pair(make("tcp", tmp_path, high_water_bytes=40_000_000, low_water_bytes=1_000))
     pair.address = (await pair.transport.listen("", pair.accepted.append)).address
     near, far = await pair.connect()
@@ -313,7 +311,7 @@ async def test_the_marks_of_backpressure_can_be_chosen_and_must_make_sense(tmp_p
         make("tcp", tmp_path, high_water_bytes=1, low_water_bytes=2)
 
 
-async def test_a_stale_socket_file_is_replaced_and_the_new_one_is_private(tmp_path: Path) -> None:
+async def test_stale_socket_file_is_replaced_by_a_private_one(tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     first = make("unix", tmp_path)
     listener = await first.listen(f"unix://{path}", lambda socket: None)
@@ -327,7 +325,7 @@ async def test_a_stale_socket_file_is_replaced_and_the_new_one_is_private(tmp_pa
     await first.close()
 
 
-async def test_a_socket_file_that_is_anothers_by_now_is_left(tmp_path: Path) -> None:
+async def test_socket_file_of_another_listener_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     transport = make("unix", tmp_path)
     first = await transport.listen(f"unix://{path}", lambda socket: None)
@@ -340,17 +338,17 @@ async def test_a_socket_file_that_is_anothers_by_now_is_left(tmp_path: Path) -> 
     await transport.close()
 
 
-async def test_what_is_no_stale_socket_is_never_removed(tmp_path: Path) -> None:
+async def test_existing_file_that_is_not_a_socket_is_not_removed(tmp_path: Path) -> None:
     transport = make("unix", tmp_path)
-    precious = tmp_path / "precious"
-    precious.write_text("kept")
-    for place in (precious, precious / "below.sock", tmp_path / "missing" / "s.sock"):
+    file = tmp_path / "file"
+    file.write_text("content")
+    for path in (file, file / "below.sock", tmp_path / "missing" / "s.sock"):
         with pytest.raises(Conflict, match="cannot listen on"):
-            await transport.listen(f"unix://{place}", lambda socket: None)
-    assert precious.read_text() == "kept"
+            await transport.listen(f"unix://{path}", lambda socket: None)
+    assert file.read_text() == "content"
 
 
-async def test_sockets_without_a_name_are_made_in_the_state_directory(tmp_path: Path) -> None:
+async def test_sockets_without_a_name_are_created_in_the_state_directory(tmp_path: Path) -> None:
     state = tmp_path / "state"
     transport = make("unix", state)
     addresses = {(await transport.listen("", lambda socket: None)).address for _ in range(3)}
@@ -361,13 +359,13 @@ async def test_sockets_without_a_name_are_made_in_the_state_directory(tmp_path: 
     assert list(state.iterdir()) == []
 
 
-async def test_a_path_too_long_for_the_system_is_refused_with_a_way_out(tmp_path: Path) -> None:
+async def test_path_that_is_too_long_is_a_bad_request_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(BadRequest) as caught:
         await make("unix", tmp_path).listen("unix:///" + "x" * 120, lambda socket: None)
     assert "shorter" in caught.value.hint
 
 
-async def test_joined_transports_go_by_scheme(tmp_path: Path) -> None:
+async def test_joined_transport_selects_the_transport_by_scheme(tmp_path: Path) -> None:
     joined = JoinedTransport([make("tcp", tmp_path), make("unix", tmp_path)])
     accepted: list[Socket] = []
     addresses = [
@@ -378,5 +376,5 @@ async def test_joined_transports_go_by_scheme(tmp_path: Path) -> None:
     for address in addresses:
         await joined.dial(address, timeout_s=1.0)
     with pytest.raises(Unreachable, match="no transport"):
-        await joined.dial("carrier-pigeon://x", timeout_s=1.0)
+        await joined.dial("unknown://x", timeout_s=1.0)
     await joined.close()

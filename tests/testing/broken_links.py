@@ -39,7 +39,7 @@ class ReportsNoBufferedBytes(Correct):
 
 class NeverReportsWritable(Correct):
     def change(self, link: Any) -> None:
-        link._tell_writable = lambda: None
+        link._report_writable = lambda: None
 
 
 class ReportsWritableOnEveryWrite(Correct):

@@ -17,8 +17,8 @@ from micro_core.testing import DriverUnderTest, Faults, TransportConformance
 class Correct(MemoryTransport):
     """Fulfils the contract. Subclasses override `change`, which modifies each socket."""
 
-    def socket(self, local: str, remote: str) -> MemorySocket:
-        socket = super().socket(local, remote)
+    def new_socket(self, local: str, remote: str) -> MemorySocket:
+        socket = super().new_socket(local, remote)
         self.change(socket)
         return socket
 
@@ -73,8 +73,8 @@ class ReadsWhilePaused(Correct):
 
 class LosesDataBeforeStart(Correct):
     def change(self, socket: Any) -> None:
-        arrive = socket.arrive
-        socket.arrive = lambda data: arrive(data) if socket._receiver is not None else None
+        receive = socket.receive
+        socket.receive = lambda data: receive(data) if socket._receiver is not None else None
 
 
 class LosesDataBeforeClose(Correct):
@@ -82,7 +82,7 @@ class LosesDataBeforeClose(Correct):
         end = socket.end
 
         def end_immediately(error: Any) -> None:
-            socket._waiting.clear()
+            socket._queued.clear()
             end(error)
 
         socket.end = end_immediately
@@ -90,19 +90,19 @@ class LosesDataBeforeClose(Correct):
 
 class Reorders(Correct):
     def change(self, socket: Any) -> None:
-        arrive = socket.arrive
+        receive = socket.receive
 
         def shuffled(data: bytes) -> None:
-            arrive(data)
-            if len(socket._waiting) % 7 == 6:
-                socket._waiting.rotate(1)
+            receive(data)
+            if len(socket._queued) % 7 == 6:
+                socket._queued.rotate(1)
 
-        socket.arrive = shuffled
+        socket.receive = shuffled
 
 
 class SharesAddresses(Correct):
     async def listen(self, address: str, accept: Callable[[Socket], None]) -> Listener:
-        memory_transport._doors.pop(self._place(address.removeprefix("memory://")), None)
+        memory_transport._open_listeners.pop(self._key(address.removeprefix("memory://")), None)
         return await super().listen(address, accept)
 
 
@@ -114,7 +114,7 @@ class DoesNotReportALoss(Correct):
             if socket._error is None:
                 socket._end(LinkLost("cut"))
             if socket.other is not None:
-                socket.other._is_told = True
+                socket.other._is_error_delivered = True
                 socket.other._error = socket.other._error or LinkLost("cut")
 
         socket.cut = cut

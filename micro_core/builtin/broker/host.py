@@ -1,4 +1,4 @@
-"""The broker that a node hosts: topics of one site, for services that connect to it and for the node itself."""
+"""A broker host: the topics of one site, for services that connect to it and for the node in the same process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 
 from micro_core.builtin.broker.frame_pipe import FramePipe
 from micro_core.builtin.broker.hub import HubBroker
-from micro_core.builtin.broker.protocol import PUBLISH, SUBSCRIBE, Pieces, event_frames, published_message
+from micro_core.builtin.broker.protocol import PUBLISH, SUBSCRIBE, MessageAssembly, event_frames, published_message
 from micro_core.builtin.broker.subscribers import Subscribers
 from micro_core.contract.broker import Broker, Message
 from micro_core.contract.driver import Counters
@@ -21,7 +21,7 @@ from micro_core.wire.header import CallHeader, decode_call_header, encode_map
 
 
 class BrokerHost:
-    """Listens, keeps the subscriptions of every connection, hands messages round."""
+    """Listens for clients, stores their subscriptions and forwards messages to subscribers."""
 
     def __init__(self, *, node_id: str, counters: Counters, logger: logging.Logger) -> None:
         self.address = ""
@@ -30,92 +30,97 @@ class BrokerHost:
         self.node_id = node_id
         self.log = logger
         self._listener: Listener | None = None
-        self._guests: dict[_Guest, None] = {}
+        self._connections: dict[_ClientConnection, None] = {}
         self._is_closed = False
 
     async def start(self, transport: Transport, address: str = "") -> None:
-        """Listen at `address`, empty for any free place. Raises Conflict."""
+        """Listen at `address`; an empty address means a free one. Raises Conflict."""
         self._listener = await transport.listen(address, self._accept)
         self.address = self._listener.address
 
     async def close(self) -> None:
-        """Stop listening, send what is queued, end every connection; about a second at most. Safe to call twice."""
+        """Stop listening, send queued messages and close all connections. Takes about one second at most.
+
+        Safe to call twice.
+        """
         self._is_closed = True
         if self._listener is not None:
             await self._listener.close()
-        await asyncio.gather(*(guest.pipe.close() for guest in list(self._guests)))
+        await asyncio.gather(*(connection.pipe.close() for connection in list(self._connections)))
 
     def local_broker(self) -> Broker:
-        """A broker for the node itself, without a socket."""
+        """Return a broker for this process, which needs no socket."""
         return HubBroker(lambda: self.subscribers, self.counters)
 
-    def forget(self, guest: _Guest) -> None:
-        self._guests.pop(guest, None)
+    def remove_connection(self, connection: _ClientConnection) -> None:
+        """Forget a connection that has ended."""
+        self._connections.pop(connection, None)
 
     def _accept(self, socket: Socket) -> None:
-        guest = _Guest(self, socket)
-        self._guests[guest] = None
-        guest.pipe.start()
+        connection = _ClientConnection(self, socket)
+        self._connections[connection] = None
+        connection.pipe.start()
         if self._is_closed:
-            # Accepted by the system while the host was being closed.
-            guest.close_behind()
+            # The system accepted the connection while the host was being closed.
+            connection.close_in_background()
 
 
-class _Remote:
-    """A subscription of a connection; a `Member`."""
+class _RemoteSubscription:
+    """A subscription of a client. Implements `Member`."""
 
-    def __init__(self, guest: _Guest, stream: int, topic: str, queue: str) -> None:
+    def __init__(self, connection: _ClientConnection, stream: int, topic: str, queue: str) -> None:
         self.topic = topic
         self.queue = queue
-        self._guest = guest
+        self._connection = connection
         self._stream = stream
 
     @property
     def is_full(self) -> bool:
-        return self._guest.pipe.is_full
+        return self._connection.pipe.is_full
 
     def offer(self, message: Message) -> None:
         if self.is_full:
-            self._guest.host.counters.add("broker_messages_dropped_slow_subscriber")
+            self._connection.host.counters.add("broker_messages_dropped_slow_subscriber")
         else:
-            self._guest.pipe.send(event_frames(self.topic, message, self._stream))
+            self._connection.pipe.send(event_frames(self.topic, message, self._stream))
 
 
-class _Guest:
-    """One connection; a `PipeOwner`."""
+class _ClientConnection:
+    """One connection of a client. Implements `FrameReceiver`."""
 
     def __init__(self, host: BrokerHost, socket: Socket) -> None:
         self.host = host
         self.pipe = FramePipe(socket, host.node_id, self)
         self._remote = socket.remote
-        self._pieces = Pieces()
-        self._subscriptions: dict[int, _Remote] = {}
+        self._assembly = MessageAssembly()
+        self._subscriptions: dict[int, _RemoteSubscription] = {}
         self._closing: asyncio.Task[None] | None = None
 
-    def close_behind(self) -> None:
-        """End the connection, and do not wait for it."""
+    def close_in_background(self) -> None:
         self._closing = asyncio.get_running_loop().create_task(self.pipe.close())
 
     def frame_received(self, frame: Frame) -> None:
         if frame.kind in (Kind.REQUEST, Kind.DATA):
-            completed = self._pieces.whole(frame)
+            completed = self._assembly.add(frame)
             if completed is not None:
                 self._answer(*completed)
         elif frame.kind == Kind.CANCEL:
-            self._pieces.forget(frame.stream)
+            self._assembly.discard(frame.stream)
             subscription = self._subscriptions.pop(frame.stream, None)
             if subscription is not None:
                 self.host.subscribers.remove(subscription.topic, subscription.queue, subscription)
 
-    def pipe_violated(self, error: MicroError) -> None:
+    def protocol_violated(self, error: MicroError) -> None:
         self.host.counters.add("broker_protocol_violations")
-        self.host.log.warning("broker connection broken off", extra={"remote": self._remote, "reason": str(error)})
+        self.host.log.warning(
+            "broker connection closed after a protocol violation", extra={"remote": self._remote, "reason": str(error)}
+        )
 
-    def pipe_lost(self, error: MicroError) -> None:  # noqa: ARG002 - its subscriptions go, whatever the reason
+    def pipe_lost(self, error: MicroError) -> None:  # noqa: ARG002 - the reason makes no difference
         for subscription in self._subscriptions.values():
             self.host.subscribers.remove(subscription.topic, subscription.queue, subscription)
         self._subscriptions.clear()
-        self.host.forget(self)
+        self.host.remove_connection(self)
 
     def _answer(self, first: Frame, body: bytes) -> None:
         try:
@@ -139,8 +144,8 @@ class _Guest:
     def _subscribe(self, stream: int, header: CallHeader) -> None:
         topic, queue = check_topic(header.metadata.get("topic", "")), check_queue(header.metadata.get("queue", ""))
         if stream in self._subscriptions:
-            raise Conflict(f"stream {stream} is a subscription already")
+            raise Conflict(f"stream {stream} has a subscription already")
         if len(self._subscriptions) >= limits.MAX_TOPICS_PER_INSTANCE:
             raise Overloaded(f"more than {limits.MAX_TOPICS_PER_INSTANCE} subscriptions on one connection")
-        subscription = self._subscriptions[stream] = _Remote(self, stream, topic, queue)
+        subscription = self._subscriptions[stream] = _RemoteSubscription(self, stream, topic, queue)
         self.host.subscribers.add(topic, queue, subscription)

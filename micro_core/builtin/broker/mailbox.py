@@ -1,4 +1,4 @@
-"""A subscription's own queue and task: bounded, in order, and nobody else waits for its handler."""
+"""The queue and the task of one subscription: bounded, in order, and independent of all other subscriptions."""
 
 from __future__ import annotations
 
@@ -13,55 +13,57 @@ from micro_core.wire import limits
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING = 1_024
-"""Messages that wait for one handler; a slow subscriber loses the newest, and they are counted."""
+MAX_QUEUED = 1_024
+"""Messages queued for one handler. Further ones are dropped and counted."""
 
-MAX_WAITING_BYTES = limits.MAX_CONNECTION_BUFFER_BYTES
-"""The same in bytes: above it nothing more is taken. It can be passed by less than one message."""
+MAX_QUEUED_BYTES = limits.MAX_CONNECTION_BUFFER_BYTES
+"""From this size of the queue on, messages are dropped. The queue can exceed it by less than one message."""
 
 CLOSE_TIMEOUT_S = 1.0
 
 
 class Mailbox:
-    """Implements `Subscription`: `offer` messages, the handler gets them one after the other."""
+    """Calls `handler` for the offered messages, one after the other. Implements `Subscription`."""
 
     def __init__(
-        self, topic: str, queue: str, handler: MessageHandler, counters: Counters, forget: Callable[[Mailbox], None]
+        self, topic: str, queue: str, handler: MessageHandler, counters: Counters, on_close: Callable[[Mailbox], None]
     ) -> None:
         self.topic = topic
         self.queue = queue
         self._handler = handler
         self._counters = counters
-        self._forget = forget
-        self._waiting: deque[Message] = deque()
-        self._waiting_bytes = 0
+        self._on_close = on_close
+        self._messages: deque[Message] = deque()
+        self._queued_bytes = 0
         self._changed = asyncio.Event()
         self._is_closed = False
         self._task = asyncio.get_running_loop().create_task(self._deliver())
 
     @property
     def is_full(self) -> bool:
-        return len(self._waiting) >= MAX_WAITING or self._waiting_bytes >= MAX_WAITING_BYTES
+        """Whether the next message would be dropped."""
+        return len(self._messages) >= MAX_QUEUED or self._queued_bytes >= MAX_QUEUED_BYTES
 
     def offer(self, message: Message) -> None:
-        """Queue a message; never waits."""
+        """Queue a message, or drop and count it. Never waits."""
         if self._is_closed:
             return
         if self.is_full:
             self._counters.add("broker_messages_dropped_slow_subscriber")
             return
-        self._waiting.append(message)
-        self._waiting_bytes += len(message.body)
+        self._messages.append(message)
+        self._queued_bytes += len(message.body)
         self._changed.set()
 
     async def close(self) -> None:
+        """Drop queued messages and wait for the handler. It is cancelled after one second. Safe to call twice."""
         if not self._is_closed:
             self._is_closed = True
-            self._forget(self)
-            self._waiting.clear()
+            self._on_close(self)
+            self._messages.clear()
             self._changed.set()
         if asyncio.current_task() is self._task:
-            # A handler that unsubscribes itself cannot wait for its own end.
+            # A handler that closes its own subscription cannot wait for its own end.
             return
         done, _ = await asyncio.wait([self._task], timeout=CLOSE_TIMEOUT_S)
         if not done:
@@ -73,12 +75,12 @@ class Mailbox:
         while not self._is_closed:
             await self._changed.wait()
             self._changed.clear()
-            while self._waiting:
-                message = self._waiting.popleft()
-                self._waiting_bytes -= len(message.body)
+            while self._messages:
+                message = self._messages.popleft()
+                self._queued_bytes -= len(message.body)
                 try:
                     await self._handler(self.topic, message)
                 except Exception:
-                    # One message's handler is a task's root of its own: the next message is not to blame.
+                    # A failed handler does not prevent the delivery of the next message.
                     self._counters.add("broker_handlers_failed")
                     log.exception("a subscriber failed", extra={"topic": self.topic})

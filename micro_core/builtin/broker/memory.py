@@ -1,4 +1,4 @@
-"""The broker role within one process: what is published is with the subscribers in the same turn."""
+"""The driver `broker:memory`: topics within one process."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ _hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], Subscr
 
 
 def _hub(network: str, site: str) -> Subscribers:
-    """Where those of one process, loop, network and site meet."""
+    """Return the subscribers of a network and site in the running event loop."""
     hubs = _hubs.setdefault(asyncio.get_running_loop(), {})
     return hubs.setdefault((network, site), Subscribers())
 
 
-def create(options: NoOptions, context: DriverContext) -> Broker:  # noqa: ARG001 - the shape of a driver
+def create(options: NoOptions, context: DriverContext) -> Broker:  # noqa: ARG001 - the signature of a driver
+    """Return the broker."""
     return HubBroker(lambda: _hub(context.network, context.site), context.counters)
 
 
 @hookimpl
 def micro_broker() -> Driver[Broker]:
+    """Return the description of the driver."""
     return Driver(
         name="memory",
         summary="Topics within one process.",

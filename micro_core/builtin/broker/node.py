@@ -1,8 +1,8 @@
-"""The broker role as a client of the broker that this site's node hosts.
+"""The driver `broker:node`: a client of the broker that a node of this site hosts.
 
-The host is found in the registry, as `go.micro.broker`: of several, the one with the smallest id, so that all on a
-site meet at the same; when a smaller one comes, everybody moves. Subscriptions outlive the connection: they are made
-again at the next host.
+The client finds the hosts in the registry, as `go.micro.broker`, and uses the one with the smallest id, so that all clients
+of a site use the same host. If a host with a smaller id appears, all clients change to it. Subscriptions are restored on
+each new connection.
 """
 
 from __future__ import annotations
@@ -33,32 +33,40 @@ from micro_core.contract.messages import check_message, check_queue
 from micro_core.contract.names import BROKER_SERVICE, check_topic
 
 CONNECT_TIMEOUT_S = 5.0
-"""To find the host, dial it and make every subscription again."""
+"""Time to find the host, dial it and restore all subscriptions."""
 
-INITIAL_RETRY_S = 0.05
+RETRY_INITIAL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeBrokerOptions:
-    """Options of the node's broker."""
+    """Options of `broker:node`."""
 
-    address: str = option("", "Address of the host; empty: found in the registry.")
-    publish_timeout_s: float = option(5.0, "How long a publication may wait for the host.")
-    subscribe_timeout_s: float = option(2.0, "How long `subscribe` waits for a host before it goes on without.")
-    retry_s: float = option(0.5, "Longest pause between two tries to connect.")
-    keepalive_s: float = option(10.0, "Seconds of silence after which a host must give a sign of life.")
+    address: str = option("", "Address of the host. If empty, the registry is searched for it.")
+    publish_timeout_s: float = option(5.0, "How long `publish` waits for the host, in seconds.")
+    subscribe_timeout_s: float = option(
+        2.0, "How long `subscribe` waits for a host, in seconds, before it returns without one."
+    )
+    retry_s: float = option(0.5, "Longest pause between two attempts to connect, in seconds.")
+    keepalive_s: float = option(
+        10.0, "Interval of keepalives in seconds. A host that does not answer within it is disconnected."
+    )
 
 
 class NodeBroker:
-    """Implements `Broker`. Connects when it is first used, and again whenever the connection is lost.
+    """Implements `Broker`. Connects with its first use, and again whenever the connection is lost.
 
-    `subscribe` returns when the host has acknowledged. Where no host is there within `subscribe_timeout_s` (services
-    often start before their node), it returns with a warning, and is in force as soon as there is one.
+    `subscribe` returns when the host has acknowledged the subscription. If there is no host within `subscribe_timeout_s`
+    (services are often started before their node), it logs a warning and returns; the subscription is active as soon as
+    there is a host.
+
+    Raises:
+        ConfigError: There is no transport, or neither a registry nor an address.
     """
 
     def __init__(self, options: NodeBrokerOptions, context: DriverContext) -> None:
         if context.transport is None or (context.registry is None and not options.address):
-            raise ConfigError("the broker `node` needs a transport and a registry")
+            raise ConfigError("the driver broker:node needs a transport and a registry")
         self._options = options
         self._context = context
         self._transport = context.transport
@@ -67,26 +75,29 @@ class NodeBroker:
         self._session: HostSession | None = None
         self._changed = asyncio.Event()
         """Set while there is a session, and after `close`."""
-        self._keeper: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._is_closed = False
 
     async def start(self) -> None:
-        """Nothing yet: a service without topics never connects."""
+        """Do nothing: the first use connects."""
 
     async def close(self) -> None:
+        """Close all subscriptions and disconnect. Safe to call twice."""
         self._is_closed = True
         self._changed.set()
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         await asyncio.gather(*(mailbox.close() for mailbox in list(self._mailboxes)))
         if self._session is not None:
             await self._session.close()
 
     async def publish(self, topic: str, message: Message) -> None:
-        """Return when the host has taken the message. Raises Unreachable, TooLarge, BadRequest, Overloaded.
+        """Return when the host has accepted the message. Raises TooLarge, BadRequest, Overloaded, Closed.
 
-        LinkLost, an Unreachable, says that it is not known whether the host has taken it: nothing is sent twice.
+        Raises:
+            Unreachable: There was no host within `publish_timeout_s`.
+            LinkLost: The message was sent, but not acknowledged. It may have been delivered, and is not sent again.
         """
         check_topic(topic)
         check_message(message)
@@ -99,84 +110,87 @@ class NodeBroker:
             if session is not None:
                 raise LinkLost(f"the broker at {session.address} did not acknowledge a message on {topic}") from None
             raise Unreachable(
-                f"no broker took the message on {topic}", hint="does a node run on this site? micro run"
+                f"no broker accepted the message on {topic}", hint="is a node running on this site? micro run"
             ) from None
 
     async def subscribe(self, topic: str, handler: MessageHandler, *, queue: str = "") -> Subscription:
+        """Deliver the messages of `topic` to `handler`. Raises BadRequest, Closed."""
         check_topic(topic)
         check_queue(queue)
         self._check_open()
-        mailbox = Mailbox(topic, queue, handler, self._context.counters, self._forget)
+        mailbox = Mailbox(topic, queue, handler, self._context.counters, self._mailbox_closed)
         self._mailboxes[mailbox] = None
         try:
             async with asyncio.timeout(self._options.subscribe_timeout_s):
-                await self._put_in_force(mailbox)
+                await self._activate(mailbox)
         except TimeoutError:
             self._context.counters.add("broker_subscriptions_waiting")
-            self._context.logger.warning("no broker yet; the subscription waits for one", extra={"topic": topic})
+            self._context.logger.warning(
+                "no broker is available yet, the subscription waits for one", extra={"topic": topic}
+            )
         except BaseException:
             await mailbox.close()
             raise
         return mailbox
 
-    # --------------------------------------------------------- what users wait for
+    # ------------------------------------------- awaited by publish and subscribe
 
-    async def _put_in_force(self, mailbox: Mailbox) -> None:
+    async def _activate(self, mailbox: Mailbox) -> None:
         while True:
             session = await self._connected()
             try:
                 await session.subscribe(mailbox)
                 return
             except LinkLost:
-                # The next session makes it, or we do.
+                # The next session includes this subscription.
                 continue
 
     async def _writable_session(self) -> HostSession:
         while True:
             session = await self._connected()
-            if await session.room():
+            if await session.wait_until_writable():
                 return session
 
     async def _connected(self) -> HostSession:
         self._check_open()
-        if self._keeper is None:
-            self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._stay_connected())
         while self._session is None:
             await self._changed.wait()
             self._check_open()
         return self._session
 
-    def _forget(self, mailbox: Mailbox) -> None:
+    def _mailbox_closed(self, mailbox: Mailbox) -> None:
         self._mailboxes.pop(mailbox, None)
         if self._session is not None:
             self._session.unsubscribe(mailbox)
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise Closed("this broker is closed")
+            raise Closed("the broker is closed")
 
-    # ------------------------------------------------------------- the one keeper
+    # ----------------------------------------------------- the connection task
 
-    async def _keep(self) -> None:
-        """Connect, make the subscriptions again, wait for the end, begin anew."""
-        tries = 0
+    async def _stay_connected(self) -> None:
+        """Connect, restore the subscriptions, wait for the end of the session, and repeat."""
+        attempts = 0
         while True:
             try:
                 session = await self._connect()
-                tries = 0
-                await self._until_over(session)
+                attempts = 0
+                await self._wait_until_ended(session)
             except MicroError as error:
-                if tries == 0:
-                    self._context.logger.info("no broker host", extra={"reason": str(error)})
+                if attempts == 0:
+                    self._context.logger.info("cannot connect to the broker", extra={"reason": str(error)})
             except Exception:
-                self._context.counters.add("broker_keeper_failures")
+                self._context.counters.add("broker_tasks_failed")
                 self._context.logger.exception("the connection to the broker failed")
-            longest_s = min(self._options.retry_s, INITIAL_RETRY_S * 2 ** min(tries, 10))
-            tries += 1
-            await asyncio.sleep(longest_s * self._context.random.uniform(0.2, 1.0))
+            max_pause_s = min(self._options.retry_s, RETRY_INITIAL_S * 2 ** min(attempts, 10))
+            attempts += 1
+            await asyncio.sleep(max_pause_s * self._context.random.uniform(0.2, 1.0))
 
     async def _connect(self) -> HostSession:
-        """A session with every subscription in force. Raises MicroError."""
+        """Return a session with all subscriptions active. Raises MicroError."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 address = await self._find_host()
@@ -221,14 +235,14 @@ class NodeBroker:
                     "the broker refused a subscription", extra={"topic": mailbox.topic, "reason": str(result)}
                 )
 
-    async def _until_over(self, session: HostSession) -> None:
-        """Return when the session has ended, and end it when its host is silent or no longer the site's."""
-        ends: list[Coroutine[Any, Any, None]] = [
-            self._lost(session),
-            self._silent(session),
-            self._moved(session),
+    async def _wait_until_ended(self, session: HostSession) -> None:
+        """Return when the session has ended. End it if its host is silent or is no longer the host of the site."""
+        conditions: list[Coroutine[Any, Any, None]] = [
+            self._wait_until_lost(session),
+            self._wait_until_silent(session),
+            self._wait_until_replaced(session),
         ]
-        tasks = [asyncio.get_running_loop().create_task(end) for end in ends]
+        tasks = [asyncio.get_running_loop().create_task(condition) for condition in conditions]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -240,30 +254,32 @@ class NodeBroker:
         for task in done:
             task.result()
 
-    async def _lost(self, session: HostSession) -> None:
+    async def _wait_until_lost(self, session: HostSession) -> None:
         await session.lost.wait()
 
-    async def _silent(self, session: HostSession) -> None:
+    async def _wait_until_silent(self, session: HostSession) -> None:
         await session.keep_alive(self._options.keepalive_s)
         self._context.counters.add("broker_hosts_silent")
-        self._context.logger.warning("the broker is silent", extra={"remote": session.address})
+        self._context.logger.warning("the broker does not answer keepalives", extra={"remote": session.address})
 
-    async def _moved(self, session: HostSession) -> None:
-        """Return when the registry names another host than the session's."""
+    async def _wait_until_replaced(self, session: HostSession) -> None:
+        """Return when another host than that of the session should be used."""
         while self._registry is not None and not self._options.address:
             try:
                 watch = await self._registry.watch(BROKER_SERVICE)
                 try:
-                    # A watch begins with what stands: a change since the host was chosen is seen too.
+                    # A watch begins with the current records, so that a change since the host was chosen is seen, too.
                     async for _ in watch:
                         if await self._find_host() != session.address:
-                            self._context.logger.info("the site has another broker", extra={"remote": session.address})
+                            self._context.logger.info(
+                                "changing to another broker of the site", extra={"remote": session.address}
+                            )
                             return
                 finally:
                     await watch.close()
             except MicroError as error:
-                # Neither a registry that is away nor a record that is gone says that the host is.
-                self._context.logger.info("cannot follow the broker", extra={"reason": str(error)})
+                # An unreachable registry or a missing record does not mean that the host has stopped.
+                self._context.logger.info("cannot watch the registry for brokers", extra={"reason": str(error)})
             await asyncio.sleep(self._options.keepalive_s)
         await session.lost.wait()
 
@@ -275,14 +291,16 @@ class NodeBroker:
 
 
 def create(options: NodeBrokerOptions, context: DriverContext) -> Broker:
+    """Return the broker. Raises ConfigError."""
     return NodeBroker(options, context)
 
 
 @hookimpl
 def micro_broker() -> Driver[Broker]:
+    """Return the description of the driver."""
     return Driver(
         name="node",
-        summary="Topics hosted by this site's node.",
+        summary="Topics hosted by a node of this site.",
         options=NodeBrokerOptions,
         create=create,
         capabilities=frozenset({"queue-groups"}),

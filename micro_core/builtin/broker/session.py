@@ -1,4 +1,4 @@
-"""One connection of a client to the broker that a node hosts: requests and their answers, deliveries, signs of life."""
+"""One connection of a client to a broker host: requests and their answers, deliveries and keepalives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from micro_core.builtin.broker.frame_pipe import FramePipe
 from micro_core.builtin.broker.mailbox import Mailbox
-from micro_core.builtin.broker.protocol import Pieces, publish_frames, subscribe_frame
+from micro_core.builtin.broker.protocol import MessageAssembly, publish_frames, subscribe_frame
 from micro_core.contract.broker import Message
 from micro_core.contract.driver import Counters
 from micro_core.contract.errors import LinkLost, MicroError, Overloaded, error_from_wire
@@ -17,11 +17,11 @@ from micro_core.wire.frames import Frame, Kind, encode
 from micro_core.wire.header import decode_event_header, decode_map
 
 MAX_OUTSTANDING = 10_000
-"""Requests that wait for their answer on one connection."""
+"""Requests without an answer on one connection."""
 
 
 class HostSession:
-    """A `PipeOwner`. `lost` is done after the end; `on_lost` is called at it, in the same turn."""
+    """Implements `FrameReceiver`. At the end, `lost` is set and `on_lost` is called in the same loop iteration."""
 
     def __init__(
         self,
@@ -38,61 +38,67 @@ class HostSession:
         self._counters = counters
         self._log = logger
         self._on_lost = on_lost
-        self._pieces = Pieces()
+        self._assembly = MessageAssembly()
         self._next_stream = 1
         self._answers: dict[int, asyncio.Future[None]] = {}
-        self._standing: dict[Mailbox, tuple[int, asyncio.Future[None]]] = {}
+        self._subscriptions: dict[Mailbox, tuple[int, asyncio.Future[None]]] = {}
+        """The stream and the answer of each subscription that was requested."""
         self._by_stream: dict[int, Mailbox] = {}
         self._pipe = FramePipe(socket, node_id, self)
         self._pipe.start()
 
-    async def room(self) -> bool:
-        """Wait while the host reads too slowly; False when the session has ended."""
+    async def wait_until_writable(self) -> bool:
+        """Wait while the host reads too slowly. Return False if the session has ended."""
         while self._pipe.is_full and not self.lost.is_set():
-            await self._pipe.room.wait()
+            await self._pipe.drained.wait()
         return not self.lost.is_set()
 
     async def publish(self, topic: str, message: Message) -> None:
-        """Return when the host has taken the message. Raises LinkLost, Overloaded, and what the host answers."""
+        """Return when the host has accepted the message. Raises LinkLost, Overloaded and the errors of the host."""
         _, answer = self._request(lambda stream: publish_frames(stream, topic, message))
         await answer
 
     async def subscribe(self, mailbox: Mailbox) -> None:
-        """Return when the subscription is in force; asked twice, it is made once. Raises as `publish` does."""
-        standing = self._standing.get(mailbox)
-        if standing is None:
-            standing = self._request(lambda stream: [subscribe_frame(stream, mailbox.topic, mailbox.queue)])
-            self._standing[mailbox] = standing
-            self._by_stream[standing[0]] = mailbox
+        """Return when the subscription is active. A second call for the same mailbox waits for the first request.
+
+        Raises LinkLost, Overloaded and the errors of the host.
+        """
+        subscription = self._subscriptions.get(mailbox)
+        if subscription is None:
+            subscription = self._request(lambda stream: [subscribe_frame(stream, mailbox.topic, mailbox.queue)])
+            self._subscriptions[mailbox] = subscription
+            self._by_stream[subscription[0]] = mailbox
         try:
-            await asyncio.shield(standing[1])
+            await asyncio.shield(subscription[1])
         except MicroError:
-            self._forget(mailbox)
+            self._remove_subscription(mailbox)
             raise
 
     def unsubscribe(self, mailbox: Mailbox) -> None:
-        """End a subscription; unknown ones are ignored."""
-        stream = self._forget(mailbox)
+        """End a subscription. Unknown ones are ignored."""
+        stream = self._remove_subscription(mailbox)
         if stream is not None:
             self._pipe.send([encode(Kind.CANCEL, stream)])
 
     async def keep_alive(self, interval_s: float) -> None:
-        """Ask for a sign of life every `interval_s`; return when there was none."""
+        """Send a PING every `interval_s` seconds. Return when nothing was received for one interval."""
         while True:
-            heard = self._pipe.heard
+            received_count = self._pipe.received_count
             self._pipe.send([encode(Kind.PING, 0)])
             await asyncio.sleep(interval_s)
-            if self._pipe.heard == heard:
+            if self._pipe.received_count == received_count:
                 return
 
     async def close(self) -> None:
+        """Send queued frames, then close. Safe to call twice."""
         await self._pipe.close()
 
-    # --------------------------------------------------------------- PipeOwner
+    # ---------------------------------------------------------- FrameReceiver
 
     def frame_received(self, frame: Frame) -> None:
+        """Deliver a message, or complete a request."""
         if frame.kind == Kind.EVENT:
-            completed = self._pieces.whole(frame)
+            completed = self._assembly.add(frame)
             if completed is not None:
                 self._deliver(*completed)
             return
@@ -104,40 +110,44 @@ class HostSession:
         elif frame.kind == Kind.ERROR:
             _fail(answer, error_from_wire(decode_map(frame.header)))
 
-    def pipe_violated(self, error: MicroError) -> None:
+    def protocol_violated(self, error: MicroError) -> None:
+        """Count and log a violation of the protocol."""
         self._counters.add("broker_protocol_violations")
-        self._log.warning("broker connection broken off", extra={"remote": self.address, "reason": str(error)})
+        self._log.warning(
+            "broker connection closed after a protocol violation", extra={"remote": self.address, "reason": str(error)}
+        )
 
     def pipe_lost(self, error: MicroError) -> None:
+        """Fail all requests without an answer."""
         answers, self._answers = self._answers, {}
         self.lost.set()
         for answer in answers.values():
             if not answer.done():
-                _fail(answer, LinkLost(f"the broker was lost before it answered: {error.detail}"))
+                _fail(answer, LinkLost(f"the broker connection was lost before the answer: {error.detail}"))
         self._on_lost(self)
 
-    # ----------------------------------------------------------------- inside
+    # ---------------------------------------------------------------- private
 
     def _request(self, frames: Callable[[int], list[bytes]]) -> tuple[int, asyncio.Future[None]]:
         if self.lost.is_set():
             raise LinkLost(f"the connection to the broker at {self.address} has ended")
         if len(self._answers) >= MAX_OUTSTANDING:
-            raise Overloaded(f"{MAX_OUTSTANDING} messages wait for the broker", hint="publish more slowly")
+            raise Overloaded(f"{MAX_OUTSTANDING} requests to the broker have no answer yet", hint="publish more slowly")
         stream = self._next_stream
         encoded = frames(stream)
-        # Odd numbers, as for every call of the side that dialled.
+        # Odd numbers, like all streams that are opened by the end that dialled.
         self._next_stream += 2
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._answers[stream] = answer
         self._pipe.send(encoded)
         return stream, answer
 
-    def _forget(self, mailbox: Mailbox) -> int | None:
-        standing = self._standing.pop(mailbox, None)
-        if standing is None:
+    def _remove_subscription(self, mailbox: Mailbox) -> int | None:
+        subscription = self._subscriptions.pop(mailbox, None)
+        if subscription is None:
             return None
-        self._by_stream.pop(standing[0], None)
-        return standing[0]
+        self._by_stream.pop(subscription[0], None)
+        return subscription[0]
 
     def _deliver(self, first: Frame, body: bytes) -> None:
         header = decode_event_header(first.header)
@@ -145,7 +155,7 @@ class HostSession:
         stream = int(target) if target.isascii() and target.isdigit() and len(target) <= 10 else 0
         mailbox = self._by_stream.get(stream)
         if mailbox is None:
-            # On its way when the subscription ended.
+            # The host sent the message before it processed the end of the subscription.
             self._counters.add("broker_messages_unwanted")
             return
         mailbox.offer(
@@ -155,5 +165,5 @@ class HostSession:
 
 def _fail(answer: asyncio.Future[None], error: MicroError) -> None:
     answer.set_exception(error)
-    # Whoever asked may have gone; an error that nobody fetches is no fault.
+    # Mark the exception as retrieved, because the caller may have been cancelled.
     answer.exception()

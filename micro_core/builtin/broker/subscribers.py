@@ -1,4 +1,4 @@
-"""The members of topics: who gets a message, plain subscribers each, of a queue group one in turn. Pure."""
+"""The subscribers of topics: all plain subscribers receive a message, and one member of each queue group. Pure."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from micro_core.contract.broker import Message
 
 
 class Member(Protocol):
-    """Who takes messages: a mailbox of this process, or a subscription of a connection."""
+    """A receiver of messages: a mailbox in this process, or a subscription of a connection."""
 
     @property
     def is_full(self) -> bool:
-        """True when the next message would be dropped."""
+        """Whether the next message would be dropped."""
         ...
 
     def offer(self, message: Message) -> None:
-        """Take a message, or drop and count it; never waits."""
+        """Queue a message, or drop and count it. Never waits."""
         ...
 
 
@@ -28,12 +28,13 @@ class _Topic:
 
 
 class Subscribers:
-    """Members by topic and queue group, in the order they came."""
+    """Members by topic and queue group, in the order in which they were added."""
 
     def __init__(self) -> None:
         self._topics: dict[str, _Topic] = {}
 
     def add(self, topic: str, queue: str, member: Member) -> None:
+        """Add a plain subscriber, or with `queue` a member of a queue group."""
         entry = self._topics.setdefault(topic, _Topic())
         if queue:
             entry.queues.setdefault(queue, []).append(member)
@@ -41,7 +42,7 @@ class Subscribers:
             entry.plain[member] = None
 
     def remove(self, topic: str, queue: str, member: Member) -> None:
-        """Forget a member; unknown ones are ignored."""
+        """Remove a member. Unknown ones are ignored."""
         entry = self._topics.get(topic)
         if entry is None:
             return
@@ -55,21 +56,21 @@ class Subscribers:
             del self._topics[topic]
 
     def publish(self, topic: str, message: Message) -> None:
-        """Hand a message to all who want it; never waits."""
+        """Offer a message to its receivers. Never waits."""
         for member in self.receivers(topic):
             member.offer(message)
 
     def receivers(self, topic: str) -> list[Member]:
-        """Who gets the next message of `topic`; turns each queue group by one.
+        """Return the receivers of the next message of `topic`, and advance each queue group to its next member.
 
-        In a group, those who are full are passed over: the message is lost only where all of them are.
+        Full members of a group are skipped. If all are full, the message is offered to the next one, which drops it.
         """
         entry = self._topics.get(topic)
         if entry is None:
             return []
         chosen = list(entry.plain)
         for members in entry.queues.values():
-            turn = next((index for index, member in enumerate(members) if not member.is_full), 0)
-            chosen.append(members[turn])
-            members.append(members.pop(turn))
+            index = next((index for index, member in enumerate(members) if not member.is_full), 0)
+            chosen.append(members[index])
+            members.append(members.pop(index))
         return chosen

@@ -1,4 +1,4 @@
-"""Several transports as one: an address's scheme says which."""
+"""Several transports as one, selected by the scheme of an address."""
 
 from __future__ import annotations
 
@@ -10,25 +10,31 @@ from micro_core.contract.transport import Listener, Socket, Transport
 
 
 class JoinedTransport:
-    """Dials and listens by scheme; an address without one goes to the first transport."""
+    """Implements `Transport`. Addresses without a scheme belong to the first transport."""
 
     def __init__(self, transports: Sequence[Transport]) -> None:
         self._transports = list(transports)
         self.scheme = transports[0].scheme if transports else ""
 
     async def start(self) -> None:
+        """Start all transports."""
         for transport in self._transports:
             await transport.start()
 
     async def close(self) -> None:
+        """Close all transports. Safe to call twice."""
         await asyncio.gather(*(transport.close() for transport in self._transports))
 
     async def dial(self, address: str, *, timeout_s: float) -> Socket:
-        """As `Transport.dial`; raises Unreachable for a scheme that no transport here has."""
+        """Connect to `address`. Raises Unreachable, also if no transport has the scheme."""
         return await self._find(address).dial(address, timeout_s=timeout_s)
 
     async def listen(self, address: str, accept: Callable[[Socket], None]) -> Listener:
-        """As `Transport.listen`; raises BadRequest for a scheme that no transport here has."""
+        """Listen at `address`. Raises Conflict.
+
+        Raises:
+            BadRequest: No transport has the scheme.
+        """
         try:
             transport = self._find(address)
         except Unreachable as error:
@@ -40,8 +46,8 @@ class JoinedTransport:
         for transport in self._transports:
             if not separator or transport.scheme == scheme:
                 return transport
-        known = ", ".join(transport.scheme for transport in self._transports) or "none"
+        schemes = ", ".join(transport.scheme for transport in self._transports) or "none"
         raise Unreachable(
             f"no transport for {address!r}",
-            hint=f"transports in use: {known}; add one with --plugins transport:{scheme}",
+            hint=f"transports in use: {schemes}; add one with --plugins transport:{scheme}",
         )

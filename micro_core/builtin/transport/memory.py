@@ -1,4 +1,4 @@
-"""The transport role within one process: sockets with real backpressure, for tests and for services side by side."""
+"""The driver `transport:memory`: sockets within one process, with backpressure."""
 
 from __future__ import annotations
 
@@ -28,99 +28,104 @@ SCHEME = "memory"
 HIGH_WATER_BYTES = 1024 * 1024
 LOW_WATER_BYTES = 256 * 1024
 
-Place = tuple[asyncio.AbstractEventLoop, str, str, str]
+ListenerKey = tuple[asyncio.AbstractEventLoop, str, str, str]
 """(loop, network, site, name)"""
 
-_doors: dict[Place, MemoryListener] = {}
+_open_listeners: dict[ListenerKey, MemoryListener] = {}
 
 
 class MemorySocket:
-    """Implements `Socket`. What waits here was written by the other end and not yet read on this one."""
+    """One end of a connection. Implements `Socket`. It queues what the other end has written and this end has not read."""
 
-    def __init__(self, local: str, remote: str, ended: Callable[[MemorySocket], None]) -> None:
+    def __init__(self, local: str, remote: str, on_end: Callable[[MemorySocket], None]) -> None:
         self.local = local
         self.remote = remote
         self.other: MemorySocket | None = None
-        self._ended = ended
+        self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._receiver: SocketReceiver | None = None
-        self._waiting: deque[bytes] = deque()
-        self._waiting_bytes = 0
+        self._queued: deque[bytes] = deque()
+        self._queued_bytes = 0
         self._is_reading = True
         self._is_writing_paused = False
         self._error: MicroError | None = None
         self._is_scheduled = False
-        self._is_told = False
+        self._is_error_delivered = False
 
     # ----------------------------------------------------------------- Socket
 
     def start(self, receiver: SocketReceiver) -> None:
+        """Start to deliver data, including data that arrived before this call."""
         self._receiver = receiver
         if self._is_writing_paused:
             receiver.pause_writing()
         self._schedule()
 
     def write(self, data: bytes) -> None:
+        """Queue bytes for the other end without blocking. Ignored after the end of the connection."""
         if data and self._error is None and self.other is not None:
-            self.other.arrive(data)
+            self.other.receive(data)
 
     def pause_reading(self) -> None:
+        """Stop delivering data."""
         self._is_reading = False
 
     def resume_reading(self) -> None:
+        """Deliver data again."""
         self._is_reading = True
         self._schedule()
 
     async def close(self) -> None:
+        """Close both ends. The other end still receives the data that was written before. Safe to call twice."""
         if self._error is None:
-            self._end(Closed(f"the connection to {self.remote} was closed here"))
-            self._waiting.clear()
+            self._end(Closed(f"the connection to {self.remote} was closed at this end"))
+            self._queued.clear()
             if self.other is not None:
                 self.other.end(Ended(f"{self.local} closed the connection"))
-            # One turn: whoever closes finds that `socket_lost` has been told.
+            # One loop iteration, after which the receiver has got `socket_lost`.
             await asyncio.sleep(0)
 
-    # ------------------------------------------------------- from the other end
+    # ----------------------------------------------- called by the other end
 
-    def arrive(self, data: bytes) -> None:
-        """The other end wrote."""
-        self._waiting.append(data)
-        self._waiting_bytes += len(data)
-        if self._waiting_bytes > HIGH_WATER_BYTES and self.other is not None:
+    def receive(self, data: bytes) -> None:
+        """Queue data of the other end."""
+        self._queued.append(data)
+        self._queued_bytes += len(data)
+        if self._queued_bytes > HIGH_WATER_BYTES and self.other is not None:
             self.other.pause_writing()
         self._schedule()
 
     def pause_writing(self) -> None:
-        """What the other end has not read is above the high mark."""
+        """Pause the writer: the other end has more than HIGH_WATER_BYTES to read."""
         if not self._is_writing_paused and self._error is None:
             self._is_writing_paused = True
             if self._receiver is not None:
                 self._receiver.pause_writing()
 
     def resume_writing(self) -> None:
-        """It is below the low mark."""
+        """Resume the writer: the other end has less than LOW_WATER_BYTES to read."""
         if self._is_writing_paused and self._error is None:
             self._is_writing_paused = False
             if self._receiver is not None:
                 self._receiver.resume_writing()
 
     def end(self, error: MicroError) -> None:
-        """The other end is gone; what it wrote before is still delivered."""
+        """Note that the other end has closed. Data that it wrote before is still delivered."""
         if self._error is None:
             self._end(error)
 
     def cut(self) -> None:
-        """Break the connection, as a pulled cable does: what waits is lost."""
+        """Break the connection, like a pulled cable. Queued data is lost. For tests."""
         for socket in (self, self.other):
             if socket is not None and socket._error is None:
-                socket._waiting.clear()
+                socket._queued.clear()
                 socket._end(LinkLost(f"the connection to {socket.remote} was cut"))
 
-    # ----------------------------------------------------------------- inside
+    # ---------------------------------------------------------------- private
 
     def _end(self, error: MicroError) -> None:
         self._error = error
-        self._ended(self)
+        self._on_end(self)
         self._schedule()
 
     def _schedule(self) -> None:
@@ -133,20 +138,20 @@ class MemorySocket:
         receiver = self._receiver
         if receiver is None:
             return
-        # What is written meanwhile waits for the next turn: a writer that never pauses must not hold up the loop.
-        for _ in range(len(self._waiting)):
-            if not self._is_reading or not self._waiting:
+        # Data written in the meantime is delivered in the next loop iteration, so that a fast writer does not block the loop.
+        for _ in range(len(self._queued)):
+            if not self._is_reading or not self._queued:
                 break
-            data = self._waiting.popleft()
-            self._waiting_bytes -= len(data)
-            if self._waiting_bytes < LOW_WATER_BYTES and self.other is not None:
+            data = self._queued.popleft()
+            self._queued_bytes -= len(data)
+            if self._queued_bytes < LOW_WATER_BYTES and self.other is not None:
                 self.other.resume_writing()
             receiver.data_received(data)
-        if self._waiting:
+        if self._queued:
             if self._is_reading:
                 self._schedule()
-        elif self._error is not None and not self._is_told:
-            self._is_told = True
+        elif self._error is not None and not self._is_error_delivered:
+            self._is_error_delivered = True
             receiver.socket_lost(self._error)
 
 
@@ -154,22 +159,22 @@ class MemoryListener:
     """Implements `Listener`."""
 
     def __init__(
-        self, address: str, place: Place, transport: MemoryTransport, accept: Callable[[Socket], None]
+        self, address: str, key: ListenerKey, transport: MemoryTransport, accept: Callable[[Socket], None]
     ) -> None:
         self.address = address
         self.transport = transport
         self.accept = accept
-        self._place = place
+        self._key = key
 
     async def close(self) -> None:
-        # The place may be another's by now.
-        if _doors.get(self._place) is self:
-            del _doors[self._place]
-            self.transport.forget_listener(self)
+        """Stop accepting. Safe to call twice, also if the name has another listener by then."""
+        if _open_listeners.get(self._key) is self:
+            del _open_listeners[self._key]
+            self.transport.remove_listener(self)
 
 
 class MemoryTransport:
-    """Implements `Transport`; those of one process, loop, network and site meet."""
+    """Implements `Transport`. Transports of one process, event loop, network and site can connect to each other."""
 
     scheme = SCHEME
 
@@ -182,65 +187,77 @@ class MemoryTransport:
         self._is_closed = False
 
     async def start(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     async def close(self) -> None:
+        """Close all listeners and sockets. Safe to call twice."""
         self._is_closed = True
         for listener in list(self._listeners):
             await listener.close()
         for socket in list(self._sockets):
             await socket.close()
 
-    async def dial(self, address: str, *, timeout_s: float) -> Socket:  # noqa: ARG002 - nothing takes time here
-        """As `Transport.dial`; raises Closed after `close`."""
+    async def dial(self, address: str, *, timeout_s: float) -> Socket:  # noqa: ARG002 - never waits
+        """Connect to a listener. Raises Closed.
+
+        Raises:
+            Unreachable: The address has no listener.
+        """
         self._check_open()
         name = address.removeprefix("memory://")
-        door = _doors.get(self._place(name))
-        if door is None:
-            raise Unreachable(f"nobody listens at memory://{name}", hint="is it running in this process?")
-        here = self.socket(f"memory://dialler-{self._random.getrandbits(32):08x}", f"memory://{name}")
-        there = door.transport.socket(here.remote, here.local)
-        here.other, there.other = there, here
-        door.accept(there)
-        return here
+        listener = _open_listeners.get(self._key(name))
+        if listener is None:
+            raise Unreachable(f"no listener at memory://{name}", hint="is it running in this process?")
+        near = self.new_socket(f"memory://dialler-{self._random.getrandbits(32):08x}", f"memory://{name}")
+        far = listener.transport.new_socket(near.remote, near.local)
+        near.other, far.other = far, near
+        listener.accept(far)
+        return near
 
     async def listen(self, address: str, accept: Callable[[Socket], None]) -> Listener:
-        """As `Transport.listen`; raises Closed after `close`."""
+        """Listen at a name; an empty address means an unused name. Raises Closed.
+
+        Raises:
+            Conflict: The name has a listener already.
+        """
         self._check_open()
         name = address.removeprefix("memory://") or f"{self._random.getrandbits(48):012x}"
-        place = self._place(name)
-        if place in _doors:
-            raise Conflict(f"memory://{name} is taken", hint="choose another name")
-        listener = _doors[place] = MemoryListener(f"memory://{name}", place, self, accept)
+        key = self._key(name)
+        if key in _open_listeners:
+            raise Conflict(f"memory://{name} is in use", hint="choose another name")
+        listener = _open_listeners[key] = MemoryListener(f"memory://{name}", key, self, accept)
         self._listeners[listener] = None
         return listener
 
-    def socket(self, local: str, remote: str) -> MemorySocket:
-        """An end of a new connection, closed with this transport."""
-        made = MemorySocket(local, remote, lambda gone: self._sockets.pop(gone, None))
-        self._sockets[made] = None
-        return made
+    def new_socket(self, local: str, remote: str) -> MemorySocket:
+        """Return one end of a new connection, which is closed together with this transport."""
+        socket = MemorySocket(local, remote, lambda ended: self._sockets.pop(ended, None))
+        self._sockets[socket] = None
+        return socket
 
     @property
     def sockets(self) -> tuple[MemorySocket, ...]:
-        """Those that are open, for tests."""
+        """The open sockets, for tests."""
         return tuple(self._sockets)
 
-    def forget_listener(self, listener: MemoryListener) -> None:
+    def remove_listener(self, listener: MemoryListener) -> None:
+        """Forget a listener that is closed."""
         self._listeners.pop(listener, None)
 
-    def _place(self, name: str) -> Place:
+    def _key(self, name: str) -> ListenerKey:
         return (asyncio.get_running_loop(), self._network, self._site, name)
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise Closed("this transport is closed")
+            raise Closed("the transport is closed")
 
 
-def create(options: NoOptions, context: DriverContext) -> Transport:  # noqa: ARG001 - the shape of a driver
+def create(options: NoOptions, context: DriverContext) -> Transport:  # noqa: ARG001 - the signature of a driver
+    """Return the transport."""
     return MemoryTransport(context.network, context.site, context.random)
 
 
 @hookimpl
 def micro_transport() -> Driver[Transport]:
+    """Return the description of the driver."""
     return Driver(name="memory", summary="Sockets within one process.", options=NoOptions, create=create)

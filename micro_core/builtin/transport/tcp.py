@@ -1,4 +1,4 @@
-"""The transport role over TCP: the default between processes of one site."""
+"""The driver `transport:tcp`: the default transport between processes of one site."""
 
 from __future__ import annotations
 
@@ -38,21 +38,23 @@ SCHEME = "tcp"
 _LISTEN_HINTS = {
     errno.EADDRINUSE: "choose another port, or 0 for any free one",
     errno.EACCES: "ports below 1024 need privileges: choose a higher one",
-    errno.EADDRNOTAVAIL: "no interface of this machine has that address",
+    errno.EADDRNOTAVAIL: "no interface of this machine has this address",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpOptions:
-    """Options of the TCP transport."""
+    """Options of `transport:tcp`."""
 
-    host: str = option("127.0.0.1", "Host to listen on where an address names none.")
+    host: str = option("127.0.0.1", "Host to listen on if an address contains no host.")
     advertise: str = option(
-        "", "host or host:port that others dial, when it is not the one listened on (containers, NAT)."
+        "", "host or host:port that other processes dial, if it differs from the listen address (containers, NAT)."
     )
-    max_connections: int = option(10_000, "Accepted connections at once; more are refused and counted.")
-    high_water_bytes: int = option(HIGH_WATER_BYTES, "Bytes waiting on one connection above which its writer pauses.")
-    low_water_bytes: int = option(LOW_WATER_BYTES, "Bytes waiting below which the writer goes on.")
+    max_connections: int = option(
+        10_000, "Maximum number of accepted connections; further ones are refused and counted."
+    )
+    high_water_bytes: int = option(HIGH_WATER_BYTES, "Unsent bytes of one connection above which its writer is paused.")
+    low_water_bytes: int = option(LOW_WATER_BYTES, "Unsent bytes below which the writer is resumed.")
 
 
 class TcpTransport:
@@ -66,13 +68,18 @@ class TcpTransport:
         self._sockets = StreamSockets(options.max_connections, context.counters, "tcp_connections_refused")
 
     async def start(self) -> None:
-        """Nothing to connect to."""
+        """Do nothing: there is nothing to prepare."""
 
     async def close(self) -> None:
+        """Close all listeners and sockets. Safe to call twice."""
         await self._sockets.close()
 
     async def dial(self, address: str, *, timeout_s: float) -> Socket:
-        """As `Transport.dial`; raises Closed after `close`."""
+        """Connect to `host:port`, with or without `tcp://`. Raises Closed.
+
+        Raises:
+            Unreachable: The address is invalid, or has no listener, or does not answer within `timeout_s` seconds.
+        """
         self._sockets.check_open()
         try:
             host, port = split_host_port(address.removeprefix("tcp://"))
@@ -82,16 +89,21 @@ class TcpTransport:
         connecting = loop.create_connection(lambda: StreamSocket(self._marks), host or "127.0.0.1", port)
         socket = await connect(connecting, address, timeout_s)
         if socket.endpoint("sockname") == socket.endpoint("peername"):
-            # Where nobody listens on a port of the ephemeral range, the system may draw that very port for this
-            # end, and TCP's simultaneous open (RFC 9293 3.5) then connects the socket to itself.
+            # If an ephemeral port has no listener, the system may choose the same port for this end. The simultaneous open
+            # of TCP (RFC 9293, section 3.5) then connects the socket to itself.
             socket.abort()
-            raise Unreachable(f"nobody listens at {address}", hint="is it running?")
+            raise Unreachable(f"no listener at {address}", hint="is it running?")
         socket.remote, socket.local = address, _name(socket.endpoint("sockname"))
         self._sockets.add_dialled(socket)
         return socket
 
     async def listen(self, address: str, accept: Callable[[Socket], None]) -> Listener:
-        """As `Transport.listen`; raises Closed after `close`."""
+        """Listen at `host:port`, with or without `tcp://`; an empty address means an unused port. Raises Closed.
+
+        Raises:
+            Conflict: The system refuses to listen at the address.
+            BadRequest: The host or the port is invalid.
+        """
         self._sockets.check_open()
         host, port = split_host_port(address.removeprefix("tcp://") or ":0", 0)
         host = host or self._options.host
@@ -107,18 +119,18 @@ class TcpTransport:
         except OSError as error:
             raise Conflict(
                 f"cannot listen on {join_host_port(host, port)}: {reason(error)}",
-                hint=_LISTEN_HINTS.get(error.errno or 0, "check the host's name"),
+                hint=_LISTEN_HINTS.get(error.errno or 0, "check the host name"),
             ) from error
         except ValueError as error:
-            raise BadRequest(f"{host!r:.300} is not a host: {error}", hint="check the host's name") from error
+            raise BadRequest(f"invalid host {host!r:.300}: {error}", hint="check the host name") from error
         bound_host, bound_port = server.sockets[0].getsockname()[:2]
         listener = StreamListener(
-            f"tcp://{self._shown(bound_host, bound_port)}", server, closed=self._sockets.forget_listener
+            f"tcp://{self._advertised(bound_host, bound_port)}", server, on_close=self._sockets.remove_listener
         )
         self._sockets.add_listener(listener)
         return listener
 
-    def _shown(self, bound_host: str, bound_port: int) -> str:
+    def _advertised(self, bound_host: str, bound_port: int) -> str:
         advertise = self._options.advertise.removeprefix("tcp://")
         if not advertise:
             return join_host_port(_reachable(bound_host), bound_port)
@@ -131,13 +143,13 @@ def _name(endpoint: object) -> str:
 
 
 def _reachable(host: str) -> str:
-    """The address others can dial, where the wildcard is listened on: that of the interface of the default route."""
+    """Return an address that other machines can dial: for a wildcard, that of the interface of the default route."""
     if host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
         return host
     family, probe = (sockets.AF_INET6, "2001:db8::1") if host == "::" else (sockets.AF_INET, "192.0.2.1")
     with sockets.socket(family, sockets.SOCK_DGRAM) as choice:
         try:
-            # Connecting a UDP socket sends nothing; it makes the kernel choose the interface (RFC 5737, RFC 3849).
+            # To connect a UDP socket sends nothing, but the kernel chooses the interface (addresses: RFC 5737, RFC 3849).
             choice.connect((probe, 9))
         except OSError:
             return "::1" if family == sockets.AF_INET6 else "127.0.0.1"
@@ -145,9 +157,11 @@ def _reachable(host: str) -> str:
 
 
 def create(options: TcpOptions, context: DriverContext) -> Transport:
+    """Return the transport. Raises OptionError."""
     return TcpTransport(options, context)
 
 
 @hookimpl
 def micro_transport() -> Driver[Transport]:
+    """Return the description of the driver."""
     return Driver(name="tcp", summary="Sockets over TCP.", options=TcpOptions, create=create)

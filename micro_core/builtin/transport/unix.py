@@ -1,4 +1,4 @@
-"""The transport role over Unix sockets: one machine, guarded by file permissions."""
+"""The driver `transport:unix`: sockets of one machine, protected by file permissions."""
 
 from __future__ import annotations
 
@@ -37,17 +37,19 @@ from micro_core.contract.transport import Listener
 SCHEME = "unix"
 
 MAX_PATH_BYTES = 103
-"""sockaddr_un holds 108 bytes on Linux and 104 on macOS and the BSDs, the terminating zero included."""
+"""sockaddr_un has 108 bytes on Linux and 104 on macOS and the BSDs, including the terminating zero."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnixOptions:
-    """Options of the Unix transport."""
+    """Options of `transport:unix`."""
 
-    directory: str = option("", "Where sockets without a name are made; empty means the state directory.")
-    max_connections: int = option(10_000, "Accepted connections at once; more are refused and counted.")
-    high_water_bytes: int = option(HIGH_WATER_BYTES, "Bytes waiting on one connection above which its writer pauses.")
-    low_water_bytes: int = option(LOW_WATER_BYTES, "Bytes waiting below which the writer goes on.")
+    directory: str = option("", "Directory of sockets without a name. If empty, the state directory is used.")
+    max_connections: int = option(
+        10_000, "Maximum number of accepted connections; further ones are refused and counted."
+    )
+    high_water_bytes: int = option(HIGH_WATER_BYTES, "Unsent bytes of one connection above which its writer is paused.")
+    low_water_bytes: int = option(LOW_WATER_BYTES, "Unsent bytes below which the writer is resumed.")
 
 
 class UnixTransport:
@@ -62,16 +64,21 @@ class UnixTransport:
         self._sockets = StreamSockets(options.max_connections, context.counters, "unix_connections_refused")
 
     async def start(self) -> None:
-        """Nothing to connect to."""
+        """Do nothing: there is nothing to prepare."""
 
     async def close(self) -> None:
+        """Close all listeners and sockets. Safe to call twice."""
         await self._sockets.close()
 
     async def dial(self, address: str, *, timeout_s: float) -> Socket:
-        """As `Transport.dial`; raises Closed after `close`."""
+        """Connect to an absolute path, with or without `unix://`. Raises Closed.
+
+        Raises:
+            Unreachable: The path is invalid, or has no listener, or does not answer within `timeout_s` seconds.
+        """
         self._sockets.check_open()
         try:
-            path = _checked(address.removeprefix("unix://"))
+            path = _check_path(address.removeprefix("unix://"))
         except BadRequest as error:
             raise Unreachable(f"cannot connect: {error.detail}", hint=error.hint) from error
         loop = asyncio.get_running_loop()
@@ -82,38 +89,42 @@ class UnixTransport:
         return socket
 
     async def listen(self, address: str, accept: Callable[[Socket], None]) -> Listener:
-        """As `Transport.listen`; raises Closed after `close`, BadRequest for a path that is none or too long."""
+        """Listen at an absolute path; an empty address means an unused path. Raises Closed, BadRequest.
+
+        Raises:
+            Conflict: The system refuses to listen at the path.
+        """
         self._sockets.check_open()
-        path = _checked(address.removeprefix("unix://") or str(self._directory / self._new_name()))
-        shown = f"unix://{path}"
+        path = _check_path(address.removeprefix("unix://") or str(self._directory / self._new_name()))
+        url = f"unix://{path}"
 
         def connected(socket: StreamSocket) -> None:
-            socket.local = socket.remote = shown
+            socket.local = socket.remote = url
             if self._sockets.admit(socket):
                 accept(socket)
 
-        # Bound here, not by asyncio: the mode must stand before anybody can connect.
-        door = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
+        # Bound here and not by asyncio, so that the file has its mode before a client can connect.
+        server_socket = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
         try:
             if not address.removeprefix("unix://"):
                 self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             _remove_stale(path)
-            _bind_privately(door, path)
-            made = _identity(path)
+            _bind_private(server_socket, path)
+            file_id = _file_id(path)
             server = await asyncio.get_running_loop().create_unix_server(
-                lambda: StreamSocket(self._marks, connected), sock=door, backlog=BACKLOG
+                lambda: StreamSocket(self._marks, connected), sock=server_socket, backlog=BACKLOG
             )
         except OSError as error:
-            door.close()
-            raise Conflict(f"cannot listen on {shown}: {reason(error)}", hint="choose another path") from error
+            server_socket.close()
+            raise Conflict(f"cannot listen on {url}: {reason(error)}", hint="choose another path") from error
 
-        def closed(listener: StreamListener) -> None:
-            self._sockets.forget_listener(listener)
-            # Somebody else may have taken the place since: only what was made here is removed.
-            if _identity(path) == made:
+        def on_close(listener: StreamListener) -> None:
+            self._sockets.remove_listener(listener)
+            # Another process may have replaced the file in the meantime.
+            if _file_id(path) == file_id:
                 Path(path).unlink(missing_ok=True)
 
-        listener = StreamListener(shown, server, closed)
+        listener = StreamListener(url, server, on_close)
         self._sockets.add_listener(listener)
         return listener
 
@@ -121,43 +132,43 @@ class UnixTransport:
         return f"{self._random.getrandbits(48):012x}.sock"
 
 
-def _checked(path: str) -> str:
+def _check_path(path: str) -> str:
     try:
         length = len(os.fsencode(path))
     except UnicodeError as error:
-        raise BadRequest(f"{path!r:.300} is not a path: {error}") from error
+        raise BadRequest(f"invalid path {path!r:.300}: {error}") from error
     if not path.startswith("/") or "\0" in path:
-        raise BadRequest(f"unix://{path:.120} is not an absolute path", hint="write unix:///run/x.sock")
+        raise BadRequest(f"unix://{path:.120} is not an absolute path", hint="e.g. unix:///run/x.sock")
     if length > MAX_PATH_BYTES:
         raise BadRequest(
-            f"the path of unix://{path:.120} has {length} bytes, and the system takes {MAX_PATH_BYTES}",
+            f"the path of unix://{path:.120} has {length} bytes (at most {MAX_PATH_BYTES})",
             hint="choose a shorter directory (plugin option unix.directory)",
         )
     return path
 
 
-def _bind_privately(door: sockets.socket, path: str) -> None:
-    """Bind with mode 0600; raises OSError."""
+def _bind_private(server_socket: sockets.socket, path: str) -> None:
+    """Bind with mode 0600. Raises OSError."""
     mask = os.umask(0o177)
     try:
-        door.bind(path)
+        server_socket.bind(path)
     finally:
         os.umask(mask)
 
 
-def _identity(path: str) -> tuple[int, int] | None:
-    """Device and inode: whether a file is still the same one."""
+def _file_id(path: str) -> tuple[int, int] | None:
+    """Return the device and the inode of a file, or None."""
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket file behind which nobody listens; anything else is left, and the bind will say so.
+    """Remove a socket file without a listener. Other files are kept, so that `bind` fails.
 
-    Raises OSError where the place cannot be looked at.
+    Raises OSError if the path cannot be read.
     """
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
@@ -165,21 +176,25 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
-        # Unix sockets connect at once or not at all: the loop is not held up.
+        # Unix sockets connect immediately or fail, so the event loop is not blocked.
         probe.setblocking(False)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             Path(path).unlink(missing_ok=True)
         except OSError:
-            # A full backlog, or a socket of another user: somebody is there.
+            # A full backlog, or a socket of another user: there is a listener.
             return
 
 
 def create(options: UnixOptions, context: DriverContext) -> Transport:
+    """Return the transport. Raises OptionError."""
     return UnixTransport(options, context)
 
 
 @hookimpl
 def micro_transport() -> Driver[Transport]:
-    return Driver(name="unix", summary="Sockets in the file system: one machine.", options=UnixOptions, create=create)
+    """Return the description of the driver."""
+    return Driver(
+        name="unix", summary="Unix sockets, for processes of one machine.", options=UnixOptions, create=create
+    )

@@ -1,4 +1,4 @@
-"""The tunnel role within one process: links between nodes of one test, with as many lanes as a real one has."""
+"""The driver `tunnel:memory`: links within one process, for tests. They have four lanes or one, as other drivers have."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ CLOSE_TIMEOUT_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryTunnelOptions:
-    """Options of the memory tunnel."""
+    """Options of `tunnel:memory`."""
 
-    lanes: int = option(4, "Lanes of a link: 4 as QUIC has, or 1 as TLS over TCP has.")
+    lanes: int = option(4, "Lanes of a link: 4 as with QUIC, or 1 as with TLS over TCP.")
 
 
-LOW_MARK_BYTES = 16 * 1024
-"""`lane_writable` is told when a lane holds no more than this, after having held more."""
+LOW_WATER_BYTES = 16 * 1024
+"""`lane_writable` is called when the buffer of a lane has shrunk to this size."""
 
-_doors: dict[tuple[asyncio.AbstractEventLoop, str], MemoryListener] = {}
+_open_listeners: dict[tuple[asyncio.AbstractEventLoop, str], MemoryListener] = {}
 
 
 class MemoryLink:
-    """Implements `Link`: what is written is delivered to the other end in the next turn of the loop.
+    """Implements `Link`. Data is delivered to the other end in the next loop iteration.
 
-    For tests: `hold` and `release` are a network that takes nothing for a while, `cut` is a pulled cable.
+    For tests, `hold` and `release` simulate a network that is blocked for a while, and `cut` a pulled cable.
     """
 
     def __init__(self, local: str, remote: str, lanes: int, binding: bytes) -> None:
@@ -68,6 +68,7 @@ class MemoryLink:
     # ------------------------------------------------------------------- Link
 
     def start(self, receiver: LinkReceiver) -> None:
+        """Start to deliver data, including data that arrived before this call."""
         self._receiver = receiver
         early, self._early = self._early, []
         for lane, data in early:
@@ -76,20 +77,24 @@ class MemoryLink:
             receiver.link_lost(self._error)
 
     def write(self, lane: int, data: bytes) -> None:
+        """Queue bytes without blocking. Ignored after the end of the link."""
         if self._error is not None or self._closing is not None:
             return
         self._unsent.append((lane, data))
         self._buffered[lane] += len(data)
-        self._is_above[lane] = self._is_above[lane] or self._buffered[lane] > LOW_MARK_BYTES
+        self._is_above[lane] = self._is_above[lane] or self._buffered[lane] > LOW_WATER_BYTES
         self._schedule()
 
     def buffered_bytes(self, lane: int) -> int:
+        """Return the number of bytes that are not delivered yet."""
         return self._buffered[lane]
 
     def transport_rtt_s(self) -> float | None:
+        """Return None: memory has no protocol that measures."""
         return None
 
     async def close(self) -> None:
+        """Deliver queued data for at most CLOSE_TIMEOUT_S, then close. Safe to call twice."""
         if self._error is not None:
             return
         if self._closing is None:
@@ -99,28 +104,30 @@ class MemoryLink:
         try:
             await asyncio.wait([self._closing], timeout=CLOSE_TIMEOUT_S)
         finally:
-            self.end(Closed(f"the link to {self.remote} was closed here"), Ended(f"{self.local} closed the link"))
+            self.end(
+                Closed(f"the link to {self.remote} was closed at this end"), Ended(f"{self.local} closed the link")
+            )
 
     # -------------------------------------------------------------- for tests
 
     def hold(self) -> None:
-        """Take nothing from now on: what is written stays in `buffered_bytes`."""
+        """Deliver nothing until `release`. Data stays in the buffer."""
         self._is_held = True
 
     def release(self) -> None:
-        """Take everything again."""
+        """Deliver data again."""
         self._is_held = False
         self._schedule()
 
     def cut(self) -> None:
-        """Break the link, as a pulled cable does: what is under way is lost."""
+        """Break the link, like a pulled cable. Queued data is lost."""
         error = LinkLost("the link was cut")
         self.end(error, error)
 
-    # ----------------------------------------------------------------- inside
+    # ---------------------------------------------- called by the other end
 
     def receive(self, lane: int, data: bytes) -> None:
-        """The other end wrote."""
+        """Deliver data of the other end, or keep it until `start`."""
         if self._error is not None:
             return
         if self._receiver is None:
@@ -128,18 +135,20 @@ class MemoryLink:
         else:
             self._receiver.data_received(lane, data)
 
-    def end(self, here: MicroError, there: MicroError) -> None:
-        """End both ends, for these reasons."""
+    def end(self, near_error: MicroError, far_error: MicroError) -> None:
+        """End both ends with their errors."""
         if self._error is not None:
             return
-        self._error = here
+        self._error = near_error
         self._unsent.clear()
         if self._closing is not None and not self._closing.done():
             self._closing.set_result(None)
         if self._receiver is not None:
-            self._receiver.link_lost(here)
+            self._receiver.link_lost(near_error)
         if self.other is not None:
-            self.other.end(there, here)
+            self.other.end(far_error, near_error)
+
+    # ---------------------------------------------------------------- private
 
     def _schedule(self) -> None:
         if not self._is_scheduled and not self._is_held and self._unsent:
@@ -148,7 +157,8 @@ class MemoryLink:
 
     def _send(self) -> None:
         self._is_scheduled = False
-        # What is written meanwhile goes in the next turn: two ends that answer each other must not hold up the loop.
+        # Data written in the meantime is delivered in the next loop iteration, so that two ends that answer each other do
+        # not block the loop.
         for _ in range(len(self._unsent)):
             if self._is_held or not self._unsent:
                 break
@@ -156,14 +166,14 @@ class MemoryLink:
             self._buffered[lane] -= len(data)
             if self.other is not None:
                 self.other.receive(lane, data)
-        self._tell_writable()
+        self._report_writable()
         self._schedule()
         if not self._unsent and self._closing is not None and not self._closing.done():
             self._closing.set_result(None)
 
-    def _tell_writable(self) -> None:
+    def _report_writable(self) -> None:
         for lane in range(self.lane_count):
-            if self._is_above[lane] and self._buffered[lane] <= LOW_MARK_BYTES:
+            if self._is_above[lane] and self._buffered[lane] <= LOW_WATER_BYTES:
                 self._is_above[lane] = False
                 if self._receiver is not None and self._error is None:
                     self._receiver.lane_writable(lane)
@@ -172,79 +182,94 @@ class MemoryLink:
 class MemoryListener:
     """Implements `Listener`."""
 
-    def __init__(self, address: str, place: str, driver: MemoryTunnel, accept: Callable[[Link], None]) -> None:
+    def __init__(self, address: str, name: str, driver: MemoryTunnel, accept: Callable[[Link], None]) -> None:
         self.address = address
         self.driver = driver
         self.accept = accept
-        self._place = (asyncio.get_running_loop(), place)
+        self._key = (asyncio.get_running_loop(), name)
 
     async def close(self) -> None:
-        # The place may be another's by now.
-        if _doors.get(self._place) is self:
-            del _doors[self._place]
+        """Stop accepting. Safe to call twice, also if the name has another listener by then."""
+        if _open_listeners.get(self._key) is self:
+            del _open_listeners[self._key]
 
 
 class MemoryTunnel:
-    """Implements `LinkDriver`. Addresses are any words, the same in the whole process and loop.
+    """Implements `LinkDriver`. Addresses are arbitrary names, shared by the whole process and event loop.
 
-    They are not kept apart by network, as host names are not: it is the handshake that refuses strangers.
+    Nodes of different networks share the names, as they share host names. The handshake refuses nodes of other networks.
+
+    Raises:
+        OptionError: The number of lanes is invalid.
     """
 
     scheme = SCHEME
 
     def __init__(self, options: MemoryTunnelOptions, context: DriverContext) -> None:
         if options.lanes not in (1, len(Priority)):
-            raise OptionError(f"lanes = {options.lanes} is neither 1 nor {len(Priority)}")
+            raise OptionError(f"invalid number of lanes {options.lanes}: neither 1 nor {len(Priority)}")
         self._lanes = options.lanes
         self._random = context.random
         self._name = context.node_id
         self.links: list[MemoryLink] = []
-        """Those dialled here, oldest first; ended ones stay, so that a test finds its own."""
+        """The links that this object has dialled, oldest first, including closed ones."""
         self.accepted_links: list[MemoryLink] = []
+        """The links that this object has accepted, oldest first, including closed ones."""
         self._listeners: list[MemoryListener] = []
 
     async def start(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     async def close(self) -> None:
+        """Close all listeners and links. Safe to call twice."""
         for listener in self._listeners:
             await listener.close()
         for link in [*self.links, *self.accepted_links]:
             await link.close()
 
-    async def dial(self, address: str, *, timeout_s: float) -> Link:  # noqa: ARG002 - nothing takes time here
-        """As `LinkDriver.dial`. Both ends have the lanes of the end that has fewer."""
-        place = address.removeprefix("memory://")
-        door = _doors.get((asyncio.get_running_loop(), place))
-        if door is None:
-            raise Unreachable(f"nobody listens at memory://{place}", hint="start the other node first")
-        lanes = min(self._lanes, door.driver._lanes)
+    async def dial(self, address: str, *, timeout_s: float) -> Link:  # noqa: ARG002 - never waits
+        """Connect to a listener. The link has the smaller number of lanes of both ends.
+
+        Raises:
+            Unreachable: The address has no listener.
+        """
+        name = address.removeprefix("memory://")
+        listener = _open_listeners.get((asyncio.get_running_loop(), name))
+        if listener is None:
+            raise Unreachable(f"no listener at memory://{name}", hint="start the other node first")
+        lanes = min(self._lanes, listener.driver._lanes)
         binding = self._random.getrandbits(256).to_bytes(32, "big")
-        here = MemoryLink(f"memory://{self._name}", f"memory://{place}", lanes, binding)
-        there = MemoryLink(f"memory://{place}", f"memory://{self._name}", lanes, binding)
-        here.other, there.other = there, here
-        self.links.append(here)
-        door.driver.accepted_links.append(there)
-        door.accept(there)
-        return here
+        near = MemoryLink(f"memory://{self._name}", f"memory://{name}", lanes, binding)
+        far = MemoryLink(f"memory://{name}", f"memory://{self._name}", lanes, binding)
+        near.other, far.other = far, near
+        self.links.append(near)
+        listener.driver.accepted_links.append(far)
+        listener.accept(far)
+        return near
 
     async def listen(self, address: str, accept: Callable[[Link], None]) -> Listener:
-        """As `LinkDriver.listen`; empty means the node's own id."""
-        place = address.removeprefix("memory://") or self._name
-        if (asyncio.get_running_loop(), place) in _doors:
-            raise Conflict(f"memory://{place} is taken", hint="choose another name")
-        listener = MemoryListener(f"memory://{place}", place, self, accept)
-        _doors[asyncio.get_running_loop(), place] = listener
+        """Listen at a name; an empty address means the id of the node.
+
+        Raises:
+            Conflict: The name has a listener already.
+        """
+        name = address.removeprefix("memory://") or self._name
+        if (asyncio.get_running_loop(), name) in _open_listeners:
+            raise Conflict(f"memory://{name} is in use", hint="choose another name")
+        listener = MemoryListener(f"memory://{name}", name, self, accept)
+        _open_listeners[asyncio.get_running_loop(), name] = listener
         self._listeners.append(listener)
         return listener
 
 
 def create(options: MemoryTunnelOptions, context: DriverContext) -> LinkDriver:
+    """Return the driver. Raises OptionError."""
     return MemoryTunnel(options, context)
 
 
 @hookimpl
 def micro_tunnel() -> Driver[LinkDriver]:
+    """Return the description of the driver."""
     return Driver(
         name="memory",
         summary="Links within one process.",
