@@ -499,7 +499,7 @@ def feed(protocol: ConnectionProtocol, chunks: list[bytes]) -> None:
 
 
 @given(st.booleans(), st.lists(st.binary(max_size=100), max_size=10), st.booleans())
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_random_bytes_are_a_violation_or_ignored(dialed: bool, chunks: list[bytes], has_hello: bool) -> None:
     feed(End(dialed=dialed).protocol, [HELLO, *chunks] if has_hello else chunks)
 
@@ -515,7 +515,7 @@ valid_frames = st.builds(
 
 
 @given(st.booleans(), st.lists(valid_frames, max_size=20), st.lists(st.integers(1, 40), max_size=40))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_valid_frames_in_any_order_are_a_violation_or_processed(
     dialed: bool, sequence: list[bytes], sizes: list[int]
 ) -> None:
@@ -536,7 +536,7 @@ def test_valid_frames_in_any_order_are_a_violation_or_processed(
         st.tuples(st.integers(0, 1_000), st.sampled_from(["flip", "delete", "insert"]), st.integers(0, 255)), max_size=5
     ),
 )
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_mutated_frames_are_a_violation_or_processed(
     sequence: list[bytes], mutations: list[tuple[int, str, int]]
 ) -> None:
