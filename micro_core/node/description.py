@@ -19,7 +19,7 @@ class NodeDescription:
 
     @property
     def hop(self) -> str:
-        """The node as the place of an error, e.g. `node eu-1 (b7f3kq2a)`."""
+        """The node as errors name it, e.g. `node eu-1 (b7f3kq2a)`."""
         return f"node {self.name} ({short_id(self.node_id)})"
 
     def metadata(self, tunnel_addresses: Sequence[str]) -> dict[str, str]:
