@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from micro_core.config import Settings
 from micro_core.contract.errors import BadRequest
+from micro_core.standalone.broker.process import BrokerComponent
 from micro_core.standalone.component import Component
 from micro_core.standalone.discovery import Report
-from micro_core.standalone.hosts import BrokerComponent, RegistryComponent
 from micro_core.standalone.proxy.process import ProxyComponent
+from micro_core.standalone.registry.process import RegistryComponent
 from micro_core.standalone.router.process import RouterComponent
 from micro_core.standalone.tunnel.process import TunnelComponent
 

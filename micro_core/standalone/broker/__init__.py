@@ -1,1 +1,1 @@
-"""The driver `broker:service` for a broker that runs as a process of its own."""
+"""The broker of a site as a process of its own, and its driver `broker:service`."""

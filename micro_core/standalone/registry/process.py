@@ -1,21 +1,18 @@
-"""`micro registry` and `micro broker`: the services that a site shares, each in a process of its own."""
+"""`micro registry`: the registry of a site as a process of its own."""
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import replace
 
-from micro_core.builtin.broker.host import BrokerHost
 from micro_core.config import build_options
 from micro_core.contract.driver import Role
-from micro_core.contract.names import BROKER_SERVICE, REGISTRY_SERVICE
-from micro_core.contract.registry import Instance, Registry
+from micro_core.contract.names import REGISTRY_SERVICE
+from micro_core.contract.registry import Registry
 from micro_core.drivers.construction import build_registry, build_transport
 from micro_core.drivers.runtime import process_context
 from micro_core.drivers.selection import check_tables
 from micro_core.node.assembly import node_name
 from micro_core.plugins import Entry
-from micro_core.rpc.registration import Registration
 from micro_core.rpc.service import Service
 from micro_core.standalone.component import Component
 from micro_core.standalone.discovery import component_metadata
@@ -81,37 +78,3 @@ class RegistryComponent(Component):
         entry = self._catalog.find(OWN_DRIVER)
         options = build_options(ServiceRegistryOptions, self._settings.plugin_values(*entry.option_tables), entry.name)
         return options.address
-
-
-class BrokerComponent(Component):
-    """The broker of a site. Services, commands and proxies find it as `go.micro.broker`."""
-
-    async def start(self) -> None:
-        """Start the broker.
-
-        Raises:
-            ConfigError: the settings are invalid.
-            Conflict: the address is in use.
-            Unreachable: the registry does not answer.
-        """
-        runtime = await self._start_runtime()
-        context = runtime.context
-        host = BrokerHost(node_id=context.node_id, counters=context.counters, logger=context.logger)
-        self._close_later(host.close)
-        await host.start(runtime.transport, self._listen_address)
-        self.address = host.address
-        instance = Instance(
-            service=BROKER_SERVICE,
-            id=f"{BROKER_SERVICE}-{secrets.token_hex(6)}",
-            address=host.address,
-            metadata=component_metadata(context.node_id, node_name(self._settings), context.site),
-        )
-        registration = Registration(
-            runtime.registry, instance, lease_s=self._settings.node.lease, counters=context.counters
-        )
-        self._close_later(registration.close)
-        await registration.start()
-        self.introduction = [
-            f"broker of site {context.site}, network {context.network}",
-            f"  topics    {self.address}",
-        ]
