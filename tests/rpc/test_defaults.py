@@ -179,9 +179,9 @@ async def test_hooks_with_a_description_are_created_with_their_options(monkeypat
     runtime = await build_runtime(settings, catalog=Catalog([*INSTALLED, hook("label")]))
     assert list[Any](runtime.interceptors("server")) == [("server", "bold", "eu")]
     await runtime.close()
-    with pytest.raises(OptionError, match=r"unknown setting 'label.lable'"):
+    with pytest.raises(OptionError, match=r"unknown setting 'label.colour'"):
         await build_runtime(
-            load_settings({"node.plugins": "label"}, sets=["label.lable=x"]),
+            load_settings({"node.plugins": "label"}, sets=["label.colour=x"]),
             catalog=Catalog([*INSTALLED, hook("label")]),
         )
 
