@@ -21,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 GREETER = "go.micro.srv.greeter"
-PATIENCE_S = 40.0
+TIMEOUT_S = 40.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 SITE = """\
@@ -97,7 +97,7 @@ class Demo:
             env=self.environment("us", extra),
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=TIMEOUT_S,
             check=False,
         )
         print(done.stdout + done.stderr)
@@ -107,20 +107,20 @@ class Demo:
 
     def wait_for_greeter(self) -> None:
         """Wait until `us` has a route to the greeter."""
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + TIMEOUT_S
         while time.monotonic() < end:
             done = subprocess.run(
                 [find_program("micro"), "network", "services", "--json"],
                 env=self.environment("us"),
                 capture_output=True,
                 text=True,
-                timeout=PATIENCE_S,
+                timeout=TIMEOUT_S,
                 check=False,
             )
             if done.returncode == 0 and GREETER in done.stdout:
                 return
             time.sleep(0.1)
-        raise SystemExit(f"no route to {GREETER} on us within {PATIENCE_S} s:\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"no route to {GREETER} on us within {TIMEOUT_S} s:\n{done.stdout}{done.stderr}")
 
     def interrupt(self, number: int, frame: object) -> None:
         """Handle a signal: stop all processes before exiting."""
@@ -174,7 +174,7 @@ def main() -> int:
                 return 1
             report(f"It works! ({time.monotonic() - started:.1f} s)")
             if os.environ.get("KEEP"):
-                keep(demo)
+                keep_running(demo)
         except KeyboardInterrupt:
             report("\ninterrupted")
             return 130
@@ -183,7 +183,7 @@ def main() -> int:
     return 0
 
 
-def keep(demo: Demo) -> None:
+def keep_running(demo: Demo) -> None:
     report("\nStill running. Try in another terminal:\n")
     report(f"  export MICRO_CONFIG={demo.configs['us']} MICRO_PROXY=go.micro.network")
     report(f"  export PATH={Path(sys.executable).parent}:$PATH")

@@ -6,7 +6,7 @@ from micro_core import Service
 
 
 @dataclass
-class Left:
+class StockLevel:
     item: str
     left: int
 
@@ -15,7 +15,7 @@ service = Service("go.micro.srv.display")
 
 
 @service.subscriber("stock.changed")
-async def on_change(change: Left) -> None:
+async def on_change(change: StockLevel) -> None:
     print(f"{change.item}: {change.left} left", flush=True)
 
 

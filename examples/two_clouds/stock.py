@@ -12,7 +12,7 @@ class TakeRequest:
 
 
 @dataclass
-class Left:
+class StockLevel:
     item: str
     left: int
 
@@ -24,13 +24,13 @@ stock = {"lamp": 5, "chair": 2}
 
 @service.handler
 class Stock:
-    async def take(self, request: TakeRequest) -> Left:
+    async def take(self, request: TakeRequest) -> StockLevel:
         """Take items from the stock. Raises Conflict if there are not enough."""
         left = stock.get(request.item, 0) - request.count
         if left < 0:
             raise Conflict(f"only {stock.get(request.item, 0)} of {request.item!r:.40} left")
         stock[request.item] = left
-        answer = Left(item=request.item, left=left)
+        answer = StockLevel(item=request.item, left=left)
         await service.client.publish("stock.changed", answer)
         return answer
 

@@ -11,7 +11,7 @@ from micro_core.lab.net import Lab
 from micro_core.lab.simulated_links import Conditions
 from micro_core.network.network import RENEW_S
 
-SOON_S = 2.0
+MAX_PROPAGATION_S = 2.0
 """Much less than the interval of the periodic renewal of records."""
 
 
@@ -30,10 +30,10 @@ def test_node_that_links_to_a_neighbour_is_known_soon() -> None:
         await lab.add("b", links=[a])
         await lab.converged()
         await lab.add("c", links=["b"])
-        await lab.converged(SOON_S)
+        await lab.converged(MAX_PROPAGATION_S)
         assert [node.record.name for node in a.node.network.nodes()] == ["a", "b", "c"]
 
-    assert SOON_S < RENEW_S / 10
+    assert MAX_PROPAGATION_S < RENEW_S / 10
     on_virtual_time(run)
 
 
@@ -46,7 +46,7 @@ def test_link_between_two_networks_joins_their_graphs_soon() -> None:
         await lab.converged()
         await lab.link(b, c)
         await lab.pass_time(0.5)
-        await lab.converged(SOON_S)
+        await lab.converged(MAX_PROPAGATION_S)
         assert [(node.record.name, node.hops) for node in a.node.network.nodes()] == [
             ("a", 0),
             ("b", 1),
@@ -62,7 +62,7 @@ def test_all_nodes_within_three_hops_are_known_soon_after_a_large_start(seed: in
     async def main() -> None:
         lab = Lab(seed, conditions=Conditions(delay_s=0.010, jitter_s=0.005, loss=0.01))
         await lab.random_graph(30)
-        await lab.converged(SOON_S)
+        await lab.converged(MAX_PROPAGATION_S)
         await lab.close()
 
     loop.run(main())

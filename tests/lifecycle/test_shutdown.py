@@ -12,7 +12,7 @@ import pytest
 from micro_core.lifecycle import shutdown
 from micro_core.lifecycle.shutdown import ShutdownSignals, run_until_signal
 
-PATIENCE_S = 5.0
+TIMEOUT_S = 5.0
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ class Process:
         self.events.append("end")
 
     async def run(self) -> None:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             await run_until_signal(
                 self.start, self.stop, started=self.started, stopping=lambda: self.events.append("stopping")
             )

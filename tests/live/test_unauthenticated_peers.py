@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(120)
 
 GREETER = (Path(__file__).parents[2] / "examples" / "greeter.py").read_text()
 HELLO = frames.encode(Kind.HELLO, 0, encode_hello("peer"))
-DEEP = b"\x91" * 60_000 + b"\xc0"
+DEEPLY_NESTED = b"\x91" * 60_000 + b"\xc0"
 HUGE_ARRAY = b"\xdd\xff\xff\xff\xff"
 
 
@@ -132,12 +132,12 @@ def test_peer_that_does_not_send_hello_is_disconnected_after_a_timeout(servers: 
 @pytest.mark.parametrize(
     "data",
     [
-        call(1, DEEP),
+        call(1, DEEPLY_NESTED),
         call(1, HUGE_ARRAY),
         call(1, b"\xc7\x05\x01aaaaa"),
         call(1, b"\xda\xff"),
         frames.encode(Kind.REQUEST, 1, b"\xff\xff\xff", b""),
-        frames.encode(Kind.REQUEST, 1, DEEP[:15_000], b""),
+        frames.encode(Kind.REQUEST, 1, DEEPLY_NESTED[:15_000], b""),
         call(1, bytes(60_000), MORE)
         + b"".join(frames.encode(Kind.DATA, 1, b"", bytes(60_000), MORE) for _ in range(75)),
     ],

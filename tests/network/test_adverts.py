@@ -24,12 +24,12 @@ from micro_core.routing.router import Router
 from micro_core.tunnel.identity import NodeIdentity
 from micro_core.tunnel.tunnel import TunnelHost
 
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 LOG = logging.getLogger("test")
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -155,7 +155,7 @@ class PairedTransport:
         return PairedListener(self, address)
 
 
-class Rig:
+class ServiceHarness:
     """A client, a registry, and the servers that a test adds."""
 
     def __init__(self, registry: MemoryRegistry) -> None:
@@ -272,10 +272,10 @@ def context() -> DriverContext:
 
 
 @pytest.fixture
-async def rig(context: DriverContext) -> AsyncIterator[Rig]:
+async def harness(context: DriverContext) -> AsyncIterator[ServiceHarness]:
     registry = MemoryRegistry(context)
     await registry.start()
-    rig = Rig(registry)
-    yield rig
-    await rig.close()
+    harness = ServiceHarness(registry)
+    yield harness
+    await harness.close()
     await registry.close()

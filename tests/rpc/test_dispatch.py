@@ -29,7 +29,7 @@ from micro_core.rpc.selector import INITIAL_EJECTION_S, MAX_EJECTION_S, Selector
 from micro_core.rpc.server import Server
 
 if TYPE_CHECKING:
-    from tests.rpc.conftest import ManualClock, PairedTransport, Rig
+    from tests.rpc.conftest import ManualClock, PairedTransport, ServiceHarness
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 NAME = "go.micro.srv.orders"
@@ -55,144 +55,148 @@ async def hang() -> None:
     await asyncio.Event().wait()
 
 
-async def test_unreachable_instance_is_skipped(rig: Rig) -> None:
+async def test_unreachable_instance_is_skipped(harness: ServiceHarness) -> None:
     orders = CountingServer("one")
-    await rig.serve(orders.server)
-    await rig.registry.register(Instance(service=NAME, id="dead", address="memory://dead"), lease_s=30.0)
+    await harness.serve(orders.server)
+    await harness.registry.register(Instance(service=NAME, id="dead", address="memory://dead"), lease_s=30.0)
     for _ in range(20):
-        assert await rig.client.call(NAME, "Orders.Place") == "one"
-    assert rig.transport.dialed.count("memory://dead") <= 2, "it is ejected after a failure"
+        assert await harness.client.call(NAME, "Orders.Place") == "one"
+    assert harness.transport.dialed.count("memory://dead") <= 2, "it is ejected after a failure"
 
 
-async def test_draining_instance_is_skipped(rig: Rig) -> None:
+async def test_draining_instance_is_skipped(harness: ServiceHarness) -> None:
     one, two = CountingServer("one"), CountingServer("two")
-    await rig.serve(one.server)
-    await rig.serve(two.server)
+    await harness.serve(one.server)
+    await harness.serve(two.server)
     await one.server.drain(0.0)
-    assert {await rig.client.call(NAME, "Orders.Place") for _ in range(20)} == {"two"}
+    assert {await harness.client.call(NAME, "Orders.Place") for _ in range(20)} == {"two"}
     assert one.runs == 0
 
 
-async def test_call_whose_handler_may_have_started_is_not_retried(rig: Rig, until: Until) -> None:
+async def test_call_whose_handler_may_have_started_is_not_retried(harness: ServiceHarness, until: Until) -> None:
     one, two = CountingServer("one"), CountingServer("two")
     one.action = two.action = hang
-    await rig.serve(one.server)
-    await rig.serve(two.server)
-    call = asyncio.create_task(rig.client.call(NAME, "Orders.Place", retries=5))
+    await harness.serve(one.server)
+    await harness.serve(two.server)
+    call = asyncio.create_task(harness.client.call(NAME, "Orders.Place", retries=5))
     await until(lambda: one.runs + two.runs == 1)
-    rig.transport.sockets[0].lose(LinkLost("cut"))
+    harness.transport.sockets[0].lose(LinkLost("cut"))
     with pytest.raises(LinkLost):
         await call
     assert one.runs + two.runs == 1
 
 
 @pytest.mark.parametrize("by", ["call", "endpoint"])
-async def test_idempotent_call_is_retried_on_another_instance(rig: Rig, until: Until, by: str) -> None:
+async def test_idempotent_call_is_retried_on_another_instance(harness: ServiceHarness, until: Until, by: str) -> None:
     servers = [CountingServer(at, idempotent=by == "endpoint") for at in ("one", "two")]
     for one in servers:
         one.action = hang
-        await rig.serve(one.server)
-    call = asyncio.create_task(rig.client.call(NAME, "Orders.Place", idempotent=by == "call"))
+        await harness.serve(one.server)
+    call = asyncio.create_task(harness.client.call(NAME, "Orders.Place", idempotent=by == "call"))
     await until(lambda: sum(one.runs for one in servers) == 1)
     first = next(one for one in servers if one.runs)
     other = next(one for one in servers if not one.runs)
     other.action = None
-    rig.transport.sockets[0].lose(LinkLost("cut"))
+    harness.transport.sockets[0].lose(LinkLost("cut"))
     assert await call == other.server.at
     assert (first.runs, other.runs) == (1, 1)
 
 
-async def test_last_error_is_raised_after_the_maximum_number_of_retries(rig: Rig) -> None:
+async def test_last_error_is_raised_after_the_maximum_number_of_retries(harness: ServiceHarness) -> None:
     for number in range(5):
         instance = Instance(service=NAME, id=f"dead-{number}", address=f"memory://dead-{number}")
-        await rig.registry.register(instance, lease_s=30.0)
+        await harness.registry.register(instance, lease_s=30.0)
     with pytest.raises(Unreachable, match="memory://dead") as caught:
-        await rig.client.call(NAME, "Orders.Place", retries=2)
-    assert len(set(rig.transport.dialed)) == 3
+        await harness.client.call(NAME, "Orders.Place", retries=2)
+    assert len(set(harness.transport.dialed)) == 3
     assert caught.value.at == "client"
 
 
-async def test_retries_end_at_the_deadline(rig: Rig) -> None:
-    await rig.registry.register(Instance(service=NAME, id="dead", address="memory://dead"), lease_s=30.0)
+async def test_retries_end_at_the_deadline(harness: ServiceHarness) -> None:
+    await harness.registry.register(Instance(service=NAME, id="dead", address="memory://dead"), lease_s=30.0)
     async with asyncio.timeout(2.0):
         with pytest.raises(Unreachable):
-            await rig.client.call(NAME, "Orders.Place", retries=1_000_000, timeout_s=0.2)
+            await harness.client.call(NAME, "Orders.Place", retries=1_000_000, timeout_s=0.2)
 
 
-async def test_hanging_dial_ends_at_the_deadline(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hanging_dial_ends_at_the_deadline(harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     async def dial(address: str, *, timeout_s: float) -> Socket:
         await asyncio.Event().wait()
         raise AssertionError
 
-    monkeypatch.setattr(rig.transport, "dial", dial)
+    monkeypatch.setattr(harness.transport, "dial", dial)
     with pytest.raises(DeadlineExceeded, match="connecting"):
-        await rig.client.call(NAME, "Orders.Place", address="memory://1", timeout_s=0.05)
+        await harness.client.call(NAME, "Orders.Place", address="memory://1", timeout_s=0.05)
 
 
-async def test_call_to_an_address_does_not_use_the_registry(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_call_to_an_address_does_not_use_the_registry(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     orders = CountingServer("one")
-    instance = await rig.serve(orders.server)
-    monkeypatch.setattr(rig.registry, "watch", None)
-    assert await rig.client.call(NAME, "Orders.Place", address=instance.address) == "one"
+    instance = await harness.serve(orders.server)
+    monkeypatch.setattr(harness.registry, "watch", None)
+    assert await harness.client.call(NAME, "Orders.Place", address=instance.address) == "one"
 
 
-async def test_proxy_receives_every_call(rig: Rig) -> None:
+async def test_proxy_receives_every_call(harness: ServiceHarness) -> None:
     node = CountingServer("node", name="")
     node.server.name = "go.micro.network"
-    instance = await rig.serve(node.server)
+    instance = await harness.serve(node.server)
     node.server.name = ""
-    by_name = rig.new_client(proxy="go.micro.network")
-    by_address = rig.new_client(proxy=instance.address)
+    by_name = harness.new_client(proxy="go.micro.network")
+    by_address = harness.new_client(proxy=instance.address)
     for client in (by_name, by_address):
         assert await client.call("any.service", "Orders.Place") == "node"
 
 
-async def test_proxy_is_read_from_the_environment(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_is_read_from_the_environment(harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MICRO_PROXY", "go.micro.network")
-    client = rig.new_client(proxy=None)
+    client = harness.new_client(proxy=None)
     with pytest.raises(ServiceNotFound, match=r"no node go\.micro\.network"):
         await client.call("any.service", "Orders.Place")
 
 
-async def test_second_call_does_not_query_the_registry(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_second_call_does_not_query_the_registry(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     orders = CountingServer("one")
-    await rig.serve(orders.server)
-    await rig.client.call(NAME, "Orders.Place")
-    monkeypatch.setattr(rig.registry, "instances", None)
-    await rig.client.call(NAME, "Orders.Place")
+    await harness.serve(orders.server)
+    await harness.client.call(NAME, "Orders.Place")
+    monkeypatch.setattr(harness.registry, "instances", None)
+    await harness.client.call(NAME, "Orders.Place")
 
 
-async def test_registry_view_follows_new_and_removed_instances(rig: Rig, until: Until) -> None:
+async def test_registry_view_follows_new_and_removed_instances(harness: ServiceHarness, until: Until) -> None:
     one, two = CountingServer("one"), CountingServer("two")
-    first = await rig.serve(one.server)
-    assert await rig.client.call(NAME, "Orders.Place") == "one"
-    await rig.serve(two.server)
-    await rig.registry.deregister(first)
-    view = rig.client._view
+    first = await harness.serve(one.server)
+    assert await harness.client.call(NAME, "Orders.Place") == "one"
+    await harness.serve(two.server)
+    await harness.registry.deregister(first)
+    view = harness.client._view
     assert view is not None
     await until(lambda: [instance.id for instance in view.find(NAME)] == [f"{NAME}-2"])
-    assert await rig.client.call(NAME, "Orders.Place") == "two"
+    assert await harness.client.call(NAME, "Orders.Place") == "two"
 
 
-async def test_closed_client_raises_closed(rig: Rig) -> None:
-    await rig.client.close()
+async def test_closed_client_raises_closed(harness: ServiceHarness) -> None:
+    await harness.client.close()
     with pytest.raises(Closed):
-        await rig.client.call(NAME, "Orders.Place")
+        await harness.client.call(NAME, "Orders.Place")
 
 
 @pytest.mark.parametrize(("service", "endpoint"), [("no spaces", "Say.Hello"), ("ok", ""), ("", "Say.Hello")])
-async def test_invalid_name_is_refused_by_the_client(rig: Rig, service: str, endpoint: str) -> None:
+async def test_invalid_name_is_refused_by_the_client(harness: ServiceHarness, service: str, endpoint: str) -> None:
     with pytest.raises(BadRequest):
-        await rig.client.call(service, endpoint)
+        await harness.client.call(service, endpoint)
 
 
-async def test_metadata_above_the_limit_is_refused_before_it_is_sent(rig: Rig) -> None:
+async def test_metadata_above_the_limit_is_refused_before_it_is_sent(harness: ServiceHarness) -> None:
     orders = CountingServer("one")
-    await rig.serve(orders.server)
+    await harness.serve(orders.server)
     with pytest.raises(TooLarge):
-        await rig.client.call(NAME, "Orders.Place", metadata={str(number): "" for number in range(65)})
+        await harness.client.call(NAME, "Orders.Place", metadata={str(number): "" for number in range(65)})
     with pytest.raises(TooLarge):
-        await rig.client.call(NAME, "Orders.Place", metadata={"large": "x" * 20_000})
+        await harness.client.call(NAME, "Orders.Place", metadata={"large": "x" * 20_000})
     assert orders.runs == 0
 
 
@@ -215,16 +219,16 @@ class RecordingBroker:
         raise AssertionError
 
 
-async def test_message_is_published_by_the_given_broker(rig: Rig) -> None:
+async def test_message_is_published_by_the_given_broker(harness: ServiceHarness) -> None:
     broker = RecordingBroker()
-    client = rig.new_client(broker=broker)
+    client = harness.new_client(broker=broker)
     message_id = await client.publish("orders.created", {"number": 1}, headers={"a": "b"})
     ((topic, message),) = broker.messages
     assert (topic, message.id, message.headers) == ("orders.created", message_id, {"a": "b"})
     assert len(message_id) == 32
 
 
-async def test_message_is_published_by_a_call_to_the_proxy(rig: Rig) -> None:
+async def test_message_is_published_by_a_call_to_the_proxy(harness: ServiceHarness) -> None:
     published: list[Any] = []
 
     async def publish(request: dict[str, Any]) -> None:
@@ -234,8 +238,8 @@ async def test_message_is_published_by_a_call_to_the_proxy(rig: Rig) -> None:
 
     server = Server("go.micro.network")
     server.add("Broker.Publish", publish)
-    await rig.serve(server)
-    client = rig.new_client(proxy="go.micro.network")
+    await harness.serve(server)
+    client = harness.new_client(proxy="go.micro.network")
     message_id = await client.publish("orders.created", {"number": 1})
     assert published[0]["id"] == message_id
     assert published[0]["body"] == b"\x81\xa6number\x01"
@@ -243,9 +247,9 @@ async def test_message_is_published_by_a_call_to_the_proxy(rig: Rig) -> None:
         await client.publish("forbidden", 1)
 
 
-async def test_publishing_without_a_broker_fails_with_a_hint(rig: Rig) -> None:
+async def test_publishing_without_a_broker_fails_with_a_hint(harness: ServiceHarness) -> None:
     with pytest.raises(ConfigError, match="MICRO_PROXY"):
-        await rig.client.publish("orders.created", 1)
+        await harness.client.publish("orders.created", 1)
 
 
 # The pool

@@ -33,7 +33,7 @@ from micro_core.rpc.client import Client
 from micro_core.wire import codec, limits
 
 if TYPE_CHECKING:
-    from tests.rpc.conftest import Rig
+    from tests.rpc.conftest import ServiceHarness
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 GREETER = "go.micro.srv.greeter"
@@ -96,16 +96,16 @@ class RecordedSubscription:
         del self.broker.handlers[self.topic, self.queue]
 
 
-def new_service(rig: Rig, **options: Any) -> Service:
-    return Service(GREETER, registry=rig.registry, transport=rig.transport, **options)
+def new_service(harness: ServiceHarness, **options: Any) -> Service:
+    return Service(GREETER, registry=harness.registry, transport=harness.transport, **options)
 
 
-async def test_methods_of_a_handler_class_become_endpoints(rig: Rig) -> None:
+async def test_methods_of_a_handler_class_become_endpoints(harness: ServiceHarness) -> None:
     broker = SubscriptionRecorder()
-    service = new_service(rig, broker=broker, version="1.2.0", metadata={"zone": "b"})
+    service = new_service(harness, broker=broker, version="1.2.0", metadata={"zone": "b"})
     service.handler(Say)
     await service.start()
-    (instance,) = await rig.registry.instances(GREETER)
+    (instance,) = await harness.registry.instances(GREETER)
     assert (instance.version, instance.metadata, instance.address) == ("1.2.0", {"zone": "b"}, service.address)
     kinds = {known.name: known.kind for known in instance.endpoints}
     assert kinds == {
@@ -122,20 +122,20 @@ async def test_methods_of_a_handler_class_become_endpoints(rig: Rig) -> None:
     assert described["Say.Hello"].request["required"] == ["name"]
     assert described["Say.Repeat"].idempotent
     assert described["orders.created"].queue == "greeters"
-    assert await rig.client.call(GREETER, "Say.Hello", {"name": "John"}) == "Hello John"
-    assert await rig.client.call(GREETER, "Say.Repeat", "ho") == "hoho"
+    assert await harness.client.call(GREETER, "Say.Hello", {"name": "John"}) == "Hello John"
+    assert await harness.client.call(GREETER, "Say.Repeat", "ho") == "hoho"
     await service.stop()
     assert broker.handlers == {}
 
 
-async def test_handler_decorator_returns_the_class(rig: Rig) -> None:
-    service = new_service(rig, broker=SubscriptionRecorder())
+async def test_handler_decorator_returns_the_class(harness: ServiceHarness) -> None:
+    service = new_service(harness, broker=SubscriptionRecorder())
     assert service.handler(Say) is Say
 
 
-async def test_functions_can_be_endpoints_and_subscribers(rig: Rig) -> None:
+async def test_functions_can_be_endpoints_and_subscribers(harness: ServiceHarness) -> None:
     broker = SubscriptionRecorder()
-    service = new_service(rig, broker=broker)
+    service = new_service(harness, broker=broker)
     received: list[tuple[Order, str]] = []
 
     @service.endpoint("Say.Hello", idempotent=True)
@@ -147,7 +147,7 @@ async def test_functions_can_be_endpoints_and_subscribers(rig: Rig) -> None:
         received.append((order, context.metadata["by"]))
 
     await service.start()
-    assert await rig.client.call(GREETER, "Say.Hello", {"name": "J"}) == "J via Say.Hello"
+    assert await harness.client.call(GREETER, "Say.Hello", {"name": "J"}) == "J via Say.Hello"
     deliver = broker.handlers["orders.created", ""]
     body = codec.encode({"number": 7})
     await deliver("orders.created", Message(id="1", body=body, headers={"by": "test"}))
@@ -157,42 +157,42 @@ async def test_functions_can_be_endpoints_and_subscribers(rig: Rig) -> None:
     await service.stop()
 
 
-async def test_duplicate_endpoint_name_is_refused(rig: Rig) -> None:
-    service = new_service(rig)
+async def test_duplicate_endpoint_name_is_refused(harness: ServiceHarness) -> None:
+    service = new_service(harness)
     service.endpoint("Say.Hello")(lambda: None)
     with pytest.raises(Conflict):
         service.endpoint("Say.Hello")(lambda: None)
 
 
-async def test_start_with_a_subscriber_but_no_broker_fails_and_cleans_up(rig: Rig) -> None:
-    service = new_service(rig)
+async def test_start_with_a_subscriber_but_no_broker_fails_and_cleans_up(harness: ServiceHarness) -> None:
+    service = new_service(harness)
     service.subscriber("orders.created")(Say().on_order)
     with pytest.raises(ConfigError, match="no broker"):
         await service.start()
-    assert rig.transport.listening == {}
-    assert await rig.registry.instances(GREETER) == []
+    assert harness.transport.listening == {}
+    assert await harness.registry.instances(GREETER) == []
 
 
-async def test_debug_endpoints_return_health_and_statistics(rig: Rig) -> None:
-    service = new_service(rig)
+async def test_debug_endpoints_return_health_and_statistics(harness: ServiceHarness) -> None:
+    service = new_service(harness)
 
     async def fail() -> None:
         raise BadRequest("no")
 
     service.endpoint("Say.Fail")(fail)
     await service.start()
-    assert await rig.client.call(GREETER, "Debug.Health") == {"status": "ok"}
+    assert await harness.client.call(GREETER, "Debug.Health") == {"status": "ok"}
     with pytest.raises(BadRequest):
-        await rig.client.call(GREETER, "Say.Fail")
-    stats = await rig.client.call(GREETER, "Debug.Stats")
+        await harness.client.call(GREETER, "Say.Fail")
+    stats = await harness.client.call(GREETER, "Debug.Stats")
     assert (stats["requests"], stats["errors"], stats["in_flight"]) == (3, 1, 1)
     assert stats["uptime_s"] >= 0
     assert stats["memory_bytes"] > 1_000_000
     await service.stop()
 
 
-async def test_stop_withdraws_the_record_and_finishes_running_calls(rig: Rig, until: Until) -> None:
-    service = new_service(rig)
+async def test_stop_withdraws_the_record_and_finishes_running_calls(harness: ServiceHarness, until: Until) -> None:
+    service = new_service(harness)
     release = asyncio.Event()
 
     async def wait() -> str:
@@ -201,15 +201,15 @@ async def test_stop_withdraws_the_record_and_finishes_running_calls(rig: Rig, un
 
     service.endpoint("Say.Wait")(wait)
     await service.start()
-    running = asyncio.create_task(rig.client.call(GREETER, "Say.Wait"))
+    running = asyncio.create_task(harness.client.call(GREETER, "Say.Wait"))
     await until(lambda: service.server.in_flight == 1)
     stopping = asyncio.create_task(service.stop())
     await until(lambda: service.server.is_draining)
-    assert await rig.registry.instances(GREETER) == []
+    assert await harness.registry.instances(GREETER) == []
     with pytest.raises((Draining, Unreachable)):
-        await rig.client.call(GREETER, "Debug.Health", address=service.address, retries=0)
+        await harness.client.call(GREETER, "Debug.Health", address=service.address, retries=0)
     with pytest.raises(ServiceNotFound):
-        await rig.client.call(GREETER, "Say.Wait")
+        await harness.client.call(GREETER, "Say.Wait")
     release.set()
     assert await running == "done"
     await stopping
@@ -218,10 +218,12 @@ async def test_stop_withdraws_the_record_and_finishes_running_calls(rig: Rig, un
         await service.start()
 
 
-async def test_lease_is_renewed_and_sooner_after_a_failure(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lease_is_renewed_and_sooner_after_a_failure(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     renewed = asyncio.Event()
     calls: list[int] = []
-    register = rig.registry.register
+    register = harness.registry.register
 
     async def flaky(instance: Instance, *, lease_s: float) -> None:
         calls.append(1)
@@ -231,20 +233,20 @@ async def test_lease_is_renewed_and_sooner_after_a_failure(rig: Rig, monkeypatch
         if len(calls) == 4:
             renewed.set()
 
-    monkeypatch.setattr(rig.registry, "register", flaky)
-    service = new_service(rig, lease_s=0.3)
+    monkeypatch.setattr(harness.registry, "register", flaky)
+    service = new_service(harness, lease_s=0.3)
     await service.start()
     await asyncio.wait_for(renewed.wait(), 5.0)
     assert service.server.counters.values["lease_renewals_failed"] == 1  # type: ignore[attr-defined]
-    assert len(await rig.registry.instances(GREETER)) == 1
+    assert len(await harness.registry.instances(GREETER)) == 1
     await service.stop()
 
 
-async def test_service_calls_other_services_with_its_client(rig: Rig) -> None:
-    callee = new_service(rig)
+async def test_service_calls_other_services_with_its_client(harness: ServiceHarness) -> None:
+    callee = new_service(harness)
     callee.handler(Plain)
     await callee.start()
-    caller = Service("go.micro.srv.front", registry=rig.registry, transport=rig.transport)
+    caller = Service("go.micro.srv.front", registry=harness.registry, transport=harness.transport)
     with pytest.raises(ConfigError):
         assert caller.client
 
@@ -254,7 +256,7 @@ async def test_service_calls_other_services_with_its_client(rig: Rig) -> None:
 
     caller.endpoint("Front.Greet")(greet)
     await caller.start()
-    assert await rig.client.call("go.micro.srv.front", "Front.Greet", "John") == "Hello John"
+    assert await harness.client.call("go.micro.srv.front", "Front.Greet", "John") == "Hello John"
     await caller.stop()
     await callee.stop()
 
@@ -271,14 +273,16 @@ class Plain:
             yield number
 
 
-async def test_connections_above_the_limit_are_refused(rig: Rig, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_above_the_limit_are_refused(
+    harness: ServiceHarness, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("micro_core.rpc.service.MAX_CONNECTIONS", 1)
-    service = new_service(rig)
+    service = new_service(harness)
     await service.start()
-    assert await rig.client.call(GREETER, "Debug.Health") == {"status": "ok"}
+    assert await harness.client.call(GREETER, "Debug.Health") == {"status": "ok"}
     with pytest.raises(MicroError):
-        await rig.new_client().call(GREETER, "Debug.Health", retries=0)
-    assert await rig.client.call(GREETER, "Debug.Health") == {"status": "ok"}
+        await harness.new_client().call(GREETER, "Debug.Health", retries=0)
+    assert await harness.client.call(GREETER, "Debug.Health") == {"status": "ok"}
     assert service.server.counters.values["connections_refused"] == 1  # type: ignore[attr-defined]
     await service.stop()
 

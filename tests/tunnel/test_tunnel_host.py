@@ -35,7 +35,7 @@ from micro_core.tunnel.path_selection import PathOptions
 from micro_core.tunnel.tunnel import TunnelHost, TunnelOptions
 from micro_core.wire import limits
 
-PATIENCE_S = 5.0
+TIMEOUT_S = 5.0
 
 
 class Reader:
@@ -65,7 +65,7 @@ class Reader:
 
 
 async def until(condition: Callable[[], bool], what: str = "it") -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await asyncio.sleep(0)
     assert condition(), what

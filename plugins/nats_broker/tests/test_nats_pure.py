@@ -25,7 +25,7 @@ from micro_core.contract.messages import MAX_HEADERS, check_message
 NAMES = st.from_regex(re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.:/-]{0,20}[A-Za-z0-9_])?"), fullmatch=True)
 SITES = st.from_regex(re.compile(r"[a-z0-9](?:[a-z0-9-]{0,10}[a-z0-9])?"), fullmatch=True)
 # NATS requires that the parts of a subject are not empty and contain no white space or wildcards.
-LEGAL_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
+VALID_SUBJECT = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 
 
 def subjects_of(network: str = "go.micro", site: str = "eu") -> Subjects:
@@ -43,7 +43,7 @@ def test_subject_contains_network_site_and_topic() -> None:
 @given(NAMES, SITES, NAMES)
 def test_topic_survives_a_round_trip_through_a_legal_subject(network: str, site: str, topic: str) -> None:
     subjects = subjects_of(network, site)
-    assert LEGAL_SUBJECT.fullmatch(subjects.of(topic))
+    assert VALID_SUBJECT.fullmatch(subjects.of(topic))
     assert subjects.topic(subjects.of(topic)) == topic
     assert re.fullmatch(r"[A-Za-z0-9_-]{1,200}", subjects.stream)
 

@@ -84,7 +84,7 @@ class TestQuicTunnelWithFaults(TunnelConformance):
     async def driver_under_test(self) -> AsyncIterator[DriverUnderTest[LinkDriver]]:
         path = Path()
 
-        def create_far(options: QuicOptions, context: DriverContext) -> LinkDriver:
+        def create_remote(options: QuicOptions, context: DriverContext) -> LinkDriver:
             driver = create(options, context)
             dial = driver.dial
 
@@ -94,7 +94,7 @@ class TestQuicTunnelWithFaults(TunnelConformance):
             driver.dial = dial_through  # type: ignore[method-assign]  # all links use the path
             return driver
 
-        driver = dataclasses.replace(micro_tunnel(), create=create_far)
+        driver = dataclasses.replace(micro_tunnel(), create=create_remote)
         yield DriverUnderTest(driver=driver, options=QuicOptions(idle_timeout_s=2.0), faults=path)
         path.close()
 

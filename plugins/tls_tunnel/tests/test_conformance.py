@@ -89,7 +89,7 @@ class Path(Faults):
         await asyncio.gather(*self._pumps, return_exceptions=True)
 
 
-class FarListener:
+class RelayedListener:
     """A listener whose address is that of the relay."""
 
     def __init__(self, listener: Listener, server: asyncio.Server) -> None:
@@ -103,7 +103,7 @@ class FarListener:
         await self._listener.close()
 
 
-class FarTunnel(TlsTunnel):
+class RelayedTunnel(TlsTunnel):
     """A driver whose listeners are dialled through the relay."""
 
     path: Path
@@ -118,7 +118,7 @@ class FarTunnel(TlsTunnel):
             await listener.close()
             raise Conflict("the address is in use") from error
         self.servers.append(server)
-        return FarListener(listener, server)
+        return RelayedListener(listener, server)
 
     async def close(self) -> None:
         for server in self.servers:
@@ -138,7 +138,7 @@ class TestTlsTunnelWithFaults(TunnelConformance):
         path = Path()
 
         def create(options: TlsOptions, context: DriverContext) -> LinkDriver:
-            tunnel = FarTunnel(options, context)
+            tunnel = RelayedTunnel(options, context)
             tunnel.path, tunnel.servers = path, []
             return tunnel
 
