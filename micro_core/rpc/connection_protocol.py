@@ -312,6 +312,9 @@ class ConnectionProtocol:
             event = self._receive_frame(frame)
             if event is not None:
                 self._on_event(event)
+                if self.error is not None:
+                    # The handler of the event has ended the connection: no frame is delivered to an owner it attached.
+                    return
             # The HELLO has changed the owners.
             find_owner = self._owners.get
 

@@ -192,6 +192,19 @@ def test_data_after_the_end_in_the_same_chunk_is_ignored() -> None:
     assert end.log == [("hello", "peer")]
 
 
+def test_owner_that_is_attached_after_the_end_receives_no_frames() -> None:
+    owner = Owner()
+
+    def handle(event: ConnectionEvent) -> None:
+        if isinstance(event, Frame):
+            protocol.connection_lost(LinkLost("aborted by the handler"))
+            protocol.attach(event.stream, owner)
+
+    protocol = ConnectionProtocol(dialed=False, on_event=handle)
+    protocol.receive_data(HELLO + frames.encode(Kind.REQUEST, 1, b"h") + frames.encode(Kind.DATA, 1) * 2)
+    assert owner.log == []
+
+
 REQUEST = frames.encode(Kind.REQUEST, 1, b"h")
 VIOLATIONS = {
     "no hello": REQUEST,
