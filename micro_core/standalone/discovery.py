@@ -71,7 +71,7 @@ def remote_tunnel(runtime: Runtime, report: Report) -> RemoteTunnel:
         token=network_token(runtime.settings),
         environment=Environment.from_context(context),
     )
-    tunnel.add_availability_handler(availability_reporter("tunnel", report))
+    tunnel.set_availability_handler(availability_reporter("tunnel", report))
     return tunnel
 
 

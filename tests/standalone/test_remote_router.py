@@ -96,7 +96,7 @@ class Site:
             transport=self.transport,
         )
         copy = RemoteRouter(runtime, name=NAME, node_id=NODE)
-        copy.add_availability_handler(self.availability.append)
+        copy.set_availability_handler(self.availability.append)
         self.copies.append(copy)
         if connect:
             async with asyncio.timeout(TIMEOUT_S):

@@ -284,7 +284,7 @@ async def test_stopped_server_ends_links_and_sessions_and_is_found_again(site: S
     accepted: list[Session] = []
     client = await site.client(connect=False)
     client.set_event_handler(lambda event: events.append("up" if isinstance(event, LinkUp) else "down"))
-    client.add_availability_handler(lambda error: events.append("available" if error is None else "unavailable"))
+    client.set_availability_handler(lambda error: events.append("available" if error is None else "unavailable"))
     client.listen("rpc", accepted.append)
     await client.connect()
     there: list[Reader] = []
@@ -312,7 +312,7 @@ async def test_stopped_server_ends_links_and_sessions_and_is_found_again(site: S
 async def test_client_with_another_token_is_refused(site: Site) -> None:
     reasons: list[MicroError | None] = []
     client = await site.client(token="another", connect=False)
-    client.add_availability_handler(reasons.append)
+    client.set_availability_handler(reasons.append)
     connecting = asyncio.get_running_loop().create_task(client.connect())
     await until(lambda: bool(reasons))
     assert "token" in str(reasons[0])

@@ -55,7 +55,7 @@ class ProxyComponent(Component):
         await tunnel.connect()
         node = describe_node(self._settings, tunnel.node_id)
         router = RemoteRouter(runtime, name=node.name, node_id=node.node_id)
-        router.add_availability_handler(availability_reporter("router", self._report))
+        router.set_availability_handler(availability_reporter("router", self._report))
         self._close_later(router.close)
         await router.connect()
         context = replace(runtime.context, node_id=node.node_id)

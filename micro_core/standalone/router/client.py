@@ -66,7 +66,7 @@ class RemoteRouter:
             counters=context.counters,
             failure_counter="router_tasks_failed",
         )
-        self._availability_handlers: list[Callable[[MicroError | None], None]] = []
+        self._availability_handler: Callable[[MicroError | None], None] | None = None
 
     # -------------------------------------------------------------- lifecycle
 
@@ -84,12 +84,17 @@ class RemoteRouter:
         await self._client.close()
         await self._table.close()
 
-    def add_availability_handler(self, handler: Callable[[MicroError | None], None]) -> None:
+    def set_availability_handler(self, handler: Callable[[MicroError | None], None]) -> None:
         """Call `handler(error)` when the router becomes unavailable, `handler(None)` when it is available.
 
         It is called again only if the reason changes.
+
+        Raises:
+            Conflict: A handler is set already.
         """
-        self._availability_handlers.append(handler)
+        if self._availability_handler is not None:
+            raise Conflict("the client of the router has an availability handler already")
+        self._availability_handler = handler
 
     # ------------------------------------------------------------ RouteSource
 
@@ -193,8 +198,8 @@ class RemoteRouter:
         )
 
     def _report_availability(self, error: MicroError | None) -> None:
-        for handler in self._availability_handlers:
-            handler(error)
+        if self._availability_handler is not None:
+            self._availability_handler(error)
 
 
 def _list_field(item: dict[str, Any], key: str) -> list[Any]:

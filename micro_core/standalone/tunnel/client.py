@@ -79,7 +79,7 @@ class RemoteTunnel:
         self._listeners: dict[str, RemoteListener] = {}
         self._sessions: dict[RemoteSession, None] = {}
         self._event_handler: LinkEventHandler | None = None
-        self._availability_handlers: list[Callable[[MicroError | None], None]] = []
+        self._availability_handler: Callable[[MicroError | None], None] | None = None
         self._connected = asyncio.Event()
         self._watch: LinkWatch | None = None
 
@@ -100,12 +100,17 @@ class RemoteTunnel:
         if self._watch is not None:
             await self._watch.ipc.close(Closed("the watch of the links was closed at this end"))
 
-    def add_availability_handler(self, handler: Callable[[MicroError | None], None]) -> None:
+    def set_availability_handler(self, handler: Callable[[MicroError | None], None]) -> None:
         """Call `handler(error)` when the tunnel process becomes unavailable, `handler(None)` when it is available.
 
         It is called again only if the reason changes.
+
+        Raises:
+            Conflict: A handler is set already.
         """
-        self._availability_handlers.append(handler)
+        if self._availability_handler is not None:
+            raise Conflict("the client of the tunnel process has an availability handler already")
+        self._availability_handler = handler
 
     # --------------------------------------------------------------- Sessions
 
@@ -285,5 +290,5 @@ class RemoteTunnel:
             self._event_handler(event)
 
     def _report_availability(self, error: MicroError | None) -> None:
-        for handler in self._availability_handlers:
-            handler(error)
+        if self._availability_handler is not None:
+            self._availability_handler(error)
