@@ -9,12 +9,15 @@ from typing import Any
 
 from micro_core.contract.driver import Counters
 
+_running: set[asyncio.Task[None]] = set()
+"""All running tasks. The event loop keeps only weak references to tasks, and a component may be dropped before they end."""
+
 
 class BackgroundTasks:
     """The background tasks of one component.
 
-    The event loop keeps only weak references to tasks, so a reference is held here until a task ends. A task that ends
-    with an exception is counted under `failure_counter` and logged.
+    A task runs until it ends or is cancelled, also if nothing refers to the component any more. A task that ends with an
+    exception is counted under `failure_counter` and logged.
     """
 
     def __init__(self, *, component: str, logger: logging.Logger, counters: Counters, failure_counter: str) -> None:
@@ -32,8 +35,14 @@ class BackgroundTasks:
         """Run `work` as a task and return the task. Requires a running event loop."""
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks[task] = None
+        _running.add(task)
         task.add_done_callback(self._task_done)
         return task
+
+    @property
+    def running(self) -> tuple[asyncio.Task[None], ...]:
+        """Return the tasks that have not ended, in the order in which they were started."""
+        return tuple(self._tasks)
 
     async def wait(self) -> None:
         """Wait until every task has ended, without cancelling any."""
@@ -47,6 +56,7 @@ class BackgroundTasks:
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task, None)
+        _running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._counters.add(self._failure_counter)
             self._logger.error("background task failed", exc_info=error, extra={"component": self._component})

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from micro_core.contract.driver import Counters, CountersInMemory
-from micro_core.contract.errors import Closed, LinkLost, Malformed, MicroError, Overloaded, ServiceNotFound
+from micro_core.contract.errors import Closed, Conflict, LinkLost, Malformed, MicroError, Overloaded, ServiceNotFound
 from micro_core.contract.transport import Socket
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.rpc.connection_protocol import (
     ConnectionEvent,
     ConnectionProtocol,
@@ -25,6 +26,7 @@ from micro_core.rpc.connection_protocol import (
     RequestRefused,
     StreamOwner,
 )
+from micro_core.rpc.wakeup import Wakeup
 from micro_core.wire import limits
 from micro_core.wire.frames import Frame
 from micro_core.wire.header import EventHeader
@@ -34,8 +36,6 @@ log = logging.getLogger(__name__)
 EAGER_FRAMES = 32
 """Number of queued frames that are written at once instead of at the end of the iteration of the event loop, so that the next
 hop can start on them while this one works on the rest."""
-
-_closing: set[asyncio.Task[None]] = set()
 
 
 class ConnectionHandler(Protocol):
@@ -87,9 +87,12 @@ class Connection:
         self._bytes_unsent = 0
         self._flush_scheduled = False
         self._paused = False
-        self._writable_callbacks: list[Callable[[], None]] = []
-        self._lost_callbacks: list[Callable[[Connection, MicroError], None]] = []
+        self._writable = Wakeup()
+        self._lost_handler: Callable[[Connection, MicroError], None] | None = None
         self._closed = asyncio.Event()
+        self._tasks = BackgroundTasks(
+            component="connection", logger=log, counters=self._counters, failure_counter="connection_bugs"
+        )
         self._round_trips: dict[bytes, asyncio.Future[None]] = {}
         self._last_round_trip = 0
         self._hello_timer = self.loop.call_later(limits.HANDSHAKE_TIMEOUT_S, self._hello_timed_out)
@@ -218,19 +221,10 @@ class Connection:
         """Send a PING. Its answer increases `bytes_received`."""
         self._send_ping()
 
-    def on_writable(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, as soon as the socket accepts more data or the connection has ended."""
-        if self.error is not None or not (self._paused or self.is_send_buffer_full):
-            self.loop.call_soon(callback)
-        else:
-            self._writable_callbacks.append(callback)
-
     async def writable(self) -> None:
         """Wait until the socket accepts more data. Raises the reason of the end if the connection ends before."""
         while self.error is None and (self._paused or self.is_send_buffer_full):
-            waiter = self.loop.create_future()
-            self._writable_callbacks.append(lambda: None if waiter.done() else waiter.set_result(None))  # noqa: B023
-            await waiter
+            await self._writable.wait()
         if self.error is not None:
             raise self.error
 
@@ -255,13 +249,6 @@ class Connection:
         self.is_send_buffer_full = self.is_hard_limit_exceeded = False
         self._protocol.unread_refusals = 0
         self._socket.write(outgoing[0] if len(outgoing) == 1 else b"".join(outgoing))
-        if self._writable_callbacks and not self._paused:
-            self._call_writable_callbacks()
-
-    def _call_writable_callbacks(self) -> None:
-        callbacks, self._writable_callbacks = self._writable_callbacks, []
-        for callback in callbacks:
-            callback()
 
     # --------------------------------------------------------- SocketReceiver
 
@@ -284,10 +271,10 @@ class Connection:
     def resume_writing(self) -> None:
         """Write the queued data."""
         self._paused = False
-        if self._outgoing and not self._flush_scheduled:
+        if not self._flush_scheduled:
             self._flush()
-        elif not self._outgoing:
-            self._call_writable_callbacks()
+        # The waiting tasks check their condition again after the queued data was written.
+        self._writable.wake()
 
     def socket_lost(self, error: MicroError) -> None:
         """Process the end of the socket."""
@@ -329,12 +316,19 @@ class Connection:
 
     # -------------------------------------------------------------------- end
 
-    def on_lost(self, callback: Callable[[Connection, MicroError], None]) -> None:
-        """Call `callback` once at the end, before the handler; at once if the connection has ended."""
+    def set_lost_handler(self, handler: Callable[[Connection, MicroError], None]) -> None:
+        """Call `handler` once at the end, before `ConnectionHandler.connection_lost`; at once if the connection has ended.
+
+        For the collection that contains the connection, whereas a `ConnectionHandler` serves its requests.
+
+        Raises:
+            Conflict: A handler is set already.
+        """
+        if self._lost_handler is not None:
+            raise Conflict("the connection has a handler of its end already", at=self.node_id)
+        self._lost_handler = handler
         if self.error is not None:
-            callback(self, self.error)
-        else:
-            self._lost_callbacks.append(callback)
+            handler(self, self.error)
 
     def abort(self, error: MicroError) -> None:
         """End the connection at once because of `error`. The owners are notified now, the socket is closed in a task."""
@@ -367,9 +361,7 @@ class Connection:
         self._close_socket_in_task()
 
     def _close_socket_in_task(self) -> None:
-        task = self.loop.create_task(self._socket.close())
-        _closing.add(task)
-        task.add_done_callback(_closing.discard)
+        self._tasks.start(self._socket.close())
 
     def _lose(self, error: MicroError) -> None:
         if self.error is not None:
@@ -379,15 +371,15 @@ class Connection:
         self._outgoing, self._bytes_unsent = [], 0
         for owner in owners:
             self._notify(owner.connection_lost, error)
-        for callback in self._lost_callbacks:
-            self._notify(callback, self, error)
+        if self._lost_handler is not None:
+            self._notify(self._lost_handler, self, error)
         if self.handler is not None:
             self._notify(self.handler.connection_lost, self, error)
         self._closed.set()
         for round_trip in self._round_trips.values():
             if not round_trip.done():
                 round_trip.set_result(None)
-        self._call_writable_callbacks()
+        self._writable.wake()
 
     def _notify(self, callback: Callable[..., None], *arguments: object) -> None:
         try:

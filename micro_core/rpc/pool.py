@@ -197,7 +197,7 @@ class Pool:
         self._failures.pop(address, None)
         self._connections.setdefault(address, []).append(connection)
         self._activities[connection] = _Activity()
-        connection.on_lost(lambda lost, _error: self._remove(address, lost))
+        connection.set_lost_handler(lambda lost, _error: self._remove(address, lost))
         self._schedule_sweep()
         return connection
 

@@ -393,7 +393,7 @@ class Service:
             connection.abort(Overloaded(f"the limit of {MAX_CONNECTIONS} connections is reached", at=self.id))
             return
         self._connections[connection] = None
-        connection.on_lost(lambda lost, _error: self._connections.pop(lost, None))
+        connection.set_lost_handler(lambda lost, _error: self._connections.pop(lost, None))
         if self._is_stopped:
             connection.send_goaway()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 
 import pytest
 
@@ -64,3 +66,28 @@ async def test_cancel_ends_every_task_and_may_be_repeated(tasks: BackgroundTasks
     assert ended == [0, 1, 2]
     assert len(tasks) == 0
     assert counters.values == {}
+
+
+async def test_running_tasks_are_returned_in_the_order_of_their_start(tasks: BackgroundTasks) -> None:
+    async def run() -> None:
+        await asyncio.Event().wait()
+
+    started = tuple(tasks.start(run()) for _ in range(3))
+    assert tasks.running == started
+    await tasks.cancel()
+    assert tasks.running == ()
+
+
+async def test_task_is_kept_when_its_component_is_dropped(counters: CountersInMemory) -> None:
+    async def run() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    tasks = BackgroundTasks(component="test", logger=LOG, counters=counters, failure_counter="test_tasks_failed")
+    kept = weakref.ref(tasks.start(run()))
+    del tasks
+    await asyncio.sleep(0)
+    gc.collect()
+    task = kept()
+    assert task is not None
+    task.cancel()
+    await asyncio.wait([task])

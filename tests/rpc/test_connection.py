@@ -11,6 +11,7 @@ import pytest
 from micro_core.contract import CountersInMemory
 from micro_core.contract.errors import (
     Closed,
+    Conflict,
     Draining,
     Ended,
     LinkLost,
@@ -180,6 +181,44 @@ async def test_failing_owner_does_not_prevent_the_notification_of_others(
     assert "an owner failed" in caplog.text
 
 
+async def test_lost_handler_is_called_once_before_the_connection_handler(
+    pair: tuple[PairedSocket, PairedSocket],
+) -> None:
+    order: list[str] = []
+
+    class Ordered(Handler):
+        def connection_lost(self, connection: Connection, error: MicroError) -> None:  # type: ignore[override]
+            order.append("connection handler")
+
+    near = Connection(pair[0], dialed=True, handler=Ordered())
+    near.set_lost_handler(lambda connection, error: order.append("lost handler"))
+    with pytest.raises(Conflict):
+        near.set_lost_handler(lambda connection, error: None)
+    pair[0].lose(LinkLost("cut"))
+    await near.close()
+    assert order == ["lost handler", "connection handler"]
+
+
+async def test_lost_handler_of_an_ended_connection_is_called_at_once(pair: tuple[PairedSocket, PairedSocket]) -> None:
+    near = Connection(pair[0], dialed=True)
+    pair[0].lose(LinkLost("cut"))
+    errors: list[str] = []
+    near.set_lost_handler(lambda connection, error: errors.append(error.detail))
+    assert errors == ["cut"]
+
+
+async def test_failure_of_a_socket_that_is_closed_in_the_background_is_counted(
+    pair: tuple[PairedSocket, PairedSocket], until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        raise RuntimeError("bug")
+
+    monkeypatch.setattr(pair[0], "close", fail)
+    near = Connection(pair[0], dialed=True)
+    near.abort(LinkLost("cut"))
+    await until(lambda: counted(near).get("connection_bugs") == 1)
+
+
 # Violations of the protocol. Each one closes its own connection and no other.
 
 HELLO = frames.encode(Kind.HELLO, 0, encode_hello("peer"))
@@ -303,20 +342,18 @@ async def test_data_is_queued_and_counted_while_the_socket_is_full(
     stream = near.open_stream(Owner())
     piece = bytes(limits.MAX_FRAME_BODY_BYTES)
     near.send(frames.encode(Kind.REQUEST, stream, b"h", piece))
-    called: list[str] = []
     while not near.is_paused:
         near.send(frames.encode(Kind.DATA, stream, b"", piece))
         await until(lambda: near.buffered_bytes == 0 or near.is_paused)
     assert not near.is_send_buffer_full
-    near.on_writable(lambda: called.append("writable"))
+    writing = asyncio.get_running_loop().create_task(near.writable())
     while not near.is_send_buffer_full:
         near.send(frames.encode(Kind.DATA, stream, b"", piece))
     assert near.buffered_bytes > limits.MAX_CONNECTION_BUFFER_BYTES
     written = len(pair[0].sent)
     assert written < 1024 * 1024, "data was written to a full socket"
     pair[1].resume_reading()
-    await near.writable()
-    assert called == ["writable"]
+    await writing
     assert near.buffered_bytes == 0
 
 
@@ -325,10 +362,11 @@ async def test_end_of_the_connection_wakes_waiting_writers(
 ) -> None:
     near = Connection(pair[0], dialed=True)
     near.pause_writing()
-    called: list[str] = []
-    near.on_writable(lambda: called.append("end"))
+    writers = [asyncio.get_running_loop().create_task(near.writable()) for _ in range(2)]
+    await asyncio.sleep(0)
     pair[0].lose(LinkLost("cut"))
-    assert called == ["end"]
+    for ended in await asyncio.gather(*writers, return_exceptions=True):
+        assert isinstance(ended, LinkLost)
     with pytest.raises(LinkLost):
         await near.writable()
 
