@@ -11,6 +11,7 @@ from micro_core.contract.clock import Clock, Random
 from micro_core.contract.driver import Counters, CountersInMemory
 from micro_core.contract.errors import Closed, LinkLost, MicroError, Unreachable
 from micro_core.contract.transport import Socket
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.rpc.connection import Connection, ConnectionHandler
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,9 @@ class Pool:
         self._dialing: dict[str, asyncio.Task[Connection]] = {}
         self._failures: dict[str, _Failure] = {}
         self._activities: dict[Connection, _Activity] = {}
-        self._closing: dict[asyncio.Task[None], None] = {}
+        self._tasks = BackgroundTasks(
+            component="connection pool", logger=log, counters=self._counters, failure_counter="pool_tasks_failed"
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
@@ -146,7 +149,8 @@ class Pool:
         dials = list(self._dialing.values())
         for task in dials:
             task.cancel()
-        await asyncio.gather(*dials, *self._closing, return_exceptions=True)
+        await asyncio.gather(*dials, return_exceptions=True)
+        await self._tasks.wait()
         await asyncio.gather(*(connection.close() for connection in list(self._activities)), return_exceptions=True)
 
     def sweep(self) -> None:
@@ -161,7 +165,7 @@ class Pool:
                 if activity.idle_since is None or has_received:
                     activity.idle_since = now
                 if not connection.can_open_streams or now - activity.idle_since >= IDLE_CLOSE_S:
-                    self._close_in_background(connection)
+                    self._tasks.start(connection.close())
                 continue
             activity.idle_since = None
             if has_received:
@@ -228,11 +232,6 @@ class Pool:
             found.remove(connection)
             if not found:
                 del self._connections[address]
-
-    def _close_in_background(self, connection: Connection) -> None:
-        task = asyncio.get_running_loop().create_task(connection.close())
-        self._closing[task] = None
-        task.add_done_callback(lambda done: self._closing.pop(done, None))
 
     def _schedule_sweep(self) -> None:
         if self._timer is None and not self._is_closed:

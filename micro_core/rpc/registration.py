@@ -10,6 +10,7 @@ from micro_core.contract.clock import Random
 from micro_core.contract.driver import Counters
 from micro_core.contract.errors import MicroError
 from micro_core.contract.registry import Instance, Registry
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,9 @@ class Registration:
         self._lease_s = lease_s
         self._counters = counters
         self._random: Random = random if random is not None else random_source.Random()  # noqa: S311 - jitter
-        self._renewing: asyncio.Task[None] | None = None
+        self._tasks = BackgroundTasks(
+            component="registration", logger=log, counters=counters, failure_counter="lease_renewals_failed"
+        )
 
     async def start(self) -> None:
         """Register the record and begin to renew its lease.
@@ -52,7 +55,7 @@ class Registration:
             BadRequest: A field of the record is invalid.
         """
         await self._registry.register(self.instance, lease_s=self._lease_s)
-        self._renewing = asyncio.get_running_loop().create_task(self._renew())
+        self._tasks.start(self._renew())
 
     async def update(self, instance: Instance) -> None:
         """Replace the record by `instance`, which has the same id. If this fails, the next renewal sends the new record."""
@@ -65,11 +68,9 @@ class Registration:
 
     async def close(self) -> None:
         """Stop renewing and withdraw the record. If this fails, its lease expires. Safe to call twice, and before `start`."""
-        if self._renewing is None:
+        if len(self._tasks) == 0:
             return
-        renewing, self._renewing = self._renewing, None
-        renewing.cancel()
-        await asyncio.gather(renewing, return_exceptions=True)
+        await self._tasks.cancel()
         try:
             await self._registry.deregister(self.instance)
         except MicroError as error:

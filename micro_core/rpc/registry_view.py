@@ -8,6 +8,7 @@ import logging
 from micro_core.contract.driver import Counters
 from micro_core.contract.errors import MicroError
 from micro_core.contract.registry import Instance, Registry, RegistryEventKind, RegistryWatch
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +30,18 @@ class RegistryView:
         self._by_service: dict[str, dict[str, Instance]] = {}
         self._lists: dict[str, tuple[Instance, ...]] = {}
         self._watch: RegistryWatch | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = BackgroundTasks(
+            component="registry view",
+            logger=log,
+            counters=counters,
+            failure_counter="registry_view_tasks_failed",
+        )
+        self._is_open = False
         self._starting = asyncio.Lock()
 
     async def close(self) -> None:
         """Close the watch. Safe to call twice."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.cancel()
         await self._end_watch()
 
     def find(self, service: str) -> tuple[Instance, ...]:
@@ -57,9 +62,9 @@ class RegistryView:
         Raises:
             Unreachable: The registry cannot be reached.
         """
-        if self._task is None:
+        if not self._is_open:
             async with self._starting:
-                if self._task is None:
+                if not self._is_open:
                     await self._open()
         found = tuple(await self._registry.instances(service))
         for instance in found:
@@ -74,7 +79,8 @@ class RegistryView:
         except BaseException:
             await self._end_watch()
             raise
-        self._task = asyncio.get_running_loop().create_task(self._follow())
+        self._is_open = True
+        self._tasks.start(self._follow())
 
     async def _follow(self) -> None:
         pause_s = INITIAL_PAUSE_S

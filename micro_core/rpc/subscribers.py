@@ -14,6 +14,7 @@ from micro_core.contract.driver import Counters
 from micro_core.contract.errors import ConfigError, MicroError
 from micro_core.contract.names import check_topic
 from micro_core.contract.registry import Endpoint, EndpointKind
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.rpc.context import CallContext
 from micro_core.rpc.schema import first_doc_line, json_schema, read_handler
 from micro_core.rpc.server_call import ServedEndpoint
@@ -42,7 +43,9 @@ class Subscribers:
         self._service = service
         self._counters = counters
         self._subscribers: list[Subscriber] = []
-        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._tasks = BackgroundTasks(
+            component="subscribers", logger=log, counters=counters, failure_counter="events_failed"
+        )
 
     @property
     def all(self) -> tuple[Subscriber, ...]:
@@ -52,7 +55,7 @@ class Subscribers:
     @property
     def tasks(self) -> tuple[asyncio.Task[None], ...]:
         """Return the tasks that handle messages of connections at the moment."""
-        return tuple(self._tasks)
+        return self._tasks.running
 
     def add(self, topic: str, handler: Callable[..., Any], *, queue: str = "") -> Subscriber:
         """Add a subscriber; see `Server.add_subscriber`.
@@ -91,9 +94,7 @@ class Subscribers:
             if len(self._tasks) >= MAX_CONCURRENT_EVENTS:
                 self._counters.add("events_dropped_overloaded")
                 continue
-            task = asyncio.get_running_loop().create_task(self._handle_event(subscriber, header.topic, message))
-            self._tasks[task] = None
-            task.add_done_callback(lambda done: self._tasks.pop(done, None))
+            self._tasks.start(self._handle_event(subscriber, header.topic, message))
 
     async def _handle_event(self, subscriber: Subscriber, topic: str, message: Message) -> None:
         try:

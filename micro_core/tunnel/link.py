@@ -13,6 +13,7 @@ from typing import Protocol
 
 from micro_core.contract.errors import Closed, Conflict, LinkLost, MicroError, TooLarge, Unauthorized
 from micro_core.contract.tunnel import Link, LinkInfo, Priority
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.tunnel.handshake import (
     Admit,
@@ -128,6 +129,12 @@ class NodeLink:
         self._superseded: asyncio.Future[None] = self._loop.create_future()
         self._handshake_timer = self._loop.call_later(limits.HANDSHAKE_TIMEOUT_S, self._handshake_expired)
         self._retire_timer: asyncio.TimerHandle | None = None
+        self._tasks = BackgroundTasks(
+            component="tunnel link",
+            logger=context.environment.logger,
+            counters=context.environment.counters,
+            failure_counter="tunnel_tasks_failed",
+        )
         self._closing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -231,7 +238,7 @@ class NodeLink:
         """End the link now. The driver's link is closed in the background."""
         self._end(error)
         if self._closing is None:
-            self._closing = self._loop.create_task(self.link.close())
+            self._closing = self._tasks.start(self.link.close())
 
     async def close(self, error: MicroError | None = None) -> None:
         """Send what is queued, then end the link. Waits at most two seconds."""

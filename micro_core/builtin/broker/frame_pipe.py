@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
 
+from micro_core.contract.driver import Counters
 from micro_core.contract.errors import Malformed, MicroError
 from micro_core.contract.transport import Socket
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.wire import limits
 from micro_core.wire.frames import Frame, FrameDecoder, Kind, encode
 from micro_core.wire.header import decode_hello, encode_hello
@@ -36,7 +39,9 @@ class FrameReceiver(Protocol):
 class FramePipe:
     """Sends and receives frames. Implements `SocketReceiver`. Callers of `send` check `is_full` to bound the queue."""
 
-    def __init__(self, socket: Socket, node_id: str, receiver: FrameReceiver) -> None:
+    def __init__(
+        self, socket: Socket, node_id: str, receiver: FrameReceiver, *, counters: Counters, logger: logging.Logger
+    ) -> None:
         self.received_count = 0
         """Number of reads. It does not change while the peer is silent."""
         self.drained = asyncio.Event()
@@ -54,7 +59,9 @@ class FramePipe:
         self._is_ended = False
         self._is_flush_scheduled = False
         self._loop = asyncio.get_running_loop()
-        self._closing: asyncio.Task[None] | None = None
+        self._tasks = BackgroundTasks(
+            component="broker connection", logger=logger, counters=counters, failure_counter="broker_tasks_failed"
+        )
         self.send([encode(Kind.HELLO, 0, encode_hello(node_id[:64]))])
 
     def start(self) -> None:
@@ -87,6 +94,10 @@ class FramePipe:
         self._flush()
         await self._socket.close()
 
+    def close_in_background(self) -> None:
+        """Close in a task. Safe to call twice."""
+        self._tasks.start(self.close())
+
     # --------------------------------------------------------- SocketReceiver
 
     def data_received(self, data: bytes) -> None:
@@ -100,7 +111,7 @@ class FramePipe:
         except MicroError as error:
             self._is_ended = True
             self._receiver.protocol_violated(error)
-            self._closing = self._loop.create_task(self._socket.close())
+            self._tasks.start(self._socket.close())
             return
         if self.is_full and not self._is_reading_paused:
             # Stop reading from a peer that sends requests and does not read the answers.

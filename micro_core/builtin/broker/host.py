@@ -62,7 +62,7 @@ class BrokerHost:
         connection.pipe.start()
         if self._is_closed:
             # The system accepted the connection while the host was being closed.
-            connection.close_in_background()
+            connection.pipe.close_in_background()
 
 
 class _RemoteSubscription:
@@ -90,14 +90,10 @@ class _ClientConnection:
 
     def __init__(self, host: BrokerHost, socket: Socket) -> None:
         self.host = host
-        self.pipe = FramePipe(socket, host.node_id, self)
+        self.pipe = FramePipe(socket, host.node_id, self, counters=host.counters, logger=host.log)
         self._remote = socket.remote
         self._assembly = MessageAssembly()
         self._subscriptions: dict[int, _RemoteSubscription] = {}
-        self._closing: asyncio.Task[None] | None = None
-
-    def close_in_background(self) -> None:
-        self._closing = asyncio.get_running_loop().create_task(self.pipe.close())
 
     def frame_received(self, frame: Frame) -> None:
         if frame.kind in (Kind.REQUEST, Kind.DATA):

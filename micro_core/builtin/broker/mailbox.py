@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from micro_core.contract.broker import Message, MessageHandler
 from micro_core.contract.driver import Counters
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.wire import limits
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,10 @@ class Mailbox:
         self._queued_bytes = 0
         self._changed = asyncio.Event()
         self._is_closed = False
-        self._task = asyncio.get_running_loop().create_task(self._deliver())
+        tasks = BackgroundTasks(
+            component="broker subscription", logger=log, counters=counters, failure_counter="broker_tasks_failed"
+        )
+        self._task = tasks.start(self._deliver())
 
     @property
     def is_full(self) -> bool:

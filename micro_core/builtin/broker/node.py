@@ -31,6 +31,7 @@ from micro_core.contract import (
 )
 from micro_core.contract.messages import check_message, check_queue
 from micro_core.contract.names import BROKER_SERVICE, check_topic
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 
 CONNECT_TIMEOUT_S = 5.0
 """Time to find the host, dial it and restore all subscriptions."""
@@ -75,7 +76,12 @@ class NodeBroker:
         self._session: HostSession | None = None
         self._changed = asyncio.Event()
         """Set while there is a session, and after `close`."""
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = BackgroundTasks(
+            component="broker client",
+            logger=context.logger,
+            counters=context.counters,
+            failure_counter="broker_tasks_failed",
+        )
         self._is_closed = False
 
     async def start(self) -> None:
@@ -85,9 +91,7 @@ class NodeBroker:
         """Close all subscriptions and disconnect. Safe to call twice."""
         self._is_closed = True
         self._changed.set()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.cancel()
         await asyncio.gather(*(mailbox.close() for mailbox in list(self._mailboxes)))
         if self._session is not None:
             await self._session.close()
@@ -153,8 +157,8 @@ class NodeBroker:
 
     async def _connected(self) -> HostSession:
         self._check_open()
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._stay_connected())
+        if len(self._tasks) == 0:
+            self._tasks.start(self._stay_connected())
         while self._session is None:
             await self._changed.wait()
             self._check_open()

@@ -44,7 +44,7 @@ class HostSession:
         self._subscriptions: dict[Mailbox, tuple[int, asyncio.Future[None]]] = {}
         """The stream and the answer of each subscription that was requested."""
         self._by_stream: dict[int, Mailbox] = {}
-        self._pipe = FramePipe(socket, node_id, self)
+        self._pipe = FramePipe(socket, node_id, self, counters=counters, logger=logger)
         self._pipe.start()
 
     async def wait_until_writable(self) -> bool:

@@ -11,6 +11,7 @@ from micro_core.contract.driver import Counters
 from micro_core.contract.errors import Closed, MicroError
 from micro_core.contract.registry import Instance, Registry, RegistryEvent, RegistryEventKind, RegistryWatch
 from micro_core.contract.watching import RESYNC, WatchQueue, changes
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 
 log = logging.getLogger(__name__)
 
@@ -99,17 +100,18 @@ class _JoinedWatch:
         self._records: list[dict[str, Instance]] = [{} for _ in registries]
         """By id, for each registry."""
         self._open_watches = open_watches
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._follow(index, registry)) for index, registry in enumerate(registries)]
+        self._tasks = BackgroundTasks(
+            component="joined registry", logger=log, counters=counters, failure_counter="registry_failures"
+        )
+        for index, registry in enumerate(registries):
+            self._tasks.start(self._follow(index, registry))
 
     def __aiter__(self) -> AsyncIterator[RegistryEvent]:
         return aiter(self._queue)
 
     async def close(self) -> None:
         self._open_watches.pop(self, None)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
         await self._queue.close()
 
     async def _follow(self, index: int, registry: Registry) -> None:

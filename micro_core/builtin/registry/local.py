@@ -44,6 +44,7 @@ from micro_core.contract import (
     hookimpl,
     option,
 )
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 
 _MIN_PAUSE_S = 0.02
 """Shortest pause between two checks of the directory while this process registers records."""
@@ -88,7 +89,14 @@ class LocalRegistry:
         self._watches = WatchSet(context.counters)
         self._refreshing = asyncio.Lock()
         self._has_written = asyncio.Event()
-        self._poll_task: asyncio.Task[None] | None = None
+        self._tasks = BackgroundTasks(
+            component="local registry",
+            logger=context.logger,
+            counters=context.counters,
+            failure_counter="registry_poll_failed",
+        )
+        self._is_polling = False
+        """Whether a task checks the directory for the open watches."""
         self._is_open = False
 
     async def start(self) -> None:
@@ -103,11 +111,8 @@ class LocalRegistry:
             return
         self._is_open = False
         await self._watches.close()
-        task, self._poll_task = self._poll_task, None
-        if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await self._tasks.cancel()
+        self._is_polling = False
         owned, self._owned = self._owned, {}
         with self._file_errors():
             for instance_id, entry in owned.items():
@@ -148,8 +153,9 @@ class LocalRegistry:
         await self._refresh()
         self._check_open()
         watch = self._watches.open(service, self._instances.values())
-        if self._poll_task is None:
-            self._poll_task = asyncio.create_task(self._poll(), name="local registry poll")
+        if not self._is_polling:
+            self._is_polling = True
+            self._tasks.start(self._poll())
         return watch
 
     def _write(self, record: Record) -> int:
@@ -189,7 +195,7 @@ class LocalRegistry:
                 if not is_failing:
                     self._logger.warning("cannot read the directory of the registry", extra={"reason": str(error)})
                 is_failing = True
-        self._poll_task = None
+        self._is_polling = False
 
     def _check_open(self) -> None:
         if not self._is_open:

@@ -73,6 +73,14 @@ class RemoteTunnel:
             counters=environment.counters,
             failure_counter="tunnel_ipc_tasks_failed",
         )
+        # Connect and close connections to the IPC server. `close` waits for these tasks and does not cancel them, so that
+        # queued data is sent.
+        self._connection_tasks = BackgroundTasks(
+            component="tunnel client",
+            logger=environment.logger,
+            counters=environment.counters,
+            failure_counter="tunnel_ipc_tasks_failed",
+        )
         self._prove = lambda transcript: membership_proof(network, token, transcript)
         self._address = ""
         self._links: dict[str, LinkInfo] = {}
@@ -99,6 +107,7 @@ class RemoteTunnel:
         await asyncio.gather(*(session.close() for session in [*self._sessions]))
         if self._watch is not None:
             await self._watch.ipc.close(Closed("the watch of the links was closed at this end"))
+        await self._connection_tasks.wait()
 
     def set_availability_handler(self, handler: Callable[[MicroError | None], None]) -> None:
         """Call `handler(error)` when the tunnel process becomes unavailable, `handler(None)` when it is available.
@@ -172,6 +181,7 @@ class RemoteTunnel:
             request=request,
             dial=self.dial_ipc,
             prove=self._prove,
+            start_task=self.start_connection_task,
             on_end=self._session_ended,
         )
         self._sessions[session] = None
@@ -190,11 +200,15 @@ class RemoteTunnel:
 
     def new_ipc_socket(self, request: dict[str, Any], receiver: IpcReceiver) -> IpcSocket:
         """Return a connection to the IPC server that is not started."""
-        return IpcSocket(request, self._prove, receiver)
+        return IpcSocket(request, self._prove, receiver, start_task=self.start_connection_task)
 
     def start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` in a task that ends with this client at the latest. A failure is counted and logged."""
         return self._tasks.start(work)
+
+    def start_connection_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work`, which opens or closes a connection, in a task for which `close` waits."""
+        return self._connection_tasks.start(work)
 
     def new_backoff(self) -> Backoff:
         """Return a backoff with the bounds of this client."""

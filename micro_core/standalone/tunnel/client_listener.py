@@ -28,7 +28,6 @@ class RemoteListener:
         self._lost: asyncio.Future[MicroError] | None = None
         self._backoff = tunnel.new_backoff()
         self._task: asyncio.Task[None] | None = None
-        self._closing: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Listen in a task."""
@@ -36,7 +35,7 @@ class RemoteListener:
 
     def close(self) -> None:
         """Stop listening in the background. Safe to call twice."""
-        self._closing = asyncio.get_running_loop().create_task(self.aclose())
+        self._tunnel.start_connection_task(self.aclose())
 
     async def aclose(self) -> None:
         """Stop listening and wait until the connection is closed."""

@@ -9,7 +9,7 @@ from typing import Any
 from micro_core.contract.errors import Closed, MicroError
 from micro_core.contract.transport import Socket, SocketReceiver
 from micro_core.standalone.tunnel import protocol as ipc
-from micro_core.standalone.tunnel.client_socket import IpcSocket, Prove
+from micro_core.standalone.tunnel.client_socket import IpcSocket, Prove, StartTask
 
 MAX_EARLY_BYTES = 256 * 1024
 """Data written before the session is open. Above this limit the writer is paused."""
@@ -28,6 +28,7 @@ class RemoteSession:
         request: dict[str, Any],
         dial: Callable[[], Awaitable[Socket]],
         prove: Prove,
+        start_task: StartTask,
         on_end: Callable[[RemoteSession], None],
     ) -> None:
         self.channel = channel
@@ -36,7 +37,7 @@ class RemoteSession:
         self.remote = f"{peer[:8]}#{channel}"
         self._dial = dial
         self._on_end = on_end
-        self._ipc = IpcSocket(request, prove, self)
+        self._ipc = IpcSocket(request, prove, self, start_task=start_task)
         self._receiver: SocketReceiver | None = None
         self._early_writes: list[bytes] = []
         self._early_bytes = 0
@@ -46,7 +47,7 @@ class RemoteSession:
         self._error: MicroError | None = None
         self._is_error_delivered = False
         self._is_open_or_lost = asyncio.Event()
-        self._task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._connect())
+        self._connecting = start_task(self._connect())
 
     # ----------------------------------------------------------------- Socket
 
@@ -89,8 +90,8 @@ class RemoteSession:
             except TimeoutError:
                 self._early_writes.clear()
         await self._ipc.close(Closed(f"the session on channel {self.channel} was closed at this end"))
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self._connecting.cancel()
+        await asyncio.gather(self._connecting, return_exceptions=True)
 
     # ------------------------------------------------------------ IpcReceiver
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from micro_core.contract.errors import LinkLost, Malformed, MicroError, Unreachable, error_from_wire
@@ -16,6 +16,9 @@ DIAL_TIMEOUT_S = 3.0
 
 Prove = Callable[[bytes], bytes]
 """Returns the proof that this process holds the token of the network, over a transcript."""
+
+StartTask = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+"""Starts a background task of the client. The client waits for the task when it is closed."""
 
 
 class IpcReceiver(Protocol):
@@ -49,10 +52,11 @@ class IpcReceiver(Protocol):
 class IpcSocket:
     """Sends one request and passes the messages of the server to `receiver`. Implements `SocketReceiver`."""
 
-    def __init__(self, request: dict[str, Any], prove: Prove, receiver: IpcReceiver) -> None:
+    def __init__(self, request: dict[str, Any], prove: Prove, receiver: IpcReceiver, *, start_task: StartTask) -> None:
         self._request = request
         self._prove = prove
         self._receiver = receiver
+        self._start_task = start_task
         self._reader = ipc.Reader()
         self._socket: Socket | None = None
         self._is_request_sent = False
@@ -170,7 +174,7 @@ class IpcSocket:
 
     def _close_in_background(self) -> None:
         if self._socket is not None and self._closing is None:
-            self._closing = asyncio.get_running_loop().create_task(self._socket.close())
+            self._closing = self._start_task(self._socket.close())
 
     def _grant_timed_out(self) -> None:
         self._end(Unreachable(f"the tunnel process did not answer within {limits.HANDSHAKE_TIMEOUT_S:g} s"))
