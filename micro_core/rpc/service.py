@@ -8,6 +8,7 @@ import logging
 import random as random_source
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from micro_core.contract.registry import Instance, Registry
 from micro_core.contract.transport import Listener, Socket, Transport
 from micro_core.drivers.runtime import Runtime, build_runtime, joined_interceptors
 from micro_core.lifecycle.background_tasks import BackgroundTasks
+from micro_core.lifecycle.closing import Closing
 from micro_core.lifecycle.logs import set_up_logging
 from micro_core.lifecycle.shutdown import run_until_signal
 from micro_core.lifecycle.system_clock import SystemClock
@@ -38,6 +40,9 @@ log = logging.getLogger(__name__)
 
 DRAIN_S = 10.0
 """Default of the time for which `stop` waits for running calls."""
+
+CLOSE_TIMEOUT_S = 15.0
+"""Time limit of each other step of `stop`."""
 
 MAX_CONNECTIONS = 4_096
 """Maximum number of open connections. A client needs one, and many systems permit few more descriptors per process."""
@@ -124,15 +129,17 @@ class Service:
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._random: Random = random if random is not None else random_source.Random()  # noqa: S311 - jitter
         self._settings = settings
-        self._runtime: Runtime | None = None
         self._client: Client | None = None
         self._listener: Listener | None = None
         self._instance: Instance | None = None
-        self._registration: Registration | None = None
         self._tasks = BackgroundTasks(
             component="service", logger=log, counters=self.counters, failure_counter="service_tasks_failed"
         )
-        self._subscriptions: list[Subscription] = []
+        self._stack = AsyncExitStack()
+        self._closing = Closing(
+            timeout_s=CLOSE_TIMEOUT_S, logger=log, counters=self.counters, failure_counter="service_stop_failures"
+        )
+        self._drain_s = DRAIN_S
         self._connections: dict[Connection, None] = {}
         self._is_stopped = False
         self._debug = Debug(self.server, version=version)
@@ -286,24 +293,16 @@ class Service:
     async def stop(self, *, drain_s: float = DRAIN_S) -> None:
         """Shut down: withdraw the record, refuse new calls, wait for running calls, and close all connections.
 
-        Calls that run longer than `drain_s` seconds are cancelled. Cancelling `stop` skips the remaining steps. Safe to call
-        twice, and before `start`.
+        Calls that run longer than `drain_s` seconds are cancelled. Each of the other steps takes at most `CLOSE_TIMEOUT_S`
+        seconds. A step that fails is logged and counted, and the next one follows; an unexpected error is raised after the
+        last one. Cancelling `stop` ends the current step, and the remaining ones follow. Safe to call twice, and before
+        `start`.
         """
         if self._is_stopped:
             return
         self._is_stopped = True
-        await self._tasks.cancel()
-        await self._withdraw()
-        if self._listener is not None:
-            await self._listener.close()
-        await send_goaway_and_flush(self._connections)
-        if not await self.server.drain(drain_s):
-            log.warning("running calls were cancelled by the shutdown", extra={"service": self.name})
-        await asyncio.gather(*(connection.close() for connection in list(self._connections)))
-        if self._client is not None:
-            await self._client.close()
-        if self._runtime is not None:
-            await self._runtime.close()
+        self._drain_s = drain_s
+        await self._stack.aclose()
 
     def run(self) -> None:
         """Start the service and serve until SIGINT or SIGTERM. Then shut down like `stop`.
@@ -333,27 +332,36 @@ class Service:
     async def _start(self) -> None:
         self._debug.start(self._clock)
         registry, transport, broker = self._registry, self._transport, self._broker
+        runtime: Runtime | None = None
         if registry is None or transport is None:
-            runtime = self._runtime = await build_runtime(self._settings)
+            runtime = await build_runtime(self._settings)
+            self._closing.push(self._stack, runtime.close)
             registry, transport = registry or runtime.registry, transport or runtime.transport
             if not self._lease_is_given:
                 self._lease_s = runtime.settings.node.lease
             if broker is None and self.server.subscribers:
                 broker = await runtime.open_broker()
             self.server.intercept(joined_interceptors(runtime, "server", self._interceptors))
-        self._listener = await transport.listen(self._address, self._accept)
         self._client = Client(
             registry=registry,
             transport=transport,
             broker=broker,
-            runtime=self._runtime,
+            runtime=runtime,
             name=self.id,
             clock=self._clock,
             random=self._random,
             counters=self.counters,
         )
+        self._closing.push(self._stack, self._client.close)
+        self._closing.push(self._stack, self._close_connections)
+        # Without the time limit of the other steps: `drain_s` limits it.
+        self._stack.push_async_callback(self._drain)
+        self._closing.push(self._stack, lambda: send_goaway_and_flush(self._connections))
+        self._listener = await transport.listen(self._address, self._accept)
+        self._closing.push(self._stack, self._listener.close)
         for subscriber in self.server.subscribers:
-            self._subscriptions.append(await self._subscribe(broker, subscriber))
+            subscription = await self._subscribe(broker, subscriber)
+            self._closing.push(self._stack, subscription.close)
         self._instance = Instance(
             service=self.name,
             id=self.id,
@@ -362,11 +370,13 @@ class Service:
             metadata=self._metadata,
             endpoints=self.server.endpoints,
         )
-        self._registration = Registration(
+        registration = Registration(
             registry, self._instance, lease_s=self._lease_s, counters=self.counters, random=self._random
         )
-        await self._registration.start()
-        self._tasks.start(self._report_load(self._registration))
+        self._closing.push(self._stack, registration.close)
+        await registration.start()
+        self._closing.push(self._stack, self._tasks.cancel)
+        self._tasks.start(self._report_load(registration))
 
     async def _report_load(self, registration: Registration) -> None:
         """Update the record whenever the load level changes, so that routers send more calls to instances with less load."""
@@ -397,11 +407,9 @@ class Service:
         if self._is_stopped:
             connection.send_goaway()
 
-    async def _withdraw(self) -> None:
-        if self._registration is not None:
-            await self._registration.close()
-        for subscription in self._subscriptions:
-            try:
-                await subscription.close()
-            except MicroError as error:
-                log.warning("a subscription was not closed", extra={"reason": str(error)})
+    async def _drain(self) -> None:
+        if not await self.server.drain(self._drain_s):
+            log.warning("running calls were cancelled by the shutdown", extra={"service": self.name})
+
+    async def _close_connections(self) -> None:
+        await asyncio.gather(*(connection.close() for connection in list(self._connections)))

@@ -21,6 +21,7 @@ from micro_core.contract import DriverContext
 from micro_core.contract.broker import Message, MessageHandler
 from micro_core.contract.errors import (
     BadRequest,
+    Closed,
     ConfigError,
     Conflict,
     Draining,
@@ -216,6 +217,67 @@ async def test_stop_withdraws_the_record_and_finishes_running_calls(harness: Ser
     await service.stop()
     with pytest.raises(Conflict):
         await service.start()
+
+
+async def test_steps_of_stop_run_in_order_and_the_failure_of_one_does_not_prevent_the_next(
+    harness: ServiceHarness, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    broker = SubscriptionRecorder()
+    service = new_service(harness, broker=broker)
+    service.handler(Say)
+    await service.start()
+    await harness.client.call(GREETER, "Say.Hello", {"name": "John"})
+    (connection,) = service._connections
+
+    def record(step: str, owner: object, method: str) -> None:
+        original = getattr(owner, method)
+
+        def run(*arguments: object, **options: object) -> object:
+            steps.append(step)
+            assert service.address not in harness.transport.listening
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, method, run)
+
+    async def fail(instance: Instance) -> None:
+        steps.append("deregister")
+        raise RuntimeError("bug of a driver")
+
+    monkeypatch.setattr(harness.registry, "deregister", fail)
+    record("GOAWAY", connection, "send_goaway")
+    record("drain", service.server, "drain")
+    record("close connection", connection, "close")
+    with pytest.raises(RuntimeError):
+        await service.stop()
+    assert steps == ["deregister", "GOAWAY", "drain", "close connection"]
+    assert broker.handlers == {}
+    with pytest.raises(Closed):
+        await service.client.call(GREETER, "Say.Hello", {"name": "John"})
+
+
+async def test_cancelled_stop_does_not_wait_for_calls_but_closes_everything(
+    harness: ServiceHarness, until: Until
+) -> None:
+    service = new_service(harness)
+
+    async def wait() -> str:
+        await asyncio.Event().wait()
+        return "done"
+
+    service.endpoint("Say.Wait")(wait)
+    await service.start()
+    running = asyncio.create_task(harness.client.call(GREETER, "Say.Wait", retries=0))
+    await until(lambda: service.server.in_flight == 1)
+    stopping = asyncio.create_task(service.stop())
+    await until(lambda: service.server.is_draining)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    with pytest.raises(MicroError):
+        await running
+    assert service._connections == {}
+    assert service.server.in_flight == 0
 
 
 async def test_lease_is_renewed_and_sooner_after_a_failure(
