@@ -28,6 +28,21 @@ PROXY_SERVICE = "go.micro.proxy"
 NODE_KEY = "node"
 """Metadata key of a record: the id of the node that registered it."""
 
+NAME_KEY = "name"
+"""Metadata key of the record of a node or of one of its processes: the display name of the node."""
+
+SITE_KEY = "site"
+"""Metadata key of the record of a node or of one of its processes: the site of the node."""
+
+TUNNEL_KEY = "tunnel"
+"""Metadata key of the record of a node: the addresses of its tunnel drivers, separated by commas."""
+
+PRIORITY_KEY = "priority"
+"""Metadata key of the record of a node: an integer; candidates with a smaller one are dialled first. Missing for 0."""
+
+IPC_KEY = "ipc"
+"""Metadata key of the record of a tunnel process: the address of its IPC server."""
+
 LOAD_KEY = "micro-load"
 """Metadata key of a record: how long calls wait at the instance, in microseconds. Missing if they do not wait."""
 

@@ -6,6 +6,8 @@ a default is blocked: addresses of each kind can then be dialled, and nodes of o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from micro_core.config import Settings
 from micro_core.contract.driver import Role
 from micro_core.contract.errors import ConfigError
@@ -57,9 +59,9 @@ def hooks_of(catalog: Catalog, settings: Settings) -> list[Entry]:
     return [entry for entry in named if entry.role is None]
 
 
-def selected_names(catalog: Catalog, settings: Settings) -> tuple[str, ...]:
-    """Return the qualified names, e.g. `tunnel:quic`, of all drivers and cross-cutting plugins that are selected."""
-    entries = [entry for role in Role for entry in drivers_of(catalog, settings, role)]
+def selected_names(catalog: Catalog, settings: Settings, roles: Iterable[Role] = Role) -> tuple[str, ...]:
+    """Return the qualified names, e.g. `tunnel:quic`, of the selected drivers of `roles` and cross-cutting plugins."""
+    entries = [entry for role in roles for entry in drivers_of(catalog, settings, role)]
     return tuple(entry.qualified for entry in [*entries, *hooks_of(catalog, settings)])
 
 

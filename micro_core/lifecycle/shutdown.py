@@ -50,37 +50,45 @@ async def run_until_signal(
 ) -> None:
     """Run `start`, call `started`, wait for a signal, call `stopping` and run `stop`.
 
-    A signal during `start` cancels it. `stop` is run in every case, also after `start` has failed; a second signal
-    cancels it. An error of `stop` is logged. Raises the error of `start`.
+    A signal during `start` cancels it. `stop` is run in every case, also after `start`, `started` or `stopping` has failed.
+    A second signal cancels `start` or `stop` again and again until it ends. An error of `stop` is logged. Raises the error
+    of the other functions.
     """
     signals = ShutdownSignals()
     signals.install()
-    loop = asyncio.get_running_loop()
-    starting = loop.create_task(_run(start))
-    if await ends_before(starting, signals.requested):
-        try:
+    starting = asyncio.get_running_loop().create_task(_run(start))
+    try:
+        if await ends_before(starting, signals.requested):
             starting.result()
-        except BaseException:
-            await _stop(stop, signals)
-            raise
-        started()
-        await signals.requested.wait()
-        stopping()
-    else:
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
-    await _stop(stop, signals)
+            started()
+            await signals.requested.wait()
+            stopping()
+    finally:
+        if not starting.done():
+            starting.cancel()
+            await _end(starting, signals)
+            _log_error(starting, "start failed while it was cancelled")
+        await _stop(stop, signals)
 
 
 async def _stop(stop: Callable[[], Awaitable[None]], signals: ShutdownSignals) -> None:
     task = asyncio.get_running_loop().create_task(_run(stop))
+    await _end(task, signals)
+    _log_error(task, "shutdown failed")
+
+
+async def _end(task: asyncio.Task[None], signals: ShutdownSignals) -> None:
+    """Wait until `task` ends. From the second signal on, cancel it at an interval."""
     await ends_before(task, signals.immediate)
     while not task.done():
         # Cancelling ends the step that runs now. The components that are not closed yet follow.
         task.cancel()
         await asyncio.wait({task}, timeout=CLOSE_STEP_S)
+
+
+def _log_error(task: asyncio.Task[None], message: str) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("shutdown failed", exc_info=error)
+        log.error(message, exc_info=error)
 
 
 async def _run(work: Callable[[], Awaitable[None]]) -> None:

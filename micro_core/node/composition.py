@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 
 from micro_core.builtin.broker.host import BrokerHost
-from micro_core.contract.names import NETWORK_SERVICE
 from micro_core.contract.registry import Registry
 from micro_core.lifecycle.environment import Environment
 from micro_core.node.control import Control
@@ -20,8 +18,7 @@ from micro_core.node.link_plane import LinkPlane, LinkSettings
 from micro_core.node.node import Node
 from micro_core.node.node_lock import NodeLock
 from micro_core.node.routing_plane import RoutingPlane, RoutingSettings
-from micro_core.plugins import CORE_DISTRIBUTION, Hooks
-from micro_core.rpc.debug import Debug
+from micro_core.plugins import Hooks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +77,6 @@ def compose(components: NodeComponents) -> Node:
         lock=components.lock,
         driver_names=tuple(components.driver_names),
     )
-    instance_id = f"{NETWORK_SERVICE}-{description.node_id}"
-    Debug(forwarding.server, version=version(CORE_DISTRIBUTION), instance_id=instance_id).start(environment.clock)
     Control(
         network=links.network,
         router=routing.router,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from micro_core.contract.names import NODE_KEY, short_id
+from micro_core.contract.names import NAME_KEY, NODE_KEY, SITE_KEY, TUNNEL_KEY, short_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class NodeDescription:
         """Return the metadata of the node's record in the registry. Resolvers read the addresses from it."""
         return {
             NODE_KEY: self.node_id,
-            "name": self.name,
-            "site": self.site,
-            "tunnel": ",".join(tunnel_addresses),
+            NAME_KEY: self.name,
+            SITE_KEY: self.site,
+            TUNNEL_KEY: ",".join(tunnel_addresses),
         }

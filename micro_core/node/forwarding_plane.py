@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from micro_core.contract.broker import Broker
 from micro_core.contract.names import NETWORK_SERVICE
@@ -14,10 +15,12 @@ from micro_core.contract.transport import Listener, Socket, Transport
 from micro_core.contract.tunnel import LinkEvent, LinkMoved, Priority, Session, Sessions
 from micro_core.lifecycle.environment import Environment
 from micro_core.node.description import NodeDescription
+from micro_core.plugins import CORE_DISTRIBUTION
 from micro_core.proxy.proxy import CHANNEL, Proxy
 from micro_core.proxy.routes import RouteSource
 from micro_core.proxy.topics import Topics
 from micro_core.rpc.connection import Connection
+from micro_core.rpc.debug import Debug
 from micro_core.rpc.pool import Pool
 from micro_core.rpc.server import Server
 
@@ -59,6 +62,8 @@ class ForwardingPlane:
         self._sessions = sessions
         self._listener: Listener | None = None
         self.server = Server(NETWORK_SERVICE, at=node.hop, counters=environment.counters)
+        debug = Debug(self.server, version=version(CORE_DISTRIBUTION), instance_id=f"{NETWORK_SERVICE}-{node.node_id}")
+        debug.start(environment.clock)
         self.proxy = Proxy(
             at=node.hop,
             router=routes,

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from micro_core.contract.errors import MicroError, Unreachable
-from micro_core.contract.names import NODE_KEY, SCOPE_KEY, SITE_SCOPE, TUNNEL_SERVICE
+from micro_core.contract.names import (
+    IPC_KEY,
+    NAME_KEY,
+    NODE_KEY,
+    SCOPE_KEY,
+    SITE_KEY,
+    SITE_SCOPE,
+    TUNNEL_SERVICE,
+)
 from micro_core.contract.registry import Instance, Registry
 from micro_core.drivers.runtime import Runtime
 from micro_core.lifecycle.environment import Environment
@@ -15,12 +23,6 @@ from micro_core.node.assembly import network_token, node_name
 from micro_core.rpc.client import Client
 from micro_core.rpc.server import Server
 from micro_core.standalone.tunnel.client import RemoteTunnel
-
-IPC_KEY = "ipc"
-"""Metadata of a tunnel process: the address of its IPC server."""
-
-NAME_KEY = "name"
-"""Metadata of every component: the name of its node."""
 
 FIND_TIMEOUT_S = 5.0
 """How long the registry may take to return the instances of a component."""
@@ -50,9 +52,9 @@ async def find_component(registry: Registry, service: str, name: str) -> Instanc
     return min(own, key=lambda instance: instance.id)
 
 
-def component_metadata(node_id: str, name: str, site: str, **more: str) -> dict[str, str]:
+def component_metadata(node_id: str, name: str, site: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the metadata of a component. Its scope is the site, so that it is not advertised to other sites."""
-    return {NODE_KEY: node_id, NAME_KEY: name, "site": site, SCOPE_KEY: SITE_SCOPE, **more}
+    return {NODE_KEY: node_id, NAME_KEY: name, SITE_KEY: site, SCOPE_KEY: SITE_SCOPE, **(more or {})}
 
 
 def remote_tunnel(runtime: Runtime, report: Report) -> RemoteTunnel:

@@ -50,7 +50,7 @@ from micro_core.contract import (
     Transport,
     Unreachable,
 )
-from micro_core.contract.names import BROKER_SERVICE
+from micro_core.contract.names import BROKER_SERVICE, NODE_KEY, PRIORITY_KEY, TUNNEL_KEY
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.standalone.broker import client as service_broker
 from micro_core.testing.broker.checks import BrokerConformance
@@ -348,7 +348,7 @@ class _UnavailableRegistry(Faults):
         self.is_available = True
 
     async def garbage(self, context: DriverContext) -> None:
-        metadata = {"node": "b" * 32, "tunnel": "two words, \x00", "priority": "-7"}
+        metadata = {NODE_KEY: "b" * 32, TUNNEL_KEY: "two words, \x00", PRIORITY_KEY: "-7"}
         record = Instance(service="go.micro.network", id="garbage", address="tcp://127.0.0.1:1", metadata=metadata)
         del context
         await self._registry.register(record, lease_s=60)
@@ -379,7 +379,11 @@ class TestRegistryResolver(ResolverConformance):
         for instance in await self.registry.instances():
             await self.registry.deregister(instance)
         for number, candidate in enumerate(candidates):
-            metadata = {"node": f"node-{number}", "tunnel": candidate.address, "priority": str(candidate.priority)}
+            metadata = {
+                NODE_KEY: f"node-{number}",
+                TUNNEL_KEY: candidate.address,
+                PRIORITY_KEY: str(candidate.priority),
+            }
             record = Instance(
                 service="go.micro.network", id=str(number), address="tcp://127.0.0.1:1", metadata=metadata
             )

@@ -111,6 +111,91 @@ async def test_signal_during_start_cancels_it_and_stops() -> None:
     assert process.events == ["stop", "end"]
 
 
+async def test_second_signal_cancels_the_cleanup_of_a_cancelled_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutdown, "CLOSE_STEP_S", 0.01)
+    process = Process()
+    process.may_stop.set()
+    is_cleaning_up = asyncio.Event()
+
+    async def start() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            is_cleaning_up.set()
+            await asyncio.Event().wait()
+
+    process.start = start  # type: ignore[method-assign]
+    running = asyncio.get_running_loop().create_task(process.run())
+    await asyncio.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await is_cleaning_up.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await running
+    assert process.events == ["stop", "end"]
+
+
+async def test_error_of_a_cancelled_start_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    process = Process()
+    process.may_stop.set()
+
+    async def start() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError("broken")
+
+    process.start = start  # type: ignore[method-assign]
+    running = asyncio.get_running_loop().create_task(process.run())
+    await asyncio.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await running
+    assert [record.message for record in caplog.records] == ["start failed while it was cancelled"]
+    assert process.events == ["stop", "end"]
+
+
+async def test_process_is_stopped_although_its_output_is_closed() -> None:
+    process = Process()
+    process.may_start.set()
+    process.may_stop.set()
+
+    def fail() -> None:
+        raise BrokenPipeError
+
+    process.started = fail  # type: ignore[method-assign]
+    with pytest.raises(BrokenPipeError):
+        await process.run()
+    assert process.events == ["start", "stop", "end"]
+
+
+async def test_process_is_stopped_although_its_output_is_closed_at_the_signal() -> None:
+    process = Process()
+    process.may_start.set()
+    process.may_stop.set()
+
+    def fail() -> None:
+        raise BrokenPipeError
+
+    running = asyncio.get_running_loop().create_task(
+        run_until_signal(process.start, process.stop, started=process.started, stopping=fail)
+    )
+    await process.has_started.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(BrokenPipeError):
+        await running
+    assert process.events == ["start", "started", "stop", "end"]
+
+
+async def test_cancelled_run_cancels_the_start_and_stops() -> None:
+    process = Process()
+    process.may_stop.set()
+    running = asyncio.get_running_loop().create_task(process.run())
+    await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert process.events == ["stop", "end"]
+
+
 async def test_failed_start_is_stopped_and_raised() -> None:
     process = Process()
     process.may_stop.set()

@@ -23,10 +23,7 @@ from micro_core.contract import (
     option,
 )
 from micro_core.contract.clock import Random
-from micro_core.contract.names import NETWORK_SERVICE, NODE_KEY, PATH_SEPARATOR
-
-TUNNEL_KEY = "tunnel"
-PRIORITY_KEY = "priority"
+from micro_core.contract.names import NETWORK_SERVICE, NODE_KEY, PATH_SEPARATOR, PRIORITY_KEY, TUNNEL_KEY
 
 MAX_ADDRESSES_PER_NODE = 16
 """Addresses used of one node. Further ones are counted and ignored."""

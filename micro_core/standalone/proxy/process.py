@@ -11,7 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from micro_core.config import Settings
+from micro_core.contract.driver import Role
 from micro_core.contract.names import NETWORK_SERVICE, PROXY_SERVICE, ROUTER_SERVICE, TUNNEL_SERVICE, short_id
+from micro_core.drivers.selection import selected_names
 from micro_core.lifecycle.environment import Environment
 from micro_core.node.assembly import describe_node
 from micro_core.node.control import Publishing
@@ -29,6 +31,9 @@ from micro_core.standalone.discovery import (
     remote_tunnel,
 )
 from micro_core.standalone.router.client import RemoteRouter
+
+ROLES = (Role.REGISTRY, Role.TRANSPORT, Role.BROKER)
+"""Roles whose drivers this process uses. Tunnel drivers, resolvers and table belong to the other processes of the node."""
 
 
 class ProxyComponent(Component):
@@ -84,6 +89,8 @@ class ProxyComponent(Component):
         for endpoint in ROUTER_ENDPOINTS:
             relay.add_to(plane.server, ROUTER_SERVICE, endpoint, idempotent=endpoint != "Network.Release")
 
+        driver_names = selected_names(self._catalog, self._settings, ROLES)
+
         async def status() -> dict[str, Any]:
             """Return the values that `micro network status` shows, with the counters of the proxy."""
             return {
@@ -93,7 +100,7 @@ class ProxyComponent(Component):
                 "network": node.network,
                 "address": plane.address,
                 "tunnel": _addresses(tunnel.facts),
-                "drivers": ["tunnel:service", "router:service", "registry and broker as set"],
+                "drivers": list(driver_names),
                 "in_flight": plane.proxy.in_flight,
                 "counters": environment.counted(),
                 "topics": plane.topics.topics(),

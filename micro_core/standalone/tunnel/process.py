@@ -8,7 +8,7 @@ from dataclasses import replace
 from micro_core.config import Settings
 from micro_core.contract.driver import Role
 from micro_core.contract.errors import ConfigError
-from micro_core.contract.names import TUNNEL_SERVICE, short_id
+from micro_core.contract.names import IPC_KEY, TUNNEL_KEY, TUNNEL_SERVICE, short_id
 from micro_core.drivers.selection import drivers_of
 from micro_core.lifecycle.environment import Environment
 from micro_core.node.assembly import describe_node, link_settings, network_token, node_file
@@ -17,7 +17,7 @@ from micro_core.node.network_endpoints import NetworkEndpoints
 from micro_core.plugins import Catalog
 from micro_core.rpc.service import Service
 from micro_core.standalone.component import Component
-from micro_core.standalone.discovery import IPC_KEY, Report, component_metadata
+from micro_core.standalone.discovery import Report, component_metadata
 from micro_core.standalone.tunnel.server import IpcServer
 from micro_core.tunnel.identity import NodeIdentity, next_incarnation
 
@@ -88,7 +88,7 @@ class TunnelComponent(Component):
             registry=runtime.registry,
             transport=runtime.transport,
             metadata=component_metadata(
-                node.node_id, node.name, node.site, tunnel=",".join(addresses), **{IPC_KEY: ipc.address}
+                node.node_id, node.name, node.site, {TUNNEL_KEY: ",".join(addresses), IPC_KEY: ipc.address}
             ),
             address=self._listen_address,
             instance_id=f"{TUNNEL_SERVICE}-{node.node_id}",
