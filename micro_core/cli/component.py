@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from micro_core.cli.foreground import print_line, until_stopped
+from micro_core.cli.foreground import print_line, report_line, until_stopped
 from micro_core.cli.output import run_guarded
 from micro_core.config import load_settings
 from micro_core.lifecycle.logs import set_up_logging
@@ -32,7 +32,7 @@ def run_component(
         async def run() -> None:
             from micro_core.standalone.factory import make_component
 
-            component = make_component(name, settings, address=address, ipc_address=ipc, report=print_line)
+            component = make_component(name, settings, address=address, ipc_address=ipc, report=report_line)
 
             def introduce() -> None:
                 for line in component.introduction:

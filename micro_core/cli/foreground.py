@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Awaitable, Callable
 
 import typer
 
+from micro_core.cli.output import discard_output
 from micro_core.contract.errors import BadRequest, ConfigError, Conflict
 from micro_core.lifecycle.shutdown import run_until_signal
 
@@ -41,6 +43,18 @@ def reduce_garbage_collection() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def report_line(line: str) -> None:
+    """Print a line while the process runs. If the reader has closed the pipe, stop the process as SIGTERM does.
+
+    Raises nothing: the caller is a component, which must not fail because its output is closed.
+    """
+    try:
+        print_line(line)
+    except BrokenPipeError:
+        discard_output()
+        signal.raise_signal(signal.SIGTERM)
 
 
 def print_line(line: str) -> None:

@@ -118,9 +118,8 @@ def run_guarded(run: Callable[[], None], *, as_json: bool = False) -> None:
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        # The reader has closed the pipe (`micro ... | head`). Standard output is redirected to /dev/null, because
-        # Python would report a second error when it flushes the output at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has closed the pipe (`micro ... | head`).
+        discard_output()
         raise typer.Exit(OK) from None
     except (typer.Exit, typer.Abort):
         raise
@@ -128,6 +127,13 @@ def run_guarded(run: Callable[[], None], *, as_json: bool = False) -> None:
         # An exception of any other type is a bug in micro or in a plugin.
         _trace()
         fail(unexpected_error(error), as_json=as_json)
+
+
+def discard_output() -> None:
+    """Redirect standard output to /dev/null: after a closed pipe, each write fails, also that of Python at exit."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.close(descriptor)
 
 
 def unexpected_error(error: BaseException) -> MicroError:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from micro_core.cli.foreground import print_line, until_stopped
+from micro_core.cli.foreground import print_line, report_line, until_stopped
 from micro_core.cli.output import run_guarded
 from micro_core.config import NodeSettings, Settings, load_settings
 from micro_core.contract.errors import ConfigError
@@ -54,7 +54,7 @@ async def _run(settings: Settings) -> None:
     def introduce() -> None:
         nonlocal report
         _introduce(node)
-        report = print_line
+        report = report_line
         for line in early:
             print_line(line)
 

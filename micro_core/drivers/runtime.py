@@ -49,7 +49,11 @@ class Runtime:
             if self.broker is None:
                 entries = drivers_of(self.catalog, self.settings, Role.BROKER)
                 broker: Broker = build(self.catalog, self.settings, entries[0], self.context)
-                await broker.start()
+                try:
+                    await broker.start()
+                except BaseException:
+                    await broker.close()
+                    raise
                 self.broker = broker
             return self.broker
 
@@ -81,8 +85,10 @@ async def build_runtime(
     drivers = build_site_drivers(catalog, settings, process_context(settings, counters=counters))
     hooks = build_hooks(catalog, settings, drivers.context)
     async with AsyncExitStack() as stack:
-        await drivers.transport.start()
+        # Close also after a failed start, which may have opened something.
         stack.push_async_callback(drivers.transport.close)
+        await drivers.transport.start()
+        stack.push_async_callback(drivers.registry.close)
         await drivers.registry.start()
         stack.pop_all()
     return Runtime(

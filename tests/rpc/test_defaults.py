@@ -15,7 +15,7 @@ import pytest
 from micro_core import CallInfo, Client, Service
 from micro_core.config import load_settings
 from micro_core.contract import CountersInMemory, Driver, DriverContext, NoOptions, Role, hookimpl, option
-from micro_core.contract.errors import ConfigError, OptionError, PluginMissing, ServiceNotFound
+from micro_core.contract.errors import ConfigError, OptionError, PluginMissing, ServiceNotFound, Unreachable
 from micro_core.drivers.runtime import Runtime, build_runtime
 from micro_core.drivers.selection import drivers_of
 from micro_core.plugins import Catalog, Entry
@@ -147,6 +147,36 @@ async def test_installed_hooks_are_inactive_until_they_are_named(runtime: Runtim
     other = await build_runtime(load_settings({"node.plugins": ""}), catalog=runtime.catalog)
     assert other.interceptors("client") == []
     await other.close()
+
+
+class FailingDriver:
+    """A registry or broker whose start fails, and that notes whether it is closed."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    async def start(self) -> None:
+        raise Unreachable("no answer")
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+async def test_registry_that_cannot_be_started_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing: Any = FailingDriver()
+    monkeypatch.setattr("micro_core.drivers.construction.build_registry", lambda *args: failing)
+    with pytest.raises(Unreachable):
+        await build_runtime(load_settings({}))
+    assert failing.is_closed
+
+
+async def test_broker_that_cannot_be_started_is_closed(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing: Any = FailingDriver()
+    monkeypatch.setattr("micro_core.drivers.runtime.build", lambda *args: failing)
+    with pytest.raises(Unreachable):
+        await runtime.open_broker()
+    assert failing.is_closed
+    assert runtime.broker is None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
@@ -228,6 +229,31 @@ async def test_slow_watcher_is_disconnected_and_reads_the_whole_table_again(
     for number in range(500):
         site.table.put(route(f"service.{number}"))
     await until(lambda: len(copy.routes()) == 500)
+
+
+async def test_watcher_that_does_not_read_has_a_limited_number_of_changes(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_UNREAD_EVENTS", 50)
+    callbacks: list[Callable[[RouteEvent], None]] = []
+    unsubscribed: list[bool] = []
+
+    def watch(callback: Callable[[RouteEvent], None]) -> Callable[[], None]:
+        callbacks.append(callback)
+        return lambda: unsubscribed.append(True)
+
+    monkeypatch.setattr(site.router, "watch", watch)
+    assert site.endpoints is not None
+    stream = site.endpoints.watch()
+    assert await anext(stream) == {"node": NODE}
+    assert await anext(stream) == {"synced": True}
+    before = sys.getallocatedblocks()
+    for _ in range(100_000):
+        callbacks[0](RouteEvent(kind=RouteEventKind.CREATE, route=route("far")))
+    assert sys.getallocatedblocks() - before < 10_000
+    with pytest.raises(StopAsyncIteration):
+        await anext(stream)
+    assert unsubscribed == [True]
 
 
 def test_routes_and_events_are_unchanged_by_encoding() -> None:

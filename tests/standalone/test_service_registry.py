@@ -202,3 +202,25 @@ async def test_five_thousand_records_are_read_and_watched(registries: list[Servi
 async def _take(events: AsyncIterator[RegistryEvent], count: int) -> AsyncIterator[RegistryEvent]:
     for _ in range(count):
         yield await anext(events)
+
+
+class FailingRegistry(memory_registry.MemoryRegistry):
+    """A registry whose start fails, and that notes whether it is closed."""
+
+    closed = 0
+
+    async def start(self) -> None:
+        await super().start()
+        raise Unreachable("no answer")
+
+    async def close(self) -> None:
+        type(self).closed += 1
+        await super().close()
+
+
+async def test_registry_that_cannot_be_started_is_closed() -> None:
+    endpoints = RegistryEndpoints(lambda network, site: FailingRegistry(context(network=network, site=site)))
+    with pytest.raises(Unreachable):
+        await endpoints.of("go.micro", "eu")
+    assert FailingRegistry.closed == 1
+    await endpoints.close()

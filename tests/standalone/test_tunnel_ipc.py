@@ -30,8 +30,10 @@ from micro_core.contract.tunnel import LinkDown, LinkEvent, LinkUp
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.standalone.tunnel import protocol as ipc
+from micro_core.standalone.tunnel import server_requests
 from micro_core.standalone.tunnel.client import RemoteTunnel
 from micro_core.standalone.tunnel.server import IpcServer
+from micro_core.standalone.tunnel.server_requests import ForwardedListener
 from micro_core.tunnel.identity import NodeIdentity
 from micro_core.tunnel.tunnel import TunnelHost
 
@@ -369,3 +371,69 @@ async def test_local_close_ends_the_session_at_the_peer(site: Site) -> None:
     assert isinstance(near_end.error, Closed)
     await until(lambda: bool(accepted) and accepted[0].error is not None)
     assert bytes(accepted[0].data) == b"final data"
+
+
+class ScriptedServer:
+    """A process at the address of the IPC server that grants a watch and then sends `messages`."""
+
+    def __init__(self, site: Site, messages: bytes) -> None:
+        self.readers: list[Reader] = []
+        self._site = site
+        self._messages = messages
+        self._listener: Any = None
+
+    async def start(self) -> None:
+        await self._site.server.close()
+        self._listener = await self._site.transport.listen(f"unix://{self._site.directory}/ipc", self._accept)
+
+    def _accept(self, socket: Any) -> None:
+        self.readers.append(Reader(socket))
+        socket.write(ipc.encode(ipc.Kind.NONCE, b"n" * ipc.NONCE_BYTES) + self._messages)
+
+    async def close(self) -> None:
+        await self._listener.close()
+
+
+async def test_connection_is_closed_when_the_server_sends_an_invalid_node_id(site: Site) -> None:
+    answer = ipc.encode_map(ipc.Kind.OPEN, {"node_id": "no id"}) + ipc.encode_map(ipc.Kind.EVENT, {"synced": True})
+    server = ScriptedServer(site, answer)
+    await server.start()
+    client = await site.client(connect=False)
+    connecting = asyncio.get_running_loop().create_task(client.connect())
+    await until(lambda: bool(server.readers))
+    await until(lambda: server.readers[0].error is not None)
+    connecting.cancel()
+    await asyncio.gather(connecting, return_exceptions=True)
+    await server.close()
+
+
+async def test_client_that_is_closed_while_it_connects_closes_its_connection(site: Site) -> None:
+    server = ScriptedServer(site, ipc.encode_map(ipc.Kind.OPEN, {"node_id": site.near.node_id}))
+    await server.start()
+    client = await site.client(connect=False)
+    connecting = asyncio.get_running_loop().create_task(client.connect())
+    await until(lambda: bool(server.readers) and bool(server.readers[0].data))
+    await client.close()
+    await until(lambda: server.readers[0].error is not None)
+    await asyncio.gather(connecting, return_exceptions=True)
+    await server.close()
+
+
+async def test_listener_that_does_not_read_has_a_limited_number_of_events(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_requests, "MAX_UNREAD_EVENTS", 5)
+    client = await site.client()
+    client.listen("rpc", lambda session: None)
+    await until(lambda: len(site.server._connections) == 2)
+    (connection,) = [c for c in site.server._connections if isinstance(c._handler, ForwardedListener)]
+    sent: list[bytes] = []
+    monkeypatch.setattr(connection, "send", sent.append)
+    connection.pause_writing()
+    opened = [Reader(site.far.dial("rpc", peer=site.near.node_id)) for _ in range(10)]
+    await until(lambda: site.counters.values.get("tunnel_ipc_sessions_dropped") == 5)
+    assert len(sent) == 5
+    await until(lambda: sum(reader.error is not None for reader in opened) == 5)
+    connection.resume_writing()
+    Reader(site.far.dial("rpc", peer=site.near.node_id))
+    await until(lambda: len(sent) == 6)

@@ -60,7 +60,11 @@ class RegistryEndpoints:
                         hint="start another `micro registry`, e.g. one per network",
                     )
                 registry = self._open_registry(*key)
-                await registry.start()
+                try:
+                    await registry.start()
+                except BaseException:
+                    await registry.close()
+                    raise
                 self._registries[key] = registry
             return registry
 
@@ -100,9 +104,9 @@ class RegistryEndpoints:
         """
         if self._watcher_count >= MAX_WATCHERS:
             raise Overloaded(f"cannot watch the registry: {MAX_WATCHERS} watches are open")
-        registry = await self.of(request.network, request.site)
         self._watcher_count += 1
         try:
+            registry = await self.of(request.network, request.site)
             # The watch is opened before the records are read, so that no change between the two is lost.
             watch = await registry.watch(request.service or None)
             try:

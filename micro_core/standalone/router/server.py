@@ -67,7 +67,9 @@ class TableEndpoints:
         self._wakeups[wakeup] = None
 
         def on_event(event: RouteEvent) -> None:
-            pending.append(event)
+            # With one event too many, the watch ends when its client reads again.
+            if len(pending) <= MAX_UNREAD_EVENTS:
+                pending.append(event)
             wakeup.set()
 
         unsubscribe = self._router.watch(on_event)

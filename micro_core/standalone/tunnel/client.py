@@ -250,29 +250,36 @@ class RemoteTunnel:
         watch.ipc = self.new_ipc_socket({"verb": Verb.WATCH}, watch)
         watch.ipc.start(await self.dial_ipc())
         try:
-            async with asyncio.timeout(MAX_SILENCE_S):
-                await watch.synced
-        except TimeoutError:
-            await watch.ipc.close(Closed("the tunnel process did not answer in time"))
-            raise Unreachable(
-                f"the tunnel process at {self._address} did not answer within {MAX_SILENCE_S:g} s"
-            ) from None
-        found = watch.facts.get("node_id")
-        node_id = check_node_id(found) if isinstance(found, str) else ""
-        if not node_id or (self.node_id and node_id != self.node_id):
-            await watch.ipc.close(Closed("the tunnel process belongs to another node"))
-            raise Conflict(
-                f"the tunnel process at {self._address} belongs to node {short_id(node_id)}, "
-                f"not to {short_id(self.node_id)}",
-                hint="restart this process, which then joins that node",
-            )
-        self.node_id, self.facts, self._watch = node_id, watch.facts, watch
+            self.node_id = await self._read_node_id(watch)
+        except BaseException:
+            await watch.ipc.close(Closed("the watch of the links was given up at this end"))
+            raise
+        self.facts, self._watch = watch.facts, watch
         self._connected.set()
         self._report_availability(None)
         for link in watch.initial_links:
             self._link_changed("up", link, None)
         watch.is_live = True
         return watch
+
+    async def _read_node_id(self, watch: LinkWatch) -> str:
+        """Wait until the links are known, and return the id of the node of the tunnel process."""
+        try:
+            async with asyncio.timeout(MAX_SILENCE_S):
+                await watch.synced
+        except TimeoutError:
+            raise Unreachable(
+                f"the tunnel process at {self._address} did not answer within {MAX_SILENCE_S:g} s"
+            ) from None
+        found = watch.facts.get("node_id")
+        node_id = check_node_id(found) if isinstance(found, str) else ""
+        if not node_id or (self.node_id and node_id != self.node_id):
+            raise Conflict(
+                f"the tunnel process at {self._address} belongs to node {short_id(node_id)}, "
+                f"not to {short_id(self.node_id)}",
+                hint="restart this process, which then joins that node",
+            )
+        return node_id
 
     async def _wait_until_lost(self, watch: LinkWatch) -> MicroError:
         while not watch.lost.done():

@@ -158,13 +158,17 @@ class IpcServer:
     def ticket_for(self, session: Session) -> str | None:
         """Keep a session until a client accepts it. Close it and return None if MAX_TICKETS sessions wait already."""
         if len(self._tickets) >= MAX_TICKETS or self._is_closed:
-            self.counters.add("tunnel_ipc_sessions_dropped")
-            self.run_in_background(session.close())
+            self.drop_session(session)
             return None
         ticket = f"{self.random.getrandbits(128):032x}"
         timer = asyncio.get_running_loop().call_later(ACCEPT_TIMEOUT_S, self._accept_timed_out, ticket)
         self._tickets[ticket] = (session, timer)
         return ticket
+
+    def drop_session(self, session: Session) -> None:
+        """Count and close a session that a peer has opened and no client can accept."""
+        self.counters.add("tunnel_ipc_sessions_dropped")
+        self.run_in_background(session.close())
 
     def _accept_timed_out(self, ticket: str) -> None:
         session, _ = self._tickets.pop(ticket)

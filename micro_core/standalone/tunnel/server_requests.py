@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from micro_core.standalone.tunnel.server_connection import ClientConnection
 
 MAX_UNREAD_EVENTS = 1_000
-"""Events queued for a watcher that does not read. With one more its connection ends; it then reads all links again."""
+"""Events queued for a client that does not read. With one more, the connection of a watcher ends, and it then reads all
+links again. For a listener, the session of the peer is closed."""
 
 
 class RequestHandler(Protocol):
@@ -107,10 +108,16 @@ class ForwardedListener:
     def __init__(self, server: IpcServer, connection: ClientConnection, channel: str) -> None:
         self._server = server
         self._connection = connection
+        self._is_paused = False
+        self._unread = 0
         self._listener = server.tunnel.listen(channel, self._session_opened)
         connection.send(ipc.encode_map(Kind.OPEN, {"channel": channel}))
 
     def _session_opened(self, session: Session) -> None:
+        if self._is_paused and self._unread >= MAX_UNREAD_EVENTS:
+            self._server.drop_session(session)
+            return
+        self._unread = self._unread + 1 if self._is_paused else 0
         ticket = self._server.ticket_for(session)
         if ticket is not None:
             event = {"ticket": ticket, "peer": session.peer, "remote": session.remote}
@@ -128,10 +135,12 @@ class ForwardedListener:
         self.connection_ended()
 
     def client_paused(self) -> None:
-        """Do nothing: MAX_TICKETS limits the number of queued events."""
+        """Count unread events from now on."""
+        self._is_paused = True
 
     def client_resumed(self) -> None:
-        """Do nothing, see `client_paused`."""
+        """Queue events again."""
+        self._is_paused = False
 
     def connection_ended(self) -> None:
         """Stop listening."""
