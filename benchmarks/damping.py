@@ -74,7 +74,7 @@ class Experiment:
         """Let time pass and observe the routes at the far node."""
         until = self.lab.now + seconds
         while self.lab.now < until - 1e-9:
-            await self.lab.pass_time(min(SAMPLE_S, until - self.lab.now))
+            await self.lab.advance_time(min(SAMPLE_S, until - self.lab.now))
             if self.running and not self.far.routes(NAME):
                 self.result.unreachable_s += SAMPLE_S
             if self.result.suppressed_after_s is None and any(
@@ -150,7 +150,7 @@ async def run(policy: DampingPolicy, scenario: Callable[[Experiment], Awaitable[
     if result.reachable_after_s is not None:
         await lab.converged(60)
     idle_before = lab.counted("routing_messages_sent")
-    await lab.pass_time(elapsed_s)
+    await lab.advance_time(elapsed_s)
     result.messages = max(0, sent - (lab.counted("routing_messages_sent") - idle_before))
     result.wrong = len(invariants.differences(lab)) + len(invariants.violations(lab))
     await lab.close()

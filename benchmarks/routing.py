@@ -55,16 +55,16 @@ async def storm(nodes: int, restarts: int, *, damping: bool) -> tuple[int, int]:
     started_at, before = lab.now, lab.counted("routing_messages_sent")
     for _ in range(restarts):
         service = await lab_nodes[0].serve(Service("svc.storm"))
-        await lab.pass_time(0.3)
+        await lab.advance_time(0.3)
         await lab_nodes[0].stop_service(service)
-        await lab.pass_time(0.1)
-    await lab.pass_time(5)
+        await lab.advance_time(0.1)
+    await lab.advance_time(5)
     elapsed_s = lab.now - started_at
     sent = lab.counted("routing_messages_sent") - before
     wrong = len(invariants.differences(lab)) + len(invariants.violations(lab))
     # Subtract the messages of an idle network in the same time.
     idle_before = lab.counted("routing_messages_sent")
-    await lab.pass_time(elapsed_s)
+    await lab.advance_time(elapsed_s)
     sent -= lab.counted("routing_messages_sent") - idle_before
     await lab.close()
     return max(sent, 0), wrong
@@ -90,16 +90,16 @@ async def convergence(seed: int, nodes: int) -> dict[str, float]:
     """Return the seconds until convergence after each of three events."""
     lab = Lab(seed, conditions=Conditions(delay_s=0.010, jitter_s=0.005, loss=0.01), options=options(damping=True))
     lab_nodes = await lab.random_graph(nodes)
-    await lab.pass_time(3)
+    await lab.advance_time(3)
     node = lab_nodes[lab.random.randrange(0, nodes)]
     service = await node.serve(Service("svc.one"))
     found = {"service starts": await seconds_until(lab, lambda: all_have("svc.one", lab_nodes))}
-    await lab.pass_time(2)
+    await lab.advance_time(2)
     await node.stop_service(service)
     found["service stops"] = await seconds_until(lab, lambda: none_has("svc.one", lab_nodes))
-    await lab.pass_time(2)
+    await lab.advance_time(2)
     await node.serve(Service("svc.two"))
-    await lab.pass_time(2)
+    await lab.advance_time(2)
     link = node.node.network.links()[0]
     lab.reset(node, lab.nodes[link.peer_name])
     found["link breaks"] = await seconds_until(lab, lambda: not invariants.differences(lab))
@@ -120,7 +120,7 @@ async def seconds_until(lab: Lab, is_true: Callable[[], bool]) -> float:
     while not is_true():
         if lab.now - started_at > 60:
             return 60.0
-        await lab.pass_time(0.01)
+        await lab.advance_time(0.01)
     return lab.now - started_at
 
 

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from micro_core.rpc.service import Service
     from micro_core.wire.header import CallMode
 
-_HOMES = {
+_MODULES = {
     "micro_core.rpc.client": ("Client",),
     "micro_core.rpc.context": ("CallContext",),
     "micro_core.rpc.handlers": ("endpoint", "subscriber"),
@@ -78,7 +78,7 @@ _HOMES = {
     "micro_core.contract.hookspecs": ("hookimpl",),
     "micro_core.wire.header": ("CallMode",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "BadRequest",
@@ -121,12 +121,12 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("micro-network")
-    home = _HOME_OF.get(name)
-    if home is None:
+    module = _MODULE_OF.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(home), name)
+    value = getattr(import_module(module), name)
     globals()[name] = value
     return value
 

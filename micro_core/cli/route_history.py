@@ -15,7 +15,7 @@ from micro_core.cli.network import call_node
 from micro_core.cli.output import UsageError, microseconds, show_json, show_table
 from micro_core.contract.names import short_id
 
-FOLLOW_S = 0.5
+FOLLOW_INTERVAL_S = 0.5
 """How often `--follow` asks the node for new changes."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -33,7 +33,7 @@ def show_events(follow: bool, count: int, config: str | None, address: str | Non
             if not follow:
                 return
             last = response["events"][-1]["number"] if response["events"] else response.get("last", 0)
-            await asyncio.sleep(FOLLOW_S)
+            await asyncio.sleep(FOLLOW_INTERVAL_S)
             newer = await call_node("Network.Events", {"after": last, "limit": 1_000}, config, address)
             response = {"last": last, **newer}
 
@@ -53,7 +53,7 @@ def _show_event(event: dict[str, Any], *, as_json: bool) -> None:
     typer.echo(f"{when}  {event['kind']:<8} {event['service']} at {origin} via {via}  {metric}")
 
 
-def show_past(at: str, diff: str, service: str, config: str | None, address: str | None, as_json: bool) -> None:
+def show_past_table(at: str, diff: str, service: str, config: str | None, address: str | None, as_json: bool) -> None:
     """Print the routes at the time `at`, or the changes since the time `diff`. Raises typer.Exit on failure."""
 
     async def work() -> None:

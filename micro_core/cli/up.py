@@ -73,7 +73,7 @@ def _short_command(command: Sequence[str]) -> str:
 
 async def _run(plans: Sequence[ProcessPlan]) -> int:
     """Run the processes until a signal arrives or all of them have exited. Returns the exit code."""
-    signals = ShutdownSignals(on_immediate=lambda: processes.hurry())
+    signals = ShutdownSignals(on_immediate=lambda: processes.stop_immediately())
     stopped = signals.requested
     print_line = _Printer([plan.name for plan in plans], stopped).print_line
     processes = Processes(plans, print_line)
@@ -89,7 +89,7 @@ async def _run(plans: Sequence[ProcessPlan]) -> int:
         show_error(error)
     elif up.done():
         up.result()
-    # From now on, a signal makes the processes hurry, even if none has arrived so far.
+    # From now on, a signal makes the processes stop_immediately, even if none has arrived so far.
     stopped.set()
     up.cancel()
     print_line("", "draining; press Ctrl-C again to stop immediately")

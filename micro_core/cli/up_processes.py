@@ -16,10 +16,10 @@ from micro_core.cli.up_tables import ProcessPlan
 from micro_core.contract.errors import DeadlineExceeded, MicroError, Unreachable
 
 GRACE_S = 20.0
-"""Time that a process has to exit. A node gives calls in progress ten seconds."""
+"""Seconds that a process has to exit after SIGTERM. A node waits ten seconds for calls in progress."""
 
-HURRY_S = 3.0
-"""The same after a second signal."""
+IMMEDIATE_STOP_S = 3.0
+"""Seconds that a process has to exit after a second signal."""
 
 INITIAL_RESTART_DELAY_S = 0.5
 MAX_RESTART_DELAY_S = 10.0
@@ -158,7 +158,7 @@ class Processes:
         running = [RunningProcess(plan, print_line) for plan in plans]
         self._stages = [list(stage) for _, stage in groupby(running, key=lambda process: process.plan.stage)]
         self._running = running
-        self._is_hurried = asyncio.Event()
+        self._stops_immediately = asyncio.Event()
 
     async def start(self) -> None:
         """Start the processes stage by stage, and return when all are ready.
@@ -198,9 +198,9 @@ class Processes:
                 process.kill()
             await asyncio.wait(tasks)
 
-    def hurry(self) -> None:
+    def stop_immediately(self) -> None:
         """Do not wait for calls in progress: send a second SIGTERM to all processes, and SIGKILL soon after."""
-        self._is_hurried.set()
+        self._stops_immediately.set()
         for process in self._running:
             process.signal(signal.SIGTERM)
 
@@ -211,21 +211,21 @@ class Processes:
 
     async def _wait_for_exit(self, tasks: set[asyncio.Task[None]]) -> None:
         loop = asyncio.get_running_loop()
-        hurried = loop.create_task(self._is_hurried.wait())
+        immediate = loop.create_task(self._stops_immediately.wait())
         deadline = loop.time() + GRACE_S
         pending: set[asyncio.Task[None]] = set(tasks)
         while pending and loop.time() < deadline:
             watched: set[asyncio.Task[object]] = {*pending}
-            if not hurried.done():
-                watched.add(hurried)
+            if not immediate.done():
+                watched.add(immediate)
             await asyncio.wait(watched, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
             pending = {task for task in pending if not task.done()}
-            if self._is_hurried.is_set():
-                deadline = min(deadline, loop.time() + HURRY_S)
-                await asyncio.wait(pending, timeout=HURRY_S) if pending else None
+            if self._stops_immediately.is_set():
+                deadline = min(deadline, loop.time() + IMMEDIATE_STOP_S)
+                await asyncio.wait(pending, timeout=IMMEDIATE_STOP_S) if pending else None
                 break
-        hurried.cancel()
-        await asyncio.gather(hurried, return_exceptions=True)
+        immediate.cancel()
+        await asyncio.gather(immediate, return_exceptions=True)
 
 
 def _start_error(process: RunningProcess) -> MicroError | None:

@@ -118,11 +118,11 @@ def _run(request: Mapping[str, Any], timeout_s: float) -> Iterator[dict[str, Any
         assert child.stdout is not None
         is_late = threading.Event()
 
-        def give_up() -> None:
+        def kill_child() -> None:
             is_late.set()
             child.kill()
 
-        timer = threading.Timer(timeout_s, give_up)
+        timer = threading.Timer(timeout_s, kill_child)
         timer.start()
         end: dict[str, Any] | None = None
         count = 0

@@ -20,7 +20,7 @@ Key = tuple[str | None, str]
 """(name of the plugin, option); None instead of a name for the table [node]."""
 
 _NETWORK_NAME = "MICRO_NETWORK_NAME"
-_READ_ELSEWHERE = {"MICRO_CONFIG", "MICRO_STRICT_PLUGINS", "MICRO_DEBUG", _NETWORK_NAME}
+_NOT_SETTINGS = {"MICRO_CONFIG", "MICRO_STRICT_PLUGINS", "MICRO_DEBUG", _NETWORK_NAME}
 _ROLE_NAMES = {role.value for role in Role}
 _TABLES_OF_UP = ("nodes", "services")
 """Tables of `micro up`, which starts several nodes and services. A single process ignores them."""
@@ -101,7 +101,7 @@ def from_environment(
     """
     values: dict[Key, Value] = {}
     for variable, raw in environ.items():
-        if not variable.startswith(PREFIX) or variable in _READ_ELSEWHERE:
+        if not variable.startswith(PREFIX) or variable in _NOT_SETTINGS:
             continue
         try:
             key = _key_of_variable(variable, node_options)

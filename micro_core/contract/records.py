@@ -161,7 +161,7 @@ class _Reader:
         return copied
 
     def _value(self, value: object, depth: int) -> object:
-        self._spend(_VALUE_BYTES)
+        self._consume_budget(_VALUE_BYTES)
         if isinstance(value, str):
             return self._text(value, "schema", MAX_RECORD_BYTES)
         if value is None or isinstance(value, bool):
@@ -205,12 +205,12 @@ class _Reader:
         if not isinstance(value, str) or len(value) > max_chars:
             raise Malformed(f"{what}: not a string of at most {max_chars} characters")
         try:
-            self._spend(len(value.encode()))
+            self._consume_budget(len(value.encode()))
         except UnicodeEncodeError as error:
             raise Malformed(f"{what}: contains an unpaired surrogate") from error
         return value
 
-    def _spend(self, size_bytes: int) -> None:
+    def _consume_budget(self, size_bytes: int) -> None:
         self._budget -= size_bytes
         if self._budget < 0:
             raise TooLarge(

@@ -22,15 +22,15 @@ EPOCH = 1_700_000_000.0
 """Wall-clock seconds at the start of virtual time: a run must not depend on the current date."""
 
 
-class Stuck(RuntimeError):
+class LoopStalled(RuntimeError):
     """The loop makes no progress: all tasks wait and no timer is set, or virtual time does not advance."""
 
 
 MAX_CANCELLED_TIMERS = 1_000
 """The heap of timers is cleaned up if it contains more cancelled timers than this, and if they are more than half of it."""
 
-MAX_TURNS_PER_INSTANT = 200_000
-"""Turns of the loop without progress of time after which `Stuck` is raised."""
+MAX_ITERATIONS_PER_INSTANT = 200_000
+"""Turns of the loop without progress of time after which `LoopStalled` is raised."""
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -89,18 +89,18 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Run all callbacks that are ready. If no callback is ready, advance the time to the next timer first."""
         following = self._next_timer()
         self._turns_at_this_instant += 1
-        if self._turns_at_this_instant > MAX_TURNS_PER_INSTANT:
+        if self._turns_at_this_instant > MAX_ITERATIONS_PER_INSTANT:
             # The cleanup after the error needs turns, too.
             self._turns_at_this_instant = 0
-            raise Stuck(
-                f"virtual time does not advance beyond {self._now:.6f} s: {MAX_TURNS_PER_INSTANT} turns of the loop at this time"
+            raise LoopStalled(
+                f"virtual time does not advance beyond {self._now:.6f} s: {MAX_ITERATIONS_PER_INSTANT} turns of the loop at this time"
             )
         if following is not None and not self._ready and not self._stopping:
             if following[0] > self._now:
                 self._now = following[0]
                 self._turns_at_this_instant = 0
         elif following is None and not self._ready and not self._stopping:
-            raise Stuck("deadlock: all tasks are waiting and no timer is set")
+            raise LoopStalled("deadlock: all tasks are waiting and no timer is set")
         while following is not None and following[0] <= self._now:
             heapq.heappop(self._timers)
             following[2]._scheduled = False  # type: ignore[attr-defined]
@@ -141,7 +141,7 @@ class LabClock:
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on virtual time until it ends, and return its result.
 
-    Raises Stuck if it would wait for ever.
+    Raises LoopStalled if it would wait for ever.
     """
     before = gc.get_threshold()
     gc.set_threshold(*GC_THRESHOLDS)

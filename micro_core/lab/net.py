@@ -190,7 +190,7 @@ class Lab:
         """Virtual seconds since the start of the lab."""
         return self._loop.time()
 
-    async def pass_time(self, seconds: float) -> None:
+    async def advance_time(self, seconds: float) -> None:
         """Let `seconds` of virtual time pass."""
         await asyncio.sleep(seconds)
 

@@ -1,7 +1,7 @@
 """The built-in scenarios. They are also examples for your own ones.
 
 Your own scenario is a Python file with `async def scenario(lab, watch, count)`: create nodes with `lab`, measure the
-convergence time of each step with `watch.settle("name of the step")`, and let time pass with `lab.pass_time(seconds)`.
+convergence time of each step with `watch.settle("name of the step")`, and let time pass with `lab.advance_time(seconds)`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _shape(name: str, title: str, count: int, build: Callable[[Lab, int], Awaita
         await watch.settle("a node crashes")
         await nodes[-1].start()
         await watch.settle("the node restarts")
-        await lab.pass_time(60)
+        await lab.advance_time(60)
 
     body.__doc__ = f"{title} of nodes: a service starts and stops, a node crashes and restarts."
     _scenario(name, count)(body)
@@ -104,7 +104,7 @@ async def two_clouds(lab: Lab, watch: Observer, count: int) -> None:
     await serve_each([*left, *right])
     await watch.settle("start")
     lab.partition(left, right)
-    await lab.pass_time(10)
+    await lab.advance_time(10)
     await watch.settle("the link is cut")
     lab.heal(left, right)
     await watch.settle("the link is repaired")
@@ -120,7 +120,7 @@ async def four_clouds(lab: Lab, watch: Observer, count: int) -> None:
     await serve_each(nodes)
     await watch.settle("start")
     lab.partition(groups[0], [node for group in groups[1:] for node in group])
-    await lab.pass_time(10)
+    await lab.advance_time(10)
     await watch.settle("a cloud is cut off")
     lab.heal(groups[0], [node for group in groups[1:] for node in group])
     await watch.settle("the cloud is reconnected")
@@ -153,7 +153,7 @@ async def churn_for(lab: Lab, nodes: Sequence[LabNode], seconds: float, every_s:
             await node.stop_service(node.services[lab.random.randrange(0, len(node.services))])
         else:
             await node.serve(Service(f"svc.{node.name}.{lab.next_number()}"))
-        await lab.pass_time(lab.random.uniform(0.5, 1.5) * every_s)
+        await lab.advance_time(lab.random.uniform(0.5, 1.5) * every_s)
     for node in nodes:
         if not node.is_alive:
             await node.start()
@@ -167,9 +167,9 @@ async def rolling_restart(lab: Lab, watch: Observer, count: int) -> None:
     await watch.settle("start")
     for index, instance in enumerate(instances):
         await nodes[0].stop_service(instance)
-        await lab.pass_time(2.0)
+        await lab.advance_time(2.0)
         instances[index] = await nodes[0].serve(Service("svc.rolling", version="2"))
-        await lab.pass_time(1.0)
+        await lab.advance_time(1.0)
     await watch.settle("all instances are restarted")
 
 
@@ -181,7 +181,7 @@ async def flapping_link(lab: Lab, watch: Observer, count: int) -> None:
     await watch.settle("start")
     for _ in range(20):
         lab.reset(nodes[0], nodes[1])
-        await lab.pass_time(7.0)
+        await lab.advance_time(7.0)
     await watch.settle("the link is stable")
 
 
@@ -193,9 +193,9 @@ async def partition(lab: Lab, watch: Observer, count: int) -> None:
     await watch.settle("start")
     left, right = nodes[: count // 2], nodes[count // 2 :]
     lab.partition(left, right)
-    await lab.pass_time(60)
+    await lab.advance_time(60)
     await serve_each([left[0], right[0]], 3)
-    await lab.pass_time(5)
+    await lab.advance_time(5)
     lab.heal(left, right)
     await watch.settle("the partition is repaired")
 
@@ -208,9 +208,9 @@ async def slow_flap(lab: Lab, watch: Observer, count: int) -> None:
     for period_s, node in ((5.0, nodes[0]), (11.0, nodes[1])):
         for _ in range(int(300 / period_s)):
             service = await node.serve(Service(f"svc.flapping.{node.name}"))
-            await lab.pass_time(period_s / 2)
+            await lab.advance_time(period_s / 2)
             await node.stop_service(service)
-            await lab.pass_time(period_s / 2)
+            await lab.advance_time(period_s / 2)
     for node in nodes[:2]:
         await node.serve(Service(f"svc.flapping.{node.name}"))
     await watch.settle("both services are stable", 300.0)
@@ -223,7 +223,7 @@ async def storm(lab: Lab, watch: Observer, count: int) -> None:
     await watch.settle("start")
     for _ in range(1_000):
         service = await nodes[0].serve(Service("svc.storm"))
-        await lab.pass_time(0.3)
+        await lab.advance_time(0.3)
         await nodes[0].stop_service(service)
-        await lab.pass_time(0.1)
+        await lab.advance_time(0.1)
     await watch.settle("the service is stopped", 300.0)

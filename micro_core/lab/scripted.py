@@ -71,7 +71,7 @@ def scripted(table: Mapping[str, Any]) -> tuple[Body, int]:
         lab.links.default_conditions = conditions
         await SHAPES[shape](lab, count)
         for number, step in enumerate(steps, 1):
-            await _do(lab, watch, number, step)
+            await _run_step(lab, watch, number, step)
 
     return body, count
 
@@ -95,7 +95,7 @@ def _check(number: int, step: object) -> None:
         raise ConfigError(f"step {number}: seconds must be a number that is not negative")
 
 
-async def _do(lab: Lab, watch: Observer, number: int, step: Mapping[str, Any]) -> None:
+async def _run_step(lab: Lab, watch: Observer, number: int, step: Mapping[str, Any]) -> None:
     try:
         node, other = (lab.nodes[step[key]] if key in step else None for key in ("node", "other"))
     except KeyError as error:
@@ -104,7 +104,7 @@ async def _do(lab: Lab, watch: Observer, number: int, step: Mapping[str, Any]) -
         ) from None
     match step["do"], node, other:
         case "wait", _, _:
-            await lab.pass_time(step["seconds"])
+            await lab.advance_time(step["seconds"])
         case "settle", _, _:
             await watch.settle(str(step.get("name", f"step {number}")), step.get("seconds", 120.0))
         case "serve", found, _ if found is not None:

@@ -19,7 +19,7 @@ from micro_core.contract.tunnel import Link, LinkReceiver
 
 SCHEME = "lab"
 LANES = 4
-LOW_WATER_MARK_BYTES = 16 * 1024
+LOW_WATER_BYTES = 16 * 1024
 """`lane_writable` is called when the unsent bytes of a lane fall to this."""
 PACKET_BYTES = 1_200
 """Number of bytes that are lost together."""
@@ -240,7 +240,7 @@ class LabLink:
         if conditions.bytes_per_s is not None:
             sent_at = self._free_at = max(now, self._free_at) + len(data) / conditions.bytes_per_s
             self._unsent[lane] += len(data)
-            self._is_above[lane] = self._is_above[lane] or self._unsent[lane] > LOW_WATER_MARK_BYTES
+            self._is_above[lane] = self._is_above[lane] or self._unsent[lane] > LOW_WATER_BYTES
             self._loop.call_at(sent_at, self._sent, lane, len(data))
         queue = self._in_transit[lane]
         arrives_at = sent_at + self._transit_time_s(conditions, len(data))
@@ -262,7 +262,7 @@ class LabLink:
     async def close(self) -> None:
         """Close the link. Data in transit still arrives before the other end sees the end."""
         if self._error is None:
-            self._end(Closed(f"the link to {self.remote} was closed by this node"), drop=False)
+            self._end(Closed(f"the link to {self.remote} was closed at this end"), drop=False)
             last_arrival = max((queue[-1][0] for queue in self._in_transit if queue), default=self._loop.time())
             delay_s = self._links.conditions(self.source, self.target).delay_s
             self._loop.call_at(max(last_arrival, self._loop.time() + delay_s), self._deliver_end)
@@ -320,7 +320,7 @@ class LabLink:
 
     def _sent(self, lane: int, count: int) -> None:
         self._unsent[lane] -= count
-        if self._is_above[lane] and self._unsent[lane] <= LOW_WATER_MARK_BYTES:
+        if self._is_above[lane] and self._unsent[lane] <= LOW_WATER_BYTES:
             self._is_above[lane] = False
             if self._receiver is not None and self._error is None:
                 self._receiver.lane_writable(lane)

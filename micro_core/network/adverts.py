@@ -36,8 +36,8 @@ MEASURE_S = 2.0
 INITIAL_MEASURE_S = 0.3
 """Seconds until the first measurement of a new link; on most paths the first ping is answered by then."""
 
-REOPEN_INITIAL_S = 0.2
-REOPEN_MAX_S = 5.0
+INITIAL_REOPEN_DELAY_S = 0.2
+MAX_REOPEN_DELAY_S = 5.0
 """Bounds of the pause before a session to a router that is not running is opened again."""
 
 
@@ -194,8 +194,8 @@ class Adverts:
         """Open the session again after a pause. If its link ended, too, then LinkDown or LinkUp follows and cancels this."""
         if not self._is_open or self._writers.get(peer) is not writer or peer in self._reopening:
             return
-        pause_s = self._pauses.get(peer, REOPEN_INITIAL_S)
-        self._pauses[peer] = min(REOPEN_MAX_S, pause_s * 2)
+        pause_s = self._pauses.get(peer, INITIAL_REOPEN_DELAY_S)
+        self._pauses[peer] = min(MAX_REOPEN_DELAY_S, pause_s * 2)
         self._reopening[peer] = asyncio.get_running_loop().call_later(pause_s, self._reopen_after_pause, peer)
 
     def _reopen_after_pause(self, peer: str) -> None:

@@ -119,7 +119,7 @@ class Network:
         self._graph.set_own(replace(self._graph.own, addresses=tuple(self._tunnel.address()[:MAX_ADDRESSES])))
         self._renew_at = now + RENEW_S
         self._carry_out(self._peers.start(now))
-        self._arm()
+        self._schedule_timer()
 
     async def close(self) -> None:
         """Announce to the neighbours that this node leaves, then close every link. Safe to call twice."""
@@ -188,7 +188,7 @@ class Network:
         self._renew_own()
         self._renew_at = self._clock.now() + CHANGE_DELAY_S
         self._send_to(link.peer, Connect(record=self._graph.own))
-        self._arm()
+        self._schedule_timer()
 
     def _link_moved(self, link: LinkInfo) -> None:
         """Continue over a link of another driver. The neighbour is the same, so its records are kept."""
@@ -205,7 +205,7 @@ class Network:
         self._carry_out(self._peers.handle(PeerLinked(link.peer, address, link.rtt_s), self._clock.now()))
         # The neighbour may have lost the old link earlier and dropped its records.
         self._send_to(link.peer, Connect(record=self._graph.own))
-        self._arm()
+        self._schedule_timer()
 
     def _link_down(self, link: LinkInfo, error: MicroError) -> None:
         self._report(f"lost {link.peer_name} ({link.site}): {error}")
@@ -214,7 +214,7 @@ class Network:
             self._carry_out(self._peers.handle(PeerLost(link.peer), self._clock.now()))
             self._renew_own()
             self._multicast(Update(records=(self._graph.own,)))
-            self._arm()
+            self._schedule_timer()
 
     def _dial_failed(self, address: str, error: MicroError) -> None:
         if self._failures.get(address) != error.detail:
@@ -250,7 +250,7 @@ class Network:
                 # A node can only announce that it leaves itself: its id is that of the link, not one in the message.
                 self._graph.forget(peer, incarnation)
                 self._tasks.start(self._tunnel.unlink(peer))
-        self._arm()
+        self._schedule_timer()
 
     def _receive_records(self, records: tuple[NodeRecord, ...], peer: str, now: float) -> None:
         """Store records of a peer and pass on the changes. Records beyond the size of the graph are counted."""
@@ -258,9 +258,9 @@ class Network:
         changes = self._graph.receive(records, now)
         if self._graph.refused > refused_before:
             self._counters.add("network_records_refused", self._graph.refused - refused_before)
-        self._pass_on(changes, now, except_to=peer)
+        self._flood(changes, now, except_to=peer)
 
-    def _pass_on(self, changes: list[NodeRecord], now: float, *, except_to: str) -> None:
+    def _flood(self, changes: list[NodeRecord], now: float, *, except_to: str) -> None:
         """Send changed records to all neighbours, if there are others than the one they came from."""
         if changes and any(peer != except_to for peer in self._writers):
             self._multicast(Update(records=tuple(self._graph.aged(record, now) for record in changes)))
@@ -330,7 +330,7 @@ class Network:
         if self._is_open:
             self._carry_out(self._peers.handle(Resolved(candidates), self._clock.now()))
 
-    def _arm(self) -> None:
+    def _schedule_timer(self) -> None:
         if not self._is_open:
             return
         times = [self._renew_at, self._peers.wake_at, self._graph.wake_at()]
@@ -346,11 +346,11 @@ class Network:
         if now >= self._renew_at:
             self._renew_own()
             self._multicast(Update(records=(self._graph.own,)))
-            self._pass_on(self._graph.pop_changes(), now, except_to="")
+            self._flood(self._graph.pop_changes(), now, except_to="")
         wake_at = self._peers.wake_at
         if wake_at is not None and now >= wake_at:
             self._carry_out(self._peers.wake(now))
-        self._arm()
+        self._schedule_timer()
 
     def _report(self, sentence: str) -> None:
         if self._report_handler is not None:

@@ -148,7 +148,7 @@ class RouterEndpoints:
     async def flaps(self) -> dict[str, Any]:
         """Return the services that have been flapping: those of this site, which are damped here, and those of other origins."""
         now, names, policy = self._clock.now(), await self._names(), self._router.damping
-        elsewhere = self._router.flaps_elsewhere()
+        elsewhere = self._router.remote_flaps()
         penalties: dict[str, float] = {}
         for origin, flap in elsewhere:
             penalties[origin] = penalties.get(origin, 0.0) + flap.penalty

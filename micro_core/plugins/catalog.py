@@ -97,7 +97,7 @@ class Catalog:
             found = self._matching(name, role)
             allowed = [entry for entry in found if not any(entry.has_name(block) for block in blocks)]
             if allowed or not (found or canonical(name) in map(canonical, blocks)):
-                selected[self._only_one(name, allowed, role)] = None
+                selected[self._require_single(name, allowed, role)] = None
         return list(selected)
 
     def find(self, name: str, *, role: Role | None = None) -> Entry:
@@ -107,7 +107,7 @@ class Catalog:
             PluginMissing: No plugin has the name. The hint is the install command or a similar name.
             PluginAmbiguous: Several plugins have the name. The hint lists them.
         """
-        return self._only_one(name, self._matching(name, role), role)
+        return self._require_single(name, self._matching(name, role), role)
 
     def builtin(self, role: Role, names: Sequence[str], *, blocked: Iterable[str] = ()) -> list[Entry]:
         """Return the built-in drivers with these names, in order. Other plugins with the same names are ignored."""
@@ -127,7 +127,7 @@ class Catalog:
     def _matching(self, name: str, role: Role | None) -> list[Entry]:
         return [entry for entry in self.entries if entry.has_name(name) and (role is None or entry.role is role)]
 
-    def _only_one(self, name: str, found: Sequence[Entry], role: Role | None) -> Entry:
+    def _require_single(self, name: str, found: Sequence[Entry], role: Role | None) -> Entry:
         if not found:
             raise self._missing(name, role)
         if len(found) == 1:

@@ -6,7 +6,7 @@ callers pass `now`.
 
 from __future__ import annotations
 
-REMEMBER_S = 60.0
+RETENTION_S = 60.0
 """How long an entry is remembered at least. Copies of a message travel for milliseconds; a minute covers any retry."""
 
 MAX_REMEMBERED = 50_000
@@ -14,7 +14,7 @@ MAX_REMEMBERED = 50_000
 
 
 class DuplicateFilter:
-    """Remembers entries for at least `REMEMBER_S`, unless more than `MAX_REMEMBERED` are added within that time."""
+    """Remembers entries for at least `RETENTION_S`, unless more than `MAX_REMEMBERED` are added within that time."""
 
     __slots__ = ("_current", "_previous", "_rotated_at")
 
@@ -25,7 +25,7 @@ class DuplicateFilter:
 
     def is_first(self, message_id: str, target: str, now: float) -> bool:
         """Return whether this message id and target are seen for the first time, and remember them."""
-        if now - self._rotated_at > REMEMBER_S or len(self._current) >= MAX_REMEMBERED:
+        if now - self._rotated_at > RETENTION_S or len(self._current) >= MAX_REMEMBERED:
             self._previous, self._current, self._rotated_at = self._current, set(), now
         key = (message_id, target)
         if key in self._current or key in self._previous:

@@ -87,17 +87,17 @@ def no_route(header: CallHeader, found: int, *, at: str) -> RouteNotFound:
     return RouteNotFound(f"no route to {header.service}", at=at, hint="micro network services")
 
 
-def onward_header(request: bytes, node_id: str, elapsed_ms: int) -> bytes:
+def next_hop_header(request: bytes, node_id: str, elapsed_ms: int) -> bytes:
     """Return the header for the next hop: one hop less, this router added to the path, and the remaining time.
 
     `request` is the encoded header that was received, `elapsed_ms` the time that the call has spent at this hop.
     """
     if len(request) <= CACHED_HEADER_BYTES and elapsed_ms <= CACHED_ELAPSED_MS:
         return _cached_onward(request, node_id, elapsed_ms)
-    return _onward(request, node_id, elapsed_ms)
+    return _encode_next_hop_header(request, node_id, elapsed_ms)
 
 
-def _onward(request: bytes, node_id: str, elapsed_ms: int) -> bytes:
+def _encode_next_hop_header(request: bytes, node_id: str, elapsed_ms: int) -> bytes:
     header = decode_call_header(request)
     return encode_header(
         header._replace(
@@ -108,4 +108,4 @@ def _onward(request: bytes, node_id: str, elapsed_ms: int) -> bytes:
     )
 
 
-_cached_onward = functools.lru_cache(CACHED_HEADERS)(_onward)
+_cached_onward = functools.lru_cache(CACHED_HEADERS)(_encode_next_hop_header)

@@ -22,7 +22,7 @@ from micro_core.contract.table import LOCAL_LINK, Route, RouteKey
 from micro_core.contract.tunnel import Priority, Session
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
-from micro_core.proxy.forward import check_may_pass, no_route, onward_header, usable_routes
+from micro_core.proxy.forward import check_may_pass, next_hop_header, no_route, usable_routes
 from micro_core.proxy.forwarded_call import CalleeEnd, CallerEnd, ForwardedCall
 from micro_core.proxy.route_usage import RouteUsageTable
 from micro_core.proxy.routes import RouteSource
@@ -225,7 +225,7 @@ class Proxy:
             return Overloaded(f"the send buffer to the next hop of {call.header.service} is full", at=self.at)
         now = self._now()
         elapsed_ms = int((now - call.started_at) * 1000)
-        header = onward_header(frame.header, self.node_id, elapsed_ms)
+        header = next_hop_header(frame.header, self.node_id, elapsed_ms)
         try:
             stream = connection.open_stream(CalleeEnd(call))
         except MicroError as error:

@@ -75,7 +75,7 @@ class Topics:
         self._router.watch(self._route_changed)
         self._interest = set(self._topics_of_interest())
         await self._reconcile()
-        self._tasks.start(self._keep_reconciled())
+        self._tasks.start(self._reconcile_periodically())
         self._tasks.start(self._deliver())
 
     async def close(self) -> None:
@@ -103,7 +103,7 @@ class Topics:
             if route.link == NETWORK_LINK and route.service.startswith(INTEREST_PREFIX):
                 yield route.service[len(INTEREST_PREFIX) :]
 
-    async def _keep_reconciled(self) -> None:
+    async def _reconcile_periodically(self) -> None:
         while True:
             await self._changed.wait()
             self._changed.clear()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-FORGET_BELOW = 10.0
+MIN_RECORDED_PENALTY = 10.0
 """The history of a service is deleted when its penalty has decayed below this."""
 
 
@@ -122,7 +122,7 @@ class Damper:
             if self._end_suppression(history, now) and history.has_pending:
                 history.has_pending = False
                 reusable.append(service)
-            if history.suppressed_since is None and self._decayed(history, now) < FORGET_BELOW:
+            if history.suppressed_since is None and self._decayed(history, now) < MIN_RECORDED_PENALTY:
                 del self._histories[service]
         return reusable
 
@@ -148,7 +148,7 @@ class Damper:
     def _add(self, service: str, amount: float, now: float) -> _History:
         history = self._histories.get(service)
         if history is None:
-            self._make_room(now)
+            self._evict_if_full(now)
             history = self._histories[service] = _History(0.0, now)
         history.penalty = min(self.policy.ceiling, self._decayed(history, now) + amount)
         history.at = now
@@ -175,7 +175,7 @@ class Damper:
         history.suppressed_since = None
         return True
 
-    def _make_room(self, now: float) -> None:
+    def _evict_if_full(self, now: float) -> None:
         if len(self._histories) >= self.policy.max_services:
             smallest = min(self._histories, key=lambda service: self._decayed(self._histories[service], now))
             del self._histories[smallest]

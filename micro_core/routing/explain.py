@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from micro_core.contract.table import LOCAL_LINK, NETWORK_LINK, Route, RouteKey
 from micro_core.routing.events import UNREACHABLE_US
-from micro_core.routing.lookup import NEARLY_EQUAL, SHARED_UNDER_LOAD, is_preferred_local
+from micro_core.routing.lookup import LOAD_SHARING_FACTOR, SHARED_UNDER_LOAD, is_preferred_local
 from micro_core.routing.rib_entry import RibEntry
 
 
@@ -145,7 +145,7 @@ def compare(candidates: list[RouteCandidate], waiting_us: Callable[[RouteKey], i
         return others
     best = usable[0]
     compared = []
-    factor = SHARED_UNDER_LOAD if any(candidate.waiting_us for candidate in usable) else NEARLY_EQUAL
+    factor = SHARED_UNDER_LOAD if any(candidate.waiting_us for candidate in usable) else LOAD_SHARING_FACTOR
     for candidate in usable:
         if candidate is best:
             why = "lowest cost" if candidate.via else "on this site"

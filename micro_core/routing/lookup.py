@@ -10,7 +10,7 @@ from micro_core.contract.table import LOCAL_LINK, Route, RouteKey
 OVERLOADED_US = 50_000
 """Instances of this site are not preferred any more if calls wait there for longer than this."""
 
-NEARLY_EQUAL = 1.25
+LOAD_SHARING_FACTOR = 1.25
 """Routes whose cost is up to a quarter above the best one share its calls, since measurements are not more precise."""
 
 SHARED_UNDER_LOAD = 2.5
@@ -54,11 +54,11 @@ def rank(
     alive.sort(key=lambda route: (not is_preferred(route), cost_us[route.key]))
     best = alive[0]
     is_idle = all(cost_us[route.key] == route.metric for route in alive)
-    limit = cost_us[best.key] * (NEARLY_EQUAL if is_idle else SHARED_UNDER_LOAD)
+    limit = cost_us[best.key] * (LOAD_SHARING_FACTOR if is_idle else SHARED_UNDER_LOAD)
     equal = [route for route in alive if is_preferred(route) is is_preferred(best) and cost_us[route.key] <= limit]
     if len(equal) < 2:
         return alive
-    first, second = _two_of(equal, random)
+    first, second = _two_random(equal, random)
     leader = second if outstanding(second.key) < outstanding(first.key) else first
     alive.remove(leader)
     return [leader, *alive]
@@ -69,7 +69,7 @@ def is_preferred_local(link: str, cost_us: int) -> bool:
     return link == LOCAL_LINK and cost_us < OVERLOADED_US
 
 
-def _two_of(routes: Sequence[Route], random: Random) -> tuple[Route, Route]:
+def _two_random(routes: Sequence[Route], random: Random) -> tuple[Route, Route]:
     one = random.randrange(0, len(routes))
     other = random.randrange(0, len(routes) - 1)
     return routes[one], routes[other if other < one else other + 1]

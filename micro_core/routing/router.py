@@ -128,7 +128,7 @@ class Router:
         except MicroError as error:
             self._log.warning("registry cannot be read, retrying", extra={"reason": str(error)})
         self._tasks.start(self._watch(registry))
-        self._tasks.start(self._keep_reconciled(registry))
+        self._tasks.start(self._reconcile_periodically(registry))
 
     async def close(self) -> None:
         """Stop the router. The table keeps its content, so that a persistent table has it after a restart."""
@@ -183,7 +183,7 @@ class Router:
         """Return the services of this site that have been flapping, in descending order of the penalty."""
         return self._engine.damper.statuses(self._clock.now())
 
-    def flaps_elsewhere(self) -> list[tuple[str, FlapStatus]]:
+    def remote_flaps(self) -> list[tuple[str, FlapStatus]]:
         """Return the flapping services of other origins as (origin, status), in descending order of the penalty.
 
         Only their origins can suppress them.
@@ -259,7 +259,7 @@ class Router:
                 self._log.warning("registry watch failed", extra={"reason": str(error)})
             await asyncio.sleep(self._options.retry_s)
 
-    async def _keep_reconciled(self, registry: Registry) -> None:
+    async def _reconcile_periodically(self, registry: Registry) -> None:
         while True:
             await asyncio.sleep(self._options.reconcile_s)
             try:

@@ -342,7 +342,7 @@ class Connection:
             self._paused = False
             self._flush()
         await self._socket.close()
-        self._lose(Closed(f"the connection to {self.remote} was closed by this side"))
+        self._lose(Closed(f"the connection to {self.remote} was closed at this end"))
 
     async def wait_closed(self) -> None:
         """Wait until the connection has ended, for whatever reason."""

@@ -12,7 +12,7 @@ _ATTRIBUTE = "__micro_marks__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Marks:
+class DecoratorOptions:
     """The arguments of `endpoint` or `subscriber` that decorate a method."""
 
     name: str = ""
@@ -36,7 +36,7 @@ def endpoint(name: str = "", *, idempotent: bool = False) -> Callable[[HandlerT]
         idempotent: Whether executing the same call twice has the same effect as once. Callers then retry it after any
             failure of the connection or the instance, not only if the handler was certainly not started.
     """
-    return _mark(Marks(name=name, idempotent=idempotent))
+    return _decorate(DecoratorOptions(name=name, idempotent=idempotent))
 
 
 def subscriber(topic: str, *, queue: str = "") -> Callable[[HandlerT], HandlerT]:
@@ -52,13 +52,13 @@ def subscriber(topic: str, *, queue: str = "") -> Callable[[HandlerT], HandlerT]
         queue: The name of a queue group. Each message is delivered to one member of the group on each site. If it is
             empty, every subscriber receives every message.
     """
-    return _mark(Marks(topic=topic, queue=queue))
+    return _decorate(DecoratorOptions(topic=topic, queue=queue))
 
 
-def marks_of(method: Callable[..., Any]) -> Marks:
-    """Return the arguments of the decorator of `method`, or the default `Marks` if it is not decorated."""
+def decorator_options(method: Callable[..., Any]) -> DecoratorOptions:
+    """Return the arguments of the decorator of `method`, or the default `DecoratorOptions` if it is not decorated."""
     found = getattr(method, _ATTRIBUTE, None)
-    return found if isinstance(found, Marks) else Marks()
+    return found if isinstance(found, DecoratorOptions) else DecoratorOptions()
 
 
 def endpoint_name(method: str) -> str:
@@ -66,9 +66,9 @@ def endpoint_name(method: str) -> str:
     return "".join(segment[:1].upper() + segment[1:] for segment in method.split("_") if segment)
 
 
-def _mark(marks: Marks) -> Callable[[HandlerT], HandlerT]:
+def _decorate(options: DecoratorOptions) -> Callable[[HandlerT], HandlerT]:
     def mark(method: HandlerT) -> HandlerT:
-        setattr(method, _ATTRIBUTE, marks)
+        setattr(method, _ATTRIBUTE, options)
         return method
 
     return mark

@@ -30,7 +30,7 @@ from micro_core.rpc.client import Client
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.debug import Debug
 from micro_core.rpc.graceful_shutdown import send_goaway_and_flush
-from micro_core.rpc.handlers import endpoint_name, marks_of
+from micro_core.rpc.handlers import decorator_options, endpoint_name
 from micro_core.rpc.interceptors import Interceptor
 from micro_core.rpc.registration import LEASE_S, Registration
 from micro_core.rpc.server import MAX_CONCURRENT_CALLS, Server
@@ -190,12 +190,12 @@ class Service:
         for attribute, method in inspect.getmembers(target, callable):
             if attribute.startswith("_") or inspect.isclass(method):
                 continue
-            marks = marks_of(method)
-            if marks.topic:
-                self.server.add_subscriber(marks.topic, method, queue=marks.queue)
+            options = decorator_options(method)
+            if options.topic:
+                self.server.add_subscriber(options.topic, method, queue=options.queue)
             else:
-                name = marks.name or f"{prefix}.{endpoint_name(attribute)}"
-                self.server.add(name, method, idempotent=marks.idempotent)
+                name = options.name or f"{prefix}.{endpoint_name(attribute)}"
+                self.server.add(name, method, idempotent=options.idempotent)
         return handler
 
     def endpoint(self, name: str, *, idempotent: bool = False) -> Callable[[HandlerT], HandlerT]:

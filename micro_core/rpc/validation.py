@@ -33,9 +33,9 @@ def converter(hint: Any) -> Convert:
         ConfigError: The type is not supported.
     """
     if hint is Any or hint is object or isinstance(hint, typing.TypeVar):
-        return _anything
+        return _accept_any
     if hint is None or hint is type(None):
-        return _none
+        return _accept_none
     if hint in SCALARS:
         return _scalar(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -125,11 +125,11 @@ def _mismatch(path: str, expected: str, value: Any) -> BadRequest:
     return BadRequest(f"{path or 'request'}: expected {expected}, got {_describe(value)}")
 
 
-def _anything(value: Any, path: str) -> Any:  # noqa: ARG001 - has the signature of Convert
+def _accept_any(value: Any, path: str) -> Any:  # noqa: ARG001 - has the signature of Convert
     return value
 
 
-def _none(value: Any, path: str) -> None:
+def _accept_none(value: Any, path: str) -> None:
     if value is not None:
         raise _mismatch(path, "null", value)
 
@@ -158,7 +158,7 @@ def _union(arguments: tuple[Any, ...]) -> Convert:
             try:
                 return one(value, path)
             except BadRequest:
-                if len(others) == 1 and one is not _none:
+                if len(others) == 1 and one is not _accept_none:
                     raise
         raise _mismatch(path, expected, value)
 
@@ -265,11 +265,11 @@ def _typed_dict(wanted: Any) -> Convert:
 
 
 def _dict(arguments: tuple[Any, ...]) -> Convert:
-    key_of, value_of = (converter(arguments[0]), converter(arguments[1])) if arguments else (_anything, _anything)
+    key_of, value_of = (converter(arguments[0]), converter(arguments[1])) if arguments else (_accept_any, _accept_any)
 
     def convert(value: Any, path: str) -> Any:
         given = _fields(path, value, "dict")
-        if value_of is _anything and key_of is _anything:
+        if value_of is _accept_any and key_of is _accept_any:
             return given
         return {
             key_of(key, f"{path or 'request'} key"): value_of(entry, f"{path}.{key}" if path else str(key))
@@ -282,7 +282,7 @@ def _dict(arguments: tuple[Any, ...]) -> Convert:
 def _list(container: Any, arguments: tuple[Any, ...]) -> Convert:
     if container is tuple and arguments and arguments[-1] is not Ellipsis:
         return _fixed_tuple(tuple(converter(argument) for argument in arguments))
-    item_of = converter(arguments[0]) if arguments else _anything
+    item_of = converter(arguments[0]) if arguments else _accept_any
 
     def convert(value: Any, path: str) -> Any:
         if not isinstance(value, (list, tuple)):

@@ -243,7 +243,7 @@ class NodeLink:
     async def close(self, error: MicroError | None = None) -> None:
         """Send what is queued, then end the link. Waits at most two seconds."""
         self._writer.flush()
-        self.abort(error or Closed(f"the link to {self.remote} was closed locally"))
+        self.abort(error or Closed(f"the link to {self.remote} was closed at this end"))
         if self._closing is not None:
             await asyncio.wait([self._closing], timeout=2.0)
 

@@ -344,9 +344,9 @@ class PathSelector:
             return f"{_scheme(self.paths[path])} answers again"
         if path == 0:
             return PREFERRED_PATH_REASON
-        return "; ".join(self._problem_of(preferred) for preferred in range(path))
+        return "; ".join(self._rejection_reason(preferred) for preferred in range(path))
 
-    def _problem_of(self, path: int) -> str:
+    def _rejection_reason(self, path: int) -> str:
         scheme, error = _scheme(self.paths[path]), self._errors.get(path)
         if error is None:
             return f"{scheme} gave no answer in {self._options.attempt_delay_s:.3g} s"

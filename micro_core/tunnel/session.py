@@ -104,7 +104,7 @@ class TunnelSession:
     async def close(self) -> None:
         """Send what is queued, for at most `CLOSE_TIMEOUT_S`, then end the session. Safe to call twice."""
         if self._error is None:
-            error = Closed(f"the session on {self.channel} was closed locally")
+            error = Closed(f"the session on {self.channel} was closed at this end")
             if self._link.close_session(self._mux_session):
                 self.end(error)
             else:
@@ -130,7 +130,7 @@ class TunnelSession:
             self._receiver.resume_writing()
 
     def end(self, error: MicroError) -> None:
-        """End the session. Buffered data is delivered before `socket_lost`, unless the session was closed locally."""
+        """End the session. Buffered data is delivered before `socket_lost`, unless the session was closed at this end."""
         if self._error is None:
             self._error = error
             self._ended.set()

@@ -56,7 +56,7 @@ async def soak(seed: int) -> tuple[str, float]:
                 lab.heal(nodes[first], nodes[second])
             case 9 if node is not other:
                 lab.reset(node, other)
-        await lab.pass_time(source.choice([0.0, 0.05, 0.3, 2.0, 6.0]))
+        await lab.advance_time(source.choice([0.0, 0.05, 0.3, 2.0, 6.0]))
         lab.check()
     for first, second in cut:
         lab.heal(nodes[first], nodes[second])

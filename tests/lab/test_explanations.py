@@ -24,7 +24,7 @@ async def candidates(node: LabNode, service: str = GREETER) -> list[dict[str, An
 async def test_cost_of_a_route_is_the_sum_of_its_terms(micro_net: Lab) -> None:
     a, _, c = await micro_net.line(3)
     await a.serve(Service(GREETER))
-    await micro_net.pass_time(30)
+    await micro_net.advance_time(30)
     (candidate,) = await candidates(c)
     assert candidate["status"] == "best"
     assert candidate["total_us"] == candidate["announced_us"] + candidate["link_us"]
@@ -38,13 +38,13 @@ async def test_nearest_site_is_best_and_others_have_a_reason(micro_net: Lab) -> 
     micro_net.links.set(middle.name, far.name, Conditions(delay_s=0.050))
     for node in (near, far, twin):
         await node.serve(Service(GREETER))
-    await micro_net.pass_time(30)
+    await micro_net.advance_time(30)
     found = {one["router_name"]: one for one in await candidates(middle)}
     assert {found[near.name]["status"], found[twin.name]["status"]} == {"best", "shares"}
     assert found[far.name]["status"] == "spare"
     assert "worse than the best" in found[far.name]["why"]
     await middle.serve(Service(GREETER))
-    await micro_net.pass_time(1)
+    await micro_net.advance_time(1)
     first, *others = await candidates(middle)
     assert (first["status"], first["gateway"]) == ("best", "")
     assert {one["why"] for one in others} == {"this site has an instance of its own"}
@@ -53,7 +53,7 @@ async def test_nearest_site_is_best_and_others_have_a_reason(micro_net: Lab) -> 
 async def test_route_that_may_be_a_loop_is_infeasible(micro_net: Lab) -> None:
     a, b, c = await micro_net.ring(3)
     await a.serve(Service(GREETER))
-    await micro_net.pass_time(30)
+    await micro_net.advance_time(30)
     by_gateway = {one["gateway_name"]: one for one in await candidates(c)}
     assert by_gateway["a"]["status"] == "best"
     assert by_gateway["b"]["status"] == "infeasible"
@@ -64,16 +64,16 @@ async def test_route_that_may_be_a_loop_is_infeasible(micro_net: Lab) -> None:
 async def flap(net: Lab, node: LabNode, times: int, period_s: float) -> None:
     for number in range(times):
         service = await node.serve(Service(GREETER), instance_id=f"flapping-{number}")
-        await net.pass_time(period_s / 2)
+        await net.advance_time(period_s / 2)
         await node.stop_service(service)
-        await net.pass_time(period_s / 2)
+        await net.advance_time(period_s / 2)
 
 
 async def test_flapping_service_is_suppressed_shown_and_released(micro_net: Lab) -> None:
     a, b = await micro_net.line(2)
     await flap(micro_net, a, 8, 4.0)
     await a.serve(Service(GREETER))
-    await micro_net.pass_time(2)
+    await micro_net.advance_time(2)
     assert b.routes(GREETER) == []
     (flap_view,) = (await a.call(NODE, "Network.Flaps", {}))["flaps"]
     assert flap_view["is_suppressed"]
@@ -90,7 +90,7 @@ async def test_flapping_service_is_suppressed_shown_and_released(micro_net: Lab)
     suppressed = [one for one in await candidates(a) if one["status"] == "suppressed"]
     assert "advertised to neighbours again in" in suppressed[0]["why"]
     assert await a.call(NODE, "Network.Release", {"service": GREETER}) == {"released": GREETER}
-    await micro_net.pass_time(1)
+    await micro_net.advance_time(1)
     assert b.routes(GREETER)
     with pytest.raises(NotFound, match="is not suppressed by this node"):
         await a.call(NODE, "Network.Release", {"service": GREETER})
@@ -100,7 +100,7 @@ async def test_suppressed_service_is_reused_with_its_latest_state(micro_net: Lab
     a, b = await micro_net.line(2)
     await flap(micro_net, a, 8, 4.0)
     await a.serve(Service(GREETER, version="9"))
-    await micro_net.pass_time(121)
+    await micro_net.advance_time(121)
     (route,) = b.routes(GREETER)
     assert route.version == "9"
 
@@ -110,9 +110,9 @@ async def test_events_after_a_number_are_returned(micro_net: Lab) -> None:
     await micro_net.converged()
     before = (await b.call(NODE, "Network.Events", {"limit": 1}))["events"][-1]["number"]
     service = await a.serve(Service(GREETER))
-    await micro_net.pass_time(1)
+    await micro_net.advance_time(1)
     await a.stop_service(service)
-    await micro_net.pass_time(1)
+    await micro_net.advance_time(1)
     events = (await b.call(NODE, "Network.Events", {"after": before}))["events"]
     kinds = [(event["kind"], event["service"]) for event in events if event["service"] == GREETER]
     assert kinds == [("created", GREETER), ("deleted", GREETER)]
@@ -121,10 +121,10 @@ async def test_events_after_a_number_are_returned(micro_net: Lab) -> None:
 async def test_past_table_and_changes_since_then_are_returned(micro_net: Lab) -> None:
     a, b = await micro_net.line(2)
     service = await a.serve(Service(GREETER))
-    await micro_net.pass_time(60)
+    await micro_net.advance_time(60)
     await a.stop_service(service)
     await a.serve(Service("go.micro.srv.other"))
-    await micro_net.pass_time(10)
+    await micro_net.advance_time(10)
     past = await b.call(NODE, "Network.Past", {"ago_s": 20.0})
     assert GREETER in {route["service"] for route in past["routes"]}
     assert [route["service"] for route in past["removed"]] == [GREETER]

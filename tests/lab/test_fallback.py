@@ -60,7 +60,7 @@ def test_preferred_driver_is_used_if_both_work(lab_run: LabRun) -> None:
         a = await lab.add("a")
         b = await lab.add("b", links=[a])
         await linked(lab, b, "fast", 0.1)
-        await lab.pass_time(300)
+        await lab.advance_time(300)
         (link,) = b.node.tunnel.links()
         assert (link.driver, link.generation, link.why) == ("fast", 1, "first choice")
         assert lab.counted("tunnel_paths_fallen_back") == 0
@@ -77,7 +77,7 @@ def test_fallback_takes_less_than_a_second_and_is_reported(lab_run: LabRun) -> N
         assert await linked(lab, b, "fallback", 1.0) < 1.0
         (link,) = b.node.tunnel.links()
         assert link.why == "fast gave no answer in 0.4 s"
-        await lab.pass_time(1)
+        await lab.advance_time(1)
         lines = [line for line in lab.log if "linked to a" in line]
         assert len(lines) == 1
         assert "over fallback" in lines[0]
@@ -95,7 +95,7 @@ def test_link_moves_back_without_losing_calls_or_routes(lab_run: LabRun) -> None
         served: list[str] = []
         await a.serve(sleeper(served, 0.3))
         await linked(lab, b, "fallback", 1.0)
-        await lab.pass_time(0.1)
+        await lab.advance_time(0.1)
         await lab.converged()
         lab.unblock("fast", a, b)
         calls = []
@@ -115,7 +115,7 @@ def test_link_moves_back_without_losing_calls_or_routes(lab_run: LabRun) -> None
         assert [line for line in lab.log if "route deleted" in line] == []
         assert len([line for line in lab.log if "moved to fast" in line]) == 2
         # The old link is closed at both ends.
-        await lab.pass_time(10)
+        await lab.advance_time(10)
         assert not a.node.tunnel._retired
         assert not b.node.tunnel._retired
         assert await b.call("go.micro.srv.sleeper", "Sleep.Once") == "done"
@@ -149,15 +149,15 @@ def test_two_nodes_that_dial_each_other_keep_one_link_over_the_preferred_driver(
         b = await lab.add("b", links=[a])
         await lab.link(a, b)
         await linked(lab, a, "fast", 1.0)
-        await lab.pass_time(60)
+        await lab.advance_time(60)
         assert [link.driver for link in b.node.tunnel.links()] == ["fast"]
         # The driver is blocked in both directions: they keep one link over the other driver, and one node moves it back.
         lab.block("fast", a, b)
         await linked(lab, a, "fallback", 10.0)
         await linked(lab, b, "fallback", 10.0)
-        await lab.pass_time(60)
+        await lab.advance_time(60)
         generations = {link.generation for node in (a, b) for link in node.node.tunnel.links()}
-        await lab.pass_time(60)
+        await lab.advance_time(60)
         assert generations == {link.generation for node in (a, b) for link in node.node.tunnel.links()}
         lab.unblock("fast", a, b)
         await linked(lab, a, "fast", 70.0)
@@ -174,7 +174,7 @@ def test_long_call_on_the_old_link_fails_with_the_reason(lab_run: LabRun) -> Non
         b = await lab.add("b", links=[a])
         await a.serve(sleeper([], 60.0))
         await linked(lab, b, "fallback", 1.0)
-        await lab.pass_time(0.1)
+        await lab.advance_time(0.1)
         await lab.converged()
         lab.unblock("fast", a, b)
         calling = asyncio.ensure_future(b.call("go.micro.srv.sleeper", "Sleep.Once", timeout_s=90.0))

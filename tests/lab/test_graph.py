@@ -45,7 +45,7 @@ def test_link_between_two_networks_joins_their_graphs_soon() -> None:
         c = await lab.add("c", links=[d])
         await lab.converged()
         await lab.link(b, c)
-        await lab.pass_time(0.5)
+        await lab.advance_time(0.5)
         await lab.converged(MAX_PROPAGATION_S)
         assert [(node.record.name, node.hops) for node in a.node.network.nodes()] == [
             ("a", 0),

@@ -56,7 +56,7 @@ class Caller:
         until = self.net.now + seconds
         while self.net.now < until:
             calls.append(asyncio.get_running_loop().create_task(one()))
-            await self.net.pass_time(1 / per_s)
+            await self.net.advance_time(1 / per_s)
         await asyncio.gather(*calls)
         return answers["far"] / len(calls), spent / len(calls)
 
@@ -69,7 +69,7 @@ async def test_calls_move_gradually_from_an_overloaded_site_and_return(micro_net
     near = c if is_local else a
     await near.serve(worker("near"))
     await b.serve(worker("far"))
-    await micro_net.pass_time(20)
+    await micro_net.advance_time(20)
     caller = Caller(micro_net, c)
 
     share, usual_s = await caller.share(50, 10)
@@ -94,16 +94,16 @@ async def test_calls_move_gradually_from_an_overloaded_site_and_return(micro_net
 async def test_load_is_advertised_to_other_sites_and_explained(micro_net: Lab) -> None:
     a, b = await micro_net.line(2)
     await a.serve(worker("near"))
-    await micro_net.pass_time(5)
+    await micro_net.advance_time(5)
     await Caller(micro_net, a).share(50, 5)
     (route,) = b.routes(NAME)
     before = route.metric
     flood = asyncio.get_running_loop().create_task(Caller(micro_net, a).share(150, 20))
-    await micro_net.pass_time(15)
+    await micro_net.advance_time(15)
     (candidate,) = (await b.call("go.micro.network", "Network.Explain", {"service": NAME}))["candidates"]
     assert candidate["load_us"] >= 64_000
     assert candidate["announced_us"] >= candidate["load_us"]
     assert b.routes(NAME)[0].metric > before + 50_000
     await flood
-    await micro_net.pass_time(20)
+    await micro_net.advance_time(20)
     assert b.routes(NAME)[0].metric < before + 4_000

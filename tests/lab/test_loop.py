@@ -52,7 +52,7 @@ def test_deadlock_is_detected() -> None:
     async def main() -> None:
         await asyncio.Event().wait()
 
-    with pytest.raises(loop.Stuck, match="deadlock"):
+    with pytest.raises(loop.LoopStalled, match="deadlock"):
         loop.run(main())
 
 
@@ -66,5 +66,5 @@ def test_endless_loop_without_progress_of_time_is_detected() -> None:
         again()
         await asyncio.sleep(1.0)
 
-    with pytest.raises(loop.Stuck, match=r"virtual time does not advance beyond 0\.0"):
+    with pytest.raises(loop.LoopStalled, match=r"virtual time does not advance beyond 0\.0"):
         loop.run(main())

@@ -50,7 +50,7 @@ async def test_network_works_after_an_hour_of_virtual_time(micro_net: Lab) -> No
     a, _, c = await micro_net.line(3)
     await a.serve(greeter())
     began = time.monotonic()
-    await micro_net.pass_time(3_600.0)
+    await micro_net.advance_time(3_600.0)
     assert time.monotonic() - began < 60.0
     assert micro_net.now >= 3_600.0
     assert await c.call(GREETER, "Say.Hello", {"name": "Ann"}) == {"msg": "Hello Ann"}
@@ -61,7 +61,7 @@ async def test_partition_removes_routes_and_repair_restores_them(micro_net: Lab)
     await a.serve(greeter())
     await micro_net.converged()
     micro_net.partition(a, b)
-    await micro_net.pass_time(6.0)
+    await micro_net.advance_time(6.0)
     with pytest.raises(RouteNotFound):
         await c.call(GREETER, "Say.Hello", {"name": "John"})
     await micro_net.converged()
@@ -75,7 +75,7 @@ async def test_short_partition_does_not_lose_the_link(micro_net: Lab) -> None:
     await a.serve(greeter())
     await micro_net.converged()
     micro_net.partition(a, b)
-    await micro_net.pass_time(1.0)
+    await micro_net.advance_time(1.0)
     micro_net.heal(a, b)
     assert await b.call(GREETER, "Say.Hello", {"name": "John"}) == {"msg": "Hello John"}
     assert [line for line in micro_net.log if "lost" in line] == []
@@ -86,7 +86,7 @@ async def test_routes_to_a_killed_node_are_removed_within_five_seconds(micro_net
     await a.serve(greeter())
     await micro_net.converged()
     await b.kill()
-    await micro_net.pass_time(5.0)
+    await micro_net.advance_time(5.0)
     assert {route.router for route in c.routes()} == {c.id}
     with pytest.raises(MicroError, match="no route to"):
         await c.call(GREETER, "Say.Hello", {"name": "John"})
@@ -104,7 +104,7 @@ async def test_message_reaches_each_site_with_a_subscriber_once(micro_net: Lab) 
         await node.serve(service)
     await micro_net.converged()
     await d.publish("orders", {"id": 7})
-    await micro_net.pass_time(2.0)
+    await micro_net.advance_time(2.0)
     assert sorted(received) == [("a", 7), ("c", 7)]
 
 

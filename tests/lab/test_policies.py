@@ -34,7 +34,7 @@ async def line(net: Lab, middle: RouterOptions) -> tuple[LabNode, LabNode, LabNo
     b = await net.add("b", links=[a], router=middle)
     c = await net.add("c", links=[b])
     await a.serve(greeter())
-    await net.pass_time(5)
+    await net.advance_time(5)
     return a, b, c
 
 
@@ -61,17 +61,17 @@ async def test_export_best_advertises_the_best_origin_and_then_the_next(micro_ne
     )
     edge = await micro_net.add("edge", links=[middle])
     services = {node.name: await node.serve(greeter()) for node in (near, far)}
-    await micro_net.pass_time(5)
+    await micro_net.advance_time(5)
     assert {route.router for route in middle.routes(NAME)} == {near.id, far.id}
     assert {route.router for route in edge.routes(NAME)} == {near.id}
     await near.stop_service(services["near"])
-    await micro_net.pass_time(5)
+    await micro_net.advance_time(5)
     assert {route.router for route in edge.routes(NAME)} == {far.id}
 
 
 async def test_digests_match_with_policies(micro_net: Lab) -> None:
     _, b, c = await line(micro_net, router_options("name=c: export=local", "name=a: import=none"))
-    await micro_net.pass_time(600)
+    await micro_net.advance_time(600)
     assert b.counted("routing_digests_differ") == c.counted("routing_digests_differ") == 0
 
 
@@ -88,7 +88,7 @@ async def test_gateway_receives_calls_without_another_route(micro_net: Lab) -> N
 async def test_two_gateways_do_not_forward_calls_in_a_loop(micro_net: Lab) -> None:
     one = await micro_net.add("one", router=router_options(is_gateway=True))
     other = await micro_net.add("other", links=[one], router=router_options(is_gateway=True))
-    await micro_net.pass_time(5)
+    await micro_net.advance_time(5)
     for node in (one, other):
         with pytest.raises((RouteNotFound, LoopDetected)) as caught:
             await node.call("go.micro.srv.unknown", "Say.Hello")

@@ -55,7 +55,7 @@ async def line(net: Lab, table: TableMaker, router: RouterOptions | None = None)
 
 async def linked(net: Lab, node: LabNode) -> None:
     while not node.node.network.links():
-        await net.pass_time(STEP_S)
+        await net.advance_time(STEP_S)
 
 
 def stale(node: LabNode) -> list[str]:
@@ -70,7 +70,7 @@ async def first_answer_after(net: Lab, node: LabNode) -> tuple[float, int]:
         try:
             assert await node.call(NAME, "Say.Hello") == "hello"
         except RouteNotFound:
-            await net.pass_time(0.01)
+            await net.advance_time(0.01)
             continue
         return net.now - began, refused
     raise AssertionError
@@ -79,7 +79,7 @@ async def first_answer_after(net: Lab, node: LabNode) -> tuple[float, int]:
 async def test_stale_routes_are_used_as_soon_as_the_link_is_open(micro_net: Lab) -> None:
     _, _, c = await line(micro_net, persistent_table())
     await c.kill()
-    await micro_net.pass_time(5.0)
+    await micro_net.advance_time(5.0)
     await c.start()
     assert NAME in stale(c)
     seconds, refused = await first_answer_after(micro_net, c)
@@ -92,7 +92,7 @@ async def test_stale_routes_are_used_as_soon_as_the_link_is_open(micro_net: Lab)
 async def test_calls_fail_until_the_first_full_table_without_a_persistent_table(micro_net: Lab) -> None:
     _, _, c = await line(micro_net, memory_table)
     await c.kill()
-    await micro_net.pass_time(5.0)
+    await micro_net.advance_time(5.0)
     await c.start()
     seconds, refused = await first_answer_after(micro_net, c)
     assert refused > 0
@@ -127,7 +127,7 @@ async def test_stale_routes_expire_without_their_gateway(micro_net: Lab) -> None
     await b.kill()
     await c.start()
     assert NAME in stale(c)
-    await micro_net.pass_time(RouterOptions().restart_lease_s + 0.1)
+    await micro_net.advance_time(RouterOptions().restart_lease_s + 0.1)
     micro_net.check()
     assert {route.router for route in c.routes()} == {c.id}
 
@@ -137,7 +137,7 @@ async def test_service_that_stopped_meanwhile_is_removed_with_the_full_table(mic
     await c.kill()
     for service in [*a.services]:
         await a.stop_service(service)
-    await micro_net.pass_time(3.0)
+    await micro_net.advance_time(3.0)
     await c.start()
     assert NAME in stale(c)
     await linked(micro_net, c)
@@ -154,11 +154,11 @@ async def test_stale_routes_are_not_advertised(micro_net: Lab) -> None:
     await micro_net.converged()
     assert d.routes(NAME)
     await c.kill()
-    await micro_net.pass_time(30.0)
+    await micro_net.advance_time(30.0)
     micro_net.partition(b, c)
     assert d.routes(NAME) == []
     await c.start()
-    await micro_net.pass_time(40.0)
+    await micro_net.advance_time(40.0)
     assert d.node.network.links()
     assert NAME in stale(c)
     assert d.routes(NAME) == []
@@ -173,7 +173,7 @@ async def test_repeated_restarts_do_not_extend_the_lease(micro_net: Lab) -> None
     await b.kill()
     for _ in range(5):
         await c.start()
-        await micro_net.pass_time(20.0)
+        await micro_net.advance_time(20.0)
         micro_net.check()
         await c.kill()
     await c.start()
@@ -195,7 +195,7 @@ async def test_simultaneous_restart_of_two_nodes_creates_no_loop(micro_net: Lab)
         await node.start()
     for _ in range(90):
         micro_net.check()
-        await micro_net.pass_time(1.0)
+        await micro_net.advance_time(1.0)
     assert stale(b) == stale(c) == []
     assert d.routes(NAME) == []
     micro_net.heal(a, [b, c])

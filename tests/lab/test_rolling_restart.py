@@ -63,7 +63,7 @@ async def two_routes(net: Lab) -> tuple[list[LabNode], LabNode, Callers]:
     await serving.serve(worker())
     await net.converged()
     callers = Callers(calling)
-    await net.pass_time(1.0)
+    await net.advance_time(1.0)
     return forwarding, calling, callers
 
 
@@ -75,7 +75,7 @@ async def test_forwarding_nodes_are_replaced_without_a_failed_call(micro_net: La
     forwarding, _, callers = await two_routes(micro_net)
     for node in forwarding:
         await node.stop()
-        await micro_net.pass_time(5.0)
+        await micro_net.advance_time(5.0)
         await node.start()
         await micro_net.converged()
     await callers.end()
@@ -92,7 +92,7 @@ async def test_calls_avoid_a_node_whose_proxy_is_stopped(micro_net: Lab) -> None
     for connection in list(proxy._accepted):
         if connection.peer_id == calling.id:
             await connection.close()
-    await micro_net.pass_time(3.0)
+    await micro_net.advance_time(3.0)
     await callers.end()
     assert callers.failures == []
     assert callers.answered > 500
@@ -118,10 +118,10 @@ async def test_draining_neighbour_with_many_routes_is_tried_once(micro_net: Lab)
             )
         )
     connection = calling.node.proxy._peer_connection(draining.id, Priority.CALLS)
-    await micro_net.pass_time(0.1)
+    await micro_net.advance_time(0.1)
     for accepted in list(draining.node.proxy._accepted):
         accepted.send_goaway()
-    await micro_net.pass_time(0.1)
+    await micro_net.advance_time(0.1)
     assert not connection.can_open_streams
     with pytest.raises(Draining):
         await calling.call(NAME, "Do.Work", retries=0)
@@ -135,10 +135,10 @@ async def test_node_that_was_down_for_long_is_linked_as_soon_as_others_report_it
     await micro_net.converged()
     await absent.stop()
     # It is dialled only every 15 s now.
-    await micro_net.pass_time(120.0)
+    await micro_net.advance_time(120.0)
     for _ in range(5):
         await absent.start()
-        await micro_net.pass_time(2.0)
+        await micro_net.advance_time(2.0)
         assert is_linked(waiting, absent)
         await absent.kill()
-        await micro_net.pass_time(60.0)
+        await micro_net.advance_time(60.0)

@@ -86,7 +86,7 @@ class NetworkMachine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.01, 0.4, 3.5, 20.0]))
     def wait(self, seconds: float) -> None:
-        self.run(self.lab.pass_time(seconds))
+        self.run(self.lab.advance_time(seconds))
 
     @invariant()
     def no_invariant_is_violated(self) -> None:

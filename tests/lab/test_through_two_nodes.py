@@ -129,7 +129,7 @@ async def test_deadline_is_enforced_and_cancels_the_handler(micro_net: Lab) -> N
 async def test_cancelled_call_cancels_the_handler(micro_net: Lab) -> None:
     c, worker = await line_of_three(micro_net)
     task = asyncio.ensure_future(c.call(NAME, "Do.Wait", timeout_s=60.0))
-    await micro_net.pass_time(1.0)
+    await micro_net.advance_time(1.0)
     task.cancel()
     await asyncio.wait_for(worker.cancelled.wait(), 1.0)
     with pytest.raises(asyncio.CancelledError):
@@ -154,7 +154,7 @@ async def test_call_over_a_broken_link_fails_at_once_with_the_position(micro_net
     await a.serve(Worker("a").service)
     await micro_net.converged()
     task = asyncio.ensure_future(c.call(NAME, "Do.Echo", {"x": 1}))
-    await micro_net.pass_time(0.012)
+    await micro_net.advance_time(0.012)
     micro_net.reset(a, b)
     began = micro_net.now
     with pytest.raises(MicroError) as caught:
@@ -186,7 +186,7 @@ async def test_sites_share_calls_and_a_killed_site_gets_none(micro_net: Lab) -> 
         await middle.call(NAME, "Do.Busy")
     assert min(worker.calls for worker in workers.values()) >= 8
     await left.kill()
-    await micro_net.pass_time(5.0)
+    await micro_net.advance_time(5.0)
     before = workers[right.name].calls
     for _ in range(10):
         assert (await middle.call(NAME, "Do.Busy"))["by"] == right.name
@@ -209,7 +209,7 @@ async def test_call_over_the_hop_limit_is_refused(micro_net: Lab, monkeypatch: p
     monkeypatch.setattr(limits, "MAX_HOPS", 16)
     nodes = await micro_net.line(17)
     await nodes[0].serve(Worker("a").service)
-    await micro_net.pass_time(15.0)
+    await micro_net.advance_time(15.0)
     assert await nodes[14].call(NAME, "Do.Busy", timeout_s=5.0) == {"by": "a"}
     with pytest.raises((RouteNotFound, LoopDetected)):
         await nodes[16].call(NAME, "Do.Busy")
@@ -243,7 +243,7 @@ async def test_stopping_node_finishes_the_calls_that_it_forwards(micro_net: Lab)
     await a.serve(service)
     await micro_net.converged()
     task = asyncio.ensure_future(c.call(NAME, "Do.Slow"))
-    await micro_net.pass_time(0.5)
+    await micro_net.advance_time(0.5)
     await b.stop()
     try:
         assert await task == "done"

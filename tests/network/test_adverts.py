@@ -124,7 +124,7 @@ async def make(name: str) -> Site:
 
 @pytest.fixture
 async def sites(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Site, Site]]:
-    monkeypatch.setattr(module, "REOPEN_INITIAL_S", 0.02)
+    monkeypatch.setattr(module, "INITIAL_REOPEN_DELAY_S", 0.02)
     eu, us = await make("eu"), await make("us")
     yield eu, us
     for site in (eu, us):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from micro_core.contract import LoopDetected, Route
-from micro_core.proxy.duplicate_filter import MAX_REMEMBERED, REMEMBER_S, DuplicateFilter
-from micro_core.proxy.forward import check_may_pass, no_route, onward_header, usable_routes
+from micro_core.proxy.duplicate_filter import MAX_REMEMBERED, RETENTION_S, DuplicateFilter
+from micro_core.proxy.forward import check_may_pass, next_hop_header, no_route, usable_routes
 from micro_core.wire.header import CallHeader, decode_call_header, encode_header
 
 
@@ -50,7 +50,7 @@ def test_metadata_restricts_routes_by_origin_site_and_next_hop() -> None:
 
 def test_onward_header_has_one_hop_less_the_remaining_time_and_this_router() -> None:
     header = CallHeader("greeter", "Say.Hello", timeout_ms=500, hops_left=3, via=("a",), metadata={"k": "v"})
-    onward = decode_call_header(onward_header(encode_header(header), "me", 120))
+    onward = decode_call_header(next_hop_header(encode_header(header), "me", 120))
     assert (onward.hops_left, onward.via, onward.timeout_ms, onward.metadata) == (2, ("a", "me"), 380, {"k": "v"})
 
 
@@ -64,8 +64,8 @@ def test_duplicate_is_recognized_for_at_least_a_minute() -> None:
     duplicates = DuplicateFilter()
     assert duplicates.is_first("id", "target", 0.0)
     assert duplicates.is_first("id", "other", 0.0)
-    assert not duplicates.is_first("id", "target", REMEMBER_S)
-    assert not duplicates.is_first("id", "target", REMEMBER_S + 1)
+    assert not duplicates.is_first("id", "target", RETENTION_S)
+    assert not duplicates.is_first("id", "target", RETENTION_S + 1)
 
 
 def test_number_of_remembered_messages_is_bounded() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from micro_core.routing.damping import FORGET_BELOW, Damper, DampingPolicy
+from micro_core.routing.damping import MIN_RECORDED_PENALTY, Damper, DampingPolicy
 
 POLICY = DampingPolicy()
 EVENTS = st.lists(st.tuples(st.sampled_from("lcr"), st.floats(0.0, 30.0)), max_size=60)
@@ -87,7 +87,7 @@ def test_history_is_kept_after_the_suppression() -> None:
     damper.may_announce("a", now)
     damper.advance(now + POLICY.max_suppress_s)
     (flap,) = damper.statuses(now + POLICY.max_suppress_s)
-    assert flap.penalty > FORGET_BELOW
+    assert flap.penalty > MIN_RECORDED_PENALTY
     assert flap.losses == 10
     assert not flap.is_suppressed
 
@@ -132,7 +132,7 @@ def test_history_with_the_smallest_penalty_is_deleted_at_the_limit() -> None:
 def test_decayed_history_is_deleted() -> None:
     damper = Damper()
     damper.record_loss("a", 0.0)
-    damper.advance(POLICY.half_life_s * math.log2(POLICY.withdrawal / FORGET_BELOW) + 1)
+    damper.advance(POLICY.half_life_s * math.log2(POLICY.withdrawal / MIN_RECORDED_PENALTY) + 1)
     assert damper.statuses(1_000.0) == []
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from micro_core.contract.table import LOCAL_LINK, NETWORK_LINK, Route, RouteKey
-from micro_core.routing.lookup import NEARLY_EQUAL, OVERLOADED_US, SHARED_UNDER_LOAD, rank
+from micro_core.routing.lookup import LOAD_SHARING_FACTOR, OVERLOADED_US, SHARED_UNDER_LOAD, rank
 
 
 def route(gateway: str, metric: int, *, link: str = NETWORK_LINK, expires_at: float | None = None) -> Route:
@@ -129,6 +129,6 @@ def test_every_valid_route_is_ranked_once_and_the_first_is_nearly_the_best(
         has_local = any(one.link == LOCAL_LINK for one in alive)
         assert (leader.link == LOCAL_LINK) is has_local
         best = min(one.metric for one in alive if one.link == leader.link)
-        assert leader.metric <= best * NEARLY_EQUAL
+        assert leader.metric <= best * LOAD_SHARING_FACTOR
     rest = [(one.link != LOCAL_LINK, one.metric) for one in ranked[1:]]
     assert rest == sorted(rest)

@@ -70,7 +70,7 @@ class PairedSocket:
     async def close(self) -> None:
         if self.error is None and self.peer is not None:
             peer = self.peer
-            self._lose(Closed("closed here"))
+            self._lose(Closed("closed at this end"))
             peer._end_after_inbox(Ended("closed by the peer"))
 
     def lose(self, error: MicroError) -> None:

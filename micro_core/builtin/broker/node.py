@@ -36,7 +36,7 @@ from micro_core.lifecycle.background_tasks import BackgroundTasks
 CONNECT_TIMEOUT_S = 5.0
 """Time to find the host, dial it and restore all subscriptions."""
 
-RETRY_INITIAL_S = 0.05
+INITIAL_RETRY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +158,7 @@ class NodeBroker:
     async def _connected(self) -> HostSession:
         self._check_open()
         if len(self._tasks) == 0:
-            self._tasks.start(self._stay_connected())
+            self._tasks.start(self._maintain_connection())
         while self._session is None:
             await self._changed.wait()
             self._check_open()
@@ -175,7 +175,7 @@ class NodeBroker:
 
     # ----------------------------------------------------- the connection task
 
-    async def _stay_connected(self) -> None:
+    async def _maintain_connection(self) -> None:
         """Connect, restore the subscriptions, wait for the end of the session, and repeat."""
         attempts = 0
         while True:
@@ -189,7 +189,7 @@ class NodeBroker:
             except Exception:
                 self._context.counters.add("broker_tasks_failed")
                 self._context.logger.exception("the connection to the broker failed")
-            max_pause_s = min(self._options.retry_s, RETRY_INITIAL_S * 2 ** min(attempts, 10))
+            max_pause_s = min(self._options.retry_s, INITIAL_RETRY_S * 2 ** min(attempts, 10))
             attempts += 1
             await asyncio.sleep(max_pause_s * self._context.random.uniform(0.2, 1.0))
 

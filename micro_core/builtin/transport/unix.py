@@ -95,7 +95,7 @@ class UnixTransport:
             Conflict: The system refuses to listen at the path.
         """
         self._sockets.check_open()
-        path = _check_path(address.removeprefix("unix://") or str(self._directory / self._new_name()))
+        path = _check_path(address.removeprefix("unix://") or str(self._directory / self._random_socket_name()))
         url = f"unix://{path}"
 
         def connected(socket: StreamSocket) -> None:
@@ -128,7 +128,7 @@ class UnixTransport:
         self._sockets.add_listener(listener)
         return listener
 
-    def _new_name(self) -> str:
+    def _random_socket_name(self) -> str:
         return f"{self._random.getrandbits(48):012x}.sock"
 
 

@@ -71,9 +71,9 @@ def routes(
 ) -> None:
     """Show the route table of this site's node. The best route of a service comes first."""
     if at or diff:
-        from micro_core.cli.route_history import show_past
+        from micro_core.cli.route_history import show_past_table
 
-        show_past(at, diff, service, config, address, json)
+        show_past_table(at, diff, service, config, address, json)
         return
     from micro_core.cli.network import show_routes
 

@@ -42,7 +42,7 @@ T = TypeVar("T")
 MAX_COPIES = 1_024
 """Services that are watched separately at the same time."""
 
-RETRY_INITIAL_S = 0.05
+INITIAL_RETRY_S = 0.05
 
 NOT_SERVED = (404, 408, 429, 502, 503)
 """Codes of errors which mean that no registry has handled the request."""
@@ -108,7 +108,7 @@ class ServiceRegistry:
         self._is_open = True
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._options.start_s
-        pause_s, is_logged = RETRY_INITIAL_S, False
+        pause_s, is_logged = INITIAL_RETRY_S, False
         while True:
             try:
                 await self._call("Debug.Health", {})

@@ -14,7 +14,7 @@ from micro_core.standalone.registry.protocol import instances_of
 MAX_RECORDS = 100_000
 """Records accepted from one registry."""
 
-RETRY_INITIAL_S = 0.05
+INITIAL_RETRY_S = 0.05
 
 
 class RecordCopy:
@@ -58,19 +58,19 @@ class RecordCopy:
 
     def start(self) -> None:
         """Watch the registry in a task."""
-        self._tasks.start(self._stay_synced())
+        self._tasks.start(self._maintain_sync())
 
     async def close(self) -> None:
         """Stop watching. The records remain readable."""
         await self._tasks.cancel()
 
-    async def _stay_synced(self) -> None:
-        pause_s = RETRY_INITIAL_S
+    async def _maintain_sync(self) -> None:
+        pause_s = INITIAL_RETRY_S
         while True:
             try:
                 async with self._open_watch() as stream:
                     await self._read(stream)
-                pause_s = RETRY_INITIAL_S
+                pause_s = INITIAL_RETRY_S
             except MicroError as error:
                 if str(error) != self.last_error:
                     self._context.logger.warning("cannot watch the registry", extra={"reason": str(error)})

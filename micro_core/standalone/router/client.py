@@ -34,8 +34,8 @@ MAX_STALE_S = 90.0
 """How long routes to other sites are used while the router is not available. A router uses the same time for the routes
 of its neighbours."""
 
-RETRY_INITIAL_S = 0.1
-RETRY_MAX_S = 2.0
+INITIAL_RETRY_S = 0.1
+MAX_RETRY_S = 2.0
 """Bounds of the pause between two attempts to watch the table."""
 
 
@@ -72,7 +72,7 @@ class RemoteRouter:
 
     async def connect(self) -> None:
         """Find the router and read its table. Waits without limit until the router is available."""
-        task = self._tasks.start(self._stay_synced())
+        task = self._tasks.start(self._maintain_sync())
         if await ends_before(task, self._first_sync):
             task.result()
 
@@ -112,8 +112,8 @@ class RemoteRouter:
 
     # ---------------------------------------------------------------- private
 
-    async def _stay_synced(self) -> None:
-        backoff = Backoff(random=self._context.random, initial_s=RETRY_INITIAL_S, max_s=RETRY_MAX_S)
+    async def _maintain_sync(self) -> None:
+        backoff = Backoff(random=self._context.random, initial_s=INITIAL_RETRY_S, max_s=MAX_RETRY_S)
         reported = ""
         while True:
             self._is_synced = False

@@ -38,8 +38,8 @@ from micro_core.tunnel.identity import membership_proof
 MAX_SILENCE_S = 10.0
 """The tunnel process sends an event every second. One that is silent for this long is treated as not available."""
 
-RETRY_INITIAL_S = 0.1
-RETRY_MAX_S = 2.0
+INITIAL_RETRY_S = 0.1
+MAX_RETRY_S = 2.0
 """Bounds of the pause between two attempts to connect."""
 
 
@@ -95,7 +95,7 @@ class RemoteTunnel:
 
     async def connect(self) -> None:
         """Connect to the tunnel process and read its links. Waits without limit until the process is available."""
-        task = self._tasks.start(self._stay_connected())
+        task = self._tasks.start(self._maintain_connection())
         if await ends_before(task, self._connected):
             task.result()
 
@@ -212,7 +212,7 @@ class RemoteTunnel:
 
     def new_backoff(self) -> Backoff:
         """Return a backoff with the bounds of this client."""
-        return Backoff(random=self._random, initial_s=RETRY_INITIAL_S, max_s=RETRY_MAX_S)
+        return Backoff(random=self._random, initial_s=INITIAL_RETRY_S, max_s=MAX_RETRY_S)
 
     def remove_listener(self, channel: str) -> None:
         """Forget the listener of a channel."""
@@ -220,7 +220,7 @@ class RemoteTunnel:
 
     # ---------------------------------------------------------------- private
 
-    async def _stay_connected(self) -> None:
+    async def _maintain_connection(self) -> None:
         backoff = self.new_backoff()
         reported = ""
         while True:

@@ -46,13 +46,13 @@ class BrokerFaultChecks(BrokerKit):
 
     @requires(faults=("kill", "restart"))
     async def test_subscriptions_survive_a_back_end_outage(self, harness: Harness[Broker]) -> None:
-        await self._survive(harness, empty=False)
+        await self._check_recovery(harness, empty=False)
 
     @requires(faults=("kill", "wipe"))
     async def test_subscriptions_survive_back_end_data_loss(self, harness: Harness[Broker]) -> None:
-        await self._survive(harness, empty=True)
+        await self._check_recovery(harness, empty=True)
 
-    async def _survive(self, harness: Harness[Broker], *, empty: bool) -> None:
+    async def _check_recovery(self, harness: Harness[Broker], *, empty: bool) -> None:
         publisher, plain, members = (
             await harness.open(),
             [MessageRecorder(), MessageRecorder()],

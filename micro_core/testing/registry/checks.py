@@ -17,7 +17,7 @@ from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.waiting import fail, within
 from micro_core.testing.kit.watch_recorder import WatchRecorder
 from micro_core.testing.registry.faults import RegistryFaultChecks
-from micro_core.testing.registry.support import CREATED, DELETED, GREETER, LONG_S, OTHER, large_record, renewed
+from micro_core.testing.registry.support import CREATED, DELETED, GREETER, LONG_LEASE_S, OTHER, large_record, renewed
 from micro_core.testing.registry.watches import RegistryWatchChecks
 
 ATTEMPTS = 3
@@ -31,7 +31,7 @@ class RegistryConformance(RegistryWatchChecks, RegistryFaultChecks):
     async def test_registered_instance_is_listed_across_the_site(self, harness: Harness[Registry]) -> None:
         one, other = await harness.open(), await harness.open()
         assert await other.instances() == [], "instances returns an empty list if there are no records"
-        await one.register(GREETER, lease_s=LONG_S)
+        await one.register(GREETER, lease_s=LONG_LEASE_S)
         await self.expect_instances(one, GREETER)
         await self.expect_instances(other, GREETER)
 
@@ -39,7 +39,7 @@ class RegistryConformance(RegistryWatchChecks, RegistryFaultChecks):
         here, there = await harness.open(), await harness.open(site="us")
         beyond = await harness.open(network=f"{harness.network}.other")
         for registry, name in ((here, "here"), (there, "there"), (beyond, "beyond")):
-            await registry.register(replace(GREETER, id=name), lease_s=LONG_S)
+            await registry.register(replace(GREETER, id=name), lease_s=LONG_LEASE_S)
         await self.expect_instances(here, replace(GREETER, id="here"))
         await self.expect_instances(there, replace(GREETER, id="there"))
         await self.expect_instances(beyond, replace(GREETER, id="beyond"))
@@ -47,7 +47,7 @@ class RegistryConformance(RegistryWatchChecks, RegistryFaultChecks):
     async def test_instances_are_filtered_by_service(self, harness: Harness[Registry]) -> None:
         writer, reader = await harness.open(), await harness.open()
         for instance in (GREETER, OTHER):
-            await writer.register(instance, lease_s=LONG_S)
+            await writer.register(instance, lease_s=LONG_LEASE_S)
         await self.expect_instances(reader, GREETER, OTHER)
         await self.expect_instances(reader, GREETER, service=GREETER.service)
         assert await reader.instances("go.micro.srv.unknown") == []
@@ -57,20 +57,20 @@ class RegistryConformance(RegistryWatchChecks, RegistryFaultChecks):
         instances = [replace(GREETER, id=f"greeter-{number}", version=f"{number}.0") for number in range(10)]
         instances.append(Instance(service=GREETER.service, id="bare", address="unix:///run/bare.sock"))
         for instance in instances:
-            await writer.register(instance, lease_s=LONG_S)
+            await writer.register(instance, lease_s=LONG_LEASE_S)
         await self.expect_instances(reader, *instances)
 
     async def test_record_with_the_same_id_is_replaced(self, harness: Harness[Registry]) -> None:
         writer, reader = await harness.open(), await harness.open()
-        await writer.register(GREETER, lease_s=LONG_S)
+        await writer.register(GREETER, lease_s=LONG_LEASE_S)
         changed = replace(GREETER, address="tcp://127.0.0.1:4002", metadata={"zone": "b"}, endpoints=())
-        await writer.register(changed, lease_s=LONG_S)
+        await writer.register(changed, lease_s=LONG_LEASE_S)
         await self.expect_instances(reader, changed)
 
     async def test_record_is_replaced_atomically(self, harness: Harness[Registry]) -> None:
         writer, reader = await harness.open(), await harness.open()
         first = large_record(0, self.large_record_bytes)
-        await writer.register(first, lease_s=LONG_S)
+        await writer.register(first, lease_s=LONG_LEASE_S)
         await self.expect_instances(reader, first)
         writing = asyncio.create_task(self.replace_repeatedly(writer))
         try:
@@ -88,11 +88,11 @@ class RegistryConformance(RegistryWatchChecks, RegistryFaultChecks):
 
     async def test_instance_can_move_to_another_service(self, harness: Harness[Registry]) -> None:
         writer, reader = await harness.open(), await harness.open()
-        await writer.register(GREETER, lease_s=LONG_S)
+        await writer.register(GREETER, lease_s=LONG_LEASE_S)
         async with self.watching(reader, GREETER.service) as recorder:
             await recorder.wait_until(lambda: recorder.records, "a watch starts with the existing records")
             moved = replace(GREETER, service="go.micro.srv.moved")
-            await writer.register(moved, lease_s=LONG_S)
+            await writer.register(moved, lease_s=LONG_LEASE_S)
             await self.expect_instances(reader, moved)
             await recorder.wait_until(lambda: not recorder.records, "watchers of the previous service receive DELETED")
 
@@ -116,7 +116,7 @@ class RegistryConformance(RegistryWatchChecks, RegistryFaultChecks):
     async def test_deregistering_an_unknown_instance_is_ignored(self, harness: Harness[Registry]) -> None:
         registry = await harness.open()
         await registry.deregister(GREETER)
-        await registry.register(OTHER, lease_s=LONG_S)
+        await registry.register(OTHER, lease_s=LONG_LEASE_S)
         await registry.deregister(GREETER)
         await self.expect_instances(registry, OTHER)
 
@@ -126,8 +126,8 @@ class RegistryConformance(RegistryWatchChecks, RegistryFaultChecks):
     async def test_printable_ids_are_kept_distinct(self, harness: Harness[Registry], instance_id: str) -> None:
         writer, reader = await harness.open(), await harness.open()
         unusual = replace(GREETER, id=instance_id)
-        await writer.register(GREETER, lease_s=LONG_S)
-        await writer.register(unusual, lease_s=LONG_S)
+        await writer.register(GREETER, lease_s=LONG_LEASE_S)
+        await writer.register(unusual, lease_s=LONG_LEASE_S)
         await self.expect_instances(reader, GREETER, unusual)
         await writer.deregister(unusual)
         await self.expect_instances(reader, GREETER)
@@ -135,16 +135,16 @@ class RegistryConformance(RegistryWatchChecks, RegistryFaultChecks):
     async def test_invalid_record_is_rejected(self, harness: Harness[Registry]) -> None:
         registry = await harness.open()
         with pytest.raises(BadRequest):
-            await registry.register(replace(GREETER, service="no spaces"), lease_s=LONG_S)
+            await registry.register(replace(GREETER, service="no spaces"), lease_s=LONG_LEASE_S)
         large = {f"key-{number}": "x" * 4_000 for number in range(20)}
         with pytest.raises(TooLarge, match=r"\d"):
-            await registry.register(replace(GREETER, metadata=large), lease_s=LONG_S)
+            await registry.register(replace(GREETER, metadata=large), lease_s=LONG_LEASE_S)
         await self.expect_instances(registry)
 
     async def test_record_is_independent_of_the_callers_metadata(self, harness: Harness[Registry]) -> None:
         registry = await harness.open()
         metadata = {"zone": "a"}
-        await registry.register(replace(GREETER, metadata=metadata), lease_s=LONG_S)
+        await registry.register(replace(GREETER, metadata=metadata), lease_s=LONG_LEASE_S)
         metadata["zone"] = "b"
         await self.expect_instances(registry, replace(GREETER, metadata={"zone": "a"}))
 
@@ -191,10 +191,10 @@ class RegistryConformance(RegistryWatchChecks, RegistryFaultChecks):
     async def test_equal_record_renews_without_an_event(self, harness: Harness[Registry]) -> None:
         writer, reader = await harness.open(), await harness.open()
         async with self.watching(reader) as recorder:
-            for lease_s in (LONG_S, LONG_S, 2 * LONG_S):
+            for lease_s in (LONG_LEASE_S, LONG_LEASE_S, 2 * LONG_LEASE_S):
                 await writer.register(replace(GREETER), lease_s=lease_s)
                 await recorder.wait_until(lambda: recorder.records, "watchers receive CREATED for a new record")
-            await writer.register(OTHER, lease_s=LONG_S)
+            await writer.register(OTHER, lease_s=LONG_LEASE_S)
             await recorder.wait_until(lambda: OTHER.id in recorder.records, "watchers receive CREATED for a new record")
             kinds = [kind for kind, _ in recorder.changes_of(GREETER.id)]
             assert kinds == [CREATED], "registering an equal record renews its lease without an event"
@@ -206,7 +206,7 @@ class RegistryConformance(RegistryWatchChecks, RegistryFaultChecks):
             await recorder.wait_until(
                 lambda: len(recorder.changes_of(GREETER.id)) == 2, "watchers receive CREATED, then DELETED"
             )
-            await writer.register(GREETER, lease_s=LONG_S)
+            await writer.register(GREETER, lease_s=LONG_LEASE_S)
             await recorder.wait_until(
                 lambda: GREETER.id in recorder.records, "an expired record can be registered again"
             )
@@ -217,8 +217,8 @@ class RegistryConformance(RegistryWatchChecks, RegistryFaultChecks):
     async def test_close_withdraws_own_records_and_ends_watches(self, harness: Harness[Registry]) -> None:
         writer, reader = await harness.open(), await harness.open()
         kept = replace(GREETER, id="kept")
-        await reader.register(kept, lease_s=LONG_S)
-        await writer.register(GREETER, lease_s=LONG_S)
+        await reader.register(kept, lease_s=LONG_LEASE_S)
+        await writer.register(GREETER, lease_s=LONG_LEASE_S)
         await self.expect_instances(reader, kept, GREETER)
         ended_watch = await WatchRecorder(writer, None, self.timeout_s).start()
         async with self.watching(reader) as recorder:
@@ -233,10 +233,10 @@ class RegistryConformance(RegistryWatchChecks, RegistryFaultChecks):
 
     async def test_close_keeps_a_record_taken_over_by_another_registry(self, harness: Harness[Registry]) -> None:
         first, second = await harness.open(), await harness.open()
-        await first.register(GREETER, lease_s=LONG_S)
+        await first.register(GREETER, lease_s=LONG_LEASE_S)
         await self.expect_instances(second, GREETER)
         newer = replace(GREETER, address="tcp://127.0.0.1:4002")
-        await second.register(newer, lease_s=LONG_S)
+        await second.register(newer, lease_s=LONG_LEASE_S)
         await self.expect_instances(first, newer)
         await harness.close(first)
         await self.expect_instances(second, newer)
@@ -244,6 +244,6 @@ class RegistryConformance(RegistryWatchChecks, RegistryFaultChecks):
     async def test_closed_registry_raises_unreachable(self, harness: Harness[Registry]) -> None:
         registry = await harness.open()
         await harness.close(registry)
-        for call in (registry.instances(), registry.register(GREETER, lease_s=LONG_S)):
+        for call in (registry.instances(), registry.register(GREETER, lease_s=LONG_LEASE_S)):
             with pytest.raises(Unreachable):
                 await within(self.timeout_s, call, "a closed registry raises Unreachable immediately")

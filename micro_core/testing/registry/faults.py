@@ -15,9 +15,9 @@ from micro_core.testing.kit.faults import back_end_killed, back_end_slowed, loop
 from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.waiting import until, within
 from micro_core.testing.kit.watch_recorder import WatchRecorder
-from micro_core.testing.registry.support import GREETER, LONG_S, OTHER, RegistryKit, by_id, renewed
+from micro_core.testing.registry.support import GREETER, LONG_LEASE_S, OTHER, RegistryKit, by_id, renewed
 
-LATER = replace(GREETER, id="greeter-later")
+LATE_GREETER = replace(GREETER, id="greeter-later")
 
 
 class RegistryFaultChecks(RegistryKit):
@@ -44,7 +44,7 @@ class RegistryFaultChecks(RegistryKit):
 
         async def is_accepted() -> bool:
             try:
-                await registry.register(LATER, lease_s=LONG_S)
+                await registry.register(LATE_GREETER, lease_s=LONG_LEASE_S)
             except Unreachable:
                 return False
             return True
@@ -54,9 +54,9 @@ class RegistryFaultChecks(RegistryKit):
     @requires(faults=("kill", "restart"))
     async def test_unavailable_back_end_raises_unreachable_in_time(self, harness: Harness[Registry]) -> None:
         registry = await harness.open()
-        await registry.register(GREETER, lease_s=LONG_S)
+        await registry.register(GREETER, lease_s=LONG_LEASE_S)
         async with back_end_killed(self.faults(harness)):
-            calls: list[Awaitable[Any]] = [registry.register(OTHER, lease_s=LONG_S), registry.instances()]
+            calls: list[Awaitable[Any]] = [registry.register(OTHER, lease_s=LONG_LEASE_S), registry.instances()]
             for call in calls:
                 with pytest.raises(Unreachable) as caught:
                     await within(self.timeout_s, call, "Unreachable is raised in time if the back end is not available")
@@ -71,8 +71,8 @@ class RegistryFaultChecks(RegistryKit):
                 await asyncio.sleep(0.2)
             await self.register_until_accepted(writer)
             clause = "a watch continues when the back end is available again, and reports the live records"
-            await recorder.wait_until(lambda: set(recorder.records) == {GREETER.id, LATER.id}, clause)
-            await self.expect_instances_after_recovery(reader, GREETER, LATER)
+            await recorder.wait_until(lambda: set(recorder.records) == {GREETER.id, LATE_GREETER.id}, clause)
+            await self.expect_instances_after_recovery(reader, GREETER, LATE_GREETER)
 
     @requires(faults=("kill", "wipe"))
     async def test_records_are_restored_by_renewal_after_data_loss(self, harness: Harness[Registry]) -> None:
@@ -84,14 +84,16 @@ class RegistryFaultChecks(RegistryKit):
             async with back_end_killed(self.faults(harness), empty=True):
                 await asyncio.sleep(0.1)
             await self.register_until_accepted(writer)
-            await self.expect_instances_after_recovery(reader, GREETER, LATER)
+            await self.expect_instances_after_recovery(reader, GREETER, LATE_GREETER)
             clause = "a watch reports the live records after the back end lost its data"
-            await recorder.wait_until(lambda: by_id(recorder.records.values()) == by_id([GREETER, LATER]), clause)
+            await recorder.wait_until(
+                lambda: by_id(recorder.records.values()) == by_id([GREETER, LATE_GREETER]), clause
+            )
 
     @requires(capability="persistent", faults=("kill", "restart"))
     async def test_record_survives_a_back_end_restart(self, harness: Harness[Registry]) -> None:
         writer, reader = await harness.open(), await harness.open()
-        await writer.register(GREETER, lease_s=LONG_S)
+        await writer.register(GREETER, lease_s=LONG_LEASE_S)
         await self.expect_instances(reader, GREETER)
         async with back_end_killed(self.faults(harness)):
             await asyncio.sleep(0)
@@ -119,7 +121,7 @@ class RegistryFaultChecks(RegistryKit):
     async def test_paused_back_end_does_not_block_the_event_loop(self, harness: Harness[Registry]) -> None:
         writer, reader = await harness.open(), await harness.open()
         async with self.watching(reader) as recorder:
-            await writer.register(GREETER, lease_s=LONG_S)
+            await writer.register(GREETER, lease_s=LONG_LEASE_S)
             await recorder.wait_until(lambda: recorder.records, "watchers receive CREATED for a new record")
             faults = self.faults(harness)
             await faults.pause()
@@ -133,16 +135,16 @@ class RegistryFaultChecks(RegistryKit):
                 self.timeout_s, asyncio.gather(*calls), "a call to a paused back end succeeds or raises Unreachable"
             )
             await self.register_until_accepted(writer)
-            await self.expect_instances_after_recovery(reader, GREETER, OTHER, LATER)
+            await self.expect_instances_after_recovery(reader, GREETER, OTHER, LATE_GREETER)
             await recorder.wait_until(
-                lambda: LATER.id in recorder.records, "a watch continues after the back end was paused"
+                lambda: LATE_GREETER.id in recorder.records, "a watch continues after the back end was paused"
             )
 
     async def register_with_retries(self, registry: Registry) -> None:
         """Register a record, and try again after Unreachable."""
         while True:
             try:
-                await registry.register(OTHER, lease_s=LONG_S)
+                await registry.register(OTHER, lease_s=LONG_LEASE_S)
             except Unreachable:
                 await asyncio.sleep(0.05)
             else:
@@ -155,7 +157,9 @@ class RegistryFaultChecks(RegistryKit):
         async with self.watching(reader) as recorder, back_end_slowed(self.faults(harness)):
             for instance in instances:
                 await within(
-                    self.timeout_s, writer.register(instance, lease_s=LONG_S), "register completes on a slow back end"
+                    self.timeout_s,
+                    writer.register(instance, lease_s=LONG_LEASE_S),
+                    "register completes on a slow back end",
                 )
             await self.expect_instances(reader, *instances)
             clause = "a watch reports the live records of a slow back end"
@@ -164,13 +168,13 @@ class RegistryFaultChecks(RegistryKit):
     @requires(faults=("garbage",))
     async def test_garbage_is_counted_and_hides_no_record(self, harness: Harness[Registry]) -> None:
         writer, reader = await harness.open(), await harness.open()
-        await writer.register(GREETER, lease_s=LONG_S)
+        await writer.register(GREETER, lease_s=LONG_LEASE_S)
         await self.faults(harness).garbage(harness.context())
         new_reader = await harness.open()
         await self.expect_instances(new_reader, GREETER)
         async with self.watching(new_reader) as fresh, self.watching(reader) as recorder:
             await self.faults(harness).garbage(harness.context())
-            await writer.register(OTHER, lease_s=LONG_S)
+            await writer.register(OTHER, lease_s=LONG_LEASE_S)
             for each in (fresh, recorder):
                 await self.expect_watched(each, GREETER, OTHER)
             await self.expect_instances(reader, GREETER, OTHER)

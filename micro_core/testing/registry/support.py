@@ -31,7 +31,7 @@ GREETER = Instance(
     ),
 )
 OTHER = replace(GREETER, service="go.micro.srv.other", id="other-1")
-LONG_S = 60.0
+LONG_LEASE_S = 60.0
 """A lease that is longer than any check."""
 
 
@@ -53,7 +53,7 @@ class RegistryKit(Conformance[Registry]):
         """Register, watch and deregister a record."""
         writer, reader = await harness.open(), await harness.open()
         recorder = await WatchRecorder(reader, None, self.timeout_s).start()
-        await writer.register(GREETER, lease_s=LONG_S)
+        await writer.register(GREETER, lease_s=LONG_LEASE_S)
         await recorder.wait_until(lambda: GREETER.id in recorder.records, "watchers receive CREATED for a new record")
         await self.expect_instances(reader, GREETER)
         await writer.deregister(GREETER)
@@ -95,7 +95,7 @@ class RegistryKit(Conformance[Registry]):
         """Replace a large record again and again for half a second."""
         end = time.monotonic() + 0.5
         for number in range(1, self.burst_changes):
-            await registry.register(large_record(number, self.large_record_bytes), lease_s=LONG_S)
+            await registry.register(large_record(number, self.large_record_bytes), lease_s=LONG_LEASE_S)
             if time.monotonic() >= end:
                 return
             await asyncio.sleep(0)

@@ -11,7 +11,16 @@ from micro_core.testing.kit.conformance import requires
 from micro_core.testing.kit.harness import Harness
 from micro_core.testing.kit.waiting import within
 from micro_core.testing.kit.watch_recorder import WatchRecorder
-from micro_core.testing.registry.support import CREATED, DELETED, GREETER, LONG_S, OTHER, UPDATED, RegistryKit, by_id
+from micro_core.testing.registry.support import (
+    CREATED,
+    DELETED,
+    GREETER,
+    LONG_LEASE_S,
+    OTHER,
+    UPDATED,
+    RegistryKit,
+    by_id,
+)
 
 
 class RegistryWatchChecks(RegistryKit):
@@ -19,14 +28,14 @@ class RegistryWatchChecks(RegistryKit):
 
     async def test_watch_starts_with_existing_records_then_reports_changes(self, harness: Harness[Registry]) -> None:
         writer, reader = await harness.open(), await harness.open()
-        await writer.register(GREETER, lease_s=LONG_S)
+        await writer.register(GREETER, lease_s=LONG_LEASE_S)
         await self.expect_instances(reader, GREETER)
         async with self.watching(reader) as recorder:
             changes_of = recorder.changes_of
             clause = "a watch starts with one CREATED event for each existing record"
             await recorder.wait_until(lambda: changes_of(GREETER.id), clause)
             changed = replace(GREETER, metadata={"zone": "b"})
-            await writer.register(changed, lease_s=LONG_S)
+            await writer.register(changed, lease_s=LONG_LEASE_S)
             await recorder.wait_until(lambda: len(changes_of(GREETER.id)) >= 2, "watchers receive UPDATED")
             await writer.deregister(changed)
             await recorder.wait_until(lambda: len(changes_of(GREETER.id)) >= 3, "watchers receive DELETED")
@@ -38,7 +47,7 @@ class RegistryWatchChecks(RegistryKit):
         async with self.watching(reader) as recorder:
             last = 30
             for number in range(last + 1):
-                await writer.register(replace(GREETER, metadata={"n": str(number)}), lease_s=LONG_S)
+                await writer.register(replace(GREETER, metadata={"n": str(number)}), lease_s=LONG_LEASE_S)
 
             def numbers() -> list[int]:
                 return [int(instance.metadata["n"]) for _, instance in recorder.changes_of(GREETER.id)]
@@ -50,12 +59,12 @@ class RegistryWatchChecks(RegistryKit):
 
     async def test_watch_of_a_service_reports_only_that_service(self, harness: Harness[Registry]) -> None:
         writer, reader = await harness.open(), await harness.open()
-        await writer.register(OTHER, lease_s=LONG_S)
+        await writer.register(OTHER, lease_s=LONG_LEASE_S)
         await self.expect_instances(reader, OTHER)
         async with self.watching(reader, GREETER.service) as recorder:
             await writer.deregister(OTHER)
-            await writer.register(replace(OTHER, id="other-2"), lease_s=LONG_S)
-            await writer.register(GREETER, lease_s=LONG_S)
+            await writer.register(replace(OTHER, id="other-2"), lease_s=LONG_LEASE_S)
+            await writer.register(GREETER, lease_s=LONG_LEASE_S)
             await recorder.wait_until(
                 lambda: GREETER.id in recorder.records, "watchers receive CREATED for a new record"
             )
@@ -70,7 +79,7 @@ class RegistryWatchChecks(RegistryKit):
             for number in range(self.burst_changes):
                 instance = replace(instances[number % 4], metadata={"n": str(number)})
                 instances[number % 4] = instance
-                await writer.register(instance, lease_s=LONG_S)
+                await writer.register(instance, lease_s=LONG_LEASE_S)
         recorder = WatchRecorder(reader, None, self.timeout_s).read(watch)
         clause = "a slow watcher arrives at the latest state, if necessary through RESYNC"
         await recorder.wait_until(lambda: by_id(recorder.records.values()) == by_id(instances), clause)
@@ -79,7 +88,7 @@ class RegistryWatchChecks(RegistryKit):
     async def test_closed_watch_ends_its_iteration(self, harness: Harness[Registry]) -> None:
         registry = await harness.open()
         recorder = await WatchRecorder(registry, None, self.timeout_s).start()
-        await registry.register(GREETER, lease_s=LONG_S)
+        await registry.register(GREETER, lease_s=LONG_LEASE_S)
         await recorder.wait_until(lambda: recorder.records, "watchers receive CREATED for a new record")
         await recorder.close()
         await within(self.timeout_s, recorder.watch.close(), "close of a watch is safe to call twice")
@@ -91,7 +100,7 @@ class RegistryWatchChecks(RegistryKit):
             durations_s = []
             for number in range(7):
                 instance = replace(GREETER, id=f"greeter-{number}")
-                await writer.register(instance, lease_s=LONG_S)
+                await writer.register(instance, lease_s=LONG_LEASE_S)
                 began = time.monotonic()
                 await recorder.wait_until(lambda: len(recorder.records) > number, "watchers receive a change")  # noqa: B023
                 durations_s.append(time.monotonic() - began)

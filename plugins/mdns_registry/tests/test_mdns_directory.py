@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from micro_mdns_registry.directory import GRACE_S, MAX_OWNERS, OWNER_MEMORY_S, Directory
+from micro_mdns_registry.directory import GRACE_S, MAX_OWNERS, OWNER_RETENTION_S, Directory
 from micro_mdns_registry.txt_records import MAX_RECORDS_PER_OWNER, Heartbeat
 
 from micro_core.contract import CountersInMemory, Instance, RegistryEvent, RegistryEventKind
@@ -78,7 +78,7 @@ def test_delayed_copy_of_a_withdrawn_record_is_ignored() -> None:
     records.put("a", 1, instance(), LEASE_S, 0.0)
     records.apply_heartbeat("a", heartbeat(1, 2), 0.0)
     assert not records.is_wanted("a", 1)
-    records.expire(OWNER_MEMORY_S - 1)
+    records.expire(OWNER_RETENTION_S - 1)
     assert not records.is_wanted("a", 1)
 
 
@@ -126,9 +126,9 @@ def test_forged_owners_and_records_are_limited_and_counted() -> None:
         records.put("owner0", number + 1, instance(str(number)), LEASE_S, 0.0)
     assert counters.values == {"mdns_records_refused": 15}
     assert len(records.instances()) == MAX_RECORDS_PER_OWNER
-    records.expire(OWNER_MEMORY_S)
+    records.expire(OWNER_RETENTION_S)
     assert records.is_wanted("owner0", 1)
-    assert records.put("new", 1, instance("new"), LEASE_S, OWNER_MEMORY_S) != []
+    assert records.put("new", 1, instance("new"), LEASE_S, OWNER_RETENTION_S) != []
 
 
 def test_directory_matches_the_owner_after_loss_and_reordering() -> None:

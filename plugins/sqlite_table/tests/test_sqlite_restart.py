@@ -40,7 +40,7 @@ async def line(net: Lab, directory: Path) -> tuple[LabNode, LabNode, LabNode]:
     c = await net.add("c", links=[b], table=table_in(directory))
     await a.serve(service)
     await net.converged()
-    await net.pass_time(1.0)
+    await net.advance_time(1.0)
     return a, b, c
 
 
@@ -51,11 +51,11 @@ def stale_services(node: LabNode) -> list[str]:
 async def test_calls_continue_as_soon_as_the_link_is_open_again(micro_net: Lab, tmp_path: Path) -> None:
     _, _, c = await line(micro_net, tmp_path)
     await c.kill()
-    await micro_net.pass_time(5.0)
+    await micro_net.advance_time(5.0)
     await c.start()
     assert NAME in stale_services(c)
     while not c.node.network.links():
-        await micro_net.pass_time(0.001)
+        await micro_net.advance_time(0.001)
     started_at = micro_net.now
     assert await c.call(NAME, "Say.Hello") == "hello"
     assert micro_net.now - started_at < 2 * WAN.delay_s + 0.1
@@ -68,7 +68,7 @@ async def test_node_that_was_down_for_long_restores_no_routes(micro_net: Lab, tm
     await c.kill()
     await a.kill()
     await b.kill()
-    await micro_net.pass_time(3_600.0)
+    await micro_net.advance_time(3_600.0)
     await c.start()
     micro_net.check()
     assert stale_services(c) == []
@@ -83,7 +83,7 @@ async def test_repeated_restarts_do_not_extend_leases_of_routes_to_dead_nodes(mi
     for _ in range(6):
         await c.start()
         for _ in range(4):
-            await micro_net.pass_time(5.0)
+            await micro_net.advance_time(5.0)
             micro_net.check()
         await c.kill()
     await c.start()

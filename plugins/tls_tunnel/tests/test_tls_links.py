@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from micro_tls_tunnel.certificate import binding_of, make_certificate
-from micro_tls_tunnel.link import LOW_MARK_BYTES
+from micro_tls_tunnel.link import LOW_WATER_BYTES
 
 from micro_core.contract import Closed, Conflict, Ended, LinkLost, OptionError, Unreachable
 from micro_core.testing import free_port
@@ -86,7 +86,7 @@ async def test_slow_peer_fills_the_buffer_and_resuming_empties_it(
     before = near.writable
     far.link._transport.resume_reading()
     await near.until(lambda: near.writable > before)
-    assert near.link.buffered_bytes(0) <= LOW_MARK_BYTES
+    assert near.link.buffered_bytes(0) <= LOW_WATER_BYTES
     await far.until(lambda: len(far.received) == written)
 
 

@@ -25,7 +25,7 @@ MAX_OWNERS = 1_024
 MAX_RECORDS = 8_192
 """Maximum number of records of all owners together, for the same reason."""
 
-OWNER_MEMORY_S = 60.0
+OWNER_RETENTION_S = 60.0
 """Seconds for which a silent owner without records is remembered, longer than the delay of any duplicated message."""
 
 GRACE_S = 0.25
@@ -158,7 +158,7 @@ class Directory:
         silent = [
             owner
             for owner, entry in self._owners.items()
-            if not entry.records and entry.received_at + OWNER_MEMORY_S <= now
+            if not entry.records and entry.received_at + OWNER_RETENTION_S <= now
         ]
         for owner in silent:
             del self._owners[owner]

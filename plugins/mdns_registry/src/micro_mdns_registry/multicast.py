@@ -54,7 +54,9 @@ REPEAT_S = 1.0
 
 _KNOWN_TTL_S = 4_500
 _IP_VERSIONS = {"4": IPVersion.V4Only, "6": IPVersion.V6Only, "both": IPVersion.All}
-_HINT = "check that the interface is up and supports multicast, or set interfaces=127.0.0.1 for this host only"
+_INTERFACE_HINT = (
+    "check that the interface is up and supports multicast, or set interfaces=127.0.0.1 for this host only"
+)
 
 TextReceiver = Callable[[str, bytes], None]
 """Called in the event loop with (label before the service type, TXT data)."""
@@ -99,7 +101,7 @@ class Multicast:
             await self._zeroconf.zeroconf.async_wait_for_start()
         except (OSError, RuntimeError, NotRunningException) as error:
             await self.close()
-            raise Unreachable(f"mdns: cannot join multicast: {error}", hint=_HINT) from error
+            raise Unreachable(f"mdns: cannot join multicast: {error}", hint=_INTERFACE_HINT) from error
         self._zeroconf.zeroconf.async_add_listener(_Listener(self._text_received), None)
 
     async def retract_all(self) -> None:

@@ -96,7 +96,9 @@ class DurableSubscription:
                 return
             if self._session is not session:
                 self._inbox = session.client.new_inbox()
-                self._subscription = await session.subscribe(f"{self._inbox}.*", "", self._arrived, self._overrun)
+                self._subscription = await session.subscribe(
+                    f"{self._inbox}.*", "", self._arrived, self._report_overflow
+                )
                 await cancel_and_wait(self._puller)
                 self._session = session
                 self._ready = asyncio.get_running_loop().create_future()
@@ -249,7 +251,7 @@ class DurableSubscription:
                 self._is_consumer_lost = True
                 self._wake()
 
-    def _overrun(self, count: int) -> None:
+    def _report_overflow(self, count: int) -> None:
         # No message is lost: unacknowledged messages are redelivered.
         self._context.counters.add("broker_nats_messages_delayed", count)
 

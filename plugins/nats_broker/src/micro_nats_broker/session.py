@@ -62,7 +62,9 @@ class Session:
         self._stores_inbox = ""
         self._stores_count = 0
         self._lost_messages: dict[int, Callable[[int], None]] = {}
-        self.client = Client(must_encrypt=server.is_tls, on_lost=self._connection_lost, on_garbage=self._garbage)
+        self.client = Client(
+            must_encrypt=server.is_tls, on_lost=self._connection_lost, on_garbage=self._count_invalid_message
+        )
 
     # -------------------------------------------------------------------------- open and close
 
@@ -91,7 +93,7 @@ class Session:
             if isinstance(error, MicroError):
                 raise
             if isinstance(error, Exception):
-                raise self._translated(error) from error
+                raise self._to_micro_error(error) from error
             raise
         self._is_open = True
         self._keepalive_task = asyncio.get_running_loop().create_task(self._run_keepalive())
@@ -288,7 +290,7 @@ class Session:
             return
         self._context.logger.info("NATS error", extra={"reason": str(error) or type(error).__name__})
 
-    def _translated(self, error: Exception) -> MicroError:
+    def _to_micro_error(self, error: Exception) -> MicroError:
         text = f"nats: {self.server.url}: {error or type(error).__name__}"
         if isinstance(error, nats.errors.SecureConnWantedError):
             return Unauthorized(
@@ -308,7 +310,7 @@ class Session:
             text = f"nats: no response from {self.server.url} within {self._options.connect_timeout_s:.3g} s"
         return Unreachable(text, hint="is nats-server running there? check nats.url")
 
-    def _garbage(self) -> None:
+    def _count_invalid_message(self) -> None:
         self._context.counters.add("broker_nats_garbage")
 
     def _check_open(self) -> None:

@@ -81,8 +81,8 @@ class Stream:
             try:
                 info = await self._find_or_create(manager)
             except (nats.errors.Error, TimeoutError) as error:
-                raise self._translated(error) from error
-            self._warn_of_other_limits(info.config)
+                raise self._to_micro_error(error) from error
+            self._warn_about_limits(info.config)
             if self._created is not None and info.created is not None and info.created != self._created:
                 # The stream was replaced: all its messages were published since then and are undelivered.
                 self.incarnation += 1
@@ -108,7 +108,7 @@ class Stream:
                 if found.config.ack_wait != self._options.ack_wait_s:
                     await manager.add_consumer(self.name, replace(found.config, ack_wait=self._options.ack_wait_s))
         except (nats.errors.Error, TimeoutError) as error:
-            raise self._translated(error) from error
+            raise self._to_micro_error(error) from error
         return found.delivered.stream_seq if found.delivered is not None else 0
 
     async def delete_consumer(self, session: Session, name: str) -> None:
@@ -118,7 +118,7 @@ class Stream:
         except nats.js.errors.NotFoundError:
             return
         except (nats.errors.Error, TimeoutError) as error:
-            raise self._translated(error) from error
+            raise self._to_micro_error(error) from error
 
     def next_subject(self, consumer: str) -> str:
         """Return the subject of pull requests for a consumer."""
@@ -187,7 +187,7 @@ class Stream:
             found: api.ConsumerInfo = await manager.consumer_info(self.name, name)
             return found
 
-    def _warn_of_other_limits(self, config: api.StreamConfig) -> None:
+    def _warn_about_limits(self, config: api.StreamConfig) -> None:
         options = self._options
         expected = {"max_age": options.max_age_s, "max_bytes": options.max_bytes, "num_replicas": options.replicas}
         others = {key: getattr(config, key) for key, value in expected.items() if getattr(config, key) != value}
@@ -198,7 +198,7 @@ class Stream:
                 extra={"stream": self.name, "limits": ", ".join(f"{key}={value}" for key, value in others.items())},
             )
 
-    def _translated(self, error: Exception) -> ConfigError | Unreachable:
+    def _to_micro_error(self, error: Exception) -> ConfigError | Unreachable:
         code = getattr(error, "err_code", None)
         text = getattr(error, "description", None) or str(error) or type(error).__name__
         if code in _NOT_ENABLED or (isinstance(error, nats.js.errors.ServiceUnavailableError) and code is None):

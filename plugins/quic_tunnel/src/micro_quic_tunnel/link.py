@@ -18,7 +18,7 @@ from micro_quic_tunnel.connection import LaneConnection
 
 LANES = 4
 
-LOW_MARK_BYTES = 16 * 1024
+LOW_WATER_BYTES = 16 * 1024
 """`lane_writable` is called when the unsent bytes of a lane fall to this value after they were above it."""
 
 EAGER_BYTES = 2_048
@@ -103,7 +103,7 @@ class QuicLink:
         self.quic.send_stream_data(4 * lane, data)
         self._has_unsent = True
         unsent = self.quic.unsent_bytes(4 * lane)
-        if unsent > LOW_MARK_BYTES:
+        if unsent > LOW_WATER_BYTES:
             self._is_above[lane] = True
         if unsent >= EAGER_BYTES and not self._is_congested:
             self._send_datagrams()
@@ -133,7 +133,7 @@ class QuicLink:
                 await self._wait_acknowledged()
         finally:
             self._close_connection(NO_ERROR, CLOSED_REASON)
-            self.end(Closed(f"the link to {self.remote} was closed locally"))
+            self.end(Closed(f"the link to {self.remote} was closed at this end"))
 
     # ------------------------------------------------------- from the endpoint
 
@@ -291,7 +291,7 @@ class QuicLink:
 
     def _report_writable(self) -> None:
         for lane in range(LANES):
-            if self._is_above[lane] and self.buffered_bytes(lane) <= LOW_MARK_BYTES:
+            if self._is_above[lane] and self.buffered_bytes(lane) <= LOW_WATER_BYTES:
                 self._is_above[lane] = False
                 if self._receiver is not None and not self.ended.done():
                     self._receiver.lane_writable(lane)

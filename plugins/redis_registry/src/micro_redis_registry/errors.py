@@ -63,13 +63,13 @@ def to_contract_error(error: Exception, where: str) -> MicroError:
             "redis does not answer", at=where, hint="check that the server is running and not overloaded"
         )
     if isinstance(error, (library.ConnectionError, library.RedisClusterException, OSError)):
-        return Unreachable(f"cannot reach redis: {text}", at=where, hint=_reach_hint(text))
+        return Unreachable(f"cannot reach redis: {text}", at=where, hint=_connection_hint(text))
     if isinstance(error, library.ResponseError):
         return InternalError(f"redis returned an error: {text}", at=where, hint="Redis 5 or newer is required")
     return InternalError(f"redis: {text or type(error).__name__}", at=where)
 
 
-def _reach_hint(text: str) -> str:
+def _connection_hint(text: str) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return "set redis.ca_file to the certificate authority of the server"
     if "WRONG_VERSION_NUMBER" in text or "RECORD_LAYER_FAILURE" in text:

@@ -27,10 +27,10 @@ HOLD_S = 2.5
 """Seconds for which a record lost by the server is held. Its owner polls every second (`lease_monitor.py`), reconnects
 within another second, and needs a moment to restore the record."""
 
-LAG_S = 2.0
+MAX_FEED_LAG_S = 2.0
 """Seconds after which a change that the server has made and the feed has not delivered counts as lost."""
 
-AUDIT_S = 300.0
+FULL_READ_INTERVAL_S = 300.0
 """Seconds (roughly) after which all pages are read again in any case, which limits the duration of any inconsistency."""
 
 MAX_MESSAGE_BATCH = 64
@@ -135,7 +135,7 @@ class Follower:
             self._behind = None
         elif self._behind is None or self._directory.sequence >= self._behind[0]:
             self._behind = (sequence, now)
-        elif now - self._behind[1] > LAG_S:
+        elif now - self._behind[1] > MAX_FEED_LAG_S:
             self._restart_session("changes did not arrive")
 
     def _restart_session(self, reason: str) -> None:
@@ -189,7 +189,7 @@ class Follower:
             self._is_current = True
             self._notify_progress()
             with suppress(TimeoutError):
-                async with asyncio.timeout(AUDIT_S * self._context.random.uniform(0.8, 1.2)):
+                async with asyncio.timeout(FULL_READ_INTERVAL_S * self._context.random.uniform(0.8, 1.2)):
                     await self._read_feed(pubsub)
 
     async def _read_pages(self) -> None:

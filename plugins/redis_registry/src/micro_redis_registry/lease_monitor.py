@@ -28,7 +28,7 @@ POLL_S = 1.0
 MIN_PAUSE_S = 0.02
 """Shortest pause between two polls in seconds, however many leases end."""
 
-SPREAD_S = 0.08
+MAX_POLL_DELAY_S = 0.08
 """Random delay in seconds of polls at the end of a lease, so that only the first of many watchers has work to do."""
 
 MAX_DUE_PER_POLL = 100
@@ -87,7 +87,7 @@ class LeaseMonitor:
 
     def due_in(self, seconds: float) -> None:
         """Schedule a poll for a lease that may end in `seconds`."""
-        due_at = self._now() + seconds + self._context.random.uniform(0.0, SPREAD_S)
+        due_at = self._now() + seconds + self._context.random.uniform(0.0, MAX_POLL_DELAY_S)
         if due_at < self._next_poll_at and not self._is_unreachable:
             self._next_poll_at = due_at
             self._changed.set()
@@ -101,7 +101,7 @@ class LeaseMonitor:
             answer = await self._poll_all()
             if answer[5]:
                 left_s = max(MIN_PAUSE_S, (answer[5] - answer[0] + 1) / 1000)
-                pause_s = min(POLL_S, left_s + self._context.random.uniform(0.0, SPREAD_S))
+                pause_s = min(POLL_S, left_s + self._context.random.uniform(0.0, MAX_POLL_DELAY_S))
         finally:
             self._next_poll_at = min(self._next_poll_at, self._now() + pause_s)
         return State(epoch=answer[1], sequence=answer[2])

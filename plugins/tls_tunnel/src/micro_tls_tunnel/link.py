@@ -18,7 +18,7 @@ from micro_tls_tunnel.pipe import PipeState, TlsPipe
 
 SCHEME = "tls"
 
-LOW_MARK_BYTES = 16 * 1024
+LOW_WATER_BYTES = 16 * 1024
 """`lane_writable` is called when the buffered bytes fall to this value after they were above it."""
 
 EAGER_BYTES = 16 * 1024
@@ -92,7 +92,7 @@ class TlsLink(asyncio.BufferedProtocol):
             return
         self._queue.append(data)
         self._queued_bytes += len(data)
-        if self.buffered_bytes(0) > LOW_MARK_BYTES:
+        if self.buffered_bytes(0) > LOW_WATER_BYTES:
             self._is_above = True
         if self._queued_bytes >= EAGER_BYTES:
             self._send_queued()
@@ -130,7 +130,7 @@ class TlsLink(asyncio.BufferedProtocol):
                 self._counters.add("tls_closed_with_data_unread")
             finally:
                 transport.abort()
-                self.end(Closed(f"the link to {self.remote} was closed locally"))
+                self.end(Closed(f"the link to {self.remote} was closed at this end"))
         await asyncio.wait([self.ended])
 
     # ------------------------------------------------------------ from the driver
@@ -159,7 +159,7 @@ class TlsLink(asyncio.BufferedProtocol):
         self._transport = transport
         self.local, _ = _name(transport.get_extra_info("sockname"))
         self.remote, self.source = _name(transport.get_extra_info("peername"))
-        transport.set_write_buffer_limits(high=LOW_MARK_BYTES, low=LOW_MARK_BYTES)
+        transport.set_write_buffer_limits(high=LOW_WATER_BYTES, low=LOW_WATER_BYTES)
         _configure_socket(transport.get_extra_info("socket"), self._unsent_bytes)
         if self._on_connected is not None and not self._on_connected(self):
             return
@@ -186,7 +186,7 @@ class TlsLink(asyncio.BufferedProtocol):
         if not self._socket_closed.done():
             self._socket_closed.set_result(None)
         if self._is_closing:
-            self.end(Closed(f"the link to {self.remote} was closed locally"))
+            self.end(Closed(f"the link to {self.remote} was closed at this end"))
         elif isinstance(exc, OSError) and exc.errno is not None:
             self.end(LinkLost(f"the link to {self.remote} was lost: {os.strerror(exc.errno)}"))
         else:
@@ -273,7 +273,7 @@ class TlsLink(asyncio.BufferedProtocol):
             self._transport.write(data)
 
     def _report_writable(self) -> None:
-        if self._is_above and self.buffered_bytes(0) <= LOW_MARK_BYTES:
+        if self._is_above and self.buffered_bytes(0) <= LOW_WATER_BYTES:
             self._is_above = False
             if self._receiver is not None and not self.ended.done():
                 self._receiver.lane_writable(0)
