@@ -139,6 +139,8 @@ class ClientStream:
         self._call: ClientCall | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._wakeup = Wakeup()
+        self._writing: asyncio.Task[None] | None = None
+        """Waits in `send` until the connection accepts data. The end of the stream cancels it."""
         self._answer: ResponseReceived | None = None
         self._error: MicroError | None = None
         self._is_finished = False
@@ -217,7 +219,7 @@ class ClientStream:
         while not call.outgoing.is_empty:
             await self._wakeup.wait()
         if connection.is_paused and self._error is None:
-            await connection.writable()
+            await self._until_writable(connection)
         if self._error is not None:
             raise self._error
 
@@ -270,6 +272,15 @@ class ClientStream:
         self._error = error
         self._finish(error)
 
+    async def _until_writable(self, connection: Connection) -> None:
+        writing = self._writing = connection.loop.create_task(connection.writable())
+        try:
+            await asyncio.wait({writing})
+        finally:
+            writing.cancel()
+        if not writing.cancelled():
+            writing.result()
+
     async def _next(self) -> tuple[Any] | None:
         call, connection = self._opened()
         while True:
@@ -309,6 +320,8 @@ class ClientStream:
             self._timer.cancel()
         if self._call is not None and self._connection is not None:
             self._connection.close_stream(self._call.stream)
+        if self._writing is not None:
+            self._writing.cancel()
         self._wakeup.wake()
         if not self._is_finished:
             self._is_finished = True

@@ -1,4 +1,4 @@
-"""Limits on the memory that a client can use at a server by sending requests and not reading the responses."""
+"""Peers that do not read: limits on the memory that they use at a server, and the end of sends that wait for them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from micro_core.contract.errors import Overloaded, error_from_wire
+from micro_core.contract.errors import DeadlineExceeded, LinkLost, Overloaded, error_from_wire
+from micro_core.rpc.client_call import ClientStream
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.server import Server
 from micro_core.wire import codec, frames, limits
 from micro_core.wire.frames import Frame, FrameDecoder, Kind
-from micro_core.wire.header import CallHeader, CallMode, decode_map, encode_header, encode_hello
+from micro_core.wire.header import CallHeader, CallMode, decode_map, encode_header, encode_hello, encode_map
 
 if TYPE_CHECKING:
     from tests.rpc.conftest import PairedSocket
@@ -59,6 +60,21 @@ class SlowClient:
 
     def socket_lost(self, error: object) -> None:
         """Ignored."""
+
+
+def new_stream(connection: Connection, *, timeout_s: float) -> ClientStream:
+    async def open_call() -> tuple[Connection, bytes, float]:
+        return connection, b"", connection.loop.time() + timeout_s
+
+    return ClientStream(
+        open_call,
+        on_ended=lambda error: None,
+        mode=CallMode.CLIENT_STREAM,
+        content_type=codec.BYTES,
+        convert=None,
+        initial_items=(),
+        at="",
+    )
 
 
 def worker() -> Server:
@@ -131,3 +147,38 @@ async def test_streams_pause_while_the_connection_is_not_read(pair: Pair, until:
     assert connection.buffered_bytes < 16 * 1024 * KIB
     await connection.close()
     await until(lambda: server.in_flight == 0)
+
+
+async def test_deadline_ends_a_send_that_waits_until_the_connection_is_read(pair: Pair) -> None:
+    connection = Connection(pair[0], dialed=True)
+    stream = new_stream(connection, timeout_s=0.05)
+    async with asyncio.timeout(2.0), stream:
+        connection.pause_writing()
+        with pytest.raises(DeadlineExceeded):
+            await stream.send(b"item")
+
+
+async def test_error_of_the_server_ends_a_send_that_waits_until_the_connection_is_read(pair: Pair) -> None:
+    connection = Connection(pair[0], dialed=True)
+    stream = new_stream(connection, timeout_s=60.0)
+    async with asyncio.timeout(2.0), stream:
+        connection.pause_writing()
+        sending = asyncio.get_running_loop().create_task(stream.send(b"item"))
+        await asyncio.sleep(0)
+        assert not sending.done()
+        error = frames.encode(Kind.ERROR, 1, encode_map(Overloaded("full").to_wire()))
+        connection.data_received(frames.encode(Kind.HELLO, 0, encode_hello()) + error)
+        with pytest.raises(Overloaded):
+            await sending
+
+
+async def test_loss_of_the_connection_ends_a_send_that_waits_until_it_is_read(pair: Pair) -> None:
+    connection = Connection(pair[0], dialed=True)
+    stream = new_stream(connection, timeout_s=60.0)
+    async with asyncio.timeout(2.0), stream:
+        connection.pause_writing()
+        sending = asyncio.get_running_loop().create_task(stream.send(b"item"))
+        await asyncio.sleep(0)
+        pair[0].lose(LinkLost("cut"))
+        with pytest.raises(LinkLost):
+            await sending
