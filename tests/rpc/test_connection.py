@@ -207,6 +207,47 @@ async def test_lost_handler_of_an_ended_connection_is_called_at_once(pair: tuple
     assert errors == ["cut"]
 
 
+async def test_failing_handler_closes_the_connection_and_is_counted(
+    connect: Connect, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Faulty(Handler):
+        def request_received(self, connection: Connection, frame: Frame) -> None:
+            raise RuntimeError("bug")
+
+    handler, owner, other = Faulty(), Owner(), Owner()
+    near, far = connect(None, handler)
+    stream = near.open_stream(owner)
+    far.open_stream(other)
+    message = frames.encode(Kind.EVENT, 0, encode_header(EventHeader("orders", "1" * 32)))
+    near.send(frames.encode(Kind.REQUEST, stream, b"h") + message)
+    await until(lambda: bool(owner.errors))
+    assert isinstance(far.error, LinkLost)
+    assert len(other.errors) == len(handler.errors) == 1
+    assert handler.events == []
+    assert counted(far)["connection_bugs"] == 1
+    assert "processing a frame failed" in caplog.text
+
+
+@pytest.mark.parametrize("end", ["lost", "aborted", "closed"])
+async def test_end_of_the_connection_ends_round_trips_and_the_wait_for_hello(
+    pair: tuple[PairedSocket, PairedSocket], end: str
+) -> None:
+    near = Connection(pair[0], dialed=True)
+    waiting = asyncio.get_running_loop().create_task(near.round_trip())
+    await asyncio.sleep(0)
+    match end:
+        case "lost":
+            pair[0].lose(LinkLost("cut"))
+        case "aborted":
+            near.abort(LinkLost("cut"))
+        case _:
+            await near.close()
+    async with asyncio.timeout(1.0):
+        await waiting
+        await near.round_trip()
+    assert near._hello_timer.cancelled()
+
+
 async def test_failure_of_a_socket_that_is_closed_in_the_background_is_counted(
     pair: tuple[PairedSocket, PairedSocket], until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
