@@ -6,8 +6,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from micro_core.contract.driver import Counters
 from micro_core.contract.errors import BadRequest, DeadlineExceeded, InternalError, MicroError, Overloaded
 from micro_core.contract.registry import Endpoint
 from micro_core.rpc.calls import (
@@ -24,16 +25,15 @@ from micro_core.rpc.calls import (
 )
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.context import CallContext
-from micro_core.rpc.interceptors import CallInfo
+from micro_core.rpc.deadlines import Deadlines
+from micro_core.rpc.interceptors import CallInfo, Next
+from micro_core.rpc.load import LoadMeasure
 from micro_core.rpc.schema import HandlerShape
 from micro_core.rpc.validation import Convert, to_plain
 from micro_core.rpc.wakeup import Wakeup
 from micro_core.wire import codec
 from micro_core.wire.frames import Frame
 from micro_core.wire.header import CallHeader, CallMode, ResponseHeader, encode_header, plain_response_header
-
-if TYPE_CHECKING:
-    from micro_core.rpc.server import Server
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,30 @@ class ServedEndpoint:
         return positional, named
 
 
+class CallServer(Protocol):
+    """The server of a call, as far as the call uses it."""
+
+    at: str
+    """The hop in errors."""
+    counters: Counters
+    deadlines: Deadlines
+    load: LoadMeasure
+    proceed: Callable[[Next], Next] | None
+    """Wraps a handler in the interceptors of the server; None without interceptors."""
+
+    def reserve_answer_bytes(self, size_bytes: int) -> None:
+        """Reserve memory for an answer that waits for credit. Raises Overloaded above the limit of the server."""
+        ...
+
+    def release_answer_bytes(self, size_bytes: int) -> None:
+        """Release reserved memory."""
+        ...
+
+    def call_ended(self, call: ServedCall) -> None:
+        """Forget a call that has ended."""
+        ...
+
+
 class ServedCall:
     """A call that a server executes, from its REQUEST frame to the last frame of the answer."""
 
@@ -83,7 +107,7 @@ class ServedCall:
     )
 
     def __init__(
-        self, server: Server, connection: Connection, *, stream: int, header: CallHeader, served: ServedEndpoint
+        self, server: CallServer, connection: Connection, *, stream: int, header: CallHeader, served: ServedEndpoint
     ) -> None:
         self.started_at = connection.loop.time()
         self.deadline = self.started_at + header.timeout_ms / 1000

@@ -3,24 +3,55 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from micro_core.contract.errors import Closed, Malformed, MicroError
 from micro_core.contract.names import check_node_id
+from micro_core.contract.transport import Socket
 from micro_core.contract.tunnel import Session
 from micro_core.standalone.tunnel import protocol as ipc
-from micro_core.standalone.tunnel.client_socket import IpcSocket
+from micro_core.standalone.tunnel.client_socket import IpcReceiver, IpcSocket
 from micro_core.standalone.tunnel.protocol import Verb
+from micro_core.tunnel.backoff import Backoff
 
-if TYPE_CHECKING:
-    from micro_core.standalone.tunnel.client import RemoteTunnel
+
+class ListeningTunnel(Protocol):
+    """The client of the tunnel process, as far as its listeners use it."""
+
+    def new_backoff(self) -> Backoff:
+        """Return a backoff with the bounds of the client."""
+        ...
+
+    def start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` in a task that ends with the client at the latest."""
+        ...
+
+    async def wait_until_connected(self) -> None:
+        """Return when the tunnel process is available."""
+        ...
+
+    async def dial_ipc(self) -> Socket:
+        """Open a connection to the IPC server. Raises Unreachable."""
+        ...
+
+    def new_ipc_socket(self, request: dict[str, Any], receiver: IpcReceiver) -> IpcSocket:
+        """Return a connection to the IPC server that is not started."""
+        ...
+
+    def open_session(self, channel: str, peer: str, request: dict[str, Any]) -> Session:
+        """Open the session for which `request` asks."""
+        ...
+
+    def remove_listener(self, channel: str) -> None:
+        """Forget the listener of a channel."""
+        ...
 
 
 class RemoteListener:
     """Listens again whenever the tunnel process is back. Implements `ChannelListener` and `IpcReceiver`."""
 
-    def __init__(self, tunnel: RemoteTunnel, channel: str, accept: Callable[[Session], None]) -> None:
+    def __init__(self, tunnel: ListeningTunnel, channel: str, accept: Callable[[Session], None]) -> None:
         self.channel = channel
         self._tunnel = tunnel
         self._accept = accept

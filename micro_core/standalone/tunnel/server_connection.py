@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
+from micro_core.contract.clock import Random
 from micro_core.contract.errors import Malformed, MicroError
 from micro_core.contract.transport import Socket
 from micro_core.standalone.tunnel import protocol as ipc
@@ -12,14 +14,33 @@ from micro_core.standalone.tunnel.protocol import Kind
 from micro_core.standalone.tunnel.server_requests import RequestHandler
 from micro_core.wire import limits
 
-if TYPE_CHECKING:
-    from micro_core.standalone.tunnel.server import IpcServer
+
+class ConnectionServer(Protocol):
+    """The IPC server, as far as its connections use it."""
+
+    random: Random
+
+    def handle_request(self, connection: ClientConnection, nonce: bytes, request: dict[str, Any]) -> RequestHandler:
+        """Check the proof of a request and carry it out. Raises MicroError if it is refused."""
+        ...
+
+    def report_refusal(self, connection: ClientConnection, error: MicroError) -> None:
+        """Count and log a refused request."""
+        ...
+
+    def remove_connection(self, connection: ClientConnection) -> None:
+        """Forget a connection that has ended."""
+        ...
+
+    def run_in_background(self, work: Coroutine[None, None, None]) -> None:
+        """Run `work` in a task. A failure is counted and logged."""
+        ...
 
 
 class ClientConnection:
     """Reads the request of a client and passes all later messages to its handler. Implements `SocketReceiver`."""
 
-    def __init__(self, server: IpcServer, socket: Socket) -> None:
+    def __init__(self, server: ConnectionServer, socket: Socket) -> None:
         self.socket = socket
         self._server = server
         self._reader = ipc.Reader()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
+from micro_core.contract.clock import Clock
+from micro_core.contract.driver import Counters
 from micro_core.contract.errors import Malformed, MicroError, Overloaded
-from micro_core.contract.tunnel import Session
+from micro_core.contract.transport import Socket
+from micro_core.contract.tunnel import Session, Sessions
 from micro_core.standalone.tunnel import protocol as ipc
 from micro_core.standalone.tunnel.protocol import Kind
-
-if TYPE_CHECKING:
-    from micro_core.standalone.tunnel.server import IpcServer
-    from micro_core.standalone.tunnel.server_connection import ClientConnection
 
 MAX_UNREAD_EVENTS = 1_000
 """Events queued for a client that does not read. With one more, the connection of a watcher ends, and it then reads all
@@ -41,10 +41,45 @@ class RequestHandler(Protocol):
         ...
 
 
+class RequestConnection(Protocol):
+    """The connection of the client that sent the request."""
+
+    socket: Socket
+
+    def send(self, data: bytes) -> None:
+        """Queue encoded messages."""
+        ...
+
+    def end(self, error: MicroError | None) -> None:
+        """Send END with the error, then close the connection."""
+        ...
+
+
+class RequestServer(Protocol):
+    """The IPC server, as far as the handlers of requests use it."""
+
+    tunnel: Sessions
+    facts: Callable[[], dict[str, Any]]
+    clock: Clock
+    counters: Counters
+
+    def run_in_background(self, work: Coroutine[None, None, None]) -> None:
+        """Run `work` in a task. A failure is counted and logged."""
+        ...
+
+    def ticket_for(self, session: Session) -> str | None:
+        """Keep a session until a client accepts it. Close it and return None if too many sessions wait already."""
+        ...
+
+    def remove_watcher(self, watcher: LinkWatcher) -> None:
+        """Stop sending link events to a watcher."""
+        ...
+
+
 class RelayedSession:
     """Forwards data between a session of the tunnel and the connection of a client. Implements `SocketReceiver`."""
 
-    def __init__(self, server: IpcServer, connection: ClientConnection, session: Session) -> None:
+    def __init__(self, server: RequestServer, connection: RequestConnection, session: Session) -> None:
         self._server = server
         self._connection = connection
         self._session = session
@@ -105,7 +140,7 @@ class RelayedSession:
 class ForwardedListener:
     """Listens on a channel for a client, and sends it a ticket for each session that a peer opens."""
 
-    def __init__(self, server: IpcServer, connection: ClientConnection, channel: str) -> None:
+    def __init__(self, server: RequestServer, connection: RequestConnection, channel: str) -> None:
         self._server = server
         self._connection = connection
         self._is_paused = False
@@ -150,7 +185,7 @@ class ForwardedListener:
 class LinkWatcher:
     """Sends a client all current links, then each change, and the measurements of all links at an interval."""
 
-    def __init__(self, server: IpcServer, connection: ClientConnection) -> None:
+    def __init__(self, server: RequestServer, connection: RequestConnection) -> None:
         self._server = server
         self._connection = connection
         self._is_paused = False
