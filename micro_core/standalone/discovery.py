@@ -8,21 +8,17 @@ from typing import Any
 
 from micro_core.contract.errors import MicroError, Unreachable
 from micro_core.contract.names import (
-    IPC_KEY,
     NAME_KEY,
     NODE_KEY,
     SCOPE_KEY,
     SITE_KEY,
     SITE_SCOPE,
-    TUNNEL_SERVICE,
 )
 from micro_core.contract.registry import Instance, Registry
 from micro_core.drivers.runtime import Runtime
-from micro_core.lifecycle.environment import Environment
-from micro_core.node.assembly import network_token, node_name
+from micro_core.node.assembly import node_name
 from micro_core.rpc.client import Client
 from micro_core.rpc.server import Server
-from micro_core.standalone.tunnel.client import RemoteTunnel
 
 FIND_TIMEOUT_S = 5.0
 """How long the registry may take to return the instances of a component."""
@@ -55,26 +51,6 @@ async def find_component(registry: Registry, service: str, name: str) -> Instanc
 def component_metadata(node_id: str, name: str, site: str, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the metadata of a component. Its scope is the site, so that it is not advertised to other sites."""
     return {NODE_KEY: node_id, NAME_KEY: name, SITE_KEY: site, SCOPE_KEY: SITE_SCOPE, **(more or {})}
-
-
-def remote_tunnel(runtime: Runtime, report: Report) -> RemoteTunnel:
-    """Create a client of the tunnel process of the node that the settings name. It is not connected yet."""
-    name = node_name(runtime.settings)
-
-    async def find() -> str:
-        instance = await find_component(runtime.registry, TUNNEL_SERVICE, name)
-        return instance.metadata.get(IPC_KEY, "")
-
-    context = runtime.context
-    tunnel = RemoteTunnel(
-        find=find,
-        transport=runtime.transport,
-        network=context.network,
-        token=network_token(runtime.settings),
-        environment=Environment.from_context(context),
-    )
-    tunnel.set_availability_handler(availability_reporter("tunnel", report))
-    return tunnel
 
 
 def availability_reporter(component: str, report: Report) -> Callable[[MicroError | None], None]:

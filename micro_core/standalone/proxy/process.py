@@ -28,9 +28,9 @@ from micro_core.standalone.discovery import (
     Report,
     availability_reporter,
     component_metadata,
-    remote_tunnel,
 )
 from micro_core.standalone.router.client import RemoteRouter
+from micro_core.standalone.tunnel.remote import remote_tunnel
 
 ROLES = (Role.REGISTRY, Role.TRANSPORT, Role.BROKER)
 """Roles whose drivers this process uses. Tunnel drivers, resolvers and table belong to the other processes of the node."""

@@ -15,8 +15,9 @@ from micro_core.node.router_endpoints import RouterEndpoints
 from micro_core.node.routing_plane import RoutingPlane
 from micro_core.rpc.service import Service
 from micro_core.standalone.component import Component
-from micro_core.standalone.discovery import Relay, component_metadata, remote_tunnel
+from micro_core.standalone.discovery import Relay, component_metadata
 from micro_core.standalone.router.server import TableEndpoints
+from micro_core.standalone.tunnel.remote import remote_tunnel
 from micro_core.tunnel.identity import next_incarnation
 
 

@@ -27,6 +27,10 @@ class ListeningTunnel(Protocol):
         """Run `work` in a task that ends with the client at the latest."""
         ...
 
+    def start_connection_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work`, which opens or closes a connection, in a task for which the client waits when it closes."""
+        ...
+
     async def wait_until_connected(self) -> None:
         """Return when the tunnel process is available."""
         ...
