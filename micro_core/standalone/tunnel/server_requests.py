@@ -71,6 +71,10 @@ class RequestServer(Protocol):
         """Keep a session until a client accepts it. Close it and return None if too many sessions wait already."""
         ...
 
+    def drop_session(self, session: Session) -> None:
+        """Count and close a session that a peer has opened and no client can accept."""
+        ...
+
     def remove_watcher(self, watcher: LinkWatcher) -> None:
         """Stop sending link events to a watcher."""
         ...
