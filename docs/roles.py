@@ -164,7 +164,7 @@ def position_of(kit: type, check: object) -> tuple[int, int]:
 
 
 def requirement(check: object) -> str:
-    """Return for which drivers a check is run."""
+    """Return a description of the drivers for which a check is run."""
     requirements = requirements_of(check)
     conditions = [f"with `{requirements.capability}`"] if requirements.capability else []
     if requirements.faults:

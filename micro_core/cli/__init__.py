@@ -1,1 +1,1 @@
-"""The `micro` command. `commands/` holds what `--help` shows; the other modules hold what the commands do."""
+"""The `micro` command. `commands/` contains the options and help texts; the other modules contain the implementation."""

@@ -84,7 +84,7 @@ def stream_service(
 
 @contextlib.asynccontextmanager
 async def send_items(stream: ClientStream, body: Sequence[str] | None) -> AsyncIterator[None]:
-    """Send the items of `body` while the context receives.
+    """Send the items of `body` in the background while the body of the `async with` statement receives.
 
     If an item is invalid, the stream is cancelled and the error is raised at the end of the context.
     """

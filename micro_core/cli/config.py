@@ -110,8 +110,8 @@ def _plugin_sections(catalog: Catalog, settings: Settings, errors: list[ConfigEr
             continue
         sections.append(_PluginSection(key=name, values=settings.plugin_values(name)))
         try:
-            # A table without a plugin is an error, because its options have no effect. A table whose name matches
-            # several plugins, none of which is in use, is not.
+            # A table that matches no plugin is an error, because its options have no effect. A table that matches
+            # several plugins is accepted even if none of them is in use.
             if not matching:
                 catalog.find(name)
         except ConfigError as error:

@@ -21,14 +21,14 @@ def list_services(options: SettingOptions, as_json: bool) -> None:
             async with open_client(settings) as client:
                 found = (await client.call(NETWORK_SERVICE, "Network.Services"))["services"]
             rows = [{"service": e["service"], "instances": e["routes"], "sites": e["sites"]} for e in found]
-            asked, where, hint = [settings.node.proxy], "", ""
+            searched, where, hint = [settings.node.proxy], "", ""
         else:
             runtime = await build_runtime(settings)
             try:
                 instances = await runtime.registry.instances()
             finally:
                 await runtime.close()
-            asked, where = [*runtime.registries], f" on site {settings.node.site}"
+            searched, where = [*runtime.registries], f" on site {settings.node.site}"
             hint = (
                 "; MICRO_SITE selects another site, --plugins other registries; `micro new service NAME` creates a "
                 "service"
@@ -43,10 +43,10 @@ def list_services(options: SettingOptions, as_json: bool) -> None:
                 for name in names
             ]
         if as_json:
-            show_json("micro.services/1", {"services": rows, "asked": asked})
+            show_json("micro.services/1", {"services": rows, "searched": searched})
         else:
             cells = [[row["service"], row["instances"], row["sites"]] for row in rows]
-            empty = f"no services{where} yet; asked: {', '.join(asked)}{hint}"
+            empty = f"no services{where} yet; searched: {', '.join(searched)}{hint}"
             show_table(["service", "instances", "sites"], cells, empty)
 
     run_command(work, as_json=as_json)

@@ -65,7 +65,7 @@ async def _follow(
         reach_us = await _median_us(lambda: call_hop(node, "Network.Flaps", {}))  # noqa: B023
         hops.append({"node": explained["node"], "reach_us": reach_us, "route": best})
         if best is None:
-            raise RouteNotFound(f"no route to {service}", at=f"node {explained['node']}")
+            raise RouteNotFound(f"no route to {service}", at=f"node {explained['node']}", hint="micro network services")
         if not best["gateway"]:
             return hops
         if best["gateway"] in visited or len(hops) > limits.MAX_HOPS:

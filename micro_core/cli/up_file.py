@@ -72,7 +72,7 @@ class _File:
         self._base = {name: value for name, value in environ.items() if name not in _PER_PROCESS}
         self._base["MICRO_CONFIG"] = str(path)
         self._base["PYTHONUNBUFFERED"] = "1"
-        # Puts the `python` of this environment first on PATH, even if the environment is not activated.
+        # The `python` of this environment comes first on PATH, even if the environment is not activated.
         self._base["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), environ.get("PATH", os.defpath)))
 
     def plans(self) -> list[ProcessPlan]:

@@ -56,7 +56,7 @@ def from_flags(flags: Mapping[str, object], environ: Mapping[str, str]) -> dict[
     for text, raw in flags.items():
         key = parse_key(text)
         if key is None:
-            raise OptionError(f"invalid key of a setting {text!r:.80}", hint="e.g. node.site, quic.port")
+            raise OptionError(f"invalid setting {text!r:.80}", hint="use TABLE.NAME, e.g. node.site or quic.port")
         if raw is not None:
             flag = _FLAGS.get(key[1], f"--{key[1].replace('_', '-')}")
             values[key] = Value(raw, f"flag {flag}", Rank.FLAG, environ=environ)

@@ -117,8 +117,8 @@ def option(default: T, help: str, *, secret: bool = False) -> T:  # noqa: A002 -
 
     Example: `port: int = option(8085, "UDP port to listen on.")`.
 
-    Core converts configured values to the annotated type: `str`, `int`, `float`, `bool`, a tuple or frozenset of one of
-    them, or one of them or None. It reports values that cannot be converted. Check further conditions in `__post_init__`
+    Core converts configured values to the annotated type: `str`, `int`, `float`, `bool`, a tuple or frozenset of
+    these types, or `X | None`. It reports values that cannot be converted. Check further conditions in `__post_init__`
     and raise `OptionError` with the name of the field in the text; core adds the plugin and the source of the value.
 
     Args:
@@ -130,7 +130,7 @@ def option(default: T, help: str, *, secret: bool = False) -> T:  # noqa: A002 -
         TypeError: `default` is a list, dict or set.
     """
     if isinstance(default, (list, dict, set)):
-        raise TypeError("use a tuple or frozenset: options are frozen")
+        raise TypeError("invalid default of an option: it is mutable (hint: use a tuple or frozenset)")
     return dataclasses.field(default=default, repr=not secret, metadata={"help": help, "secret": secret})
 
 

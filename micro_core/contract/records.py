@@ -17,7 +17,7 @@ MAX_RECORD_BYTES = 64 * 1024
 """Maximum size of a record: all strings and values together. `check_instance` raises TooLarge above it.
 
 The limit is low because every watcher stores every record. A driver whose back end has a lower limit raises TooLarge itself
-and names that limit."""
+and states that limit."""
 
 MAX_ENDPOINTS = 512
 """Maximum number of endpoints of an instance, including its subscriptions (at most 256)."""

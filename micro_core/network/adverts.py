@@ -104,7 +104,7 @@ class Adverts:
             case LinkDown(link):
                 self._link_down(link)
             case DialFailed():
-                # No link existed, so the router has nothing to forget.
+                # No link existed, so the router has no routes to remove.
                 pass
 
     def _link_up(self, link: LinkInfo) -> None:

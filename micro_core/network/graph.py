@@ -47,10 +47,10 @@ class Graph:
     def __init__(self, own: NodeRecord) -> None:
         self.own = own
         self.refused = 0
-        """How many records were refused because the graph has `MAX_NODES` already."""
+        """Number of records refused because the graph already has `MAX_NODES` nodes."""
         self._entries: dict[str, _Entry] = {}
         self._unadvertised: dict[str, None] = {}
-        """Nodes whose record was not advertised to the neighbours yet: it is new, or was out of reach so far."""
+        """Nodes whose record has not been advertised to the neighbours, because it is new or was unreachable."""
         self._distances: dict[str, int] | None = None
         """The result of the last search; None if links have changed since."""
 

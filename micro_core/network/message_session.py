@@ -27,7 +27,7 @@ class MessageReader:
     """Receives the messages that a peer sends on its session.
 
     `receive(payload)` is called for each message. If it raises a MicroError, or if a message is malformed, then
-    `refused(error)` is called once and the rest is ignored. `lost` is called when the session has ended.
+    `refused(error)` is called once and further messages are ignored. `lost` is called when the session has ended.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MessageReader:
         """Do nothing: this end does not write."""
 
     def socket_lost(self, error: MicroError) -> None:  # noqa: ARG002 - the tunnel reports the reason
-        """Note the end of the session."""
+        """Record the end of the session."""
         self._has_ended = True
         self._incomplete = b""
         if self._lost is not None:
@@ -105,6 +105,6 @@ class MessageWriter:
         """Do nothing, see `pause_writing`."""
 
     def socket_lost(self, error: MicroError) -> None:  # noqa: ARG002 - the tunnel reports the reason
-        """Note the end of the session."""
+        """Record the end of the session."""
         if self._lost is not None:
             self._lost()

@@ -27,7 +27,7 @@ class LinkSettings:
     token: str
     """The token of the network. Nodes with another token are not linked."""
     incarnation: int
-    """Number of this start of the node; it grows with each start."""
+    """The incarnation of the node: a number that is higher after each start."""
     listeners: Sequence[tuple[LinkDriver, str | None]]
     """Tunnel drivers, each with the address at which it listens, or None for a driver that only dials."""
     resolvers: Sequence[Resolver] = ()

@@ -89,7 +89,7 @@ class Dispatcher:
         # Error messages name the registries, so that a missing plugin in the settings is noticed.
         self._registry_of = f"the registry of site {site}" if site else "the registry of this site"
         if registry_names:
-            self._registry_of += f" (asked: {', '.join(registry_names)})"
+            self._registry_of += f" (searched: {', '.join(registry_names)})"
         self._pool = pool
         self._selector = selector
         self._clock = clock
@@ -233,8 +233,8 @@ class Dispatcher:
         raise ServiceNotFound(
             f"no instance of {service} in {self._registry_of}",
             at=self._at,
-            hint=f"is it in another registry? --plugins or MICRO_PLUGINS names it. Is it on another site? "
-            f"MICRO_PROXY={NETWORK_SERVICE} calls through this site's node, MICRO_SITE=NAME asks that site's registry",
+            hint=f"for a service on another site, set MICRO_PROXY={NETWORK_SERVICE} (call through the node of this site) or "
+            f"MICRO_SITE=NAME (use the registry of that site); for another registry, use --plugins or MICRO_PLUGINS",
         )
 
     def _find_ready(self, address: str) -> Connection | None:

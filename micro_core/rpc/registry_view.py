@@ -55,7 +55,7 @@ class RegistryView:
         return found
 
     async def look_up(self, service: str) -> tuple[Instance, ...]:
-        """Read the instances of `service` from the registry. For a service that `find` does not know yet.
+        """Read the instances of `service`, which `find` does not know yet, from the registry.
 
         The first look-up also opens the watch.
 

@@ -59,7 +59,7 @@ class Server:
     Args:
         name: The name of the service. Requests for other services, e.g. from a client that uses an outdated address, are
             refused with ServiceNotFound. If it is empty, requests for all names are accepted.
-        at: The id of the instance in errors. By default the name.
+        at: The location that errors contain, e.g. the id of the instance. Default: `name`.
         counters: Where calls, errors and dropped messages are counted. In memory by default.
         interceptors: Functions around each call, the first outermost.
         max_concurrent: Maximum number of concurrent calls.

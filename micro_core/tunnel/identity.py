@@ -187,7 +187,7 @@ def _read_secret(path: Path) -> str:
         try:
             secret = file.read(MAX_SECRET_FILE_BYTES).strip()
         except UnicodeDecodeError as error:
-            raise ConfigError(f"{path} is not a text file", hint="is it the right file?") from error
+            raise ConfigError(f"{path} is not a text file", hint="check the path") from error
     if not secret:
         # An empty token would be known to everybody.
         raise ConfigError(f"{path} is empty", hint="remove the file, or write the secret to it")

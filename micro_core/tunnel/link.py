@@ -46,8 +46,8 @@ MAX_EARLY_BYTES = 256 * 1024
 """Buffered from the other lanes during the handshake, because the first data may overtake the last handshake message."""
 
 RETIRE_S = limits.DEFAULT_TIMEOUT_S
-"""How long sessions may continue on a link that was replaced by a link over another driver: as long as a call takes at
-most, unless its caller set another timeout."""
+"""Seconds for which sessions may continue on a link that was replaced by a link over another driver: the default timeout of
+a call."""
 
 
 class LinkOwner(Protocol):

@@ -40,8 +40,8 @@ class DialPath(Protocol):
     ) -> NodeLink:
         """Dial `path`, complete the handshake and return the link to the node that answered.
 
-        If the node is linked already by another link than `replaces`, that link is kept and returned, unless
-        `is_forced`. Raises Unreachable, Unauthorized.
+        If the node already has a link other than `replaces`, that link is kept and returned, unless `is_forced` is
+        set. Raises Unreachable, Unauthorized.
         """
         ...
 

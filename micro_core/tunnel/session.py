@@ -111,7 +111,9 @@ class TunnelSession:
                 try:
                     await asyncio.wait_for(self._ended.wait(), CLOSE_TIMEOUT_S)
                 except TimeoutError:
-                    self._link.reset_session(self._mux_session, Closed("closed before all data was read"))
+                    self._link.reset_session(
+                        self._mux_session, Closed(f"the session on {self.channel} was closed before all data was read")
+                    )
             self.end(error)
 
     # ------------------------------------------------------ called by the link

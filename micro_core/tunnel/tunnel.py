@@ -71,7 +71,7 @@ class TunnelOptions:
     """How long a dial may take without its handshake, which has its own timeout."""
 
     paths: PathOptions = field(default_factory=PathOptions)
-    """When the paths to a node are dialled, and dialled again."""
+    """Times of connection attempts and retries."""
 
 
 class TunnelHost:
@@ -386,7 +386,7 @@ class TunnelHost:
     def _is_move(self, new: NodeLink, old: NodeLink) -> bool:
         """Return whether the old link still works: the same incarnation of the peer has a new link over another driver.
 
-        Over the same driver the peer would not have dialled again unless the old link were broken.
+        A second link over the same driver means that the old one is broken: otherwise the peer would not have dialled.
         """
         assert new.peer is not None
         assert old.peer is not None

@@ -192,10 +192,10 @@ def test_broken_hooks_stop_only_commands_that_name_them(process: Any, install: A
 
 def test_empty_service_list_names_the_registries(process: Any) -> None:
     assert (
-        "no services on site local yet; asked: registry:local; MICRO_SITE selects another site"
+        "no services on site local yet; searched: registry:local; MICRO_SITE selects another site"
         in process("services").stderr
     )
-    assert "asked: registry:memory;" in process("services", "--plugins", "registry:memory").stderr
+    assert "searched: registry:memory;" in process("services", "--plugins", "registry:memory").stderr
 
 
 def test_console_script_is_declared() -> None:

@@ -350,7 +350,7 @@ def test_terminated_subscriber_withdraws_its_registration(sites: TwoSites) -> No
         (["call", "kinds", "Do.Move", "x=1"], "micro.call/1", {"service", "endpoint", "response"}),
         (["stream", "kinds", "Do.Count", "to=1"], "micro.stream/1", {"item"}),
         (["publish", "orders.paid", "x=1"], "micro.publish/1", {"topic", "id"}),
-        (["services"], "micro.services/1", {"services", "asked"}),
+        (["services"], "micro.services/1", {"services", "searched"}),
         (["describe", "kinds"], "micro.describe/1", {"service", "version", "id", "endpoints"}),
         (["describe", "go.micro.network"], "micro.describe/1", {"service", "version", "id", "endpoints"}),
         (["network", "nodes"], "micro.nodes/1", {"nodes"}),
@@ -389,5 +389,5 @@ def test_without_a_proxy_only_the_site_is_called_and_a_hint_is_shown(sites: TwoS
     done = sites.micro("call", "kinds", "Do.Move", "x=1", proxy="")
     assert done.exit_code == 4
     assert "MICRO_PROXY=go.micro.network" in done.stderr
-    assert "(asked: registry:local)" in done.stderr
+    assert "(searched: registry:local)" in done.stderr
     assert "--plugins" in done.stderr

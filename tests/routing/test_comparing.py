@@ -1,4 +1,4 @@
-"""The comparison of a router with a registry that changes meanwhile."""
+"""Comparison of the routes of a router with a registry that changes during the comparison."""
 
 from __future__ import annotations
 

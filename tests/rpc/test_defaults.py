@@ -46,9 +46,9 @@ async def test_client_finds_a_service_of_its_site_without_configuration() -> Non
         with pytest.raises(ServiceNotFound) as caught:
             await client.call("go.micro.srv.greeter", "Say.Hello", "John")
     assert caught.value.detail == (
-        "no instance of go.micro.srv.greeter in the registry of site eu (asked: registry:local)"
+        "no instance of go.micro.srv.greeter in the registry of site eu (searched: registry:local)"
     )
-    assert "--plugins or MICRO_PLUGINS names it" in caught.value.hint
+    assert "use --plugins or MICRO_PLUGINS" in caught.value.hint
 
 
 async def test_service_of_another_site_is_not_found() -> None:

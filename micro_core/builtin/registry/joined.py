@@ -98,7 +98,7 @@ class _JoinedWatch:
         self._counters = counters
         self._queue = WatchQueue(service, counters=counters)
         self._records: list[dict[str, Instance]] = [{} for _ in registries]
-        """By id, for each registry."""
+        """The records of each registry, by instance id."""
         self._open_watches = open_watches
         self._tasks = BackgroundTasks(
             component="joined registry", logger=log, counters=counters, failure_counter="registry_failures"

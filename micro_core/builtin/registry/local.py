@@ -74,7 +74,7 @@ class LocalRegistry:
 
     def __init__(self, options: LocalRegistryOptions, context: DriverContext) -> None:
         if not 0.01 <= options.poll_s <= 60 or not math.isfinite(options.poll_s):
-            raise OptionError(f"invalid poll_s {options.poll_s!r:.40}", hint="seconds from 0.01 to 60")
+            raise OptionError(f"invalid poll_s {options.poll_s!r:.40}", hint="use 0.01 to 60 seconds")
         self._options = options
         self._clock = context.clock
         self._counters = context.counters

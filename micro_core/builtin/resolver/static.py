@@ -22,7 +22,7 @@ class StaticOptions:
 
 
 def split_addresses(value: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the addresses in a list, or in a string separated by commas, without empty ones and duplicates.
+    """Return the addresses in `value`, a list or a comma-separated string, without empty entries and duplicates.
 
     Raises:
         OptionError: An address is too long, or contains spaces or unprintable characters.

@@ -149,7 +149,7 @@ def _reachable(host: str) -> str:
     family, probe = (sockets.AF_INET6, "2001:db8::1") if host == "::" else (sockets.AF_INET, "192.0.2.1")
     with sockets.socket(family, sockets.SOCK_DGRAM) as choice:
         try:
-            # To connect a UDP socket sends nothing, but the kernel chooses the interface (addresses: RFC 5737, RFC 3849).
+            # Connecting a UDP socket sends no packet, but selects the interface. The addresses are from RFC 5737 and RFC 3849.
             choice.connect((probe, 9))
         except OSError:
             return "::1" if family == sockets.AF_INET6 else "127.0.0.1"

@@ -82,7 +82,7 @@ class ServiceRegistry:
         for name in ("timeout_s", "start_s", "retry_s", "grace_s"):
             value = getattr(options, name)
             if not 0 <= value <= 3_600 or not math.isfinite(value) or (name in ("timeout_s", "retry_s") and value == 0):
-                raise OptionError(f"invalid {name} {value!r:.40}", hint="a number of seconds, at most 3600")
+                raise OptionError(f"invalid {name} {value!r:.40}", hint="use at most 3600 seconds")
         if context.transport is None:
             raise ConfigError("the driver registry:service needs a transport")
         self._options = options

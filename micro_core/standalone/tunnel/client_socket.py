@@ -92,7 +92,7 @@ class IpcSocket:
             self._socket.write(data)
 
     def pause_reading(self) -> None:
-        """Stop delivering data. Before the request is granted this only takes effect with the grant."""
+        """Stop delivering data. Takes effect once the request is granted."""
         self._is_reading = False
         if self._socket is not None and self._is_granted:
             self._socket.pause_reading()

@@ -24,4 +24,6 @@ class HttpOptions:
         "Follow redirects from a public host into private, loopback and link-local networks.",
     )
     ttl_s: float = option(60.0, "Seconds for which a document without max-age is cached.")
-    ca_file: str = option("", "PEM file of trusted certificate authorities for https. Empty: those of this machine.")
+    ca_file: str = option(
+        "", "PEM file of trusted certificate authorities for https. Empty: the certificate authorities of the system."
+    )

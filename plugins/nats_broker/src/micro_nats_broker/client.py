@@ -39,7 +39,7 @@ class NatsTransport(TcpTransport):
         self._queued_pings = 0
 
     def __bool__(self) -> bool:
-        # The client would replace a transport that is false with its own.
+        # nats-py replaces a transport that is falsy.
         return True
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:

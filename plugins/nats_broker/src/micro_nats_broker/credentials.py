@@ -81,7 +81,7 @@ class Credentials:
             context = ssl.create_default_context(cafile=ca_file)
         except (ssl.SSLError, OSError) as error:
             raise OptionError(
-                f"nats: tls_ca_file: {options.tls_ca_file} holds no certificates: {error}", hint="PEM is request_count"
+                f"nats: tls_ca_file: no certificates in {options.tls_ca_file}: {error}", hint="use a PEM file"
             ) from error
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if options.tls_cert_file:
@@ -122,8 +122,8 @@ def _read(path: str, option: str) -> str:
     with _readable(path, option).open("rb") as file:
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
-        raise OptionError(f"nats: {option}: {path} is larger than {MAX_FILE_BYTES} bytes", hint="is it the right file?")
+        raise OptionError(f"nats: {option}: {path} is larger than {MAX_FILE_BYTES} bytes", hint="check the path")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise OptionError(f"nats: {option}: {path} is not text", hint="is it the right file?") from error
+        raise OptionError(f"nats: {option}: {path} is not text", hint="check the path") from error

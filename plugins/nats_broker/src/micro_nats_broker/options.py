@@ -20,7 +20,9 @@ class NatsOptions:
     token: str = option("", "Token, if the server uses a token instead of users.", secret=True)
     nkey_seed: str = option("", "Seed (SU...) of the nkey of the user.", secret=True)
     creds_file: str = option("", "Credentials file (JWT and seed) of the user; it is read for every connection.")
-    tls_ca_file: str = option("", "PEM file of trusted certificate authorities. Empty: those of this machine.")
+    tls_ca_file: str = option(
+        "", "PEM file of trusted certificate authorities. Empty: the certificate authorities of the system."
+    )
     tls_cert_file: str = option("", "Client certificate (PEM).")
     tls_key_file: str = option("", "Private key (PEM) of the client certificate.")
     tls_hostname: str = option("", "Host name in the certificates of the servers. Empty: the host of the url.")

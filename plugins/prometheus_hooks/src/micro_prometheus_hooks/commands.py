@@ -45,7 +45,9 @@ def make_app() -> typer.Typer:
             with opener.open(f"http://{host}/metrics", timeout=TIMEOUT_S) as answer:
                 text = answer.read(MAX_BYTES).decode(errors="replace")
         except (OSError, ValueError, HTTPException) as error:
-            typer.echo(f"error: cannot read metrics from {host}: {error}", err=True)
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            why = getattr(reason, "strerror", None) or reason
+            typer.echo(f"error: cannot read metrics from {host}: {why}", err=True)
             typer.echo(" hint: start that process with MICRO_PLUGINS=prometheus", err=True)
             raise typer.Exit(UNREACHABLE) from None
         for line in text.splitlines():

@@ -61,7 +61,7 @@ class Endpoint:
         listening, self._socket = self._socket, None
         if task is None or listening is None:
             return
-        # Close the socket only after the server has released it.
+        # The server still uses the socket until the task has ended.
         task.add_done_callback(lambda _: listening.close())
         task.cancel()
 

@@ -228,7 +228,7 @@ class QuicTunnel:
 
 def _check(options: QuicOptions) -> None:
     if options.congestion not in ("cubic", "reno"):
-        raise OptionError(f"quic.congestion is cubic or reno, not {options.congestion!r}")
+        raise OptionError(f"unknown quic.congestion {options.congestion!r}", hint="use cubic or reno")
     minimum, size = SMALLEST_MAX_DATAGRAM_SIZE, options.max_datagram_bytes
     if size and not minimum <= size <= MAX_DATAGRAM_BYTES:
         raise OptionError(f"quic.max_datagram_bytes is out of range: {size} (0, or {minimum} to {MAX_DATAGRAM_BYTES})")

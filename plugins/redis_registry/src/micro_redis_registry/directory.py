@@ -7,7 +7,7 @@ the feed. Therefore:
 - a message that is not newer than the start of the pages is contained in the pages and is dropped;
 - a message about a record is applied if its sequence number is higher than that of the record.
 
-A known record that is missing in the pages is *held* for a while: the server has probably lost its data, and the owner of the
+A known record that is missing from the pages is *held* for a while: the server has probably lost its data, and the owner of the
 record will restore it. Watchers are not notified of that.
 """
 

@@ -23,7 +23,9 @@ class RedisOptions:
     )
     sentinel_username: str = option("", "User name for the sentinels, which have their own users.")
     sentinel_password: str = option("", "Password for the sentinels.", secret=True)
-    ca_file: str = option("", "Trusted certificates (PEM) for rediss. Empty: those of this machine.")
+    ca_file: str = option(
+        "", "Trusted certificates (PEM) for rediss. Empty: the certificate authorities of the system."
+    )
     cert_file: str = option("", "Client certificate (PEM).")
     key_file: str = option("", "Private key (PEM) of cert_file. Empty: cert_file contains it.")
     check_hostname: bool = option(True, "Whether the certificate of the server must contain the host name of the url.")
