@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 
 from micro_core.contract.driver import Counters
 from micro_core.contract.names import NETWORK_SERVICE
@@ -42,6 +43,12 @@ class NodeRegistrations:
         await registration.start()
 
     async def withdraw(self, closing: Closing) -> None:
-        """Withdraw all records; those that cannot be withdrawn remain until their leases expire. Safe to call twice."""
-        while self._registrations:
-            await closing.close(self._registrations.pop(0).close)
+        """Withdraw all records, in the order in which they were added. Safe to call twice.
+
+        A record that cannot be withdrawn remains until its lease expires. Cancellation ends the withdrawal of one record; the
+        others follow.
+        """
+        registrations, self._registrations = self._registrations, []
+        async with AsyncExitStack() as stack:
+            for registration in reversed(registrations):
+                closing.push(stack, registration.close)

@@ -137,7 +137,8 @@ class Pool:
         task = self._start_dial(address)
         try:
             # Other callers may wait for the same dial, so a timeout of this one must not cancel it.
-            return await asyncio.wait_for(asyncio.shield(task), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(task)
         except TimeoutError as error:
             raise Unreachable(f"{address} did not answer within {timeout_s:.3g} s", at=self._node_id) from error
 

@@ -242,7 +242,8 @@ class Server:
         self._idle = asyncio.Event()
         if self._running:
             try:
-                await asyncio.wait_for(self._idle.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._idle.wait()
             except TimeoutError:
                 pass
         left = [call.task for call in self._running if call.task is not None] + list(self._subscribers.tasks)

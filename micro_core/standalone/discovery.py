@@ -42,7 +42,7 @@ async def find_component(registry: Registry, service: str, name: str) -> Instanc
         others = ", ".join(sorted({instance.metadata.get(NAME_KEY, "?") for instance in found})[:5])
         raise Unreachable(
             f"no {service} of node {name} is registered on this site"
-            + (f"; there is one of {others}" if others else ""),
+            + (f" (it is registered for: {others})" if others else ""),
             hint=f"start micro {_command(service)} with the same node.name and node.site",
         )
     return min(own, key=lambda instance: instance.id)

@@ -109,7 +109,8 @@ class TunnelSession:
                 self.end(error)
             else:
                 try:
-                    await asyncio.wait_for(self._ended.wait(), CLOSE_TIMEOUT_S)
+                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                        await self._ended.wait()
                 except TimeoutError:
                     self._link.reset_session(
                         self._mux_session, Closed(f"the session on {self.channel} was closed before all data was read")

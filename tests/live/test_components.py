@@ -79,7 +79,15 @@ def test_node_of_five_processes_carries_calls_both_ways_and_each_component_may_r
     assert {node["name"] for node in lab.json(eu, "network", "nodes")["nodes"]} == {"eu-1", "us-1"}
     (link,) = lab.json(eu, "network", "connections")["connections"]
     assert (link["name"], link["driver"]) == ("us-1", "quic")
-    assert lab.json(eu, "network", "status")["links"] == 1
+    status = lab.json(eu, "network", "status")
+    assert status["links"] == 1
+    # The proxy process uses these drivers. The other processes of the node use the others.
+    assert status["drivers"] == ["registry:service", "transport:tcp", "transport:unix", "broker:service"]
+    # The proxy answers as the node, so `Debug.*` works as with a single-process node.
+    for endpoint in ("Debug.Health", "Debug.Describe", "Debug.Stats"):
+        for site in (us, eu):
+            result = lab.micro(site, "call", "go.micro.network", endpoint, "{}", **PROXY)
+            assert result.returncode == 0, result.stderr
     explained = lab.json(eu, "network", "explain", "go.micro.srv.here")
     assert [candidate["gateway_name"] for candidate in explained["candidates"]] == ["us-1"]
     # The components are not advertised to other sites.
@@ -156,6 +164,6 @@ def test_component_waits_for_the_components_it_needs_and_names_them(lab: Any) ->
     # A component that is still waiting stops on SIGTERM.
     other_node = lab.start("router eu-2", eu, [*MICRO, "router", "--name", "eu-2"])
     other_node.wait_for(
-        lambda lines: any("waiting for the tunnel" in line and "there is one of eu-1" in line for line in lines)
+        lambda lines: any("waiting for the tunnel" in line and "registered for: eu-1" in line for line in lines)
     )
     assert other_node.stop() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import logging
 import random
 from collections.abc import Iterator
@@ -383,4 +384,33 @@ async def test_records_are_withdrawn_although_one_fails(context: DriverContext, 
     assert isinstance(context.counters, CountersInMemory)
     assert context.counters.values == {"test_close_failures": 1}
     await registrations.withdraw(closing)
+    await registry.close()
+
+
+async def test_records_are_withdrawn_although_the_first_withdrawal_is_cancelled(
+    context: DriverContext, description: NodeDescription
+) -> None:
+    is_waiting = asyncio.Event()
+
+    class Registry(MemoryRegistry):
+        async def deregister(self, instance: Any) -> None:
+            if instance.service == "hangs":
+                is_waiting.set()
+                await asyncio.Event().wait()
+            await super().deregister(instance)
+
+    registry = Registry(context)
+    await registry.start()
+    registrations = NodeRegistrations(registry, node=description, lease_s=30.0, counters=context.counters)
+    await registrations.add("hangs", "memory://1", metadata={})
+    await registrations.add("works", "memory://2", metadata={})
+    closing = Closing(
+        timeout_s=5.0, logger=context.logger, counters=context.counters, failure_counter="test_close_failures"
+    )
+    withdrawing = asyncio.get_running_loop().create_task(registrations.withdraw(closing))
+    await is_waiting.wait()
+    withdrawing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await withdrawing
+    assert await registry.instances("works") == []
     await registry.close()

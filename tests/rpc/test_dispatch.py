@@ -286,6 +286,21 @@ async def test_concurrent_callers_share_one_dial(transport: PairedTransport, man
         await pool.get("memory://a", 1.0)
 
 
+async def test_cancellation_is_not_lost_while_a_dial_ends(
+    transport: PairedTransport, manual_clock: ManualClock
+) -> None:
+    await transport.listen("memory://a", accept)
+    for steps in range(10):
+        pool = make_pool(transport, manual_clock)
+        getting = asyncio.get_running_loop().create_task(pool.get("memory://a", 1.0))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if getting.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await getting
+        await pool.close()
+
+
 async def test_failed_address_is_dialled_again_after_its_penalty(
     transport: PairedTransport, manual_clock: ManualClock
 ) -> None:

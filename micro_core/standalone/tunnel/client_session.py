@@ -86,7 +86,8 @@ class RemoteSession:
         """Send queued data, then close. Waits at most CLOSE_TIMEOUT_S for a session that is not open yet."""
         if self._error is None and self._early_writes:
             try:
-                await asyncio.wait_for(self._is_open_or_lost.wait(), CLOSE_TIMEOUT_S)
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._is_open_or_lost.wait()
             except TimeoutError:
                 self._early_writes.clear()
         await self._ipc.close(Closed(f"the session on channel {self.channel} was closed at this end"))
