@@ -205,6 +205,31 @@ async def test_address_is_free_after_its_listener_is_closed_and_a_second_close_h
     await until(lambda: far.data == b"data")
 
 
+def has_socket_file(address: str) -> bool:
+    return Path(address.removeprefix("unix://")).exists()
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+async def test_cancelled_listen_leaves_no_listener(kind: str, tmp_path: Path) -> None:
+    transport = make(kind, tmp_path)
+    await transport.start()
+    for steps in range(1, 10):
+        with sockets.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"tcp://127.0.0.1:{free.getsockname()[1]}" if kind == "tcp" else f"unix://{tmp_path}/s{steps}"
+        listening = asyncio.get_running_loop().create_task(transport.listen(address, lambda socket: None))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if not listening.cancel():
+            continue
+        with pytest.raises(asyncio.CancelledError):
+            await listening
+        with pytest.raises(Unreachable):
+            await transport.dial(address, timeout_s=1)
+        assert not has_socket_file(address)
+    await transport.close()
+
+
 async def test_dial_without_a_listener_is_unreachable_with_a_hint(pair: Pair) -> None:
     unused = {"memory": "memory://unused", "tcp": "tcp://127.0.0.1:1", "unix": "unix:///tmp/unused.sock"}
     with pytest.raises(Unreachable) as caught:

@@ -241,6 +241,14 @@ class StreamListener:
         self._server = server
         self._on_close = on_close
 
+    async def start(self) -> None:
+        """Start to accept. If this fails or is cancelled, the listener is closed. Raises OSError."""
+        try:
+            await self._server.start_serving()
+        except BaseException:
+            await self.close()
+            raise
+
     async def close(self) -> None:
         """Stop accepting. Safe to call twice."""
         if self._server.is_serving():

@@ -115,7 +115,15 @@ class TcpTransport:
 
         loop = asyncio.get_running_loop()
         try:
-            server = await loop.create_server(lambda: StreamSocket(self._marks, connected), host, port, backlog=BACKLOG)
+            server = await loop.create_server(
+                lambda: StreamSocket(self._marks, connected), host, port, backlog=BACKLOG, start_serving=False
+            )
+            bound_host, bound_port = server.sockets[0].getsockname()[:2]
+            listener = StreamListener(
+                f"tcp://{self._advertised(bound_host, bound_port)}", server, on_close=self._sockets.remove_listener
+            )
+            self._sockets.add_listener(listener)
+            await listener.start()
         except OSError as error:
             raise Conflict(
                 f"cannot listen on {join_host_port(host, port)}: {reason(error)}",
@@ -123,11 +131,6 @@ class TcpTransport:
             ) from error
         except ValueError as error:
             raise BadRequest(f"invalid host {host!r:.300}: {error}", hint="check the host name") from error
-        bound_host, bound_port = server.sockets[0].getsockname()[:2]
-        listener = StreamListener(
-            f"tcp://{self._advertised(bound_host, bound_port)}", server, on_close=self._sockets.remove_listener
-        )
-        self._sockets.add_listener(listener)
         return listener
 
     def _advertised(self, bound_host: str, bound_port: int) -> str:

@@ -103,6 +103,12 @@ class UnixTransport:
             if self._sockets.admit(socket):
                 accept(socket)
 
+        def on_close(listener: StreamListener) -> None:
+            self._sockets.remove_listener(listener)
+            # Another process may have replaced the file in the meantime.
+            if _file_id(path) == file_id:
+                Path(path).unlink(missing_ok=True)
+
         # Bound here and not by asyncio, so that the file has its mode before a client can connect.
         server_socket = sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM)
         try:
@@ -112,20 +118,14 @@ class UnixTransport:
             _bind_private(server_socket, path)
             file_id = _file_id(path)
             server = await asyncio.get_running_loop().create_unix_server(
-                lambda: StreamSocket(self._marks, connected), sock=server_socket, backlog=BACKLOG
+                lambda: StreamSocket(self._marks, connected), sock=server_socket, backlog=BACKLOG, start_serving=False
             )
+            listener = StreamListener(url, server, on_close)
+            self._sockets.add_listener(listener)
+            await listener.start()
         except OSError as error:
             server_socket.close()
             raise Conflict(f"cannot listen on {url}: {reason(error)}", hint="choose another path") from error
-
-        def on_close(listener: StreamListener) -> None:
-            self._sockets.remove_listener(listener)
-            # Another process may have replaced the file in the meantime.
-            if _file_id(path) == file_id:
-                Path(path).unlink(missing_ok=True)
-
-        listener = StreamListener(url, server, on_close)
-        self._sockets.add_listener(listener)
         return listener
 
     def _random_socket_name(self) -> str:
