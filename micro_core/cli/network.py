@@ -15,7 +15,7 @@ from micro_core.contract.table import LOCAL_LINK, NETWORK_LINK
 
 NODE_ID_CHARS = 32
 MIN_ID_PREFIX_CHARS = 4
-"""How many digits of the id of a node are enough to select it."""
+"""Minimum number of digits of a node id that select the node."""
 
 
 async def call_node(endpoint: str, request: dict[str, Any], config: str | None, address: str | None) -> dict[str, Any]:

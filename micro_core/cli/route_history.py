@@ -16,7 +16,7 @@ from micro_core.cli.output import UsageError, microseconds, show_json, show_tabl
 from micro_core.contract.names import short_id
 
 FOLLOW_INTERVAL_S = 0.5
-"""How often `--follow` asks the node for new changes."""
+"""Seconds between two queries of `--follow` for new changes."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _ROUTE_COLUMNS = ["service", "gateway", "router", "metric", "link"]

@@ -60,10 +60,10 @@ RENEW_S = MAX_AGE_S / 3
 """Seconds between two renewals of the record of this node."""
 
 CHANGE_DELAY_S = 0.1
-"""How long a change of the links waits for further changes before it is sent to all neighbours."""
+"""Seconds for which a change of the links waits for further changes before it is sent to all neighbours."""
 
 RESOLVE_TIMEOUT_S = 10.0
-"""How long one resolver may take."""
+"""Timeout in seconds of a query of one resolver."""
 
 
 class Network:

@@ -21,7 +21,7 @@ MAX_CANDIDATES = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerOptions:
-    """How many links to keep, and how often to ask the resolvers."""
+    """The number of links to keep, and the interval between queries of the resolvers."""
 
     target_links: int = 3
     """Number of links that a node tries to keep, accepted links included."""

@@ -25,10 +25,10 @@ from micro_core.rpc.pool import Pool
 from micro_core.rpc.server import Server
 
 DIAL_TIMEOUT_S = 3.0
-"""How long a dial of a local instance may take."""
+"""Timeout in seconds of a dial of a local instance."""
 
 DRAIN_S = 10.0
-"""How long a shutdown waits for the calls in progress."""
+"""Seconds that a shutdown waits for calls in progress."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

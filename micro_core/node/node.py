@@ -33,7 +33,7 @@ PROPAGATION_S = 0.3
 """Seconds for withdrawals to reach the neighbours before calls are refused."""
 
 CLOSE_TIMEOUT_S = 5.0
-"""How long one component may take to close."""
+"""Timeout in seconds for closing one component."""
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,8 @@ callers pass `now`.
 from __future__ import annotations
 
 RETENTION_S = 60.0
-"""How long an entry is remembered at least. Copies of a message travel for milliseconds; a minute covers any retry."""
+"""Minimum number of seconds for which an entry is remembered. Copies of a message arrive within milliseconds, retries
+within a minute."""
 
 MAX_REMEMBERED = 50_000
 """Maximum number of entries of one generation."""

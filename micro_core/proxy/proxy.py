@@ -39,7 +39,7 @@ CHANNEL = "rpc"
 """Tunnel channel on which nodes accept calls of each other."""
 
 CONNECT_TIMEOUT_S = 3.0
-"""How long one next hop may take to accept a connection before the next route is tried."""
+"""Seconds that a next hop has to accept a connection before the next route is tried."""
 
 SessionDialer = Callable[[str, Priority], Session]
 """`dial(peer, priority)`: opens a session on `CHANNEL`; raises Unreachable when there is no link to the peer."""

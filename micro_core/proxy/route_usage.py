@@ -1,4 +1,4 @@
-"""How many calls use each route now, and how long they have been waiting."""
+"""The number of calls in progress on each route, and their waiting times."""
 
 from __future__ import annotations
 

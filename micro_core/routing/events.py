@@ -25,7 +25,7 @@ class LocalInstance:
     address: str
     version: str = ""
     load_us: int = 0
-    """How long a call is expected to wait at this instance, in quantised microseconds."""
+    """Expected waiting time of a call at this instance, in quantised microseconds."""
 
 
 # --------------------------------------------------------------- messages between routers

@@ -13,7 +13,7 @@ from micro_core.routing.rib_entry import RibEntry
 class ExportFilter:
     """Selects what is advertised from the services of this site (`origin`) and the learned routes (`rib`).
 
-    It changes neither of the two.
+    Both are only read.
     """
 
     def __init__(self, origin: Origin, rib: Rib) -> None:

@@ -13,7 +13,7 @@ class EngineOptions:
     """Timing, policies and damping of the engine. Times are seconds."""
 
     lease_s: float = 90.0
-    """How long routes of a neighbour stay valid without a matching digest. Three digests are sent in this time."""
+    """Seconds for which routes of a neighbour stay valid without a matching digest. Three digests are sent in this time."""
 
     coalesce_s: float = 0.5
     """Changes within this time are combined and advertised together. The delay is random, at least half of this."""

@@ -9,7 +9,7 @@ from micro_core.routing.events import UNREACHABLE_US, Announce, DeleteRoute, Put
 from micro_core.routing.metric import SIGNIFICANT_CHANGE, add
 
 TOMBSTONE_S = 120.0
-"""How long an entry without candidates is kept, in seconds. No advert is in flight for that long."""
+"""Seconds for which an entry without candidates is kept. No advert is in flight for that long."""
 
 
 @dataclass(slots=True)

@@ -56,7 +56,7 @@ class RouterOptions:
     """Delay before the registry is watched again after a failure."""
 
     restart_lease_s: float = 60.0
-    """How long routes from before a restart are used at most. 0 means that they are not used."""
+    """Maximum number of seconds for which routes from before a restart are used. 0 means that they are not used."""
 
     engine: EngineOptions = field(default_factory=EngineOptions)
 

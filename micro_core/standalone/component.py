@@ -16,7 +16,7 @@ from micro_core.plugins import Catalog
 from micro_core.standalone.discovery import Report
 
 CLOSE_TIMEOUT_S = 15.0
-"""How long one step of a shutdown may take. A service waits up to ten seconds for its calls in progress."""
+"""Timeout in seconds of one step of a shutdown. A service waits up to ten seconds for its calls in progress."""
 
 
 class Component(ABC):

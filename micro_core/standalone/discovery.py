@@ -21,10 +21,10 @@ from micro_core.rpc.client import Client
 from micro_core.rpc.server import Server
 
 FIND_TIMEOUT_S = 5.0
-"""How long the registry may take to return the instances of a component."""
+"""Timeout in seconds of a query for the instances of a component."""
 
 RELAY_TIMEOUT_S = 3.0
-"""How long another component may take to answer a forwarded request."""
+"""Timeout in seconds of a request that is forwarded to another component."""
 
 Report = Callable[[str], None]
 """Called with a sentence for the operator when another component becomes available or unavailable."""

@@ -24,7 +24,7 @@ BASE_DELAY_WINDOW_S = 60.0
 
 @dataclass(slots=True)
 class SendCredit:
-    """How many bytes may still be sent. Invariant: 0 <= available <= window."""
+    """Number of bytes that may still be sent. Invariant: 0 <= available <= window."""
 
     available: int
     window: int
@@ -44,7 +44,7 @@ class SendCredit:
 
 @dataclass(slots=True)
 class ReceiveCredit:
-    """How many bytes the peer may still send. Consumed bytes are granted again in steps of at least `step` bytes."""
+    """Number of bytes that the peer may still send. Consumed bytes are granted again in steps of at least `step` bytes."""
 
     window: int
     step: int
@@ -70,7 +70,7 @@ class ReceiveCredit:
 
 @dataclass(slots=True)
 class BulkWindow:
-    """How many bytes of bulk data may be in flight on a link. Delay-based, so that calls keep their latency (RFC 6817).
+    """Limits the bytes of bulk data in flight on a link. Delay-based, so that calls keep their latency (RFC 6817).
 
     Each acknowledgement shows how long its bytes took to arrive. The window grows while this delay is less than the
     minimum delay plus `target_s`, and shrinks otherwise. A transfer thus keeps a short queue at any speed of the path.

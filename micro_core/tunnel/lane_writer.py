@@ -14,7 +14,7 @@ LANE_BUFFER_BYTES = {
     Priority.EVENTS: 256 * 1024,
     Priority.BULK: 64 * 1024,
 }
-"""How much a driver may buffer per lane. Little, because the order of what is buffered cannot be changed any more."""
+"""Maximum number of bytes that a driver buffers per lane. It is small, because buffered data cannot be reordered."""
 
 SINGLE_LANE_BUFFER_BYTES = {
     Priority.CONTROL: 128 * 1024,

@@ -98,7 +98,7 @@ class NodeLink:
         self.path = ""
         """The path that was dialled: an address with a scheme."""
         self.path_reason = ""
-        """Why this path was chosen among several, for people."""
+        """Reason for choosing this path among several, for display."""
         self.peer: Hello | None = None
         """What the peer stated about itself; None until the handshake is done."""
         self.peer_id = ""

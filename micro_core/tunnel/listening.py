@@ -9,7 +9,7 @@ from micro_core.contract import Conflict, Link, LinkDriver
 from micro_core.contract.transport import Listener
 
 SHARED_PORT_ATTEMPTS = 16
-"""How many ports are tried before the drivers use different ones."""
+"""Number of ports that are tried before the drivers use different ones."""
 
 
 async def listen_on_all(addresses: Sequence[tuple[LinkDriver, str]], accept: Callable[[Link], None]) -> list[Listener]:

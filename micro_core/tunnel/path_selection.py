@@ -127,7 +127,7 @@ class StartAttempt:
 
     path: int
     reason: str
-    """Why this path is tried, for people; empty if there is only one path."""
+    """Reason for trying this path, for display. Empty if there is only one path."""
 
 
 @dataclass(frozen=True, slots=True)

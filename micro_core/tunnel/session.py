@@ -10,7 +10,7 @@ from micro_core.contract.transport import SocketReceiver
 from micro_core.tunnel.mux import MuxSession
 
 CLOSE_TIMEOUT_S = 1.0
-"""How long `close` waits until queued bytes are sent."""
+"""Seconds that `close` waits until queued bytes are sent."""
 
 
 class SessionLink(Protocol):

@@ -68,7 +68,7 @@ class TunnelOptions:
     """A peer is dead when nothing arrived from it for this many keepalive intervals."""
 
     dial_timeout_s: float = 5.0
-    """How long a dial may take without its handshake, which has its own timeout."""
+    """Timeout in seconds of a dial, without the handshake, which has its own timeout."""
 
     paths: PathOptions = field(default_factory=PathOptions)
     """Times of connection attempts and retries."""

@@ -38,6 +38,7 @@ def phrases(tmp_path: Path, name: str, source: str) -> list[str]:
         "Done once a call at every hop.",
         "The words under which its options are given.",
         "Raises OptionError for the value as it was said.",
+        "How long one resolver may take.",
     ],
 )
 def test_banned_phrase_is_found_in_documentation_comments_docstrings_and_strings(tmp_path: Path, sentence: str) -> None:
@@ -57,6 +58,8 @@ def test_banned_phrase_is_found_in_documentation_comments_docstrings_and_strings
         "Once per call, the state is read.",
         "If there is no route, the origin is asked; it is no longer than 8 bytes.",
         "What happens if the link fails?",
+        "How long does a stale route stay?",
+        "The record shows how long calls wait.",
         "An address without a scheme stands for every driver.",
         "Once a session is open, data is sent.",
     ],
@@ -80,14 +83,16 @@ def test_name_of_a_test_is_checked_as_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["_door_address", "heard", "MOST_US", "RETRY_LAST_S", "plugin_words", "is_aside", "paths_told"]
+    "name",
+    ["_door_address", "heard", "MOST_US", "RETRY_LAST_S", "plugin_words", "is_aside", "paths_told", "RETRY_MAX_S"],
 )
 def test_old_name_is_banned(tmp_path: Path, name: str) -> None:
     assert phrases(tmp_path, "names.py", f"{name} = 1\n") == [name]
 
 
 @pytest.mark.parametrize(
-    "name", ["last_received_at", "set_aside", "both_ways", "understands", "asyncio.FIRST_COMPLETED", "first"]
+    "name",
+    ["last_received_at", "set_aside", "both_ways", "understands", "asyncio.FIRST_COMPLETED", "first", "MAX_RETRY_S"],
 )
 def test_other_name_is_accepted(tmp_path: Path, name: str) -> None:
     assert phrases(tmp_path, "names.py", f"x = {name}\n") == []

@@ -44,10 +44,8 @@ class NodeBrokerOptions:
     """Options of `broker:node`."""
 
     address: str = option("", "Address of the host. If empty, the registry is searched for it.")
-    publish_timeout_s: float = option(5.0, "How long `publish` waits for the host, in seconds.")
-    subscribe_timeout_s: float = option(
-        2.0, "How long `subscribe` waits for a host, in seconds, before it returns without one."
-    )
+    publish_timeout_s: float = option(5.0, "Seconds that `publish` waits for the host.")
+    subscribe_timeout_s: float = option(2.0, "Seconds that `subscribe` waits for a host before it returns without one.")
     retry_s: float = option(0.5, "Longest pause between two attempts to connect, in seconds.")
     keepalive_s: float = option(
         10.0, "Interval of keepalives in seconds. A host that does not answer within it is disconnected."

@@ -13,7 +13,7 @@ from micro_core.contract.errors import Closed, Ended, LinkLost, MicroError, Opti
 from micro_core.contract.transport import SocketReceiver
 
 CLOSE_TIMEOUT_S = 1.0
-"""How long a close waits for queued data to be sent and for the close of the other end."""
+"""Seconds that a close waits for queued data to be sent and for the other end to close."""
 
 HIGH_WATER_BYTES = 1024 * 1024
 LOW_WATER_BYTES = 256 * 1024

@@ -54,11 +54,11 @@ class ServiceRegistryOptions:
 
     address: str = option(DEFAULT_ADDRESS, "Address of `micro registry`, which listens there by default.")
     timeout_s: float = option(3.0, "Timeout of one request in seconds.")
-    start_s: float = option(10.0, "How long the start waits for the registry in seconds.")
+    start_s: float = option(10.0, "Seconds that the start waits for the registry.")
     retry_s: float = option(1.0, "Longest pause between two attempts to reach the registry in seconds.")
     grace_s: float = option(
         3.0,
-        "How long records that a restarted registry lacks are kept, in seconds, until their owners register them again.",
+        "Seconds for which records that a restarted registry lacks are kept until their owners register them again.",
     )
 
 

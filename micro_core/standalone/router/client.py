@@ -31,7 +31,7 @@ MAX_SILENCE_S = 15.0
 """The router sends an item at least every five seconds. After this much silence it is treated as not available."""
 
 MAX_STALE_S = 90.0
-"""How long routes to other sites are used while the router is not available. A router uses the same time for the routes
+"""Seconds for which routes to other sites are used while the router is not available. A router uses the same time for the routes
 of its neighbours."""
 
 INITIAL_RETRY_S = 0.1

@@ -38,7 +38,7 @@ MAX_TICKETS = 1_024
 """Sessions that peers have opened and no client has accepted yet."""
 
 ACCEPT_TIMEOUT_S = 5.0
-"""How long such a session waits for a client to accept it."""
+"""Seconds that such a session waits for a client to accept it."""
 
 HEARTBEAT_S = 1.0
 """Interval at which watchers receive the measurements of all links. Without links, they receive an empty event."""

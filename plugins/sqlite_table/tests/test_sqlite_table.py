@@ -332,7 +332,7 @@ async def test_corrupt_file_is_set_aside_and_a_new_one_created(
             assert count(table, "sqlite_files_set_aside") == 1
             assert count(table, "sqlite_file_failures") == 0
     assert [record.message for record in caplog.records] == ["corrupt route file set aside, new file created"]
-    assert path.with_name(path.name + ".unsound").exists()
+    assert path.with_name(path.name + ".corrupt").exists()
     async with opened(tmp_path) as table:
         assert [route.service for route in table.list()] == [ROUTE.service]
 

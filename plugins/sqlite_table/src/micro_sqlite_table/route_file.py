@@ -244,7 +244,7 @@ class RouteFile:
             connection.close()
 
     def _set_aside(self) -> None:
-        aside = self.path.with_name(self.path.name + ".unsound")
+        aside = self.path.with_name(self.path.name + ".corrupt")
         for suffix in ("-wal", "-shm", ""):
             source, target = self.path.with_name(self.path.name + suffix), aside.with_name(aside.name + suffix)
             target.unlink(missing_ok=True)
