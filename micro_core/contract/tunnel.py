@@ -188,7 +188,7 @@ class LinkInfo:
     dialed_address: str = ""
     """The address as it was passed to dial; empty for an accepted link."""
     why: str = ""
-    """Why this path was chosen among several, for display, e.g. `quic gave no answer in 0.4 s`."""
+    """Why this path was chosen among several, for display, e.g. `quic did not answer within 0.4 s`."""
     rtt_s: float | None
     """Smoothed round-trip time in seconds (RFC 6298); None before the first measurement."""
     rtt_variance_s: float | None

@@ -349,7 +349,7 @@ class PathSelector:
     def _rejection_reason(self, path: int) -> str:
         scheme, error = _scheme(self.paths[path]), self._errors.get(path)
         if error is None:
-            return f"{scheme} gave no answer in {self._options.attempt_delay_s:.3g} s"
+            return f"{scheme} did not answer within {self._options.attempt_delay_s:.3g} s"
         return f"{scheme} failed: {error.detail}"
 
     def _failure(self) -> MicroError:

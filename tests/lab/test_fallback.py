@@ -76,12 +76,12 @@ def test_fallback_takes_less_than_a_second_and_is_reported(lab_run: LabRun) -> N
         b = await lab.add("b", links=[a])
         assert await linked(lab, b, "fallback", 1.0) < 1.0
         (link,) = b.node.tunnel.links()
-        assert link.why == "fast gave no answer in 0.4 s"
+        assert link.why == "fast did not answer within 0.4 s"
         await lab.advance_time(1)
         lines = [line for line in lab.log if "linked to a" in line]
         assert len(lines) == 1
         assert "over fallback" in lines[0]
-        assert "fast gave no answer in 0.4 s" in lines[0]
+        assert "fast did not answer within 0.4 s" in lines[0]
 
     lab_run(scenario)
 

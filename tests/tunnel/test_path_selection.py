@@ -109,9 +109,9 @@ def test_only_the_preferred_path_is_dialled_if_it_answers_within_the_attempt_del
 def test_second_path_is_dialled_after_the_attempt_delay_and_the_winner_is_reported_once() -> None:
     run = Run()
     run.at(100.0, Start())
-    assert run.at(100.5) == [StartAttempt(1, "quic gave no answer in 0.4 s")]
+    assert run.at(100.5) == [StartAttempt(1, "quic did not answer within 0.4 s")]
     assert run.dials(1) == [100.4]
-    assert run.at(100.6, AttemptSucceeded(1)) == [CancelAttempt(0), PathChanged(1, "quic gave no answer in 0.4 s")]
+    assert run.at(100.6, AttemptSucceeded(1)) == [CancelAttempt(0), PathChanged(1, "quic did not answer within 0.4 s")]
 
 
 def test_failed_attempt_starts_the_next_one_at_once() -> None:
@@ -124,7 +124,7 @@ def test_failed_attempt_starts_the_next_one_at_once() -> None:
 def test_preferred_path_may_win_after_the_attempt_delay() -> None:
     run = Run()
     run.at(100.0, Start())
-    assert run.at(100.6, AttemptSucceeded(0)) == [StartAttempt(1, "quic gave no answer in 0.4 s"), CancelAttempt(1)]
+    assert run.at(100.6, AttemptSucceeded(0)) == [StartAttempt(1, "quic did not answer within 0.4 s"), CancelAttempt(1)]
     assert run.selector.wake_at is None
 
 

@@ -206,7 +206,7 @@ async def test_blocked_udp_falls_back_to_tls_within_a_second_and_returns_to_quic
     # 0.4 s of attempt delay and two handshakes on loopback. The rest is a margin for a busy machine.
     assert 0.35 < fell_back_s < 1.0 + 2.0
     assert gate.dropped > 0
-    assert near.tunnel.links()[0].why == "quic gave no answer in 0.4 s"
+    assert near.tunnel.links()[0].why == "quic did not answer within 0.4 s"
 
     session = Caller(near.tunnel.dial("echo", peer=far.tunnel.node_id))
     session.session.write(b"before")
