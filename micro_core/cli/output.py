@@ -130,7 +130,7 @@ def run_guarded(run: Callable[[], None], *, as_json: bool = False) -> None:
 
 
 def discard_output() -> None:
-    """Redirect standard output to /dev/null: after a closed pipe, each write fails, also that of Python at exit."""
+    """Redirect standard output to /dev/null: after a closed pipe every write fails, including the flush of Python at exit."""
     descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, sys.stdout.fileno())
     os.close(descriptor)

@@ -26,7 +26,7 @@ def link_cost_us(*, rtt_s: float | None, queue_delay_s: float, loss: float | Non
     """Return the cost of a link: smoothed round trip + queueing delay + loss penalty + configured cost.
 
     Args:
-        rtt_s: Smoothed round-trip time in seconds. None if it was not measured yet.
+        rtt_s: Smoothed round-trip time in seconds. None before the first measurement.
         queue_delay_s: Queueing delay in seconds.
         loss: Share of lost packets, 0 to 1. None if it is unknown.
         configured_us: Cost that the operator adds, in microseconds.

@@ -1,4 +1,4 @@
-"""The state of one neighbour: what was advertised to it, what it acknowledged, and what it advertised. Pure.
+"""The state of one neighbour: the adverts sent to it, its acknowledgements, and the routes that it advertised. Pure.
 
 Adverts are numbered, acknowledged in order, and sent again until they are acknowledged. A neighbour that misses one
 requests the full table. Several changes of a route are advertised as their net effect (coalescing).

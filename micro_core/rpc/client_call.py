@@ -57,7 +57,7 @@ class UnaryCall:
         Args:
             header: The encoded call header.
             body: The encoded request.
-            deadline: When to give up, in seconds of the event loop's clock.
+            deadline: The time at which the call fails with DeadlineExceeded, in seconds of the event loop's clock.
             deadlines: The timers to which the call is added.
 
         Raises:

@@ -96,7 +96,7 @@ class TunnelSession:
         self._is_reading = False
 
     def resume_reading(self) -> None:
-        """Deliver what was buffered, and what arrives from now on."""
+        """Deliver the buffered data, and all data that arrives later."""
         if not self._is_reading:
             self._is_reading = True
             self._deliver_buffered()
