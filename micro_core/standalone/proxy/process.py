@@ -76,12 +76,6 @@ class ProxyComponent(Component):
             environment=environment,
         )
         tunnel.set_event_handler(plane.handle_link_event)
-        self._close_later(plane.close)
-        await plane.listen(self._listen_address)
-        self.address = plane.address
-        self._close_later(plane.topics.close)
-        await plane.topics.start()
-        plane.accept_sessions()
         relay = Relay(runtime)
         self._close_later(relay.close)
         for endpoint in NETWORK_ENDPOINTS:
@@ -109,6 +103,13 @@ class ProxyComponent(Component):
 
         plane.server.add("Network.Status", status, idempotent=True)
         plane.server.add("Broker.Publish", Publishing(broker).publish)
+        # All endpoints exist before the first call can arrive.
+        self._close_later(plane.close)
+        await plane.listen(self._listen_address)
+        self.address = plane.address
+        self._close_later(plane.topics.close)
+        await plane.topics.start()
+        plane.accept_sessions()
         registrations = self._registrations = NodeRegistrations(
             runtime.registry, node=node, lease_s=self._settings.node.lease, counters=context.counters
         )
