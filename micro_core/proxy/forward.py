@@ -15,13 +15,13 @@ from micro_core.wire.header import (
     encode_header,
 )
 
-ROUTER_KEY = "micro-router"
+REQUIRED_ROUTER_KEY = "micro-router"
 """Metadata key that restricts a call to routes of one origin (a node id)."""
 
-SITE_KEY = "micro-site"
+REQUIRED_SITE_KEY = "micro-site"
 """Metadata key that restricts a call to routes of one site."""
 
-GATEWAY_KEY = "micro-gateway"
+REQUIRED_GATEWAY_KEY = "micro-gateway"
 """Metadata key that restricts a call to routes through one next hop (a node id)."""
 
 CACHED_ELAPSED_MS = 16
@@ -66,7 +66,11 @@ def usable_routes(header: CallHeader, routes: Sequence[Route], *, came_from: str
     metadata = header.metadata
     if not metadata or not found:
         return found
-    router, site, gateway = metadata.get(ROUTER_KEY), metadata.get(SITE_KEY), metadata.get(GATEWAY_KEY)
+    router, site, gateway = (
+        metadata.get(REQUIRED_ROUTER_KEY),
+        metadata.get(REQUIRED_SITE_KEY),
+        metadata.get(REQUIRED_GATEWAY_KEY),
+    )
     return [
         route
         for route in found
