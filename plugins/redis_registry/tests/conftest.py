@@ -68,6 +68,7 @@ class RedisServer(Faults):
         self._is_sentinel = "--sentinel" in settings
         self._password = password
         self._process: asyncio.subprocess.Process | None = None
+        self._log = directory.with_name(f"{directory.name}.log")
         self.client: Redis = Redis(port=self.port, password=password or None, socket_timeout=DEADLINE_S)
 
     @property
@@ -78,13 +79,14 @@ class RedisServer(Faults):
         self.directory.mkdir(parents=True, exist_ok=True)
         login = ("--requirepass", self._password) if self._password else ()
         address = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory))
-        self._process = await asyncio.create_subprocess_exec(
-            server_binary(),
-            *(self._settings if self._is_sentinel else (*address, "--save", "", *login, *self._settings)),
-            cwd=self.directory,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                server_binary(),
+                *(self._settings if self._is_sentinel else (*address, "--save", "", *login, *self._settings)),
+                cwd=self.directory,
+                stdout=log,
+                stderr=log,
+            )
         await until(self._responds, f"redis-server on port {self.port} responds")
 
     async def kill(self) -> None:
@@ -155,7 +157,7 @@ class RedisServer(Faults):
 
     async def _responds(self) -> bool:
         assert self._process is not None
-        assert self._process.returncode is None, f"redis-server ended at once: {self._process.returncode}"
+        assert self._process.returncode is None, f"redis-server has exited:\n{self._log.read_text()[-2_000:]}"
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         except OSError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from micro_core.contract import Instance, Unreachable
+from micro_core.testing import free_port
 
 if TYPE_CHECKING:
     from plugins.redis_registry.tests.conftest import (
@@ -91,9 +94,26 @@ async def test_unknown_master_name_is_reported(open_registry: OpenRegistry, make
     assert "name of the master" in caught.value.hint
 
 
+BUS_PORT_OFFSET = 10_000
+"""A member of a cluster also listens on its port plus this number."""
+
+MIN_EPHEMERAL_PORT = 32_768
+"""Linux assigns ports from this one on to outgoing connections, which then block a server that restarts."""
+
+
+def cluster_port() -> int:
+    """Return a free port whose bus port is free and not ephemeral."""
+    while True:
+        port = free_port()
+        if port + BUS_PORT_OFFSET < MIN_EPHEMERAL_PORT:
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port + BUS_PORT_OFFSET))
+                return port
+
+
 async def start_cluster(make_server: MakeServer, wait_until: Until) -> list[RedisServer]:
     settings = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--appendonly", "yes")
-    nodes = [await make_server(*settings).start() for _ in range(3)]
+    nodes = [await make_server(*settings, port=cluster_port()).start() for _ in range(3)]
     slots = (range(5461), range(5461, 10923), range(10923, 16384))
     for node, own in zip(nodes, slots, strict=True):
         await node.command("CLUSTER ADDSLOTS", *own)
