@@ -89,7 +89,7 @@ async def _run(plans: Sequence[ProcessPlan]) -> int:
         show_error(error)
     elif up.done():
         up.result()
-    # From now on, a signal makes the processes stop_immediately, even if none has arrived so far.
+    # From now on, a signal kills the processes immediately, even if it is the first one.
     stopped.set()
     up.cancel()
     print_line("", "draining; press Ctrl-C again to stop immediately")

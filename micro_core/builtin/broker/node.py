@@ -265,7 +265,7 @@ class NodeBroker:
         self._context.logger.warning("the broker does not answer keepalives", extra={"remote": session.address})
 
     async def _wait_until_replaced(self, session: HostSession) -> None:
-        """Return when another host than that of the session should be used."""
+        """Wait until the site has another broker host than that of `session`."""
         while self._registry is not None and not self._options.address:
             try:
                 watch = await self._registry.watch(BROKER_SERVICE)
