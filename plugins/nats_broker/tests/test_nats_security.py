@@ -25,6 +25,18 @@ from micro_core.contract import OptionError, Unauthorized
 
 NOW = dt.datetime.now(dt.UTC)
 
+CA_KEY_USAGE = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 class Authority:
     """Issues certificates for tests."""
@@ -37,6 +49,8 @@ class Authority:
             self._builder(self._name, self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
+            # Python 3.13 accepts only authorities with this extension (RFC 5280 section 4.2.1.3).
+            .add_extension(CA_KEY_USAGE, critical=True)
             .sign(self._key, hashes.SHA256())
         )
         self.ca_file = directory / f"{name}.pem"
