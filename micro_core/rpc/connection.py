@@ -24,7 +24,6 @@ from micro_core.rpc.connection_protocol import (
     PingReceived,
     PongReceived,
     RequestRefused,
-    StreamOwner,
 )
 from micro_core.rpc.wakeup import Wakeup
 from micro_core.wire import limits
@@ -81,6 +80,10 @@ class Connection:
 
         self._socket = socket
         self._protocol = ConnectionProtocol(dialed=dialed, on_event=self._handle, node_id=node_id, remote=socket.remote)
+        # Methods of the protocol, because wrappers would cost one more function call for each of the streams of a call.
+        self.open_stream = self._protocol.open_stream
+        self.attach = self._protocol.attach
+        self.close_stream = self._protocol.close_stream
         self._counters: Counters = counters if counters is not None else CountersInMemory()
         self.loop = asyncio.get_running_loop()
         self._outgoing: list[bytes] = []
@@ -147,26 +150,6 @@ class Connection:
     def is_paused(self) -> bool:
         """Return whether the socket has asked to pause writing, as happens in every large transfer."""
         return self._paused
-
-    # ---------------------------------------------------------------- streams
-
-    def open_stream(self, owner: StreamOwner) -> int:
-        """Open a stream and return its ID.
-
-        Raises:
-            Overloaded: too many streams are open.
-            Draining: the peer sent GOAWAY, this side is closing, or the stream IDs are exhausted.
-            MicroError: the reason of the end, if the connection has ended.
-        """
-        return self._protocol.open_stream(owner)
-
-    def attach(self, stream: int, owner: StreamOwner) -> None:
-        """Set the owner of a stream that the peer opened."""
-        self._protocol.attach(stream, owner)
-
-    def close_stream(self, stream: int) -> None:
-        """Remove a stream. Frames that still arrive for it are dropped and counted. Safe to call twice."""
-        self._protocol.close_stream(stream)
 
     # ---------------------------------------------------------------- writing
 
