@@ -5,7 +5,7 @@ VENV   := $(if $(filter python python3,$(notdir $(PYTHON))),.venv,.venv-$(notdir
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
-COVERAGE_FLOOR ?= 85
+COVERAGE_FLOOR ?= 91
 
 # Container images often set this variable. Each of the many test processes would then compile all sources again.
 unexport PYTHONDONTWRITEBYTECODE
