@@ -180,7 +180,9 @@ async def test_other_nats_programs_can_publish_and_subscribe(site: Any, shared_s
     try:
         subject = broker._subjects.of("orders")
         subscription = await other.subscribe(subject)
-        # The broker has another connection: without a flush, the server might read its message first.
+        # The broker has another connection, so the server must know the subscription before the message is published. The
+        # first flush is not enough: nats-py sends its PING before the commands that it has queued.
+        await other.flush()
         await other.flush()
         await broker.publish("orders", site.message(1, b"first", trace="a b"))
         received = await subscription.next_msg(timeout=TIMEOUT_S)
