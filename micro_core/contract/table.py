@@ -1,9 +1,9 @@
-"""The table role: the routes of a node, indexed by service."""
+"""The table role: local routes, routes to origins, and the offers of origins, joined to routes by service."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -70,6 +70,52 @@ class Route:
         return self.expires_at is not None
 
 
+class OriginRouteKey(NamedTuple):
+    """The identity of an origin route."""
+
+    origin: str
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OriginRoute:
+    """How to reach an origin, i.e. a node that offers services, through one neighbour."""
+
+    origin: str
+    """Node id."""
+    gateway: str
+    """Node id of the next hop."""
+    metric: int
+    """Cost in microseconds, added up over all hops, without the load of a service."""
+    network: str
+    """Name of the network of the origin."""
+    site: str = ""
+    """Site of the origin."""
+    hops: int = 0
+    """Number of nodes on the route."""
+    services: frozenset[str] | None = None
+    """The services of the origin that can be reached through this neighbour; None means all."""
+    expires_at: float | None = None
+    """As in `Route.expires_at`: set for stale routes only."""
+
+    @property
+    def key(self) -> OriginRouteKey:
+        """The identity of the route."""
+        return OriginRouteKey(self.origin, self.gateway)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A service that an origin offers. Interests in topics and the default route are offers, too."""
+
+    service: str
+    versions: tuple[str, ...] = ()
+    capacity: int = 0
+    """Approximate number of instances."""
+    load_us: int = 0
+    """How long calls wait at the instances, in microseconds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteQuery:
     """A filter of routes. An empty field matches every route."""
@@ -93,25 +139,32 @@ class RouteQuery:
         )
 
 
-class RouteEventKind(enum.Enum):
-    """The kind of change of a table."""
+@dataclass(frozen=True, slots=True)
+class LocalRouteChanged:
+    """A route to an instance of this site was added (`before` is None), replaced, or removed (`after` is None)."""
 
-    CREATE = "create"
-    """A route with a new key was added."""
-    UPDATE = "update"
-    """A route was replaced by a different one with the same key, e.g. with another metric."""
-    DELETE = "delete"
-    """A route was removed."""
+    before: Route | None
+    after: Route | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteEvent:
-    """A change of the table, reported after it took effect."""
+@dataclass(frozen=True, slots=True)
+class OriginRouteChanged:
+    """An origin route was added (`before` is None), replaced, or removed (`after` is None)."""
 
-    kind: RouteEventKind
-    """The kind of change."""
-    route: Route
-    """The route after the change; for DELETE, the removed route."""
+    before: OriginRoute | None
+    after: OriginRoute | None
+
+
+@dataclass(frozen=True, slots=True)
+class OffersChanged:
+    """Offers of an origin changed: pairs of the offer before and after. None stands for a missing one."""
+
+    origin: str
+    changes: tuple[tuple[Offer | None, Offer | None], ...]
+
+
+TableEvent = LocalRouteChanged | OriginRouteChanged | OffersChanged
+"""A change of the table, reported after it took effect."""
 
 
 class Table(Protocol):
@@ -135,14 +188,28 @@ class Table(Protocol):
         ...
 
     def put(self, route: Route) -> None:
-        """Create or replace the route with the key of `route`. An equal route is not a change.
-
-        Does not block: a driver that persists routes writes them later.
-        """
+        """Create or replace a route to an instance of this site. An equal route is not a change. Does not block."""
         ...
 
     def delete(self, key: RouteKey) -> bool:
-        """Remove a route. Return False if there is no route with this key. Does not block."""
+        """Remove a route to an instance of this site. Return False if there is none with this key. Does not block."""
+        ...
+
+    def put_origin_route(self, route: OriginRoute) -> None:
+        """Create or replace the origin route with the key of `route`. An equal one is not a change. Does not block."""
+        ...
+
+    def delete_origin_route(self, key: OriginRouteKey) -> bool:
+        """Remove an origin route. Return False if there is none with this key. The offers are kept. Does not block."""
+        ...
+
+    def change_offers(
+        self, origin: str, changed: Sequence[Offer] = (), removed: Sequence[str] = (), *, is_complete: bool = False
+    ) -> None:
+        """Add or replace the offers `changed` of an origin, and remove the services `removed`. Does not block.
+
+        With `is_complete`, `changed` contains all offers of the origin, and all others are removed.
+        """
         ...
 
     def lookup(self, service: str) -> tuple[Route, ...]:
@@ -156,7 +223,15 @@ class Table(Protocol):
         """Return the routes that match `query`, or all routes, ordered by service, metric and key."""
         ...
 
-    def watch(self, callback: Callable[[RouteEvent], None]) -> Callable[[], None]:
+    def origin_routes(self) -> list[OriginRoute]:
+        """Return all origin routes, ordered by origin, metric and gateway."""
+        ...
+
+    def offers(self, origin: str) -> list[Offer]:
+        """Return the offers of an origin, ordered by service. Empty for an unknown origin."""
+        ...
+
+    def watch(self, callback: Callable[[TableEvent], None]) -> Callable[[], None]:
         """Call `callback` after each change, in the order of the changes. Return a function that ends the watch.
 
         The callback is called in the event loop and must not block. It may change the table; its change is reported after

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from micro_core.contract.table import Route, RouteKey
+from micro_core.contract.table import Offer, OriginRoute, OriginRouteKey, Route, RouteKey
 
 UNREACHABLE_US = 2**31 - 1
 """The infinite metric, about 36 minutes. Sums of costs stop here, and routes with this metric are not used."""
@@ -248,16 +248,40 @@ RoutingEvent = (
 
 @dataclass(frozen=True, slots=True)
 class PutRoute:
-    """Create or replace this route in the table."""
+    """Create or replace this route to an instance of this site in the table."""
 
     route: Route
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteRoute:
-    """Delete this route from the table."""
+    """Delete this route to an instance of this site from the table."""
 
     key: RouteKey
+
+
+@dataclass(frozen=True, slots=True)
+class PutOriginRoute:
+    """Create or replace this origin route in the table."""
+
+    route: OriginRoute
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteOriginRoute:
+    """Delete this origin route from the table."""
+
+    key: OriginRouteKey
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeOffers:
+    """Change the offers of an origin in the table, see `Table.change_offers`."""
+
+    origin: str
+    changed: tuple[Offer, ...] = ()
+    removed: tuple[str, ...] = ()
+    is_complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,4 +307,13 @@ class Count:
     amount: int = 1
 
 
-Effect = PutRoute | DeleteRoute | SendMessage | FullTableReceived | Count
+Effect = (
+    PutRoute
+    | DeleteRoute
+    | PutOriginRoute
+    | DeleteOriginRoute
+    | ChangeOffers
+    | SendMessage
+    | FullTableReceived
+    | Count
+)
