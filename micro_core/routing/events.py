@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from micro_core.contract.table import Offer, OriginRoute, OriginRouteKey, Route, RouteKey
+from micro_core.routing.entries import Entry, Seqno
 
 UNREACHABLE_US = 2**31 - 1
 """The infinite metric, about 36 minutes. Sums of costs stop here, and routes with this metric are not used."""
-
-Seqno = tuple[int, int]
-"""Sequence number of an origin: (incarnation, sequence). The larger of two is the newer one.
-
-RFC 8966 uses a 16-bit number that wraps around. The incarnation makes this one increase across restarts, too.
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,85 +27,23 @@ class LocalInstance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Announce:
-    """The announcement of a route: `origin` provides `service` (an update in RFC 8966).
-
-    `path` lists the routers from the origin to the sender, and `metric_us` is the cost of that path. `capacity` is the
-    binary logarithm of the number of instances, so that the restart of one of three instances changes nothing.
-    """
-
-    origin: str
-    incarnation: int
-    sequence: int
-    service: str
-    versions: tuple[str, ...]
-    capacity: int
-    site: str
-    network: str
-    metric_us: int
-    path: tuple[str, ...]
-    load_us: int = 0
-    """The part of `metric_us` that the origin added: how long calls wait at its instances."""
-
-    @property
-    def seqno(self) -> Seqno:
-        """The sequence number of the announcement."""
-        return (self.incarnation, self.sequence)
-
-    _checksum: int = field(default=-1, init=False, compare=False, repr=False)
-
-    def checksum(self) -> int:
-        """Return a 64-bit hash of all fields, equal in every process. It is computed once and then cached."""
-        if self._checksum < 0:
-            object.__setattr__(self, "_checksum", self._compute_checksum())
-        return self._checksum
-
-    def _compute_checksum(self) -> int:
-        parts = (
-            f"{self.origin} {self.incarnation} {self.sequence} {self.service} {self.capacity} {self.metric_us} {self.load_us}",
-            *self.versions,
-            self.site,
-            self.network,
-            *self.path,
-        )
-        return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), "big")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Withdraw:
-    """The withdrawal of a route (a retraction in RFC 8966): the sender has no route to `service` at `origin` any more.
-
-    `is_final` is True if the origin itself withdrew the service. Otherwise, other neighbours may still have a route.
-    """
-
-    origin: str
-    incarnation: int
-    sequence: int
-    service: str
-    is_final: bool = False
-
-    @property
-    def seqno(self) -> Seqno:
-        """The sequence number of the withdrawal."""
-        return (self.incarnation, self.sequence)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Advert:
-    """A numbered list of announcements and withdrawals for one neighbour.
+    """A numbered list of entries for one neighbour (entries.py).
 
     A full table is sent as one or several adverts. `begins` is True in the first of them, `ends` in the last.
     """
 
     number: int
-    entries: tuple[Announce | Withdraw, ...]
+    acknowledged: int = 0
+    """The sender has applied all adverts of the receiver up to this number."""
+    entries: tuple[Entry, ...]
     begins: bool = False
     ends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The acknowledgement that all adverts up to `number` were applied."""
+    """The acknowledgement that all adverts up to `number` were applied. Adverts and digests contain it as well."""
 
     number: int
 
@@ -122,26 +55,25 @@ class Solicit:
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """The number and the checksum of all routes that the sender has advertised to the receiver, up to advert `number`.
+    """The number of all origin routes that the sender has advertised to the receiver, and a checksum that includes the lists.
 
     A digest that matches renews the lease of these routes. After a mismatch, the receiver requests the full table.
     """
 
     number: int
+    """Number of the last advert that is included."""
     count: int
     checksum: int
+    acknowledged: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeqnoRequest:
-    """The request that `origin` advertises `service` with a newer sequence number (RFC 8966 section 3.8.1.2).
+class SeqnoRequest(NamedTuple):
+    """The request that `origin` advertises itself with a newer sequence number (RFC 8966 section 3.8.1.2).
 
-    A router sends it when none of its routes is feasible. Routers that have no newer route forward it towards the
-    origin.
+    Routers that have no newer route forward it towards the origin.
     """
 
     origin: str
-    service: str
     incarnation: int
     sequence: int
     hops_left: int
@@ -152,7 +84,14 @@ class SeqnoRequest:
         return (self.incarnation, self.sequence)
 
 
-RoutingMessage = Advert | Ack | Solicit | Digest | SeqnoRequest
+@dataclass(frozen=True, slots=True)
+class SeqnoRequests:
+    """Requests for several origins."""
+
+    requests: tuple[SeqnoRequest, ...]
+
+
+RoutingMessage = Advert | Ack | Solicit | Digest | SeqnoRequests
 
 
 # --------------------------------------------------------------------------------- events
@@ -205,9 +144,13 @@ class NeighbourCost:
 
 @dataclass(frozen=True, slots=True)
 class NeighbourDown:
-    """The link to a neighbour was closed or lost. All routes through it are removed."""
+    """The link to a neighbour was closed or lost. All routes through it are removed.
+
+    `is_graceful` is True if it was closed on purpose. Other losses damp a link that flaps (link_damping.py).
+    """
 
     peer: str
+    is_graceful: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ MIN_LINK_COST_US = 100
 SIGNIFICANT_CHANGE = 0.25
 """Relative changes of a cost up to this are not advertised (hysteresis)."""
 
+SIGNIFICANT_US = 1_000
+"""Changes of the metric of a route up to this are not advertised."""
+
 INTERVALS_BEFORE_CHANGE = 2
 """Number of consecutive measurements that must deviate before the advertised cost changes."""
 
@@ -42,6 +45,12 @@ def link_cost_us(*, rtt_s: float | None, queue_delay_s: float, loss: float | Non
 def add(metric_us: int, cost_us: int) -> int:
     """Return the metric of a route after one more hop with the given cost, at most `UNREACHABLE_US`."""
     return min(UNREACHABLE_US, metric_us + cost_us)
+
+
+def is_significant(metric_us: int, advertised_us: int) -> bool:
+    """Return whether a metric differs from the advertised one by more than a quarter and one millisecond (hysteresis)."""
+    difference_us = abs(metric_us - advertised_us)
+    return difference_us > SIGNIFICANT_US and difference_us > SIGNIFICANT_CHANGE * advertised_us
 
 
 @dataclass(slots=True)

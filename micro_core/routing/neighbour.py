@@ -1,239 +1,314 @@
-"""The state of one neighbour: the adverts sent to it, its acknowledgements, and the routes that it advertised. Pure.
+"""The session with one neighbour: numbered adverts, acknowledgements, digests, and when changes are advertised. Pure.
 
-Adverts are numbered, acknowledged in order, and sent again until they are acknowledged. A neighbour that misses one
-requests the full table. Several changes of a route are advertised as their net effect (coalescing).
+Adverts are numbered and acknowledged in order. The acknowledgements ride on adverts and digests of the other direction. The
+session is reliable, so adverts are not repeated: if one is missing nevertheless, which the next advert, the next digest or a
+missing acknowledgement shows, the full table is sent. While too many adverts are unacknowledged, changes wait and are combined.
+
+There are two clocks. *Urgent* changes are first routes, withdrawals, and changes of what is offered. *Slow* ones are changes of
+metrics, paths and load, for which at most one advert is sent per `SLOW_INTERVAL_S`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
-from micro_core.routing.events import Ack, Advert, Announce, Digest, Effect, SendMessage, Solicit, Withdraw
+from micro_core.routing.entries import CHECKSUM_MODULUS, Entry, OfferChanges
+from micro_core.routing.events import Ack, Advert, Digest, Effect, SendMessage, SeqnoRequest, SeqnoRequests, Solicit
 from micro_core.routing.metric import SteadyCost
-from micro_core.routing.policy import Policy
+from micro_core.routing.policy import ExportScope, Policy
 from micro_core.wire import limits
 
-INITIAL_RESEND_S = 1.0
-MAX_RESEND_S = 8.0
-"""Delay before an unacknowledged advert is sent again, in seconds. It doubles from the initial to the maximum value."""
+ACK_DELAY_S = 10.0
+"""An acknowledgement is sent on its own after this time if nothing else was sent to the neighbour."""
 
-RESYNC_AFTER_TRIES = 5
-"""After this number of transmissions of an advert, the full table is sent instead."""
+MAX_UNACKNOWLEDGED = 16
+"""An acknowledgement is sent on its own after this number of adverts."""
 
 MAX_IN_FLIGHT = 64
 """Maximum number of unacknowledged adverts to one neighbour. Further changes wait and are combined."""
 
+RESYNC_AFTER_S = 30.0
+MAX_RESYNC_AFTER_S = 480.0
+"""Seconds without an acknowledgement after which the full table is sent. Each time, the delay doubles."""
+
+SOLICIT_RETRY_S = 10.0
+MIN_FULL_TABLE_INTERVAL_S = 1.0
+"""A neighbour that requests the full table more often waits."""
+
 ENTRIES_PER_ADVERT = limits.MAX_EVENTS_PER_ADVERT // 4
 MAX_ENTRIES_BYTES = limits.MAX_ADVERT_BYTES - 1_024
-"""Bounds of a sent advert. Entries with long version texts reach the second one first."""
 
-Key = tuple[str, str]
-"""(origin, service)"""
-
-ExportFunction = Callable[[Key], Announce | None]
-"""Returns the announcement of a key for the neighbour, None if nothing is to be advertised."""
+NEVER = float("inf")
 
 
-@dataclass(slots=True)
-class _InFlight:
-    advert: Advert
-    sent_at: float
-    tries: int = 1
-
-    def due_at(self) -> float:
-        return self.sent_at + min(MAX_RESEND_S, INITIAL_RESEND_S * 2.0 ** (self.tries - 1))
-
-
-@dataclass(slots=True)
 class Neighbour:
-    """One neighbour. Invariant: the numbers of the adverts in flight are consecutive, and the last one is `number`."""
+    """One neighbour. The numbers of the adverts in flight are consecutive, and the last one is `number`."""
 
-    peer: str
-    """Node id."""
-    cost: SteadyCost
-    """Cost of the link, including the cost that the policy adds."""
-    number: int
-    """Number of the last advert sent."""
-    policy: Policy = field(default_factory=Policy)
-    advertised: dict[Key, Announce] = field(default_factory=dict)
-    """The routes that the neighbour has from this router once all adverts in flight have arrived."""
-    scheduled: set[Key] = field(default_factory=set)
-    """The keys that may have changed and are to be advertised at `flush_at`."""
-    flush_at: float | None = None
-    next_number: int = 0
-    """Number of the next advert expected from the neighbour, 0 until a full table has begun."""
-    confirmed: set[Key] | None = None
-    """While a full table is received: the routes that it has contained so far."""
-    accepted: set[Key] = field(default_factory=set)
-    """The routes of the neighbour that are in the routing information base."""
-    received: dict[Key, int] = field(default_factory=dict)
-    """Checksums of all routes that the neighbour advertises, including rejected ones: its digest covers both."""
-    expires_at: float = 0.0
-    """Clock seconds at which all routes of the neighbour expire unless a digest renews them."""
-    advertised_checksum: int = 0
-    received_checksum: int = 0
-    _solicited_at: int = 0
-    """The highest advert number for which the full table was requested, 0 if no request is pending."""
-    _in_flight: deque[_InFlight] = field(default_factory=deque)
-    _resend_at: float | None = None
-    """No advert in flight is due before this. After an acknowledgement, it may be earlier than necessary."""
+    __slots__ = (
+        "_in_flight",
+        "_resync_after_s",
+        "_solicited_at",
+        "_unacknowledged",
+        "ack_at",
+        "advertised_checksum",
+        "advertised_count",
+        "confirmed",
+        "confirmed_offers",
+        "cost",
+        "expires_at",
+        "full_at",
+        "full_table",
+        "is_over_limit",
+        "last_full_at",
+        "link_us",
+        "next_number",
+        "number",
+        "offers_added",
+        "origins",
+        "peer",
+        "policy",
+        "received_checksum",
+        "received_count",
+        "rejected",
+        "requests",
+        "slow",
+        "slow_at",
+        "slow_sent_at",
+        "urgent",
+        "urgent_at",
+        "window_closed",
+    )
+
+    def __init__(self, peer: str, cost: SteadyCost, number: int, policy: Policy) -> None:
+        self.peer = peer
+        """Node id."""
+        self.cost = cost
+        """Cost of the link, including the cost that the policy adds."""
+        self.number = number
+        """Number of the last advert sent."""
+        self.policy = policy
+        # Scheduled changes. Dictionaries keep the order, so that runs are reproducible.
+        self.urgent: dict[str, None] = {}
+        self.urgent_at = NEVER
+        self.slow: dict[str, None] = {}
+        self.slow_at = NEVER
+        self.slow_sent_at = -NEVER
+        self.requests: dict[str, SeqnoRequest] = {}
+        self.full_table: deque[str] | None = None
+        """The origins of a full table that were not sent yet. None if no full table is being sent."""
+        self.full_at = NEVER
+        """When the requested full table is to be sent."""
+        self.last_full_at = -NEVER
+        # Digests.
+        self.advertised_count = 0
+        self.advertised_checksum = 0
+        self.received_count = 0
+        self.received_checksum = 0
+        # Received routes.
+        self.next_number = 0
+        """Number of the next advert expected from the neighbour, 0 until a full table has begun."""
+        self.confirmed: set[str] | None = None
+        """While a full table is received: the origins that it has contained so far."""
+        self.confirmed_offers: dict[str, set[str]] = {}
+        """While the whole list of an origin is received in parts: the services that it has contained so far."""
+        self.origins = 0
+        """Number of candidates."""
+        self.rejected: dict[str, int] = {}
+        """Checksums of rejected announcements, by origin: the digest of the neighbour includes them."""
+        self.is_over_limit = False
+        """Entries of the neighbour were refused and not recorded, so its digest cannot be compared."""
+        self.offers_added = 0
+        """Upper bound of the number of services that were added because the neighbour has sent them."""
+        self.expires_at = 0.0
+        """Clock seconds at which all routes of the neighbour expire unless a digest renews them."""
+        self.ack_at = NEVER
+        self._unacknowledged = 0
+        self._solicited_at = -NEVER
+        self._in_flight: deque[tuple[int, float]] = deque()
+        self._resync_after_s = RESYNC_AFTER_S
+
+    # ---------------------------------------------------------------- scheduling
+
+    def schedule(self, origin: str, when: float) -> None:
+        """Advertise what has changed about `origin` at `when` (clock seconds), or earlier with other urgent changes."""
+        self.urgent[origin] = None
+        if when < self.urgent_at:
+            self.urgent_at = when
+
+    def schedule_slow(self, origin: str, earliest: float, interval_s: float) -> None:
+        """Advertise what has changed about `origin` not before `earliest`, and `interval_s` after the last slow advert."""
+        self.slow[origin] = None
+        if self.slow_at == NEVER:
+            self.slow_at = max(earliest, self.slow_sent_at + interval_s)
+
+    def is_window_open(self) -> bool:
+        """Return whether adverts may be sent."""
+        return len(self._in_flight) < MAX_IN_FLIGHT
+
+    def take_due(self, now: float) -> list[str]:
+        """Return the origins whose changes are to be advertised now."""
+        due = dict[str, None]()
+        if self.urgent_at <= now:
+            due, self.urgent, self.urgent_at = self.urgent, {}, NEVER
+        if self.slow_at <= now:
+            due.update(self.slow)
+            self.slow, self.slow_at, self.slow_sent_at = {}, NEVER, now
+        return list(due)
+
+    def wake_at(self) -> float:
+        """Return when the neighbour needs attention next, in clock seconds."""
+        when = self.ack_at if self.ack_at < self.full_at else self.full_at
+        if self._in_flight:
+            when = min(when, self._in_flight[0][1] + self._resync_after_s)
+            if len(self._in_flight) >= MAX_IN_FLIGHT:
+                return when
+        if self.full_table is not None:
+            return 0.0
+        return min(when, self.urgent_at, self.slow_at)
+
+    @property
+    def has_partial_view(self) -> bool:
+        """Whether the policy hides services of an origin from the neighbour."""
+        return bool(self.policy.services) or self.policy.export is ExportScope.BEST
 
     # ------------------------------------------------------------------ sending
 
-    def schedule(self, key: Key, when: float) -> None:
-        """Advertise `key` at `when` (clock seconds) if it has changed by then, or earlier with other changes."""
-        self.scheduled.add(key)
-        if self.flush_at is None or when < self.flush_at:
-            self.flush_at = when
+    def count_advertised(self, count: int, checksum: int) -> None:
+        """Add to the number and to the checksum of what is advertised."""
+        self.advertised_count += count
+        self.advertised_checksum = (self.advertised_checksum + checksum) % CHECKSUM_MODULUS
 
-    def send_full_table(self, keys: Iterable[Key], export: ExportFunction, now: float) -> list[Effect]:
-        """Send the full table. It replaces all adverts in flight."""
-        self.advertised.clear()
-        self.advertised_checksum = 0
-        self.scheduled.clear()
-        self.flush_at = None
+    def begin_full_table(self, origins: deque[str], now: float) -> None:
+        """Begin to send the full table. It replaces all adverts in flight."""
+        self.advertised_count = self.advertised_checksum = 0
+        self.urgent, self.slow, self.urgent_at, self.slow_at = {}, {}, NEVER, NEVER
         self._in_flight.clear()
-        self._resend_at = None
-        entries: list[Announce | Withdraw] = []
-        for key in keys:
-            announce = export(key)
-            if announce is not None:
-                self._update_advertised(key, announce)
-                entries.append(announce)
-        return self._send(entries, now, is_full=True)
+        self.full_table = origins
+        self.full_at, self.last_full_at = NEVER, now
 
-    def flush(self, export: ExportFunction, withdrawal: Callable[[Key], Withdraw], now: float) -> list[Effect]:
-        """Advertise the net effect of the scheduled changes if `flush_at` is reached and adverts may be sent."""
-        if self.flush_at is None or now < self.flush_at or len(self._in_flight) >= MAX_IN_FLIGHT:
-            return []
-        self.flush_at = None
-        entries: list[Announce | Withdraw] = []
-        for key in sorted(self.scheduled):
-            wanted, before = export(key), self.advertised.get(key)
-            if wanted == before:
-                continue
-            self._update_advertised(key, wanted)
-            entries.append(wanted if wanted is not None else withdrawal(key))
-        self.scheduled.clear()
-        return self._send(entries, now, is_full=False) if entries else []
-
-    def digest(self) -> Digest:
-        """Return the digest of what is advertised to the neighbour, including all adverts in flight."""
-        return Digest(self.number, len(self.advertised), self.advertised_checksum)
-
-    def _update_advertised(self, key: Key, wanted: Announce | None) -> None:
-        before = self.advertised.pop(key, None)
-        if before is not None:
-            self.advertised_checksum ^= before.checksum()
-        if wanted is not None:
-            self.advertised[key] = wanted
-            self.advertised_checksum ^= wanted.checksum()
-
-    def acknowledged(self, number: int) -> None:
-        """Process the acknowledgement of all adverts up to `number`."""
-        while self._in_flight and self._in_flight[0].advert.number <= number:
-            self._in_flight.popleft()
-        if not self._in_flight:
-            self._resend_at = None
-
-    def resend(self, now: float) -> list[Effect] | None:
-        """Send overdue adverts again. Returns None if the neighbour needs the full table instead."""
+    def send(self, entries: list[Entry], now: float, *, begins: bool = False, ends: bool = False) -> list[Effect]:
+        """Send entries in as many adverts as necessary. A full table without entries is an empty advert."""
         effects: list[Effect] = []
-        if self._resend_at is None or now < self._resend_at:
-            return effects
-        for entry in self._in_flight:
-            if entry.due_at() <= now:
-                if entry.tries >= RESYNC_AFTER_TRIES:
-                    return None
-                entry.tries += 1
-                entry.sent_at = now
-                effects.append(SendMessage(self.peer, entry.advert))
-        self._resend_at = min((entry.due_at() for entry in self._in_flight), default=None)
-        return effects
-
-    def wake_at(self) -> float | None:
-        """Return when `resend` or `flush` must be called next, in clock seconds. None if nothing is pending."""
-        if self.flush_at is None or len(self._in_flight) >= MAX_IN_FLIGHT:
-            return self._resend_at
-        return self.flush_at if self._resend_at is None else min(self.flush_at, self._resend_at)
-
-    def _send(self, entries: list[Announce | Withdraw], now: float, *, is_full: bool) -> list[Effect]:
-        chunks = _chunks(entries)
-        effects: list[Effect] = []
+        chunks = list(_chunks(entries)) or ([[]] if begins or ends else [])
         for index, chunk in enumerate(chunks):
             self.number += 1
+            self._in_flight.append((self.number, now))
             advert = Advert(
                 number=self.number,
+                acknowledged=self._acknowledge(),
                 entries=tuple(chunk),
-                begins=is_full and index == 0,
-                ends=is_full and index == len(chunks) - 1,
+                begins=begins and index == 0,
+                ends=ends and index == len(chunks) - 1,
             )
-            self._in_flight.append(_InFlight(advert, now))
-            if self._resend_at is None:
-                self._resend_at = now + INITIAL_RESEND_S
             effects.append(SendMessage(self.peer, advert))
         return effects
 
+    def digest(self) -> Digest:
+        """Return the digest of what is advertised to the neighbour, including all adverts in flight."""
+        return Digest(self.number, self.advertised_count, self.advertised_checksum, self._acknowledge())
+
+    def acknowledged(self, number: int) -> None:
+        """Process the acknowledgement of all adverts up to `number`."""
+        while self._in_flight and self._in_flight[0][0] <= number:
+            self._in_flight.popleft()
+
+    def is_resync_due(self, now: float) -> bool:
+        """Return whether an acknowledgement is overdue, so that the neighbour needs the full table. Doubles the delay."""
+        if not self._in_flight or now < self._in_flight[0][1] + self._resync_after_s:
+            return False
+        self._resync_after_s = min(MAX_RESYNC_AFTER_S, 2 * self._resync_after_s)
+        return True
+
+    def take_ack(self, now: float) -> list[Effect]:
+        """Return the acknowledgement that is to be sent on its own now, if there is one."""
+        if self._unacknowledged >= MAX_UNACKNOWLEDGED or self.ack_at <= now:
+            return [SendMessage(self.peer, Ack(self._acknowledge()))]
+        return []
+
+    def take_requests(self) -> list[Effect]:
+        """Return the seqno requests of this moment as one message."""
+        if not self.requests:
+            return []
+        requests, self.requests = tuple(self.requests.values()), {}
+        return [
+            SendMessage(self.peer, SeqnoRequests(requests[start : start + ENTRIES_PER_ADVERT]))
+            for start in range(0, len(requests), ENTRIES_PER_ADVERT)
+        ]
+
+    def _acknowledge(self) -> int:
+        self._unacknowledged, self.ack_at = 0, NEVER
+        return max(0, self.next_number - 1)
+
     # ---------------------------------------------------------------- receiving
 
-    def record_received(self, key: Key, checksum: int) -> None:
-        """Record that the neighbour advertised an entry with this checksum. A withdrawal has the checksum 0."""
-        self.received_checksum ^= self.received.pop(key, 0) ^ checksum
-        if checksum:
-            self.received[key] = checksum
+    def count_received(self, count: int, checksum: int) -> None:
+        """Add to the number and to the checksum of what the neighbour advertises."""
+        self.received_count += count
+        self.received_checksum = (self.received_checksum + checksum) % CHECKSUM_MODULUS
 
-    def forget_received(self) -> None:
-        """Delete the record of what the neighbour advertised. Its next digest then differs, unless it is empty."""
-        self.received.clear()
-        self.received_checksum = 0
+    def reject(self, origin: str, checksum: int) -> None:
+        """Record a rejected announcement."""
+        if len(self.rejected) < limits.MAX_ORIGINS_PER_NEIGHBOUR:
+            self.rejected[origin] = checksum
+            self.count_received(1, checksum)
+        else:
+            self.is_over_limit = True
+
+    def forget_rejected(self, origin: str) -> None:
+        """Delete the record of a rejected announcement."""
+        checksum = self.rejected.pop(origin, None)
+        if checksum is not None:
+            self.count_received(-1, -checksum)
 
     def matches(self, digest: Digest) -> bool | None:
-        """Compare a digest with the record of received routes. Returns None while adverts are in flight."""
-        if self.next_number == 0 or digest.number != self.next_number - 1 or self.confirmed is not None:
+        """Compare a digest with what was received. Returns None while adverts are in flight."""
+        if self.next_number == 0 or digest.number < self.next_number - 1 or self.confirmed is not None:
             return None
-        return (digest.count, digest.checksum) == (len(self.received), self.received_checksum)
+        if digest.number >= self.next_number:
+            return False
+        is_match = (digest.count, digest.checksum) == (self.received_count, self.received_checksum)
+        return is_match or self.is_over_limit
 
-    def check_order(self, advert: Advert) -> tuple[bool, list[Effect]]:
+    def solicit(self, now: float) -> list[Effect]:
+        """Request the full table, unless this was done a moment ago."""
+        if now - self._solicited_at < SOLICIT_RETRY_S:
+            return []
+        self._solicited_at = now
+        return [SendMessage(self.peer, Solicit())]
+
+    def check_order(self, advert: Advert, now: float) -> tuple[bool, list[Effect]]:
         """Check the number of an advert. Returns whether the advert is to be applied, and the response.
 
         The first advert of a full table is always applied unless it is older than the last one applied.
         """
         if advert.begins and advert.number >= self.next_number:
-            self.next_number, self._solicited_at = advert.number, 0
+            self.next_number, self._solicited_at = advert.number, -NEVER
             self.confirmed = set()
-            self.forget_received()
         if self.next_number == 0 or advert.number > self.next_number:
-            # An advert was lost, or the link is new: this advert cannot be applied. Request the full table once, and
-            # again when the neighbour resends an advert, which shows that the request was lost.
-            is_resent = advert.number <= self._solicited_at
-            is_first, self._solicited_at = self._solicited_at == 0, max(self._solicited_at, advert.number)
-            return False, [SendMessage(self.peer, Solicit())] if is_first or is_resent else []
-        response: list[Effect] = [SendMessage(self.peer, Ack(max(advert.number, self.next_number - 1)))]
+            # An advert was lost, or the link is new: this advert cannot be applied.
+            return False, self.solicit(now)
+        self._unacknowledged += 1
+        if self.ack_at == NEVER:
+            self.ack_at = now + ACK_DELAY_S
         if advert.number < self.next_number:
-            return False, response
+            return False, []
         self.next_number += 1
-        return True, response
+        return True, []
 
 
-def _chunks(entries: list[Announce | Withdraw]) -> list[list[Announce | Withdraw]]:
-    """Split `entries` into lists that fit into one advert each. Returns one empty list if there are no entries."""
-    chunks: list[list[Announce | Withdraw]] = [[]]
-    size = 0
+def _chunks(entries: list[Entry]) -> Iterator[list[Entry]]:
+    """Split `entries` into lists that fit into one advert each."""
+    chunk: list[Entry] = []
+    size = weight = 0
     for entry in entries:
-        max_bytes = _max_encoded_bytes(entry)
-        if chunks[-1] and (len(chunks[-1]) >= ENTRIES_PER_ADVERT or size + max_bytes > MAX_ENTRIES_BYTES):
-            chunks.append([])
-            size = 0
-        chunks[-1].append(entry)
-        size += max_bytes
-    return chunks
-
-
-def _max_encoded_bytes(entry: Announce | Withdraw) -> int:
-    """Return an upper bound of the encoded size: four bytes per character of texts, one per character of ids."""
-    if isinstance(entry, Withdraw):
-        return 128 + len(entry.service)
-    texts = sum(map(len, entry.versions)) + len(entry.site) + len(entry.network)
-    return 128 + len(entry.service) + 4 * texts + 3 * len(entry.versions) + 40 * len(entry.path)
+        bytes_of_entry = len(entry.packed()) + 8
+        weight_of_entry = 1 + len(entry.changed) + len(entry.removed) if type(entry) is OfferChanges else 1
+        if chunk and (weight + weight_of_entry > ENTRIES_PER_ADVERT or size + bytes_of_entry > MAX_ENTRIES_BYTES):
+            yield chunk
+            chunk, size, weight = [], 0, 0
+        chunk.append(entry)
+        size += bytes_of_entry
+        weight += weight_of_entry
+    if chunk:
+        yield chunk

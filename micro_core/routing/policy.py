@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from micro_core.contract.errors import ConfigError
-from micro_core.routing.events import Announce
 
 MAX_COST_US = 60_000_000
 """Maximum configured cost: one minute."""
@@ -49,22 +48,26 @@ class Policy:
     cost_us: int = 0
     """Added to the cost of the link."""
 
-    def permits_export(self, announce: Announce, *, is_own: bool) -> bool:
-        """Return whether the route may be advertised to the neighbour.
+    def permits_export(self, site: str, *, is_own: bool) -> bool:
+        """Return whether routes to an origin on `site` may be advertised to the neighbour.
 
-        `is_own` is True if this router is the origin. For `ExportScope.BEST`, the caller must compare the origins.
+        `is_own` is True if this router is the origin.
         """
         if self.export is ExportScope.NONE or (self.export is ExportScope.LOCAL and not is_own):
             return False
-        return _passes(announce.service, self.services) and _passes(announce.site, self.sites)
+        return _passes(site, self.sites)
 
-    def permits_import(self, announce: Announce) -> bool:
-        """Return whether the route may be accepted from the neighbour."""
-        return (
-            self.is_import_allowed
-            and _passes(announce.service, self.import_services)
-            and _passes(announce.site, self.import_sites)
-        )
+    def permits_export_of(self, service: str) -> bool:
+        """Return whether a service may be advertised. For `ExportScope.BEST`, the caller must compare the origins."""
+        return _passes(service, self.services)
+
+    def permits_import(self, site: str) -> bool:
+        """Return whether routes to an origin on `site` may be accepted from the neighbour."""
+        return self.is_import_allowed and _passes(site, self.import_sites)
+
+    def permits_import_of(self, service: str) -> bool:
+        """Return whether a service may be accepted from the neighbour."""
+        return _passes(service, self.import_services)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,74 +1,67 @@
-"""The routing information base: all routes that neighbours advertise, by origin and service. Pure."""
+"""The routing information base: what is known about each origin, including this router itself. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from micro_core.routing.neighbour import Key
 from micro_core.routing.rib_entry import TOMBSTONE_S, RibEntry
 
 
 class Rib:
-    """The routing information base (RIB): `entries[(origin, service)]`, and the latest incarnation of each origin.
+    """The routing information base (RIB).
 
-    It includes tombstones: entries without candidates, which are kept for `TOMBSTONE_S`.
+    It includes tombstones: entries without candidates, which are kept for `TOMBSTONE_S`, with their feasibility distance.
     """
 
-    def __init__(self) -> None:
-        self.entries: dict[Key, RibEntry] = {}
-        self._by_origin: dict[str, set[Key]] = {}
-        self._by_service: dict[str, set[str]] = {}
-        self._incarnations: dict[str, int] = {}
+    def __init__(self, router: str) -> None:
+        self.router = router
+        self.entries: dict[str, RibEntry] = {}
+        """By origin. That of this router has no candidates."""
+        self.costs: dict[str, int] = {}
+        """Cost of the link to each neighbour, in microseconds."""
 
-    def get_or_create(self, key: Key) -> RibEntry:
-        """Return the entry of `key`. A missing entry is created."""
-        entry = self.entries.get(key)
+    def get_or_create(self, origin: str) -> RibEntry:
+        """Return the entry of an origin. A missing entry is created."""
+        entry = self.entries.get(origin)
         if entry is None:
-            entry = self.entries[key] = RibEntry()
-            self._by_origin.setdefault(key[0], set()).add(key)
-            self._by_service.setdefault(key[1], set()).add(key[0])
+            entry = self.entries[origin] = RibEntry(origin)
         return entry
 
-    def keys_of_origin(self, origin: str) -> list[Key]:
-        """Return the keys of all entries of an origin, sorted."""
-        return sorted(self._by_origin.get(origin, ()))
+    def entries_via(self, peer: str) -> list[RibEntry]:
+        """Return the entries for which a neighbour has a route."""
+        found = []
+        for entry in self.entries.values():
+            adjacency = entry.adjacencies.get(peer)
+            if adjacency is not None and adjacency.path:
+                found.append(entry)
+        return found
 
-    def origins_of(self, service: str) -> Collection[str]:
-        """Return the origins that have an entry for a service, including tombstones."""
-        return self._by_service.get(service, ())
+    def origins_of(self, service: str) -> list[str]:
+        """Return the origins that offer a service, without this router."""
+        return [
+            origin
+            for origin, entry in self.entries.items()
+            if entry.offers is not None and service in entry.offers.entries and origin != self.router
+        ]
 
-    def incarnation_of(self, origin: str) -> int:
-        """Return the latest incarnation of an origin, 0 for an unknown origin."""
-        return self._incarnations.get(origin, 0)
-
-    def update_incarnation(self, origin: str, incarnation: int) -> bool:
-        """Record the incarnation of an origin. Return whether it is later than all incarnations before."""
-        if incarnation <= self._incarnations.get(origin, 0):
-            return False
-        self._incarnations[origin] = incarnation
-        return True
-
-    def expire_tombstones(self, now: float) -> float | None:
+    def expire_tombstones(self, now: float) -> tuple[list[str], float | None]:
         """Remove the tombstones that are older than `TOMBSTONE_S`.
 
-        Returns the clock seconds at which the next tombstone expires, None if there are no tombstones left.
-        """
-        expirations: list[float] = []
-        for key in [key for key, entry in self.entries.items() if not entry.candidates]:
-            expires_at = self.entries[key].empty_since + TOMBSTONE_S
-            if now >= expires_at:
-                self._remove(key)
-            else:
-                expirations.append(expires_at)
-        return min(expirations, default=None)
+        An entry that a neighbour still has from this router is kept: until the neighbour has received the withdrawal, the
+        feasibility distance must not be forgotten.
 
-    def _remove(self, key: Key) -> None:
-        origin, service = key
-        del self.entries[key]
-        self._by_origin[origin].discard(key)
-        if not self._by_origin[origin]:
-            del self._by_origin[origin]
-            self._incarnations.pop(origin, None)
-        self._by_service[service].discard(origin)
-        if not self._by_service[service]:
-            del self._by_service[service]
+        Returns the removed origins, and the clock seconds at which the next tombstone expires, None without tombstones.
+        """
+        expired: list[str] = []
+        next_at: float | None = None
+        for origin, entry in self.entries.items():
+            if origin == self.router or entry.has_candidates():
+                continue
+            expires_at = entry.empty_since + TOMBSTONE_S
+            if any(one.exported is not None or one.announce_checksum for one in entry.adjacencies.values()):
+                expires_at = max(expires_at, now + TOMBSTONE_S / 4)
+            if now >= expires_at:
+                expired.append(origin)
+            elif next_at is None or expires_at < next_at:
+                next_at = expires_at
+        for origin in expired:
+            del self.entries[origin]
+        return expired, next_at

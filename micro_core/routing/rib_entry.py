@@ -1,170 +1,245 @@
-"""An entry of the routing information base: the candidate routes to one service at one origin. Pure."""
+"""An entry of the routing information base: all that is known about one origin. Pure.
+
+A candidate is *feasible* if its neighbour is nearer to the origin than this router: then its route cannot lead through this
+router, even while changes are still propagating. RFC 8966 section 3.5.1 compares the metric that the neighbour advertises now
+with the feasibility distance. This router compares the *smallest* metric that the neighbour has advertised with the same sequence
+number, because the feasibility distance of the neighbour is still at most that. So a cost that rises never makes a route
+unusable. docs/design/008-routes-per-origin.md contains the proof.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from micro_core.contract.table import NETWORK_LINK, Route
-from micro_core.routing.events import UNREACHABLE_US, Announce, DeleteRoute, PutRoute, Seqno
-from micro_core.routing.metric import SIGNIFICANT_CHANGE, add
+from micro_core.contract.table import OriginRoute, OriginRouteKey
+from micro_core.routing.entries import OriginAnnounce, Seqno
+from micro_core.routing.events import UNREACHABLE_US, DeleteOriginRoute, PutOriginRoute
+from micro_core.routing.metric import SIGNIFICANT_CHANGE, is_significant
+from micro_core.routing.offer_list import OfferList
 
 TOMBSTONE_S = 120.0
 """Seconds for which an entry without candidates is kept. No advert is in flight for that long."""
 
-
-@dataclass(slots=True)
-class Candidate:
-    """A route that one neighbour advertises."""
-
-    announce: Announce
-    metric_us: int
-    """Metric of the announcement plus the cost of the link to the neighbour."""
-    _route: Route | None = None
-
-    def route(self, peer: str) -> Route:
-        """Return the route through the neighbour `peer`. It is the same object until the metric changes."""
-        cached = self._route
-        if cached is not None and cached.metric == self.metric_us:
-            return cached
-        announce = self.announce
-        self._route = route = Route(
-            service=announce.service,
-            address="",
-            gateway=peer,
-            network=announce.network,
-            router=announce.origin,
-            link=NETWORK_LINK,
-            metric=self.metric_us,
-            site=announce.site,
-            version=",".join(announce.versions),
-            hops=len(announce.path),
-        )
-        return route
+NO_SEQNO: Seqno = (0, 0)
 
 
-@dataclass(slots=True)
+class Adjacency:
+    """What a neighbour has advertised about one origin, and what was advertised to it."""
+
+    __slots__ = (
+        "announce_checksum",
+        "exported",
+        "is_installed",
+        "is_partial",
+        "list_checksum",
+        "metric_us",
+        "min_metric_us",
+        "path",
+        "seqno",
+        "told_list",
+        "told_version",
+        "told_view",
+        "view",
+        "withdrawn_at",
+    )
+
+    def __init__(self) -> None:
+        # Received from the neighbour.
+        self.path: tuple[str, ...] = ()
+        """Empty if the neighbour has no route: the adjacency is not a candidate."""
+        self.seqno = NO_SEQNO
+        self.metric_us = UNREACHABLE_US
+        self.min_metric_us = UNREACHABLE_US
+        """The smallest metric that the neighbour has advertised with `seqno`, without a withdrawal since."""
+        self.is_partial = False
+        self.view: set[str] | None = None
+        """The services that can be reached through the neighbour, None for all of them."""
+        self.is_installed = False
+        self.announce_checksum = 0
+        self.list_checksum = 0
+        # Advertised to the neighbour.
+        self.exported: OriginAnnounce | None = None
+        self.told_list: OfferList | None = None
+        self.told_version = 0
+        self.told_view: dict[str, int] | None = None
+        """If the neighbour sees a part of the list: the version of each service that it was told."""
+        self.withdrawn_at = 0.0
+
+
 class RibEntry:
-    """All candidate routes to one (origin, service), and the selected one.
+    """All candidate routes to one origin, the selected one, and the list of its offers."""
 
-    A candidate is *feasible* if its neighbour is nearer to the origin than this router has ever been with the current
-    sequence number of the origin (RFC 8966 section 3.5.1). Then the route of the neighbour cannot lead through this
-    router, even while changes are still propagating. Only feasible candidates are used for calls, installed in the
-    table, and advertised.
-    """
+    __slots__ = (
+        "adjacencies",
+        "empty_since",
+        "export",
+        "fd_metric_us",
+        "fd_seqno",
+        "is_withdrawn",
+        "network",
+        "newest_seqno",
+        "offers",
+        "origin",
+        "selected",
+        "site",
+    )
 
-    candidates: dict[str, Candidate] = field(default_factory=dict)
-    """By neighbour."""
-    newest_seqno: Seqno = (0, 0)
-    is_withdrawn: bool = False
-    """The origin itself withdrew the service with the sequence number `newest_seqno`: the entry is a tombstone."""
-    empty_since: float = 0.0
-    """Clock seconds at which the last candidate was removed."""
-    selected: str = ""
-    """The neighbour of the selected candidate. Empty if no candidate is usable."""
-    feasibility_distance: tuple[Seqno, int] = ((0, 0), UNREACHABLE_US)
-    """(sequence number, smallest metric that this router has used with it), as in RFC 8966 section 3.2.5."""
-    installed: dict[str, Route] = field(default_factory=dict)
-    """The routes that are in the table, by neighbour."""
-    cached_export: tuple[Announce, int, Announce] | None = None
-    """(received announcement, metric, resulting announcement) of the last `export`, shared by all neighbours."""
-    last_request: tuple[Seqno, float] = ((0, 0), 0.0)
-    """The last seqno request that was sent or forwarded: (sequence number to exceed, clock seconds)."""
-    requested_from: set[str] = field(default_factory=set)
-    """The neighbours to which the last seqno request was sent."""
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+        self.site = ""
+        self.network = ""
+        self.adjacencies: dict[str, Adjacency] = {}
+        """By neighbour."""
+        self.offers: OfferList | None = None
+        self.newest_seqno = NO_SEQNO
+        self.is_withdrawn = False
+        """The origin itself has left with the sequence number `newest_seqno`: the entry is a tombstone."""
+        self.empty_since = 0.0
+        """Clock seconds at which the last candidate was removed."""
+        self.selected = ""
+        """The neighbour of the selected candidate. Empty if no candidate is usable."""
+        self.fd_seqno = NO_SEQNO
+        self.fd_metric_us = UNREACHABLE_US
+        """The feasibility distance: the smallest metric that this router has advertised with `fd_seqno`."""
+        self.export: OriginAnnounce | None = None
+        """What was advertised last. Neighbours share the object."""
 
-    def is_feasible(self, candidate: Candidate) -> bool:
-        """Return whether the route of `candidate` is guaranteed to be free of loops."""
-        seqno, metric_us = self.feasibility_distance
-        advertised = candidate.announce.seqno
-        return advertised > seqno or (advertised == seqno and candidate.announce.metric_us < metric_us)
+    # ------------------------------------------------------------------ queries
 
-    def usable(self) -> dict[str, Candidate]:
-        """Return the feasible candidates whose metric is finite, by neighbour."""
-        is_feasible = self.is_feasible
-        return {
-            peer: candidate
-            for peer, candidate in self.candidates.items()
-            if candidate.metric_us < UNREACHABLE_US and is_feasible(candidate)
-        }
+    def adjacency(self, peer: str) -> Adjacency:
+        """Return what is shared with a neighbour about the origin. A missing object is created."""
+        found = self.adjacencies.get(peer)
+        if found is None:
+            found = self.adjacencies[peer] = Adjacency()
+        return found
 
-    def is_starved(self) -> bool:
+    def has_candidates(self) -> bool:
+        """Return whether any neighbour has a route."""
+        return any(adjacency.path for adjacency in self.adjacencies.values())
+
+    def is_feasible(self, adjacency: Adjacency) -> bool:
+        """Return whether the route of a candidate is guaranteed to be free of loops."""
+        seqno = adjacency.seqno
+        return seqno > self.fd_seqno or (seqno == self.fd_seqno and adjacency.min_metric_us < self.fd_metric_us)
+
+    def is_starved(self, costs: dict[str, int]) -> bool:
         """Return whether there are candidates, but none of them is feasible (RFC 8966 section 3.8.2.1)."""
-        if self.selected:
-            return False
-        return any(candidate.metric_us < UNREACHABLE_US for candidate in self.candidates.values())
-
-    def select(self) -> list[PutRoute | DeleteRoute]:
-        """Select the best usable candidate. Return the changes that the table needs to hold all usable candidates."""
-        usable = self.usable()
-        self._select_best(usable)
-        if len(self.candidates) > 1:
-            # The selection may have reduced the feasibility distance, so that other candidates became infeasible.
-            usable = self.usable()
-        return self._table_changes(usable)
-
-    def _select_best(self, usable: dict[str, Candidate]) -> None:
-        """Select the candidate with the lowest metric, but keep the current one unless another is clearly better."""
-        if not usable:
-            self.selected = ""
-            return
-        best = next(iter(usable))
-        if len(usable) > 1:
-            best = min(usable, key=lambda peer: (usable[peer].metric_us, len(usable[peer].announce.path), peer))
-        current = usable.get(self.selected)
-        if current is None or usable[best].metric_us < current.metric_us * (1 - SIGNIFICANT_CHANGE):
-            self.selected = best
-        selected = usable[self.selected]
-        seqno, min_metric_us = self.feasibility_distance
-        advertised = selected.announce.seqno
-        self.feasibility_distance = (
-            advertised,
-            selected.metric_us if advertised > seqno else min(min_metric_us, selected.metric_us),
+        return not self.selected and any(
+            adjacency.path and adjacency.metric_us + costs[peer] < UNREACHABLE_US
+            for peer, adjacency in self.adjacencies.items()
         )
 
-    def _table_changes(self, usable: dict[str, Candidate]) -> list[PutRoute | DeleteRoute]:
-        changes: list[PutRoute | DeleteRoute] = []
-        if self.installed:
-            unusable = [peer for peer in self.installed if peer not in usable]
-            changes += [DeleteRoute(self.installed.pop(peer).key) for peer in unusable]
-        for peer, candidate in usable.items():
-            route, current = candidate.route(peer), self.installed.get(peer)
-            if current is not route and current != route:
-                self.installed[peer] = route
-                changes.append(PutRoute(route))
-        return changes
+    def better_infeasible(self, costs: dict[str, int]) -> str:
+        """Return the neighbour of a candidate that is clearly better than the selected one, but infeasible.
 
-    def export(self, own_id: str) -> Announce | None:
-        """Return the announcement of the selected route for neighbours, None if there is no selected route.
-
-        Its path ends with this router (`own_id`), and its metric includes the cost of the link to the next hop.
+        Empty if there is none.
         """
-        candidate = self.candidates.get(self.selected)
-        if candidate is None:
-            return None
-        received = candidate.announce
-        cached = self.cached_export
-        if cached is not None and cached[0] is received and cached[1] == candidate.metric_us:
-            return cached[2]
-        exported = Announce(
-            origin=received.origin,
-            incarnation=received.incarnation,
-            sequence=received.sequence,
-            service=received.service,
-            versions=received.versions,
-            capacity=received.capacity,
-            site=received.site,
-            network=received.network,
-            metric_us=candidate.metric_us,
-            path=(*received.path, own_id),
-            load_us=received.load_us,
-        )
-        self.cached_export = (received, candidate.metric_us, exported)
-        return exported
+        selected = self.adjacencies.get(self.selected)
+        if selected is None:
+            return ""
+        limit_us = (selected.metric_us + costs[self.selected]) * (1 - SIGNIFICANT_CHANGE)
+        best = ""
+        for peer, adjacency in self.adjacencies.items():
+            if adjacency.path and adjacency.metric_us + costs[peer] < limit_us and not self.is_feasible(adjacency):
+                limit_us, best = adjacency.metric_us + costs[peer], peer
+        return best
 
-    def update_link_cost(self, peer: str, cost_us: int) -> bool:
-        """Recompute the metric of the candidate through `peer`. Return False if there is no such candidate."""
-        candidate = self.candidates.get(peer)
-        if candidate is None:
-            return False
-        candidate.metric_us = add(candidate.announce.metric_us, cost_us)
-        return True
+    def is_partial(self) -> bool:
+        """Return whether this router reaches only a part of the services of the origin."""
+        return not any(adjacency.is_installed and adjacency.view is None for adjacency in self.adjacencies.values())
+
+    def is_visible(self, service: str) -> bool:
+        """Return whether this router reaches a service of the origin."""
+        return any(
+            adjacency.is_installed and (adjacency.view is None or service in adjacency.view)
+            for adjacency in self.adjacencies.values()
+        )
+
+    # ---------------------------------------------------------------- selection
+
+    def select(
+        self, costs: dict[str, int], changed: str, effects: list[PutOriginRoute | DeleteOriginRoute]
+    ) -> None:
+        """Select the best usable candidate, and update the table, which contains all usable ones.
+
+        Args:
+            costs: Cost of the link to each neighbour.
+            changed: The neighbour whose candidate has changed, "" if none has.
+            effects: Receives the changes of the table.
+        """
+        fd_seqno, fd_metric_us = self.fd_seqno, self.fd_metric_us
+        best, best_rank, selected_rank = "", (True, UNREACHABLE_US), (True, UNREACHABLE_US)
+        for peer, adjacency in self.adjacencies.items():
+            seqno = adjacency.seqno
+            total_us = adjacency.metric_us + costs[peer]
+            if (
+                adjacency.path
+                and total_us < UNREACHABLE_US
+                and (seqno > fd_seqno or (seqno == fd_seqno and adjacency.min_metric_us < fd_metric_us))
+            ):
+                if not adjacency.is_installed or peer == changed:
+                    adjacency.is_installed = True
+                    effects.append(PutOriginRoute(self.route(peer, adjacency, total_us)))
+                # Routes to all services come before routes to a part of them.
+                rank = (adjacency.view is not None, total_us)
+                if rank < best_rank:
+                    best, best_rank = peer, rank
+                if peer == self.selected:
+                    selected_rank = rank
+            elif adjacency.is_installed:
+                adjacency.is_installed = False
+                effects.append(DeleteOriginRoute(OriginRouteKey(self.origin, peer)))
+        if best_rank[0] is not selected_rank[0] or best_rank[1] < selected_rank[1] * (1 - SIGNIFICANT_CHANGE):
+            self.selected = best
+        elif not best:
+            self.selected = ""
+
+    def route(self, peer: str, adjacency: Adjacency, total_us: int) -> OriginRoute:
+        """Return the route through a neighbour for the table."""
+        view = adjacency.view
+        return OriginRoute(
+            origin=self.origin,
+            gateway=peer,
+            metric=total_us,
+            network=self.network,
+            site=self.site,
+            hops=len(adjacency.path),
+            services=None if view is None else frozenset(view),
+        )
+
+    # ------------------------------------------------------------------ exports
+
+    def differs_from_export(self, costs: dict[str, int]) -> bool:
+        """Return whether the selected route differs from what was advertised last, beyond the hysteresis of the metric."""
+        selected, export = self.adjacencies[self.selected], self.export
+        return (
+            export is None
+            or export.seqno != selected.seqno
+            or is_significant(selected.metric_us + costs[self.selected], export.metric_us)
+            or export.path[:-1] != selected.path
+            or export.is_partial != self.is_partial()
+        )
+
+    def refresh_export(self, own_id: str, costs: dict[str, int]) -> OriginAnnounce:
+        """Return the announcement of the selected route. It changes only if the route differs (`differs_from_export`).
+
+        Advertising a route reduces the feasibility distance, so that other candidates may become infeasible. The caller
+        must call `select` afterwards if the result is a new object.
+        """
+        if self.export is not None and not self.differs_from_export(costs):
+            return self.export
+        selected = self.adjacencies[self.selected]
+        metric_us = selected.metric_us + costs[self.selected]
+        self.export = OriginAnnounce(
+            origin=self.origin,
+            incarnation=selected.seqno[0],
+            sequence=selected.seqno[1],
+            site=self.site,
+            network=self.network,
+            metric_us=metric_us,
+            path=(*selected.path, own_id),
+            is_partial=self.is_partial(),
+        )
+        if selected.seqno > self.fd_seqno:
+            self.fd_seqno, self.fd_metric_us = selected.seqno, metric_us
+        elif metric_us < self.fd_metric_us:
+            self.fd_metric_us = metric_us
+        return self.export

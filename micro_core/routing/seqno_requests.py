@@ -1,52 +1,139 @@
-"""Seqno requests: ask the origin for a newer sequence number when no route is feasible (RFC 8966 section 3.8). Pure.
+"""Seqno requests: ask the origin for a newer sequence number (RFC 8966 section 3.8). Pure.
 
-The request follows routes that are possibly not free of loops. Unlike a call, it may go round in circles until its hop
-limit is reached or a router recognises that it has already forwarded it.
+A router asks when none of its routes is feasible, and when an infeasible route is clearly better than the selected one, which it
+keeps using meanwhile. The request follows routes that are possibly not free of loops. Unlike a call, it may go round in
+circles until its hop limit is reached or a router recognises that it has already forwarded it.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from micro_core.routing.events import Count, Effect, SendMessage, SeqnoRequest
-from micro_core.routing.rib_entry import RibEntry
+from micro_core.routing.entries import Seqno
+from micro_core.routing.events import Count, Effect, SeqnoRequest
+from micro_core.routing.neighbour import Neighbour
+from micro_core.routing.rib_entry import NO_SEQNO, RibEntry
 from micro_core.wire import limits
 
 RETRY_S = 1.0
-"""Minimum time in seconds before the same request is sent again. It is sent with the next change of the service."""
+"""Minimum time in seconds before the same request is sent again. The delay doubles each time, up to the maximum."""
+MAX_RETRY_S = 30.0
+
+BETTER_RETRY_S = 10.0
+"""Minimum time in seconds between two requests because of a better route."""
+
+NEVER = float("inf")
 
 
-def request_seqno(key: tuple[str, str], entry: RibEntry, now: float) -> list[Effect]:
-    """Send a request for `key` (origin, service) to every neighbour with a candidate, to each once per `RETRY_S`.
+class _State:
+    """The requests for one origin."""
 
-    A neighbour whose candidate was added after the others were asked is asked as well: the routes of the others may all
-    lead through this router.
-    """
-    seqno = entry.feasibility_distance[0]
-    last_seqno, sent_at = entry.last_request
-    if last_seqno != seqno or now - sent_at >= RETRY_S:
-        entry.last_request = (seqno, now)
-        entry.requested_from.clear()
-    peers = [peer for peer in entry.candidates if peer not in entry.requested_from]
-    if not peers:
-        return []
-    entry.requested_from.update(peers)
-    request = SeqnoRequest(
-        origin=key[0], service=key[1], incarnation=seqno[0], sequence=seqno[1], hops_left=limits.MAX_HOPS
-    )
-    return [Count("routing_seqno_requests"), *(SendMessage(peer, request) for peer in peers)]
+    __slots__ = ("asked", "asked_at", "better_at", "forwarded", "forwarded_at", "requesters", "retry_at", "retry_s", "seqno")
+
+    def __init__(self) -> None:
+        self.seqno = NO_SEQNO
+        """The sequence number that is to be exceeded."""
+        self.asked_at = -NEVER
+        self.asked: set[str] = set()
+        """The neighbours to which the last request was sent."""
+        self.retry_at = NEVER
+        self.retry_s = RETRY_S
+        self.better_at = -NEVER
+        self.forwarded = NO_SEQNO
+        self.forwarded_at = -NEVER
+        self.requesters: dict[str, Seqno] = {}
+        """The neighbours that wait for a sequence number, with the one to be exceeded."""
 
 
-def forward(request: SeqnoRequest, entry: RibEntry, sender: str, now: float) -> list[Effect]:
-    """Forward a request towards its origin, once per `RETRY_S`: along the selected route, or along all without one.
+class SeqnoRequester:
+    """The seqno requests that this router has sent and received. Messages are collected in `Neighbour.requests`."""
 
-    A request whose hops are used up is dropped.
-    """
-    last_seqno, sent_at = entry.last_request
-    if request.hops_left <= 1 or (last_seqno >= request.seqno and now - sent_at < RETRY_S):
-        return []
-    entry.last_request = (request.seqno, now)
-    forwarded = replace(request, hops_left=request.hops_left - 1)
-    next_hops = [entry.selected] if entry.selected and entry.selected != sender else [*entry.candidates]
-    entry.requested_from = {peer for peer in next_hops if peer != sender}
-    return [SendMessage(peer, forwarded) for peer in next_hops if peer != sender]
+    def __init__(self, neighbours: dict[str, Neighbour]) -> None:
+        self._neighbours = neighbours
+        self._states: dict[str, _State] = {}
+        self.wake_at = NEVER
+
+    def starved(self, entry: RibEntry, now: float) -> list[Effect]:
+        """Send a request to every neighbour with a candidate, to each once per `RETRY_S`.
+
+        A neighbour whose candidate was added after the others were asked is asked as well: the routes of the others may
+        all lead through this router.
+        """
+        state = self._state(entry.origin)
+        if state.seqno != entry.fd_seqno:
+            state.retry_s = RETRY_S
+        if state.seqno != entry.fd_seqno or now - state.asked_at >= RETRY_S:
+            state.seqno, state.asked_at = entry.fd_seqno, now
+            state.asked.clear()
+            state.retry_at = now + state.retry_s
+            state.retry_s = min(MAX_RETRY_S, 2 * state.retry_s)
+            self.wake_at = min(self.wake_at, state.retry_at)
+        peers = [peer for peer, one in entry.adjacencies.items() if one.path and peer not in state.asked]
+        state.asked.update(peers)
+        return self._ask(entry, peers)
+
+    def better(self, entry: RibEntry, peer: str, now: float) -> list[Effect]:
+        """Send a request because the infeasible candidate of `peer` is clearly better than the selected one."""
+        state = self._state(entry.origin)
+        if now - state.better_at < BETTER_RETRY_S:
+            return []
+        state.better_at = now
+        return self._ask(entry, [peer])
+
+    def forward(self, request: SeqnoRequest, entry: RibEntry, sender: str, now: float) -> list[Effect]:
+        """Forward a request towards its origin, once per `RETRY_S`: along the selected route, or along all without one.
+
+        A request whose hops are used up is dropped. The sender gets the new sequence number in any case.
+        """
+        state = self._state(request.origin)
+        state.requesters[sender] = request.seqno
+        if request.hops_left <= 1 or (state.forwarded >= request.seqno and now - state.forwarded_at < RETRY_S):
+            return []
+        state.forwarded, state.forwarded_at = request.seqno, now
+        if entry.selected and entry.selected != sender:
+            next_hops = [entry.selected]
+        else:
+            next_hops = [peer for peer, one in entry.adjacencies.items() if one.path and peer != sender]
+        forwarded = request._replace(hops_left=request.hops_left - 1)
+        for peer in next_hops:
+            self._neighbours[peer].requests[request.origin] = forwarded
+        return [Count("routing_seqno_requests_forwarded", len(next_hops))] if next_hops else []
+
+    def answered(self, entry: RibEntry) -> list[str]:
+        """Return the neighbours that wait for the sequence number of the selected route, each once."""
+        state = self._states.get(entry.origin)
+        if state is None or not state.requesters:
+            return []
+        seqno = entry.adjacencies[entry.selected].seqno
+        found = [peer for peer, requested in state.requesters.items() if seqno > requested]
+        for peer in found:
+            del state.requesters[peer]
+        return found
+
+    def due(self, now: float) -> list[str]:
+        """Return the origins for which a request may have to be repeated now."""
+        if now < self.wake_at:
+            return []
+        found = [origin for origin, state in self._states.items() if state.retry_at <= now]
+        for origin in found:
+            self._states[origin].retry_at = NEVER
+        self.wake_at = min((state.retry_at for state in self._states.values()), default=NEVER)
+        return found
+
+    def expire(self, now: float) -> None:
+        """Delete the requests that are older than a minute."""
+        for origin, state in [*self._states.items()]:
+            last_at = max(state.asked_at, state.better_at, state.forwarded_at)
+            if state.retry_at == NEVER and now - last_at > 2 * MAX_RETRY_S:
+                del self._states[origin]
+
+    def _state(self, origin: str) -> _State:
+        state = self._states.get(origin)
+        if state is None:
+            state = self._states[origin] = _State()
+        return state
+
+    def _ask(self, entry: RibEntry, peers: list[str]) -> list[Effect]:
+        incarnation, sequence = entry.fd_seqno
+        request = SeqnoRequest(entry.origin, incarnation, sequence, limits.MAX_HOPS)
+        for peer in peers:
+            self._neighbours[peer].requests[entry.origin] = request
+        return [Count("routing_seqno_requests", len(peers))] if peers else []

@@ -76,9 +76,13 @@ SESSION_WINDOW_BYTES = 1024 * 1024
 LINK_WINDOW_BYTES = 16 * 1024 * 1024
 """Credit of one direction of a link: the maximum number of bytes that the receiver buffers for all its sessions."""
 
-MAX_ROUTES_PER_NEIGHBOUR = 100_000
-"""Number of routes that are accepted from one neighbour. Further routes are refused and counted. BGP routers have such a limit,
-too (maximum prefix)."""
+MAX_OFFERS_PER_NEIGHBOUR = 200_000
+"""Number of services of other origins that are accepted from one neighbour. Further ones are refused and counted. BGP routers have
+such a limit, too (maximum prefix)."""
+
+MAX_ORIGINS_PER_NEIGHBOUR = 10_000
+"""Number of origins, i.e. of nodes that offer services, for which one neighbour may advertise a route. Ten times the number of
+nodes that the routing plane is made for."""
 
 MAX_EVENTS_PER_ADVERT = 1_000
 """Number of route events in one advert. Longer lists are split into several adverts."""
