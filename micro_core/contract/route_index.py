@@ -9,11 +9,12 @@ of services.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from micro_core.contract.driver import Counters
 from micro_core.contract.table import (
+    LOCAL_LINK,
     NETWORK_LINK,
     LocalRouteChanged,
     Offer,
@@ -147,7 +148,7 @@ class RouteIndex:
 
     def list(self, query: RouteQuery | None = None) -> list[Route]:
         """Return the routes that match, ordered by service, metric and key."""
-        services: Iterable[str] = (query.service,) if query is not None and query.service else self._services()
+        services = self._services() if query is None else self._services_of(query)
         # Joined without the cache, which would otherwise keep the routes of all services from now on.
         found = (route for service in services for route in sorted(self._routes_of(service), key=_by_metric))
         return list(found) if query is None else [route for route in found if query.matches(route)]
@@ -175,8 +176,18 @@ class RouteIndex:
 
     # ---------------------------------------------------------------- internals
 
-    def _services(self) -> list[str]:
+    def _services(self) -> Sequence[str]:
         return sorted({*self._local, *self._origins})
+
+    def _services_of(self, query: RouteQuery) -> Sequence[str]:
+        """Return the services that can have routes which match `query`, in order."""
+        if query.service:
+            return (query.service,)
+        if query.link == LOCAL_LINK or query.address:
+            return sorted(self._local)
+        if query.router:
+            return sorted({*self._local, *self._offers.get(query.router, ())})
+        return self._services()
 
     def _origins_of(self, service: str) -> tuple[str, ...]:
         origins = self._origins.get(service, ())
@@ -233,22 +244,30 @@ class RouteIndex:
             yield from self._routes_to(origin, self._offers[origin][service])
 
     def _routes_to(self, origin: str, offer: Offer) -> Iterator[Route]:
-        service, version = offer.service, ",".join(offer.versions)
-        for route in self._origin_routes.get(origin, {}).values():
-            if route.services is None or service in route.services:
-                yield Route(
-                    service=service,
-                    address="",
-                    gateway=route.gateway,
-                    network=route.network,
-                    router=origin,
-                    link=NETWORK_LINK,
-                    metric=route.metric + offer.load_us,
-                    site=route.site,
-                    version=version,
-                    hops=route.hops,
-                    expires_at=route.expires_at,
-                )
+        for origin_route in self._origin_routes.get(origin, {}).values():
+            route = join(origin_route, offer)
+            if route is not None:
+                yield route
+
+
+def join(origin_route: OriginRoute, offer: Offer) -> Route | None:
+    """Return the route to the service of `offer` along `origin_route`. None if that is not a route to this service."""
+    service = offer.service
+    if origin_route.services is not None and service not in origin_route.services:
+        return None
+    return Route(
+        service=service,
+        address="",
+        gateway=origin_route.gateway,
+        network=origin_route.network,
+        router=origin_route.origin,
+        link=NETWORK_LINK,
+        metric=origin_route.metric + offer.load_us,
+        site=origin_route.site,
+        version=",".join(offer.versions),
+        hops=origin_route.hops,
+        expires_at=origin_route.expires_at,
+    )
 
 
 class _OriginVersion:
