@@ -102,6 +102,11 @@ class OriginRoute:
         """The identity of the route."""
         return OriginRouteKey(self.origin, self.gateway)
 
+    @property
+    def is_stale(self) -> bool:
+        """As `Route.is_stale`."""
+        return self.expires_at is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:

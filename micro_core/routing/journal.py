@@ -71,6 +71,10 @@ class Journal:
         # Number of offers and of routes per origin, without those with 0.
         self._offers: dict[str, int] = {}
         self._routes: dict[str, int] = {}
+        for route in table.origin_routes():
+            _add(self._routes, route.origin, 1)
+        for origin in self._routes:
+            _add(self._offers, origin, len(table.offers(origin)))
 
     def record(self, event: TableEvent, at: float) -> None:
         """Record a change of the table at `at` (wall-clock seconds)."""
