@@ -29,7 +29,12 @@ CLASSES = {
     Role.TRANSPORT: {"transport.py": ("Transport", "Listener", "Socket", "SocketReceiver")},
     Role.BROKER: {"broker.py": ("Broker", "Subscription", "Message")},
     Role.TUNNEL: {"tunnel.py": ("LinkDriver", "Link", "LinkReceiver", "Priority"), "transport.py": ("Listener",)},
-    Role.TABLE: {"table.py": ("Table", "Route", "RouteKey", "RouteQuery", "RouteEvent", "RouteEventKind")},
+    Role.TABLE: {
+        "table.py": (
+            *("Table", "Route", "RouteKey", "OriginRoute", "OriginRouteKey", "Offer", "RouteQuery"),
+            *("LocalRouteChanged", "OriginRouteChanged", "OffersChanged"),
+        )
+    },
     Role.RESOLVER: {"resolver.py": ("Resolver", "Candidate")},
 }
 """For each role and file of the contract, the documented classes. The Protocol of the role is the first one."""

@@ -34,7 +34,7 @@ _SUMMARIES = {
     "transport": "Connects processes over TCP.",
     "broker": "Delivers messages within one process.",
     "tunnel": "Links nodes over unencrypted TCP, for tests.",
-    "table": "Keeps routes in a dict.",
+    "table": "Keeps routes in memory, up to a limit.",
     "resolver": "Reads the nodes of a network from a file.",
     "hooks": "Logs slow calls.",
 }

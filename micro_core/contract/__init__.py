@@ -65,7 +65,19 @@ from micro_core.contract.registry import (
 from micro_core.contract.resolver import Candidate, Resolver
 from micro_core.contract.route_index import RouteIndex
 from micro_core.contract.running import RunningNode
-from micro_core.contract.table import Route, RouteEvent, RouteEventKind, RouteKey, RouteQuery, Table
+from micro_core.contract.table import (
+    LocalRouteChanged,
+    Offer,
+    OffersChanged,
+    OriginRoute,
+    OriginRouteChanged,
+    OriginRouteKey,
+    Route,
+    RouteKey,
+    RouteQuery,
+    Table,
+    TableEvent,
+)
 from micro_core.contract.transport import Listener, Socket, SocketReceiver, Transport
 from micro_core.contract.tunnel import (
     ChannelListener,
@@ -128,6 +140,7 @@ __all__ = [
     "LinkReceiver",
     "LinkUp",
     "Listener",
+    "LocalRouteChanged",
     "LoopDetected",
     "Malformed",
     "Message",
@@ -137,7 +150,12 @@ __all__ = [
     "Next",
     "NoOptions",
     "NotFound",
+    "Offer",
+    "OffersChanged",
     "OptionError",
+    "OriginRoute",
+    "OriginRouteChanged",
+    "OriginRouteKey",
     "Overloaded",
     "PluginAmbiguous",
     "PluginBroken",
@@ -152,8 +170,6 @@ __all__ = [
     "Resolver",
     "Role",
     "Route",
-    "RouteEvent",
-    "RouteEventKind",
     "RouteIndex",
     "RouteKey",
     "RouteNotFound",
@@ -166,6 +182,7 @@ __all__ = [
     "SocketReceiver",
     "Subscription",
     "Table",
+    "TableEvent",
     "TooLarge",
     "Transport",
     "Tunnel",

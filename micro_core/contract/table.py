@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -102,6 +101,11 @@ class OriginRoute:
     def key(self) -> OriginRouteKey:
         """The identity of the route."""
         return OriginRouteKey(self.origin, self.gateway)
+
+    @property
+    def is_stale(self) -> bool:
+        """As `Route.is_stale`."""
+        return self.expires_at is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +210,7 @@ class Table(Protocol):
     def change_offers(
         self, origin: str, changed: Sequence[Offer] = (), removed: Sequence[str] = (), *, is_complete: bool = False
     ) -> None:
-        """Add or replace the offers `changed` of an origin, and remove the services `removed`. Does not block.
+        """Remove the services `removed` of an origin, then add or replace the offers `changed`. Does not block.
 
         With `is_complete`, `changed` contains all offers of the origin, and all others are removed.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from micro_core.contract.table import LOCAL_LINK, NETWORK_LINK, Route, RouteKey
@@ -27,8 +27,13 @@ class CandidateStatus(enum.Enum):
     """Its metric is infinite, or it is stale and there is no link to its gateway."""
     SUPPRESSED = "suppressed"
     """A service of this site that is not advertised because it has been flapping."""
+    DAMPED = "damped"
+    """The link to the next hop has been flapping: it is used only if there is no other way."""
     DRAINING = "draining"
     """A service of this site that is withdrawn because the node is stopping."""
+
+
+_USABLE = (CandidateStatus.SPARE, CandidateStatus.DAMPED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +52,7 @@ class RouteCandidate:
     path: tuple[str, ...]
     """Node ids from the origin to the next hop."""
     announced_us: int
-    """Metric that the neighbour advertised, including the load."""
+    """Metric that the neighbour advertised for the origin, plus the load."""
     load_us: int = 0
     """Waiting time at the instances, as advertised by the origin."""
     link_us: int
@@ -62,44 +67,56 @@ class RouteCandidate:
     """For a stale route: the seconds until its lease expires. Only its total cost is known. None for other routes."""
 
 
-def candidates_of(entries: Mapping[str, RibEntry], link_us: Mapping[str, int]) -> list[RouteCandidate]:
+def candidates_of(
+    entries: Iterable[RibEntry], service: str, link_us: Mapping[str, int], damped: Collection[str] = ()
+) -> list[RouteCandidate]:
     """Return all learned routes to one service in the order of their cost. `compare` determines their final status.
 
     Args:
-        entries: The entries of the service in the routing information base, by origin.
+        entries: The routing information base. Origins that do not offer the service are skipped.
+        service: Name of the service.
         link_us: Cost of the link to each neighbour.
+        damped: The neighbours whose links have been flapping.
     """
     found = []
-    for origin, entry in entries.items():
-        for peer, candidate in entry.candidates.items():
-            announce = candidate.announce
+    for entry in entries:
+        offered = entry.offers.entries.get(service) if entry.offers is not None else None
+        if offered is None:
+            continue
+        offer = offered.offer
+        for peer, adjacency in entry.adjacencies.items():
+            if not adjacency.path or (adjacency.view is not None and service not in adjacency.view):
+                continue
+            total_us = adjacency.metric_us + link_us.get(peer, 0)
             status, why = CandidateStatus.SPARE, ""
-            if candidate.metric_us >= UNREACHABLE_US:
+            if total_us >= UNREACHABLE_US:
                 status, why = CandidateStatus.UNREACHABLE, "its metric is infinite"
-            elif not entry.is_feasible(candidate):
-                seqno, min_metric_us = entry.feasibility_distance
+            elif not entry.is_feasible(adjacency):
                 status = CandidateStatus.INFEASIBLE
                 why = (
                     "the neighbour advertises an older state than this router has already used"
-                    if announce.seqno < seqno
-                    else f"possible loop: the neighbour is {announce.metric_us} µs from the origin, "
-                    f"and this router was only {min_metric_us} µs from it"
+                    if adjacency.seqno < entry.fd_seqno
+                    else f"possible loop: the neighbour is at least {adjacency.min_metric_us} µs from the origin, "
+                    f"and this router was only {entry.fd_metric_us} µs from it"
                 )
+            elif peer in damped:
+                status = CandidateStatus.DAMPED
+                why = "the link to the next hop has been flapping: it is used only if there is no other way"
             found.append(
                 RouteCandidate(
                     status=status,
                     why=why,
-                    origin=origin,
-                    site=announce.site,
+                    origin=entry.origin,
+                    site=entry.site,
                     via=peer,
                     address="",
-                    path=announce.path,
-                    announced_us=announce.metric_us,
-                    load_us=announce.load_us,
+                    path=adjacency.path,
+                    announced_us=adjacency.metric_us + offer.load_us,
+                    load_us=offer.load_us,
                     link_us=link_us.get(peer, 0),
-                    total_us=candidate.metric_us,
-                    versions=announce.versions,
-                    key=candidate.route(peer).key,
+                    total_us=min(total_us + offer.load_us, UNREACHABLE_US),
+                    versions=offer.versions,
+                    key=RouteKey(service, "", peer, entry.network, entry.origin, NETWORK_LINK),
                 )
             )
     return sorted(found, key=lambda candidate: (candidate.total_us, candidate.origin, candidate.via))
@@ -136,11 +153,11 @@ def compare(candidates: list[RouteCandidate], waiting_us: Callable[[RouteKey], i
     """
     usable = []
     for candidate in candidates:
-        if candidate.status is CandidateStatus.SPARE:
+        if candidate.status in _USABLE:
             measured_us = waiting_us(candidate.key)
             usable.append(replace(candidate, waiting_us=measured_us, total_us=candidate.total_us + measured_us))
     usable.sort(key=lambda one: (not _is_preferred(one), one.total_us, one.origin, one.via))
-    others = [candidate for candidate in candidates if candidate.status is not CandidateStatus.SPARE]
+    others = [candidate for candidate in candidates if candidate.status not in _USABLE]
     if not usable:
         return others
     best = usable[0]
@@ -149,10 +166,14 @@ def compare(candidates: list[RouteCandidate], waiting_us: Callable[[RouteKey], i
     for candidate in usable:
         if candidate is best:
             why = "lowest cost" if candidate.via else "on this site"
+            if candidate.status is CandidateStatus.DAMPED:
+                why = "the only way, although the link to the next hop has been flapping"
             compared.append(replace(candidate, status=CandidateStatus.BEST, why=why))
         elif _is_preferred(candidate) is _is_preferred(best) and candidate.total_us <= best.total_us * factor:
             why = f"{candidate.total_us - best.total_us} µs more than the best route: nearly as good, so it shares the calls"
             compared.append(replace(candidate, status=CandidateStatus.SHARES, why=why))
+        elif candidate.status is CandidateStatus.DAMPED:
+            compared.append(candidate)
         elif not _is_preferred(candidate) and _is_preferred(best):
             compared.append(replace(candidate, why="this site has an instance of its own"))
         else:

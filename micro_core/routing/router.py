@@ -13,14 +13,25 @@ from dataclasses import dataclass, field, replace
 from micro_core.contract.errors import MicroError
 from micro_core.contract.names import INTEREST_PREFIX
 from micro_core.contract.registry import Registry, RegistryEventKind
-from micro_core.contract.table import ANY_SERVICE, Route, RouteEvent, RouteKey, RouteQuery, Table
+from micro_core.contract.table import (
+    ANY_SERVICE,
+    LOCAL_LINK,
+    OriginRouteChanged,
+    Route,
+    RouteKey,
+    RouteQuery,
+    Table,
+    TableEvent,
+)
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.routing import messages
 from micro_core.routing.damping import DampingPolicy, FlapStatus
 from micro_core.routing.engine import Engine
 from micro_core.routing.events import (
+    ChangeOffers,
     Count,
+    DeleteOriginRoute,
     DeleteRoute,
     Effect,
     FullTableReceived,
@@ -28,6 +39,7 @@ from micro_core.routing.events import (
     NeighbourCost,
     NeighbourDown,
     NeighbourUp,
+    PutOriginRoute,
     PutRoute,
     ReuseService,
     RoutingEvent,
@@ -103,8 +115,10 @@ class Router:
         )
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
-        self.journal = Journal()
-        table.watch(lambda event: self.journal.record(event, environment.clock.wall()))
+        self._routes_to: dict[str, int] = {}
+        """Number of routes to each origin that is reachable."""
+        self.journal = Journal(table)
+        table.watch(self._table_changed)
 
     # --------------------------------------------------------------- lifecycle
 
@@ -115,7 +129,10 @@ class Router:
         """
         if not self._has_restored:
             self._has_restored = True
-            self._apply(self._stale.restore(self.table.list(), self._clock.now()))
+            # Routes to instances of this site are read from the registry again.
+            for route in self.table.list(RouteQuery(link=LOCAL_LINK)):
+                self.table.delete(route.key)
+            self._apply(self._stale.restore(self.table.origin_routes(), self._clock.now()))
 
     async def start(self, registry: Registry) -> None:
         """Read the registry, and follow its changes in the background.
@@ -140,10 +157,31 @@ class Router:
     # ----------------------------------------------------------------- queries
 
     def lookup(self, service: str) -> Sequence[Route]:
-        """Return the routes of a service, lowest metric first. A service without routes gets the default routes."""
+        """Return the routes of a service, lowest metric first. A service without routes gets the default routes.
+
+        An interest in a topic (`~topic`) never gets the default routes.
+        """
+        found: Sequence[Route] = self.table.lookup(service)
         if self._stale:
-            return self._stale.usable(self.table.lookup(service)) or self._stale.usable(self.table.lookup(ANY_SERVICE))
-        return self.table.lookup(service) or self.table.lookup(ANY_SERVICE)
+            found = self._stale.usable(found)
+        if found or service.startswith(INTEREST_PREFIX):
+            return found
+        return self._stale.usable(self.table.lookup(ANY_SERVICE))
+
+    def has_route_to(self, node_id: str) -> bool:
+        """Return whether a neighbour has advertised a usable route to a node. The own node has none."""
+        return node_id in self._routes_to
+
+    def reachable(self) -> set[str]:
+        """Return the ids of the nodes to which neighbours have advertised a usable route."""
+        return set(self._routes_to)
+
+    def is_expected(self, service: str) -> bool:
+        """Return whether an origin offers a service and can probably be used soon, though no route to it is usable now.
+
+        That is the case while the router waits for the answer to a request for a newer sequence number.
+        """
+        return self._engine.is_expected(service)
 
     def services(self) -> list[str]:
         """Return the names of all services that have a route, without interests in topics."""
@@ -153,7 +191,7 @@ class Router:
         """Return the routes of the table that match `query`, ordered by service, metric and key."""
         return self.table.list(query)
 
-    def watch(self, callback: Callable[[RouteEvent], None]) -> Callable[[], None]:
+    def watch(self, callback: Callable[[TableEvent], None]) -> Callable[[], None]:
         """Call `callback` after each change of the table. Returns a function that ends this."""
         return self.table.watch(callback)
 
@@ -218,10 +256,13 @@ class Router:
         """Process a measurement of the cost of the link to a neighbour."""
         self._handle(NeighbourCost(peer, cost_us))
 
-    def neighbour_down(self, peer: str) -> None:
-        """Remove all routes through a neighbour: the link to it is closed."""
+    def neighbour_down(self, peer: str, *, is_graceful: bool = False) -> None:
+        """Remove all routes through a neighbour: the link to it is closed.
+
+        `is_graceful` is True if it was closed on purpose. Other losses damp a link that flaps.
+        """
         self._apply(self._stale.link_down(peer))
-        self._handle(NeighbourDown(peer))
+        self._handle(NeighbourDown(peer, is_graceful))
 
     def receive(self, peer: str, payload: bytes) -> None:
         """Process a message of a neighbour.
@@ -289,10 +330,18 @@ class Router:
             match effect:
                 case PutRoute(route):
                     self.table.put(route)
-                    if self._stale and route.expires_at is None:
-                        self._apply(self._stale.route_learned(route))
                 case DeleteRoute(key):
                     self.table.delete(key)
+                case PutOriginRoute(origin_route):
+                    self.table.put_origin_route(origin_route)
+                    if self._stale and origin_route.expires_at is None:
+                        self._apply(self._stale.route_learned(origin_route))
+                case DeleteOriginRoute(origin_route_key):
+                    self.table.delete_origin_route(origin_route_key)
+                case ChangeOffers(origin, changed, removed, is_complete):
+                    self.table.change_offers(origin, changed, removed, is_complete=is_complete)
+                    if self._stale.is_pending:
+                        self._stale.offers_learned(origin)
                 case SendMessage(peer, message):
                     if self._send is not None:
                         payload = messages.encode(message)
@@ -304,6 +353,19 @@ class Router:
                 case Count(name, amount):
                     self._counters.add(name, amount)
         self._set_timer()
+
+    def _table_changed(self, event: TableEvent) -> None:
+        self.journal.record(event, self._clock.wall())
+        if isinstance(event, OriginRouteChanged):
+            route = event.after or event.before
+            assert route is not None
+            # A stale route does not count: nobody has advertised it since the restart.
+            was_known, is_known = (one is not None and one.expires_at is None for one in (event.before, event.after))
+            number = self._routes_to.get(route.origin, 0) + is_known - was_known
+            if number > 0:
+                self._routes_to[route.origin] = number
+            else:
+                self._routes_to.pop(route.origin, None)
 
     def _set_timer(self) -> None:
         if self._timer is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,14 +12,19 @@ from micro_core.builtin.table.memory import MemoryTable
 from micro_core.contract import (
     Driver,
     DriverContext,
+    LocalRouteChanged,
     NoOptions,
+    Offer,
+    OriginRoute,
+    OriginRouteChanged,
+    OriginRouteKey,
     Route,
-    RouteEvent,
-    RouteEventKind,
     RouteKey,
     RouteQuery,
     Table,
+    TableEvent,
 )
+from micro_core.contract.table_watchers import TableWatchers
 from micro_core.testing import DriverUnderTest, TableConformance
 
 
@@ -37,9 +42,56 @@ class CachesLookups(Correct):
         return answer
 
 
+class KeepsAnswersWhenALinkChanges(Correct):
+    """Discards cached answers when offers or local routes change, but not when origin routes do."""
+
+    def _origin_changed(self, origin: str) -> None:
+        return
+
+
 class IgnoresDelete(Correct):
     def delete(self, key: RouteKey) -> bool:
         return any(route.key == key for route in self.list())
+
+
+class DropsOffersWithTheRoute(Correct):
+    def delete_origin_route(self, key: OriginRouteKey) -> bool:
+        self.change_offers(key.origin, is_complete=True)
+        return super().delete_origin_route(key)
+
+
+class IgnoresLoad(Correct):
+    def change_offers(
+        self,
+        origin: str,
+        changed: Sequence[Offer] = (),
+        removed: Sequence[str] = (),
+        *,
+        is_complete: bool = False,
+    ) -> None:
+        idle = [replace(offer, load_us=0) for offer in changed]
+        super().change_offers(origin, idle, removed, is_complete=is_complete)
+
+
+class TreatsEachListAsChanges(Correct):
+    """Ignores `is_complete`."""
+
+    def change_offers(
+        self,
+        origin: str,
+        changed: Sequence[Offer] = (),
+        removed: Sequence[str] = (),
+        *,
+        is_complete: bool = False,
+    ) -> None:
+        super().change_offers(origin, changed, removed)
+
+
+class IgnoresPartialRoutes(Correct):
+    """Uses an origin route for all services of the origin."""
+
+    def put_origin_route(self, route: OriginRoute) -> None:
+        super().put_origin_route(replace(route, services=None))
 
 
 class ReversesLookups(Correct):
@@ -52,23 +104,39 @@ class ListsInOrderOfMetric(Correct):
         return sorted(super().list(query), key=lambda route: route.metric)
 
 
+class ListsOriginRoutesByGateway(Correct):
+    def origin_routes(self) -> builtins.list[OriginRoute]:
+        return sorted(super().origin_routes(), key=lambda route: (route.origin, route.gateway))
+
+
 class DoesNotReportUpdates(Correct):
-    def watch(self, callback: Callable[[RouteEvent], None]) -> Callable[[], None]:
-        return super().watch(lambda event: None if event.kind is RouteEventKind.UPDATE else callback(event))
+    def watch(self, callback: Callable[[TableEvent], None]) -> Callable[[], None]:
+        def report(event: TableEvent) -> None:
+            is_route = isinstance(event, LocalRouteChanged | OriginRouteChanged)
+            if not is_route or event.before is None or event.after is None:
+                callback(event)
+
+        return super().watch(report)
+
+
+class ReportsEqualChanges(Correct):
+    def put_origin_route(self, route: OriginRoute) -> None:
+        super().delete_origin_route(route.key)
+        super().put_origin_route(route)
 
 
 class NotifiesBeforeTheChange(Correct):
     def put(self, route: Route) -> None:
-        kind = RouteEventKind.UPDATE if route.key in {known.key for known in self.list()} else RouteEventKind.CREATE
-        self._notify(kind, route)
-        watchers, self._watchers = self._watchers, {}
+        before = next((known for known in self.list() if known.key == route.key), None)
+        self._watchers.notify(LocalRouteChanged(before, route))
+        watchers, self._watchers = self._watchers, TableWatchers(logger=self._logger, counters=self._counters)
         super().put(route)
         self._watchers = watchers
 
 
 class DropsExpiry(Correct):
-    def put(self, route: Route) -> None:
-        super().put(replace(route, expires_at=None))
+    def put_origin_route(self, route: OriginRoute) -> None:
+        super().put_origin_route(replace(route, expires_at=None))
 
 
 class IgnoresRouterInKey(Correct):
@@ -106,8 +174,28 @@ class TestCachesLookups(Kit):
     driver_class = CachesLookups
 
 
+class TestKeepsAnswersWhenALinkChanges(Kit):
+    driver_class = KeepsAnswersWhenALinkChanges
+
+
 class TestIgnoresDelete(Kit):
     driver_class = IgnoresDelete
+
+
+class TestDropsOffersWithTheRoute(Kit):
+    driver_class = DropsOffersWithTheRoute
+
+
+class TestIgnoresLoad(Kit):
+    driver_class = IgnoresLoad
+
+
+class TestTreatsEachListAsChanges(Kit):
+    driver_class = TreatsEachListAsChanges
+
+
+class TestIgnoresPartialRoutes(Kit):
+    driver_class = IgnoresPartialRoutes
 
 
 class TestReversesLookups(Kit):
@@ -118,8 +206,16 @@ class TestListsInOrderOfMetric(Kit):
     driver_class = ListsInOrderOfMetric
 
 
+class TestListsOriginRoutesByGateway(Kit):
+    driver_class = ListsOriginRoutesByGateway
+
+
 class TestDoesNotReportUpdates(Kit):
     driver_class = DoesNotReportUpdates
+
+
+class TestReportsEqualChanges(Kit):
+    driver_class = ReportsEqualChanges
 
 
 class TestNotifiesBeforeTheChange(Kit):

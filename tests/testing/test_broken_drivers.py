@@ -76,17 +76,32 @@ BROKEN: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "CachesLookups": {
             "route_with_the_same_key_is_replaced": "never an outdated one",
             "deleted_route_is_removed": "never an outdated one",
+            "offers_are_added_replaced_and_removed": "never an outdated one",
+        },
+        "KeepsAnswersWhenALinkChanges": {
+            "changed_origin_route_changes_the_routes_of_all_its_services": "never an outdated one",
+            "deleted_origin_route_is_removed_and_its_offers_are_kept": "no route whose origin route was deleted",
         },
         "IgnoresDelete": {"deleted_route_is_removed": "never an outdated one"},
+        "DropsOffersWithTheRoute": {
+            "deleted_origin_route_is_removed_and_its_offers_are_kept": "the offers of an origin are kept"
+        },
+        "IgnoresLoad": {"route_joins_origin_route_and_offer": "with the load added to the metric"},
+        "TreatsEachListAsChanges": {
+            "offers_are_added_replaced_and_removed": "a complete list replaces all offers",
+        },
+        "IgnoresPartialRoutes": {"route_to_some_services_is_used_for_those_only": "these services only"},
         "ReversesLookups": {"routes_are_ordered_by_metric_then_key": "best metric first"},
         "ListsInOrderOfMetric": {"list_is_filtered_and_ordered": "ordered by service, then metric"},
+        "ListsOriginRoutesByGateway": {"origin_routes_and_offers_are_ordered": "then metric, then gateway"},
         "DoesNotReportUpdates": {"watchers_receive_each_change_after_it_is_applied": "also of the metric"},
+        "ReportsEqualChanges": {"equal_change_is_not_reported": "not a change"},
         "NotifiesBeforeTheChange": {"watchers_receive_each_change_after_it_is_applied": "after it was applied"},
-        "DropsExpiry": {"route_is_returned_unchanged": "lookup returns routes unchanged"},
+        "DropsExpiry": {"route_joins_origin_route_and_offer": "the fields of the origin route"},
         "IgnoresRouterInKey": {
             "each_key_field_distinguishes_routes": "routes with different keys are different routes"
         },
-        "OnlyDeclaresPersistent": {"routes_survive_a_restart": "restores exactly the routes that existed"},
+        "OnlyDeclaresPersistent": {"routes_survive_a_restart": "restores exactly the origin routes that existed"},
     },
     "broken_sockets": {
         "DoesNotReportEnded": {

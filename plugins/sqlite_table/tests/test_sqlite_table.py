@@ -27,25 +27,14 @@ from hypothesis import strategies as st
 from micro_sqlite_table import micro_table
 from micro_sqlite_table.options import SqliteOptions
 from micro_sqlite_table.route_file import APPLICATION_ID, SCHEMA_VERSION
-from micro_sqlite_table.rows import Clocks, route_to_row, row_to_route
+from micro_sqlite_table.rows import Clocks, offer_to_row, route_to_row, row_to_offer, row_to_route
 from micro_sqlite_table.table import SqliteTable
 
-from micro_core.contract import Conflict, CountersInMemory, DriverContext, OptionError, Route
-from micro_core.contract.table import RouteQuery
+from micro_core.contract import Conflict, CountersInMemory, DriverContext, Offer, OptionError, OriginRoute, Route
 
 NODE_ID = "m" * 32
-ROUTE = Route(
-    service="go.micro.srv.greeter",
-    address="",
-    gateway="b" * 32,
-    network="go.micro",
-    router="c" * 32,
-    link="network",
-    metric=500,
-    site="eu",
-    version="1.2",
-    hops=2,
-)
+ROUTE = OriginRoute(origin="c" * 32, gateway="b" * 32, metric=500, network="go.micro", site="eu", hops=2)
+OFFER = Offer("go.micro.srv.greeter", ("1.2", "1.3"), 2, 40)
 TIMEOUT_S = 15.0
 
 
@@ -107,11 +96,16 @@ async def until(condition: Callable[[], bool], what: str) -> None:
         raise AssertionError(f"not within {TIMEOUT_S} s: {what}") from None
 
 
-def services_in(path: Path) -> list[str]:
-    """Return the services in the file, as read by another program."""
+def origin_id(number: int) -> str:
+    """Return the node id of an origin."""
+    return f"{number:032}".translate(str.maketrans("0123456789", "abcdefghij"))
+
+
+def names_in(path: Path, column: str = "origin", table: str = "origin_routes") -> list[str]:
+    """Return the values of a column of the file, as read by another program."""
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.text_factory = lambda data: data.decode(errors="replace")
-        return [service for (service,) in connection.execute("SELECT service FROM routes ORDER BY service")]
+        return [name for (name,) in connection.execute(f"SELECT {column} FROM {table} ORDER BY {column}")]
 
 
 # --------------------------------------------------------------------------- restored routes
@@ -119,62 +113,95 @@ def services_in(path: Path) -> list[str]:
 
 async def test_learned_routes_are_restored_with_a_lease_and_local_routes_are_not(tmp_path: Path) -> None:
     clock = ManualClock()
-    local = replace(ROUTE, link="local", address="tcp://127.0.0.1:1", gateway="", router=NODE_ID)
+    local = Route(service="greeter", address="tcp://1", gateway="", network="n", router=NODE_ID, link="local", metric=0)
+    partial = replace(ROUTE, gateway="d" * 32, metric=600, services=frozenset({"a", "~orders"}))
     async with opened(tmp_path, clock) as table:
-        table.put(ROUTE)
         table.put(local)
-        table.put(replace(ROUTE, service="deleted"))
-        table.delete(replace(ROUTE, service="deleted").key)
+        for route in (ROUTE, partial, replace(ROUTE, origin="d" * 32)):
+            table.put_origin_route(route)
+        table.delete_origin_route(replace(ROUTE, origin="d" * 32).key)
+        table.change_offers(ROUTE.origin, [OFFER, Offer("*"), Offer("~orders"), Offer("removed")])
+        table.change_offers(ROUTE.origin, removed=["removed"])
     clock.seconds += 30.0
     clock.zero = clock.seconds - 5.0
     async with opened(tmp_path, clock) as table:
-        assert table.list() == [replace(ROUTE, expires_at=clock.now() + 60.0)]
+        expires_at = clock.now() + 60.0
+        assert table.origin_routes() == [replace(route, expires_at=expires_at) for route in (ROUTE, partial)]
+        assert table.offers(ROUTE.origin) == [Offer("*"), OFFER, Offer("~orders")]
+        assert [(route.service, route.gateway[0], route.is_stale) for route in table.list()] == [
+            ("*", "b", True),
+            (OFFER.service, "b", True),
+            ("~orders", "b", True),
+            ("~orders", "d", True),
+        ]
+
+
+async def test_offers_of_an_origin_without_a_route_are_not_restored(tmp_path: Path) -> None:
+    async with opened(tmp_path) as table:
+        table.put_origin_route(ROUTE)
+        for origin in (ROUTE.origin, "d" * 32):
+            table.change_offers(origin, [OFFER])
+    async with opened(tmp_path) as table:
+        assert table.offers("d" * 32) == []
+        assert table.offers(ROUTE.origin) == [OFFER]
+    assert names_in(file_of(tmp_path), "origin", "offers") == [ROUTE.origin]
 
 
 async def test_routes_of_a_node_that_ended_long_ago_are_not_restored(tmp_path: Path) -> None:
     clock = ManualClock()
     async with opened(tmp_path, clock) as table:
-        table.put(ROUTE)
+        table.put_origin_route(ROUTE)
+        table.change_offers(ROUTE.origin, [OFFER])
     clock.seconds += 90.0
     async with opened(tmp_path, clock) as table:
-        assert table.list() == []
+        assert table.origin_routes() == []
+        assert table.offers(ROUTE.origin) == []
         assert count(table, "sqlite_routes_too_old") == 1
-    assert services_in(file_of(tmp_path)) == []
+    assert names_in(file_of(tmp_path)) == []
+    assert names_in(file_of(tmp_path), "service", "offers") == []
 
 
 async def test_repeated_restarts_do_not_restore_a_route_for_ever(tmp_path: Path) -> None:
     clock = ManualClock()
     async with opened(tmp_path, clock) as table:
-        table.put(ROUTE)
+        table.put_origin_route(ROUTE)
     for run in (1, 2):
         clock.seconds += 40.0
         async with opened(tmp_path, clock) as table:
-            assert ROUTE.service in {route.service for route in table.list()}
+            assert ROUTE.origin in {route.origin for route in table.origin_routes()}
             # This write also updates the time at which the node was last alive.
-            table.put(replace(ROUTE, service="other", metric=run))
+            table.put_origin_route(replace(ROUTE, origin="e" * 32, metric=run))
     clock.seconds += 40.0
     async with opened(tmp_path, clock) as table:
-        assert [route.service for route in table.list()] == ["other"]
+        assert [route.origin for route in table.origin_routes()] == ["e" * 32]
 
 
 async def test_wall_clock_that_jumps_back_does_not_extend_a_lease(tmp_path: Path) -> None:
     clock = ManualClock()
     async with opened(tmp_path, clock) as table:
-        table.put(ROUTE)
+        table.put_origin_route(ROUTE)
     clock.seconds -= 100_000.0
     async with opened(tmp_path, clock) as table:
-        (route,) = table.list()
+        (route,) = table.origin_routes()
         assert route.expires_at == pytest.approx(clock.now() + 90.0)
 
 
 async def test_changes_are_merged_and_written_soon(tmp_path: Path) -> None:
     async with opened(tmp_path, flush_s=0.05) as table:
         for metric in range(1_000):
-            table.put(replace(ROUTE, metric=metric))
-        assert len(table._unwritten) == 1
-        await until(lambda: services_in(file_of(tmp_path)) == [ROUTE.service], "the route was written")
-        table.delete(ROUTE.key)
-        await until(lambda: services_in(file_of(tmp_path)) == [], "the route was deleted from the file")
+            table.put_origin_route(replace(ROUTE, metric=metric))
+            table.change_offers(ROUTE.origin, [replace(OFFER, load_us=metric)])
+        assert len(table._unwritten) == 2
+        await until(lambda: names_in(file_of(tmp_path)) == [ROUTE.origin], "the route was written")
+        await until(
+            lambda: names_in(file_of(tmp_path), "service", "offers") == [OFFER.service], "the offer was written"
+        )
+        table.delete_origin_route(ROUTE.key)
+        table.change_offers(ROUTE.origin, removed=[OFFER.service])
+        await until(lambda: names_in(file_of(tmp_path)) == [], "the route was deleted from the file")
+        await until(
+            lambda: names_in(file_of(tmp_path), "service", "offers") == [], "the offer was deleted from the file"
+        )
 
 
 async def test_file_records_that_the_node_is_alive_without_changes(
@@ -183,7 +210,7 @@ async def test_file_records_that_the_node_is_alive_without_changes(
     monkeypatch.setattr("micro_sqlite_table.table.HEARTBEAT_S", 0.05)
     clock = ManualClock()
     async with opened(tmp_path, clock, flush_s=0.01) as table:
-        table.put(ROUTE)
+        table.put_origin_route(ROUTE)
         clock.seconds += 1_000.0
 
         def alive_at() -> float:
@@ -195,19 +222,33 @@ async def test_file_records_that_the_node_is_alive_without_changes(
 
 
 async def test_routes_over_the_limit_stay_in_memory_and_are_counted(tmp_path: Path) -> None:
-    routes = [replace(ROUTE, service=f"s{number}", metric=number) for number in range(5)]
+    routes = [replace(ROUTE, origin=origin_id(number), metric=number) for number in range(5)]
     async with opened(tmp_path, max_rows=3) as table:
         for route in routes:
-            table.put(route)
-        assert table.list() == routes
+            table.put_origin_route(route)
+        assert table.origin_routes() == routes
         assert count(table, "sqlite_routes_over_limit") == 2
-        table.delete(routes[0].key)
-        table.put(replace(routes[4], metric=0))
-    assert services_in(file_of(tmp_path)) == ["s1", "s2", "s4"]
+        table.delete_origin_route(routes[0].key)
+        table.delete_origin_route(routes[4].key)
+        table.put_origin_route(routes[4])
+        table.put_origin_route(replace(routes[3], metric=0))
+    assert names_in(file_of(tmp_path)) == [origin_id(number) for number in (1, 2, 4)]
     async with opened(tmp_path, max_rows=2) as table:
-        assert len(table.list()) == 2
+        assert len(table.origin_routes()) == 2
         assert count(table, "sqlite_rows_refused") == 1
-        await until(lambda: len(services_in(file_of(tmp_path))) == 2, "the file was rewritten within its limit")
+        await until(lambda: len(names_in(file_of(tmp_path))) == 2, "the file was rewritten within its limit")
+
+
+async def test_offers_over_the_limit_stay_in_memory_and_are_counted(tmp_path: Path) -> None:
+    offers = [Offer(f"service-{number}") for number in range(5)]
+    async with opened(tmp_path, max_rows=3) as table:
+        table.put_origin_route(ROUTE)
+        table.change_offers(ROUTE.origin, offers)
+        assert table.offers(ROUTE.origin) == offers
+        assert count(table, "sqlite_routes_over_limit") == 2
+    async with opened(tmp_path, max_rows=3) as table:
+        assert table.offers(ROUTE.origin) == offers[:3]
+        assert count(table, "sqlite_rows_refused") == 0
 
 
 @pytest.mark.parametrize(
@@ -232,68 +273,108 @@ def test_network_name_cannot_escape_the_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        "service = '../../etc'",
-        "service = x'00ff'",
-        "service = CAST(x'ff41' AS TEXT)",
+        "origin = '../../etc'",
+        "origin = x'00ff'",
+        "origin = CAST(x'ff41' AS TEXT)",
         "gateway = 'not a node'",
-        "router = 7",
+        "gateway = 7",
         "network = ''",
         "metric = -1",
         "metric = 'cheap'",
         "metric = 9223372036854775807",
         "site = 'a' || char(27) || '[2J'",
-        "version = NULL",
-        "version = printf('%.5000c', 'v')",
         "hops = 1000",
         "hops = 1.5",
+        "services = x'00ff'",
+        "services = char(10)",
+        "services = 'a' || char(10) || 'not a service'",
         "expires_at = 'soon'",
         "expires_at = 9e999",
     ],
 )
-async def test_invalid_row_is_rejected_counted_and_removed(tmp_path: Path, change: str) -> None:
-    valid = replace(ROUTE, service="valid")
+async def test_invalid_route_is_rejected_counted_and_removed(tmp_path: Path, change: str) -> None:
+    valid = replace(ROUTE, origin="v" * 32)
     async with opened(tmp_path) as table:
-        table.put(ROUTE)
-        table.put(valid)
+        table.put_origin_route(ROUTE)
+        table.put_origin_route(valid)
     with contextlib.closing(sqlite3.connect(file_of(tmp_path))) as connection, connection:
-        connection.execute(f"UPDATE routes SET {change} WHERE service = ?", (ROUTE.service,))
+        connection.execute(f"UPDATE origin_routes SET {change} WHERE origin = ?", (ROUTE.origin,))
     async with opened(tmp_path) as table:
         if change.startswith("expires_at"):
             # An invalid expiry can only shorten the lease.
-            assert {route.expires_at for route in table.list()} == {table._clock.now() + 90.0}
+            assert {route.expires_at for route in table.origin_routes()} == {table._clock.now() + 90.0}
             return
-        assert [route.service for route in table.list()] == ["valid"]
+        assert [route.origin for route in table.origin_routes()] == [valid.origin]
         assert count(table, "sqlite_rows_refused") == 1
-        await until(lambda: services_in(file_of(tmp_path)) == ["valid"], "the file was rewritten")
+        await until(lambda: names_in(file_of(tmp_path)) == [valid.origin], "the file was rewritten")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "origin = 'no node'",
+        "service = '../../etc'",
+        "service = x'00ff'",
+        "service = CAST(x'ff41' AS TEXT)",
+        "versions = NULL",
+        "versions = printf('%.5000c', 'v')",
+        "versions = printf('%.100000c', 'v')",
+        "versions = 'a' || char(10) || char(10) || 'b'",
+        "versions = 'a' || char(27) || '[2J'",
+        "capacity = -1",
+        "capacity = 'large'",
+        "load_us = 9223372036854775807",
+        "load_us = 1.5",
+    ],
+)
+async def test_invalid_offer_is_rejected_counted_and_removed(tmp_path: Path, change: str) -> None:
+    async with opened(tmp_path) as table:
+        table.put_origin_route(ROUTE)
+        table.change_offers(ROUTE.origin, [OFFER, Offer("valid")])
+    with contextlib.closing(sqlite3.connect(file_of(tmp_path))) as connection, connection:
+        connection.execute(f"UPDATE offers SET {change} WHERE service = ?", (OFFER.service,))
+    async with opened(tmp_path) as table:
+        if "100000" in change:
+            # A row above the limit of SQLite makes the file unreadable.
+            assert count(table, "sqlite_file_failures") + count(table, "sqlite_files_set_aside") >= 1
+            return
+        assert table.offers(ROUTE.origin) == [Offer("valid")]
+        if change.startswith("origin"):
+            # Without a route to its origin, the row was removed before it was read.
+            return
+        assert count(table, "sqlite_rows_refused") == 1
+        await until(lambda: names_in(file_of(tmp_path), "service", "offers") == ["valid"], "the file was rewritten")
 
 
 TEXTS = st.text(max_size=300)
 VALUES = st.one_of(st.none(), st.integers(), st.floats(), TEXTS, st.binary(max_size=20))
+SERVICES = st.one_of(st.just("go.micro.srv.greeter"), st.just("*"), st.just("~orders.created"), TEXTS)
 ROUTES = st.builds(
-    Route,
-    service=st.one_of(st.just("go.micro.srv.greeter"), st.just("*"), st.just("~orders.created"), TEXTS),
-    address=st.one_of(st.just(""), TEXTS),
+    OriginRoute,
+    origin=st.one_of(st.just("c" * 32), TEXTS),
     gateway=st.one_of(st.just("b" * 32), TEXTS),
     network=st.one_of(st.just("go.micro"), TEXTS),
-    router=st.one_of(st.just("c" * 32), TEXTS),
-    link=st.sampled_from(["network", "local"]),
     metric=st.integers(-10, 2**70),
     site=TEXTS,
-    version=TEXTS,
     hops=st.integers(-1, 300),
+    services=st.one_of(st.none(), st.frozensets(SERVICES, max_size=3)),
     expires_at=st.one_of(st.none(), st.floats()),
+)
+OFFERS = st.builds(
+    Offer, SERVICES, st.lists(TEXTS, max_size=3).map(tuple), st.integers(-1, 2**70), st.integers(-1, 2**70)
 )
 
 
-@given(st.tuples(*[VALUES] * 9))
+@given(st.tuples(*[VALUES] * 8))
 @settings(max_examples=300, deadline=None)
 def test_arbitrary_row_does_not_raise(row: tuple[object, ...]) -> None:
     row_to_route(row, 100.0, Clocks(0.0, 0.0))
+    row_to_offer(row[:5])
 
 
 @given(ROUTES)
 @settings(max_examples=300, deadline=None)
-def test_written_route_is_read_unchanged(route: Route) -> None:
+def test_written_route_is_read_unchanged(route: OriginRoute) -> None:
     clocks = Clocks(10.0, 1_000.0)
     row = route_to_row(route, clocks)
     if row is None:
@@ -302,7 +383,18 @@ def test_written_route_is_read_unchanged(route: Route) -> None:
     assert restored is not None
     assert replace(restored, expires_at=None) == replace(route, expires_at=None)
     with contextlib.closing(sqlite3.connect(":memory:")) as connection:
-        assert connection.execute("SELECT " + ", ".join("?" * 9), row).fetchone() == row
+        assert connection.execute("SELECT " + ", ".join("?" * 8), row).fetchone() == row
+
+
+@given(OFFERS)
+@settings(max_examples=300, deadline=None)
+def test_written_offer_is_read_unchanged(offer: Offer) -> None:
+    row = offer_to_row("c" * 32, offer)
+    if row is None:
+        return
+    assert row_to_offer(row) == ("c" * 32, offer)
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        assert connection.execute("SELECT " + ", ".join("?" * 5), row).fetchone() == row
 
 
 # -------------------------------------------------------------------------------- corrupt files
@@ -322,27 +414,27 @@ async def test_corrupt_file_is_set_aside_and_a_new_one_created(
 ) -> None:
     async with opened(tmp_path) as table:
         for number in range(300):
-            table.put(replace(ROUTE, service=f"s{number}"))
+            table.put_origin_route(replace(ROUTE, origin=origin_id(number)))
     path = file_of(tmp_path)
     path.write_bytes(damage(path.read_bytes()))
     with caplog.at_level(logging.WARNING):
         async with opened(tmp_path) as table:
-            assert table.list() == []
-            table.put(ROUTE)
+            assert table.origin_routes() == []
+            table.put_origin_route(ROUTE)
             assert count(table, "sqlite_files_set_aside") == 1
             assert count(table, "sqlite_file_failures") == 0
     assert [record.message for record in caplog.records] == ["corrupt route file set aside, new file created"]
     assert path.with_name(path.name + ".corrupt").exists()
     async with opened(tmp_path) as table:
-        assert [route.service for route in table.list()] == [ROUTE.service]
+        assert [route.origin for route in table.origin_routes()] == [ROUTE.origin]
 
 
 async def test_file_damaged_at_run_time_is_rewritten(tmp_path: Path) -> None:
     path = file_of(tmp_path)
     async with opened(tmp_path, flush_s=0.02) as table:
         for number in range(2_000):
-            table.put(replace(ROUTE, service=f"s{number}"))
-        await until(lambda: not table._unwritten and len(services_in(path)) == 2_000, "all routes were written")
+            table.put_origin_route(replace(ROUTE, origin=origin_id(number)))
+        await until(lambda: not table._unwritten and len(names_in(path)) == 2_000, "all routes were written")
         await table._in_thread(lambda: table._file._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)"))  # type: ignore[union-attr]
         with path.open("r+b") as damaged:
             damaged.seek(4_096)
@@ -350,29 +442,46 @@ async def test_file_damaged_at_run_time_is_rewritten(tmp_path: Path) -> None:
         # Drop the page cache, since SQLite would otherwise write back intact pages.
         await table._in_thread(lambda: table._file._connection.execute("PRAGMA shrink_memory"))  # type: ignore[union-attr]
         for number in range(2_000):
-            table.put(replace(ROUTE, service=f"s{number}", metric=7))
+            table.put_origin_route(replace(ROUTE, origin=origin_id(number), metric=7))
         await until(lambda: count(table, "sqlite_files_set_aside") == 1, "the damage was detected")
-        await until(lambda: not table._must_rewrite and len(services_in(path)) == 2_000, "the new file is complete")
-        assert len(table.list()) == 2_000
+        await until(lambda: not table._must_rewrite and len(names_in(path)) == 2_000, "the new file is complete")
+        assert len(table.origin_routes()) == 2_000
     async with opened(tmp_path) as table:
-        assert {route.metric for route in table.list()} == {7}
-        assert len(table.list()) == 2_000
+        assert {route.metric for route in table.origin_routes()} == {7}
+        assert len(table.origin_routes()) == 2_000
 
 
 async def test_file_with_another_version_or_schema_is_set_aside(tmp_path: Path) -> None:
     for statement in (
         f"PRAGMA user_version = {SCHEMA_VERSION + 1}",
-        "CREATE TRIGGER t AFTER DELETE ON routes BEGIN INSERT INTO facts VALUES ('x', 1); END",
+        "CREATE TRIGGER t AFTER DELETE ON offers BEGIN INSERT INTO facts VALUES ('x', 1); END",
         "DROP TABLE facts",
         "DELETE FROM facts",
     ):
         async with opened(tmp_path) as table:
-            table.put(ROUTE)
+            table.put_origin_route(ROUTE)
         with contextlib.closing(sqlite3.connect(file_of(tmp_path))) as connection, connection:
             connection.execute(statement)
         async with opened(tmp_path) as table:
-            assert table.list() == [], statement
+            assert table.origin_routes() == [], statement
             assert count(table, "sqlite_files_set_aside") == 1, statement
+
+
+async def test_file_of_an_earlier_version_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = file_of(tmp_path)
+    path.parent.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE routes (service TEXT)")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION - 1}")
+    with caplog.at_level(logging.INFO):
+        async with opened(tmp_path) as table:
+            assert table.origin_routes() == []
+            table.put_origin_route(ROUTE)
+            assert count(table, "sqlite_files_replaced") == 1
+            assert count(table, "sqlite_files_set_aside") == 0
+    assert [record.message for record in caplog.records] == ["route file of an earlier version replaced"]
+    assert names_in(path) == [ROUTE.origin]
 
 
 async def test_file_of_another_program_is_not_changed(tmp_path: Path) -> None:
@@ -393,7 +502,7 @@ async def test_file_of_another_program_is_not_changed(tmp_path: Path) -> None:
 async def test_two_nodes_cannot_share_a_file(tmp_path: Path) -> None:
     path = str(tmp_path / "shared.sqlite")
     async with opened(tmp_path, path=path) as table:
-        table.put(ROUTE)
+        table.put_origin_route(ROUTE)
         with pytest.raises(Conflict, match=r"another node is using .*shared\.sqlite") as caught:
             async with opened(tmp_path, path=path, node_id="n" * 32):
                 pass
@@ -402,7 +511,7 @@ async def test_two_nodes_cannot_share_a_file(tmp_path: Path) -> None:
         async with opened(tmp_path, path=path, node_id="n" * 32):
             pass
     async with opened(tmp_path, path=path) as table:
-        assert len(table.list()) == 1
+        assert len(table.origin_routes()) == 1
 
 
 async def test_two_processes_cannot_share_a_file_and_a_dead_process_releases_it(tmp_path: Path) -> None:
@@ -413,7 +522,7 @@ async def test_two_processes_cannot_share_a_file_and_a_dead_process_releases_it(
         child.send_signal(signal.SIGKILL)
         child.wait()
         async with opened(tmp_path, ManualClock(time.time())) as table:
-            assert table.list()
+            assert table.origin_routes()
 
 
 # ------------------------------------------------------------------------- file faults
@@ -443,8 +552,8 @@ async def test_node_continues_in_memory_in_a_read_only_directory(
         directory = Path(name)
         with unwritable(directory), caplog.at_level(logging.INFO):
             async with opened(directory, flush_s=0.01) as table:
-                table.put(ROUTE)
-                assert table.lookup(ROUTE.service) == (ROUTE,)
+                table.put_origin_route(ROUTE)
+                assert table.origin_routes() == [ROUTE]
                 await until(lambda: count(table, "sqlite_file_failures") >= 2, "the file is retried")
         assert [record.message.partition(":")[0] for record in caplog.records] == ["route file failed"]
 
@@ -460,15 +569,15 @@ async def test_full_disk_does_not_stop_the_node_and_routes_are_written_later(
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
             try:
                 for number in range(3_000):
-                    table.put(replace(ROUTE, service=f"s{number}"))
+                    table.put_origin_route(replace(ROUTE, origin=origin_id(number)))
                 await until(lambda: count(table, "sqlite_file_failures") >= 1, "a write failed")
-                assert len(table.list()) == 3_000
+                assert len(table.origin_routes()) == 3_000
                 assert not table._unwritten, "no changes are collected for a failed file"
-                table.delete(replace(ROUTE, service="s1").key)
+                table.delete_origin_route(replace(ROUTE, origin=origin_id(1)).key)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
             await until(lambda: not table._is_failing, "the file works again")
-            assert len(services_in(path)) == 2_999
+            assert len(names_in(path)) == 2_999
     assert [record.message.partition(":")[0] for record in caplog.records] == [
         "route file failed",
         "route file recovered",
@@ -479,7 +588,7 @@ async def test_file_locked_by_another_program_does_not_block_the_loop(tmp_path: 
     async with opened(tmp_path, flush_s=0.01) as table:
         with contextlib.closing(sqlite3.connect(file_of(tmp_path), isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            table.put(ROUTE)
+            table.put_origin_route(ROUTE)
             iterations, started_at = 0, time.monotonic()
             while count(table, "sqlite_file_failures") == 0:
                 assert time.monotonic() - started_at < TIMEOUT_S
@@ -488,7 +597,7 @@ async def test_file_locked_by_another_program_does_not_block_the_loop(tmp_path: 
             # SQLite waits one second for the lock; a blocked loop would run only one iteration.
             assert iterations > 10
             other.execute("ROLLBACK")
-        await until(lambda: services_in(file_of(tmp_path)) == [ROUTE.service], "the route was written")
+        await until(lambda: names_in(file_of(tmp_path)) == [ROUTE.origin], "the route was written")
 
 
 # ------------------------------------------------------------------------------------- kill -9
@@ -496,12 +605,12 @@ async def test_file_locked_by_another_program_does_not_block_the_loop(tmp_path: 
 WRITER = """
 import asyncio, sys
 from dataclasses import replace
-from micro_core.contract import Route
+from micro_core.contract import Offer, OriginRoute
 from micro_core.testing import context
 from micro_sqlite_table import micro_table
 from micro_sqlite_table.options import SqliteOptions
 
-ROUTE = Route(service="s", address="", gateway="b" * 32, network="go.micro", router="c" * 32, link="network", metric=0)
+ROUTE = OriginRoute(origin="c" * 32, gateway="b" * 32, network="go.micro", metric=0)
 
 async def main():
     driver_context = replace(context(state_dir=sys.argv[1]), node_id="m" * 32)
@@ -510,10 +619,11 @@ async def main():
     round = 0
     while True:
         round += 1
-        for number in range(500):
-            table.put(replace(ROUTE, service=f"s{number}", metric=round))
+        for first in "abcde":
+            for second in "abcde":
+                table.put_origin_route(replace(ROUTE, origin=first + second * 31, metric=round))
         for number in range(round % 7, 500, 7):
-            table.delete(replace(ROUTE, service=f"s{number}").key)
+            table.change_offers("a" * 32, [Offer(f"s{number}", load_us=round)], [f"s{number + 1}"])
         await asyncio.sleep(0)
         print(round, flush=True)
 
@@ -526,7 +636,7 @@ def has_stored_routes(path: Path) -> bool:
     if not path.exists():
         return False
     try:
-        return bool(services_in(path))
+        return bool(names_in(path))
     except sqlite3.OperationalError as error:
         if "no such table" not in str(error):
             raise
@@ -559,29 +669,28 @@ async def test_process_killed_during_a_write_leaves_an_intact_file(tmp_path: Pat
         child.send_signal(signal.SIGKILL)
         child.wait()
     async with opened(tmp_path, ManualClock(time.time())) as table:
-        routes = table.list()
+        routes = table.origin_routes()
         assert routes
         assert count(table, "sqlite_files_set_aside") == count(table, "sqlite_rows_refused") == 0
-        assert all(route.is_stale for route in routes)
+        assert all(route.expires_at is not None for route in routes)
 
 
 # --------------------------------------------------------------------------------------- scale
 
 
-async def test_hundred_thousand_routes_load_at_start_and_lookup_costs_as_much_as_a_dict(tmp_path: Path) -> None:
+async def test_hundred_thousand_offers_load_at_start_and_lookup_costs_as_much_as_a_dict(tmp_path: Path) -> None:
     count = 100_000
     async with opened(tmp_path) as table:
-        for number in range(count):
-            table.put(
-                replace(ROUTE, service=f"go.micro.srv.s{number // 2}", gateway="bd"[number % 2] * 32, metric=number)
-            )
+        for gateway in "bd":
+            table.put_origin_route(replace(ROUTE, gateway=gateway * 32))
+        table.change_offers(ROUTE.origin, [Offer(f"go.micro.srv.s{number}") for number in range(count)])
     # Measure CPU time, since other processes may be using the machine.
     started_at = time.process_time()
     async with opened(tmp_path) as table:
         load_s = time.process_time() - started_at
-        assert len(table.list(RouteQuery(network="go.micro"))) == count
-        names = [f"go.micro.srv.s{number * 37 % (count // 2)}" for number in range(2_000)]
-        plain = {route.service: table.lookup(route.service) for route in table.list()}
+        assert len(table.offers(ROUTE.origin)) == count
+        names = [f"go.micro.srv.s{number * 37 % count}" for number in range(2_000)]
+        plain = {name: table.lookup(name) for name in names}
 
         def look_up(find: Callable[[str], object]) -> float:
             started_at = time.perf_counter()

@@ -17,7 +17,9 @@ class SqliteOptions:
     path: str = option("", "Path of the file. Empty: one file per node and network in the state directory.")
     flush_s: float = option(0.2, "Seconds for which changes are collected before they are written.")
     keep_s: float = option(90.0, "Seconds after the end of a node for which its routes are restored.")
-    max_rows: int = option(100_000, "Maximum number of routes in the file; further routes are kept in memory only.")
+    max_rows: int = option(
+        100_000, "Maximum number of routes, and of offered services, in the file; further ones are only in memory."
+    )
 
 
 def check_options(options: SqliteOptions) -> None:

@@ -1,4 +1,4 @@
-"""The SQLite file with the learned routes of one node. Its methods block, so they run in a worker thread.
+"""The SQLite file with the origin routes and offers that one node has learned. Its methods block, so they run in a worker thread.
 
 The file uses a write-ahead log and synchronous NORMAL: commits survive a crash of the process at any moment. A crash of the
 machine may lose the last commits but does not corrupt the file.
@@ -12,34 +12,55 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
-from micro_core.contract import Conflict, OptionError, Route, RouteKey
-from micro_sqlite_table.rows import COLUMNS, KEY_COLUMNS, Clocks, Row, route_to_row, row_to_route
+from micro_core.contract import Conflict, Offer, OptionError, OriginRoute, OriginRouteKey
+from micro_sqlite_table.rows import (
+    OFFER_COLUMNS,
+    ROUTE_COLUMNS,
+    Clocks,
+    OfferKey,
+    Row,
+    offer_to_row,
+    route_to_row,
+    row_to_offer,
+    row_to_route,
+)
 
-SCHEMA_VERSION = 1
-"""PRAGMA user_version. A file with another version is set aside instead of migrated, since routes are soon learned again."""
+SCHEMA_VERSION = 2
+"""PRAGMA user_version. A file with an earlier version is replaced instead of migrated, since routes are soon learned again."""
 
 APPLICATION_ID = 0x6D726F75
 """PRAGMA application_id (`mrou`). The file of another program is never changed."""
 
 _ROUTES = (
-    "CREATE TABLE routes (service TEXT, gateway TEXT, network TEXT, router TEXT, metric INTEGER, site TEXT, version TEXT, "
-    "hops INTEGER, expires_at REAL, PRIMARY KEY (service, gateway, network, router)) WITHOUT ROWID"
+    "CREATE TABLE origin_routes (origin TEXT, gateway TEXT, network TEXT, metric INTEGER, site TEXT, hops INTEGER, "
+    "services TEXT, expires_at REAL, PRIMARY KEY (origin, gateway)) WITHOUT ROWID"
+)
+_OFFERS = (
+    "CREATE TABLE offers (origin TEXT, service TEXT, versions TEXT, capacity INTEGER, load_us INTEGER, "
+    "PRIMARY KEY (origin, service)) WITHOUT ROWID"
 )
 _FACTS = "CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID"
-SCHEMA = {("table", "routes", _ROUTES), ("table", "facts", _FACTS)}
+SCHEMA = {("table", "origin_routes", _ROUTES), ("table", "offers", _OFFERS), ("table", "facts", _FACTS)}
 
-_PUT = f"INSERT OR REPLACE INTO routes ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"  # noqa: S608
-_DELETE = f"DELETE FROM routes WHERE {' AND '.join(f'{name} = ?' for name in KEY_COLUMNS)}"  # noqa: S608
-_READ = f"SELECT {', '.join(COLUMNS)} FROM routes LIMIT ?"  # noqa: S608
+_PUT_ROUTE = f"INSERT OR REPLACE INTO origin_routes VALUES ({', '.join('?' * len(ROUTE_COLUMNS))})"  # noqa: S608
+_PUT_OFFER = f"INSERT OR REPLACE INTO offers VALUES ({', '.join('?' * len(OFFER_COLUMNS))})"  # noqa: S608
+_DELETE_ROUTE = "DELETE FROM origin_routes WHERE origin = ? AND gateway = ?"
+_DELETE_OFFER = "DELETE FROM offers WHERE origin = ? AND service = ?"
+_READ_ROUTES = f"SELECT {', '.join(ROUTE_COLUMNS)} FROM origin_routes LIMIT ?"  # noqa: S608
+_READ_OFFERS = f"SELECT {', '.join(OFFER_COLUMNS)} FROM offers LIMIT ?"  # noqa: S608
 
 BUSY_TIMEOUT_S = 1.0
 """Seconds for which an operation waits for a lock held by another program."""
 
 MAX_ROW_BYTES = 64 * 1024
 """Maximum size of a row that SQLite reads; the longest row written has a quarter of it."""
+
+K = TypeVar("K", OriginRouteKey, OfferKey)
 
 _CORRUPT_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_TOOBIG)
 
@@ -48,15 +69,43 @@ class CorruptFileError(Exception):
     """The file is damaged, or this driver has not written its content."""
 
 
+class OutdatedFileError(Exception):
+    """An earlier version of this driver has written the file."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """Changes to write, one per key; None deletes a row."""
+
+    routes: dict[OriginRouteKey, OriginRoute | None] = field(default_factory=dict)
+    offers: dict[OfferKey, Offer | None] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.routes) + len(self.offers)
+
+    def clear(self) -> None:
+        """Remove all changes."""
+        self.routes.clear()
+        self.offers.clear()
+
+    def pop_batch(self, count: int) -> Changes:
+        """Remove and return the first `count` changes, routes first."""
+        routes = {key: self.routes.pop(key) for key in [*islice(self.routes, count)]}
+        offers = {key: self.offers.pop(key) for key in [*islice(self.offers, count - len(routes))]}
+        return Changes(routes, offers)
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedRoutes:
     """The content of an opened file."""
 
-    routes: tuple[Route, ...] = ()
+    routes: tuple[OriginRoute, ...] = ()
+    offers: tuple[tuple[str, tuple[Offer, ...]], ...] = ()
+    """The offers of each origin with a route."""
     refused: int = 0
     """Number of invalid rows, and of rows beyond the limit."""
     too_old: int = 0
-    """Number of rows whose lease has expired."""
+    """Number of routes whose lease has expired."""
 
 
 class RouteFile:
@@ -66,6 +115,8 @@ class RouteFile:
         self.path = path
         self.set_aside_as: Path | None = None
         """New path of the last corrupt file that was set aside, or None."""
+        self.was_replaced = False
+        """Whether a file of an earlier version of this driver was replaced by an empty one."""
         self._owner_facts = {"node": node_id, "network": network}
         self._owner: sqlite3.Connection | None = None
         self._connection: sqlite3.Connection | None = None
@@ -73,13 +124,19 @@ class RouteFile:
     # ------------------------------------------------------------------- lifecycle
 
     def open(self) -> None:
-        """Open the file or create it; set a corrupt file aside.
+        """Open the file or create it; set a corrupt file aside, and replace one of an earlier version of this driver.
 
         Raises Conflict if the file belongs to another node or is in use, OptionError if another program has created it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock_file()
         try:
+            self._connect()
+        except OutdatedFileError:
+            self._disconnect()
+            for suffix in ("-wal", "-shm", ""):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            self.was_replaced = True
             self._connect()
         except (sqlite3.Error, CorruptFileError) as error:
             self._disconnect()
@@ -102,56 +159,58 @@ class RouteFile:
 
     # --------------------------------------------------------------------- reading
 
-    def read(self, *, keep_s: float, max_routes: int, clocks: Clocks) -> LoadedRoutes:
-        """Return the routes of the previous run, whose leases end at most `keep_s` seconds after that run.
+    def read(self, *, keep_s: float, max_rows: int, clocks: Clocks) -> LoadedRoutes:
+        """Return the routes of the previous run, whose leases end at most `keep_s` seconds after that run, and their offers.
 
-        At most `max_routes` routes are returned.
+        At most `max_rows` routes and `max_rows` offers are returned.
         """
         with self._transaction() as connection:
             lease_end = _lease_end(connection, keep_s, clocks)
-            if lease_end <= clocks.wall:
-                return LoadedRoutes(too_old=connection.execute("DELETE FROM routes").rowcount)
             # Store the end of the lease: if this run ends early, the next one must not extend it.
             connection.execute(
-                "UPDATE routes SET expires_at = min(coalesce(expires_at, :end), :end)", {"end": lease_end}
+                "UPDATE origin_routes SET expires_at = min(coalesce(expires_at, :end), :end)", {"end": lease_end}
             )
-            routes: list[Route] = []
-            refused = too_old = 0
-            for row in connection.execute(_READ, (max_routes + 1,)):
+            too_old = connection.execute("DELETE FROM origin_routes WHERE expires_at <= ?", (clocks.wall,)).rowcount
+            connection.execute("DELETE FROM offers WHERE origin NOT IN (SELECT origin FROM origin_routes)")
+            routes: list[OriginRoute] = []
+            offers: dict[str, list[Offer]] = {}
+            refused = 0
+            for row in connection.execute(_READ_ROUTES, (max_rows + 1,)):
                 route = row_to_route(row, lease_end, clocks)
-                if route is None or len(routes) >= max_routes:
+                if route is None or len(routes) >= max_rows:
                     refused += 1
-                elif route.expires_at is not None and route.expires_at <= clocks.now:
-                    too_old += 1
                 else:
                     routes.append(route)
-        return LoadedRoutes(tuple(routes), refused, too_old)
+            origins = {route.origin for route in routes}
+            for number, row in enumerate(connection.execute(_READ_OFFERS, (max_rows + 1,))):
+                found = row_to_offer(row)
+                if found is None or found[0] not in origins or number >= max_rows:
+                    refused += 1
+                else:
+                    offers.setdefault(found[0], []).append(found[1])
+        complete = tuple((origin, tuple(found)) for origin, found in offers.items())
+        return LoadedRoutes(tuple(routes), complete, refused, too_old)
 
     # --------------------------------------------------------------------- writing
 
-    def write(self, changes: Mapping[RouteKey, Route | None], clocks: Clocks, *, clear: bool) -> int:
-        """Apply `changes` (None deletes a route) in one transaction and record that the node is alive.
+    def write(self, changes: Changes, clocks: Clocks, *, clear: bool) -> int:
+        """Apply `changes` in one transaction and record that the node is alive.
 
-        `clear` deletes all routes first. Returns the number of invalid routes, which are not written.
+        `clear` deletes all rows first. Returns the number of invalid routes and offers, which are not written.
         """
-        rows: list[Row] = []
-        deleted: list[tuple[str, ...]] = []
-        refused = 0
-        for key, route in changes.items():
-            row = route_to_row(route, clocks) if route is not None else None
-            if row is not None:
-                rows.append(row)
-            else:
-                refused += route is not None
-                deleted.append((key.service, key.gateway, key.network, key.router))
+        routes = {key: route and route_to_row(route, clocks) for key, route in changes.routes.items()}
+        offers = {key: offer and offer_to_row(key[0], offer) for key, offer in changes.offers.items()}
         with self._transaction() as connection:
             if clear:
-                connection.execute("DELETE FROM routes")
-            # A name that cannot be stored cannot be used in a query either.
-            connection.executemany(_DELETE, [names for names in deleted if all(map(_is_storable, names))])
-            connection.executemany(_PUT, rows)
+                connection.execute("DELETE FROM origin_routes")
+                connection.execute("DELETE FROM offers")
+            connection.executemany(_DELETE_ROUTE, _keys_without_row(routes))
+            connection.executemany(_DELETE_OFFER, _keys_without_row(offers))
+            connection.executemany(_PUT_ROUTE, [row for row in routes.values() if row is not None])
+            connection.executemany(_PUT_OFFER, [row for row in offers.values() if row is not None])
             connection.execute("INSERT OR REPLACE INTO facts VALUES ('alive_at', ?)", (clocks.wall,))
-        return refused
+        refused = sum(row is None and changes.routes[key] is not None for key, row in routes.items())
+        return refused + sum(row is None and changes.offers[key] is not None for key, row in offers.items())
 
     # -------------------------------------------------------------------- internal
 
@@ -222,6 +281,8 @@ class RouteFile:
             raise OptionError(
                 f"sqlite.path: {self.path} belongs to another program", hint="use a path that does not exist yet"
             )
+        elif 0 < version < SCHEMA_VERSION:
+            raise OutdatedFileError(f"{self.path}: schema version {version} instead of {SCHEMA_VERSION}")
         elif version != SCHEMA_VERSION:
             raise CorruptFileError(f"{self.path}: schema version {version} instead of {SCHEMA_VERSION}")
         elif objects != len(SCHEMA) or set(connection.execute("SELECT type, name, sql FROM sqlite_master")) != SCHEMA:
@@ -276,6 +337,11 @@ def _lease_end(connection: sqlite3.Connection, keep_s: float, clocks: Clocks) ->
 def _text(data: bytes) -> str:
     # Invalid UTF-8 becomes surrogates, which are neither valid in names nor printable.
     return data.decode("utf-8", "surrogateescape")
+
+
+def _keys_without_row(rows: Mapping[K, Row | None]) -> list[K]:
+    # A name that cannot be stored cannot be used in a query either.
+    return [key for key, row in rows.items() if row is None and all(map(_is_storable, key))]
 
 
 def _is_storable(name: str) -> bool:

@@ -1,9 +1,9 @@
-"""The table: lookups are answered from memory; a thread writes the learned routes to the file in the background.
+"""The table: lookups are answered from memory; a thread writes origin routes and offers to the file in the background.
 
-    change -> pending (one entry per key) -> every `flush_s`, batches of BATCH_ROUTES -> thread -> one transaction each
+    change -> pending (one entry per key) -> every `flush_s`, batches of BATCH_ROWS -> thread -> one transaction each
 
 After a failed write, changes are no longer collected and the node continues in memory. Each retry opens the file again and
-writes all routes.
+writes all routes and offers.
 """
 
 from __future__ import annotations
@@ -13,33 +13,64 @@ import contextlib
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from micro_core.contract import (
     DriverContext,
+    LocalRouteChanged,
     MicroError,
-    Route,
-    RouteEvent,
-    RouteEventKind,
+    Offer,
+    OffersChanged,
+    OriginRoute,
+    OriginRouteChanged,
+    OriginRouteKey,
     RouteIndex,
-    RouteKey,
+    TableEvent,
 )
-from micro_core.contract.table import NETWORK_LINK
 from micro_sqlite_table.options import SqliteOptions, check_options, file_path
-from micro_sqlite_table.route_file import CorruptFileError, LoadedRoutes, RouteFile
-from micro_sqlite_table.rows import Clocks
+from micro_sqlite_table.route_file import Changes, CorruptFileError, LoadedRoutes, RouteFile
+from micro_sqlite_table.rows import Clocks, OfferKey
 
 T = TypeVar("T")
+K = TypeVar("K")
 
-BATCH_ROUTES = 1_000
-"""Maximum number of changes per transaction, and of routes loaded before the event loop may run other tasks."""
+BATCH_ROWS = 1_000
+"""Maximum number of changes per transaction, and of rows loaded before the event loop may run other tasks."""
 
 HEARTBEAT_S = 5.0
 """Seconds between two updates of the `alive_at` entry while no routes change."""
 
 MAX_RETRY_S = 30.0
 """Longest pause in seconds before a failed file is retried; the pause doubles up to this value."""
+
+
+class _RowLimit(Generic[K]):
+    """Decides which of the known keys are in the file: the first `max_rows` ones. Only the others are remembered."""
+
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
+        self._stored = 0
+        self._others: set[K] = set()
+
+    def add(self, key: K) -> bool:
+        """Add a new key. Return whether it belongs in the file."""
+        if self._stored >= self._max_rows:
+            self._others.add(key)
+            return False
+        self._stored += 1
+        return True
+
+    def discard(self, key: K) -> bool:
+        """Remove a known key. Return whether it was in the file."""
+        if key in self._others:
+            self._others.discard(key)
+            return False
+        self._stored -= 1
+        return True
+
+    def contains(self, key: K) -> bool:
+        """Return whether a known key belongs in the file."""
+        return key not in self._others
 
 
 class SqliteTable(RouteIndex):
@@ -51,10 +82,10 @@ class SqliteTable(RouteIndex):
         self._options = options
         self._clock = context.clock
         self._file = RouteFile(file_path(options, context), node_id=context.node_id, network=context.network)
-        self._unwritten: dict[RouteKey, Route | None] = {}
-        """Changes that are not in the file yet; None for a deleted route."""
-        self._stored: set[RouteKey] = set()
-        """Keys of the routes that belong in the file, at most `max_rows`."""
+        self._unwritten = Changes()
+        """Changes that are not in the file yet."""
+        self._stored_routes = _RowLimit[OriginRouteKey](options.max_rows)
+        self._stored_offers = _RowLimit[OfferKey](options.max_rows)
         self._must_rewrite = False
         """Whether the file must be rewritten completely, because it failed or contained invalid rows."""
         self._is_failing = False
@@ -94,9 +125,7 @@ class SqliteTable(RouteIndex):
     async def _open(self) -> LoadedRoutes:
         def work() -> LoadedRoutes:
             self._file.open()
-            return self._file.read(
-                keep_s=self._options.keep_s, max_routes=self._options.max_rows, clocks=self._clocks()
-            )
+            return self._file.read(keep_s=self._options.keep_s, max_rows=self._options.max_rows, clocks=self._clocks())
 
         try:
             return await self._in_thread(work)
@@ -113,9 +142,16 @@ class SqliteTable(RouteIndex):
             self._counters.add("sqlite_rows_refused", loaded.refused)
             self._must_rewrite = True
         for index, route in enumerate(loaded.routes):
-            self._stored.add(route.key)
-            self.put(route)
-            if index % BATCH_ROUTES == BATCH_ROUTES - 1:
+            self._stored_routes.add(route.key)
+            self.put_origin_route(route)
+            if index % BATCH_ROWS == BATCH_ROWS - 1:
+                await asyncio.sleep(0)
+        for origin, offers in loaded.offers:
+            for start in range(0, len(offers), BATCH_ROWS):
+                batch = offers[start : start + BATCH_ROWS]
+                for offer in batch:
+                    self._stored_offers.add((origin, offer.service))
+                self.change_offers(origin, batch)
                 await asyncio.sleep(0)
 
     async def _close_file(self) -> None:
@@ -132,24 +168,36 @@ class SqliteTable(RouteIndex):
 
     # --------------------------------------------------------------------- changes
 
-    def _changed(self, event: RouteEvent) -> None:
-        route, key = event.route, event.route.key
-        if route.link != NETWORK_LINK:
-            # Routes to local instances come from the registry.
-            return
-        if event.kind is RouteEventKind.DELETE:
-            if key not in self._stored:
+    def _changed(self, event: TableEvent) -> None:
+        match event:
+            case OriginRouteChanged(before, after):
+                self._route_changed(before, after)
+            case OffersChanged(origin, changes):
+                for offer_before, offer_after in changes:
+                    self._offer_changed(origin, offer_before, offer_after)
+            case LocalRouteChanged():
+                # Routes to instances of this site come from the registry.
                 return
-            self._stored.discard(key)
-        elif key not in self._stored:
-            if len(self._stored) >= self._options.max_rows:
-                self._counters.add("sqlite_routes_over_limit")
-                return
-            self._stored.add(key)
-        if self._must_rewrite:
-            return
-        self._unwritten[key] = None if event.kind is RouteEventKind.DELETE else route
-        self._due.set()
+        if len(self._unwritten):
+            self._due.set()
+
+    def _route_changed(self, before: OriginRoute | None, after: OriginRoute | None) -> None:
+        route = after or before
+        if route is not None and self._must_write(self._stored_routes, route.key, before, after):
+            self._unwritten.routes[route.key] = after
+
+    def _offer_changed(self, origin: str, before: Offer | None, after: Offer | None) -> None:
+        offer = after or before
+        if offer is not None and self._must_write(self._stored_offers, (origin, offer.service), before, after):
+            self._unwritten.offers[origin, offer.service] = after
+
+    def _must_write(self, stored: _RowLimit[K], key: K, before: object, after: object) -> bool:
+        if after is None:
+            was_stored = stored.discard(key)
+            return was_stored and not self._must_rewrite
+        if before is None and not stored.add(key):
+            self._counters.add("sqlite_routes_over_limit")
+        return stored.contains(key) and not self._must_rewrite
 
     # --------------------------------------------------------------------- writing
 
@@ -172,9 +220,9 @@ class SqliteTable(RouteIndex):
             if self._must_rewrite:
                 await self._in_thread(self._file.reopen)
                 self._must_rewrite = False
-                self._unwritten = {route.key: route for route in self.list() if route.key in self._stored}
+                self._unwritten = self._everything()
             while True:
-                batch = {key: self._unwritten.pop(key) for key in [*islice(self._unwritten, BATCH_ROUTES)]}
+                batch = self._unwritten.pop_batch(BATCH_ROWS)
                 refused = await self._write(batch, clear=clear)
                 clear = False
                 if refused:
@@ -191,7 +239,17 @@ class SqliteTable(RouteIndex):
             self._logger.info("route file recovered", extra={"path": str(self._file.path)})
         return True
 
-    async def _write(self, batch: dict[RouteKey, Route | None], *, clear: bool) -> int:
+    def _everything(self) -> Changes:
+        changes = Changes()
+        routes = self.origin_routes()
+        changes.routes.update((route.key, route) for route in routes if self._stored_routes.contains(route.key))
+        for origin in {route.origin for route in routes}:
+            for offer in self.offers(origin):
+                if self._stored_offers.contains((origin, offer.service)):
+                    changes.offers[origin, offer.service] = offer
+        return changes
+
+    async def _write(self, batch: Changes, *, clear: bool) -> int:
         return await self._in_thread(lambda: self._file.write(batch, self._clocks(), clear=clear))
 
     def _failed(self, error: Exception) -> None:
@@ -207,6 +265,10 @@ class SqliteTable(RouteIndex):
             )
 
     def _report_set_aside(self) -> None:
+        if self._file.was_replaced:
+            self._file.was_replaced = False
+            self._counters.add("sqlite_files_replaced")
+            self._logger.info("route file of an earlier version replaced", extra={"path": str(self._file.path)})
         aside, self._file.set_aside_as = self._file.set_aside_as, None
         if aside is not None:
             self._counters.add("sqlite_files_set_aside")
