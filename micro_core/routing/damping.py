@@ -16,6 +16,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from micro_core.contract.names import INTEREST_PREFIX
+
 MIN_RECORDED_PENALTY = 10.0
 """The history of a service is deleted when its penalty has decayed below this."""
 
@@ -45,6 +47,11 @@ class DampingPolicy:
         return ceiling
 
 
+INTEREST_DAMPING = DampingPolicy(half_life_s=2.0, max_suppress_s=4.0)
+"""For interest in topics: only a burst is suppressed, and for four seconds at most. A subscriber that comes and goes every
+second or more slowly is always announced."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlapStatus:
     """The damping state of one service at one moment."""
@@ -61,6 +68,7 @@ class FlapStatus:
 
 @dataclass(slots=True)
 class _History:
+    policy: DampingPolicy
     penalty: float
     at: float
     losses: int = 0
@@ -72,8 +80,10 @@ class _History:
 class Damper:
     """The flap histories of the services of this router, by name."""
 
-    def __init__(self, policy: DampingPolicy | None = None) -> None:
+    def __init__(self, policy: DampingPolicy | None = None, interest_policy: DampingPolicy | None = None) -> None:
         self.policy = policy or DampingPolicy()
+        self.interest_policy = interest_policy or self.policy
+        """The policy of interest in topics."""
         self.forgotten = 0
         """Number of histories that were deleted because of `max_services`."""
         self._histories: dict[str, _History] = {}
@@ -82,12 +92,12 @@ class Damper:
 
     def record_loss(self, service: str, now: float) -> None:
         """Add the penalty for the loss of the last instance of `service`, whether or not it was announced."""
-        history = self._add(service, self.policy.withdrawal, now)
+        history = self._add(service, self._policy_of(service).withdrawal, now)
         history.losses += 1
 
     def record_change(self, service: str, now: float) -> None:
         """Add the penalty for a change of what is advertised for `service`."""
-        self._add(service, self.policy.change, now)
+        self._add(service, self._policy_of(service).change, now)
 
     def may_announce(self, service: str, now: float) -> bool:
         """Return whether `service` may be announced now. If not, `advance` returns its name as soon as it may."""
@@ -99,7 +109,7 @@ class Damper:
             history.has_pending = False
             return True
         history.has_pending = True
-        return self.policy.dry_run
+        return history.policy.dry_run
 
     def reuse(self, service: str) -> bool:
         """Delete the history of `service`, which ends its suppression. Return False if it has no history."""
@@ -135,7 +145,7 @@ class Damper:
                 service=service,
                 penalty=self._decayed(history, now),
                 losses=history.losses,
-                is_suppressed=history.suppressed_since is not None and not self.policy.dry_run,
+                is_suppressed=history.suppressed_since is not None and not history.policy.dry_run,
                 reuse_at=None if history.suppressed_since is None else self._reuse_at(history),
                 suppressed_for_s=0.0 if history.suppressed_since is None else now - history.suppressed_since,
             )
@@ -145,28 +155,31 @@ class Damper:
 
     # --------------------------------------------------------------------------- internals
 
+    def _policy_of(self, service: str) -> DampingPolicy:
+        return self.interest_policy if service.startswith(INTEREST_PREFIX) else self.policy
+
     def _add(self, service: str, amount: float, now: float) -> _History:
         history = self._histories.get(service)
         if history is None:
             self._evict_if_full(now)
-            history = self._histories[service] = _History(0.0, now)
-        history.penalty = min(self.policy.ceiling, self._decayed(history, now) + amount)
+            history = self._histories[service] = _History(self._policy_of(service), 0.0, now)
+        history.penalty = min(history.policy.ceiling, self._decayed(history, now) + amount)
         history.at = now
-        if history.penalty >= self.policy.suppress and history.suppressed_since is None:
+        if history.penalty >= history.policy.suppress and history.suppressed_since is None:
             history.suppressed_since = now
         return history
 
     def _decayed(self, history: _History, now: float) -> float:
-        penalty: float = history.penalty * 2.0 ** (-max(0.0, now - history.at) / self.policy.half_life_s)
+        penalty: float = history.penalty * 2.0 ** (-max(0.0, now - history.at) / history.policy.half_life_s)
         return penalty
 
     def _reuse_at(self, history: _History) -> float:
         """Return when the penalty reaches `reuse`, at the latest `max_suppress_s` after the suppression began."""
         assert history.suppressed_since is not None
-        latest = history.suppressed_since + self.policy.max_suppress_s
-        if history.penalty <= self.policy.reuse:
+        latest = history.suppressed_since + history.policy.max_suppress_s
+        if history.penalty <= history.policy.reuse:
             return min(history.at, latest)
-        return min(latest, history.at + self.policy.half_life_s * math.log2(history.penalty / self.policy.reuse))
+        return min(latest, history.at + history.policy.half_life_s * math.log2(history.penalty / history.policy.reuse))
 
     def _end_suppression(self, history: _History, now: float) -> bool:
         """End the suppression if its time has come. Return whether this call ended it."""

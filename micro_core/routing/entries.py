@@ -40,7 +40,18 @@ class OriginAnnounce:
         is_partial: The receiver can reach only those services of the origin that the sender has told it.
     """
 
-    __slots__ = ("_checksum", "_packed", "_partial", "is_partial", "metric_us", "network", "origin", "path", "seqno", "site")
+    __slots__ = (
+        "_checksum",
+        "_packed",
+        "_partial",
+        "is_partial",
+        "metric_us",
+        "network",
+        "origin",
+        "path",
+        "seqno",
+        "site",
+    )
 
     def __init__(
         self,

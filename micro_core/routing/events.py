@@ -251,12 +251,5 @@ class Count:
 
 
 Effect = (
-    PutRoute
-    | DeleteRoute
-    | PutOriginRoute
-    | DeleteOriginRoute
-    | ChangeOffers
-    | SendMessage
-    | FullTableReceived
-    | Count
+    PutRoute | DeleteRoute | PutOriginRoute | DeleteOriginRoute | ChangeOffers | SendMessage | FullTableReceived | Count
 )

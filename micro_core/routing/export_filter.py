@@ -1,60 +1,90 @@
-"""The export filter: which routes are advertised to a neighbour, and how they are withdrawn. Pure."""
+"""The export filter: which origins and services are advertised to a neighbour. Pure."""
 
 from __future__ import annotations
 
-from micro_core.routing.events import Announce, Withdraw
-from micro_core.routing.neighbour import Key, Neighbour
+from collections.abc import Callable
+
+from micro_core.routing.entries import OriginAnnounce
+from micro_core.routing.events import Effect
+from micro_core.routing.neighbour import Neighbour
 from micro_core.routing.origin import Origin
 from micro_core.routing.policy import ExportScope
 from micro_core.routing.rib import Rib
 from micro_core.routing.rib_entry import RibEntry
 
+IsVisible = Callable[[str], bool]
+"""Returns whether a neighbour may see a service."""
+
 
 class ExportFilter:
-    """Selects what is advertised from the services of this site (`origin`) and the learned routes (`rib`).
-
-    Both are only read.
-    """
+    """Selects what is advertised from this router (`origin`) and from the learned routes (`rib`)."""
 
     def __init__(self, origin: Origin, rib: Rib) -> None:
         self._origin = origin
         self._rib = rib
 
-    def announcement(self, neighbour: Neighbour, key: Key) -> Announce | None:
-        """Return the announcement of `key` for `neighbour`, None if nothing is to be advertised."""
+    def announcement(
+        self, neighbour: Neighbour, entry: RibEntry, effects: list[Effect]
+    ) -> tuple[OriginAnnounce | None, IsVisible | None]:
+        """Return what is to be advertised to `neighbour` about the origin of `entry`, None for nothing.
+
+        The second value selects the visible services. It is None if the neighbour may see all of them.
+
+        Advertising a route may make other candidates infeasible: `effects` receives the changes of the table.
+        """
         if self._origin.is_draining:
-            return None
-        origin, service = key
-        is_own = origin == self._origin.router
-        found = self._origin.announcement(service) if is_own else self._learned(key)
-        # Split horizon: a route is not advertised to the routers on its path. The last of them is the next hop.
-        if found is None or neighbour.peer in found.path or not neighbour.policy.permits_export(found, is_own=is_own):
-            return None
-        if neighbour.policy.export is ExportScope.BEST and not self._is_best(key, found):
-            return None
-        return found
+            return None, None
+        is_own = entry.origin == self._origin.router
+        if not is_own:
+            selected = entry.adjacencies.get(entry.selected)
+            # Split horizon: a route is not advertised to the routers on its path. The last of them is the next hop.
+            if selected is None or neighbour.peer in selected.path:
+                return None, None
+        elif entry.export is None:
+            return None, None
+        site = self._origin.site if is_own else entry.site
+        if not neighbour.policy.permits_export(site, is_own=is_own):
+            return None, None
+        is_visible = self._visible_services(neighbour, entry, is_own=is_own)
+        if is_visible is not None and not self._is_any_visible(entry, is_visible):
+            return None, None
+        before = entry.export
+        export = before if is_own else entry.refresh_export(self._origin.router, self._rib.costs)
+        if export is not before:
+            entry.select(self._rib.costs, "", effects)
+        if export is not None and neighbour.has_partial_view:
+            export = export.as_partial()
+        return export, is_visible
 
-    def withdrawal(self, key: Key) -> Withdraw:
-        """Return the withdrawal of `key`. It is final only if the origin itself withdrew the service."""
-        origin, service = key
-        if origin == self._origin.router:
-            seqno, is_final = (self._origin.incarnation, self._origin.sequence_of(service)), True
-        else:
-            entry = self._rib.entries.get(key, RibEntry())
-            seqno, is_final = entry.newest_seqno, entry.is_withdrawn
-        incarnation, sequence = seqno
-        return Withdraw(origin=origin, incarnation=incarnation, sequence=sequence, service=service, is_final=is_final)
+    def _visible_services(self, neighbour: Neighbour, entry: RibEntry, *, is_own: bool) -> IsVisible | None:
+        is_reachable = entry.is_visible if not is_own and entry.is_partial() else None
+        if not neighbour.has_partial_view:
+            return is_reachable
+        permits = neighbour.policy.permits_export_of
+        is_best_only = neighbour.policy.export is ExportScope.BEST
+        return lambda service: (
+            permits(service)
+            and (is_reachable is None or is_reachable(service))
+            and (not is_best_only or self._is_best(entry.origin, service))
+        )
 
-    def _learned(self, key: Key) -> Announce | None:
-        entry = self._rib.entries.get(key)
-        return entry.export(self._origin.router) if entry is not None else None
+    @staticmethod
+    def _is_any_visible(entry: RibEntry, is_visible: IsVisible) -> bool:
+        return entry.offers is not None and any(map(is_visible, entry.offers.entries))
 
-    def _is_best(self, key: Key, found: Announce) -> bool:
-        """Return whether the origin of `key` has the lowest cost of all origins. This site precedes all others."""
-        origin, service = key
+    def _is_best(self, origin: str, service: str) -> bool:
+        """Return whether an origin has the lowest cost of all that offer a service. This site precedes all others."""
         if origin == self._origin.router:
             return True
-        if self._origin.announcement(service) is not None:
+        if service in self._origin.offers.entries:
             return False
-        others = [self._learned((other, service)) for other in self._rib.origins_of(service) if other != origin]
-        return all((found.metric_us, origin) < (other.metric_us, other.origin) for other in others if other is not None)
+        own_rank = self._rank(origin, service)
+        return all(own_rank < self._rank(other, service) for other in self._rib.origins_of(service) if other != origin)
+
+    def _rank(self, origin: str, service: str) -> tuple[float, str]:
+        entry = self._rib.entries[origin]
+        selected = entry.adjacencies.get(entry.selected)
+        if selected is None or entry.offers is None or not entry.is_visible(service):
+            return (float("inf"), origin)
+        load_us = entry.offers.entries[service].offer.load_us
+        return (selected.metric_us + self._rib.costs[entry.selected] + load_us, origin)

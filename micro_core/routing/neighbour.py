@@ -61,7 +61,6 @@ class Neighbour:
         "full_table",
         "is_over_limit",
         "last_full_at",
-        "link_us",
         "next_number",
         "number",
         "offers_added",
@@ -70,14 +69,12 @@ class Neighbour:
         "policy",
         "received_checksum",
         "received_count",
-        "rejected",
         "requests",
         "slow",
         "slow_at",
         "slow_sent_at",
         "urgent",
         "urgent_at",
-        "window_closed",
     )
 
     def __init__(self, peer: str, cost: SteadyCost, number: int, policy: Policy) -> None:
@@ -114,8 +111,6 @@ class Neighbour:
         """While the whole list of an origin is received in parts: the services that it has contained so far."""
         self.origins = 0
         """Number of candidates."""
-        self.rejected: dict[str, int] = {}
-        """Checksums of rejected announcements, by origin: the digest of the neighbour includes them."""
         self.is_over_limit = False
         """Entries of the neighbour were refused and not recorded, so its digest cannot be compared."""
         self.offers_added = 0
@@ -133,8 +128,7 @@ class Neighbour:
     def schedule(self, origin: str, when: float) -> None:
         """Advertise what has changed about `origin` at `when` (clock seconds), or earlier with other urgent changes."""
         self.urgent[origin] = None
-        if when < self.urgent_at:
-            self.urgent_at = when
+        self.urgent_at = min(self.urgent_at, when)
 
     def schedule_slow(self, origin: str, earliest: float, interval_s: float) -> None:
         """Advertise what has changed about `origin` not before `earliest`, and `interval_s` after the last slow advert."""
@@ -158,7 +152,7 @@ class Neighbour:
 
     def wake_at(self) -> float:
         """Return when the neighbour needs attention next, in clock seconds."""
-        when = self.ack_at if self.ack_at < self.full_at else self.full_at
+        when = min(self.full_at, self.ack_at)
         if self._in_flight:
             when = min(when, self._in_flight[0][1] + self._resync_after_s)
             if len(self._in_flight) >= MAX_IN_FLIGHT:
@@ -247,26 +241,17 @@ class Neighbour:
         self.received_count += count
         self.received_checksum = (self.received_checksum + checksum) % CHECKSUM_MODULUS
 
-    def reject(self, origin: str, checksum: int) -> None:
-        """Record a rejected announcement."""
-        if len(self.rejected) < limits.MAX_ORIGINS_PER_NEIGHBOUR:
-            self.rejected[origin] = checksum
-            self.count_received(1, checksum)
-        else:
-            self.is_over_limit = True
-
-    def forget_rejected(self, origin: str) -> None:
-        """Delete the record of a rejected announcement."""
-        checksum = self.rejected.pop(origin, None)
-        if checksum is not None:
-            self.count_received(-1, -checksum)
+    def forget_received(self) -> None:
+        """Forget what was received, since its lease has expired. The next digest then differs."""
+        self.received_count = -1
 
     def matches(self, digest: Digest) -> bool | None:
         """Compare a digest with what was received. Returns None while adverts are in flight."""
-        if self.next_number == 0 or digest.number < self.next_number - 1 or self.confirmed is not None:
-            return None
         if digest.number >= self.next_number:
+            # Adverts arrive before the digest that includes them, so some were lost.
             return False
+        if digest.number < self.next_number - 1 or self.confirmed is not None:
+            return None
         is_match = (digest.count, digest.checksum) == (self.received_count, self.received_checksum)
         return is_match or self.is_over_limit
 

@@ -30,11 +30,13 @@ class OfferList:
     Entries of later versions were received over neighbours that see only a part of the list.
     """
 
-    __slots__ = ("_forgotten", "_is_ordered", "_last", "_removed", "entries", "incarnation", "version")
+    __slots__ = ("_forgotten", "_is_ordered", "_last", "_removed", "entries", "incarnation", "is_settled", "version")
 
     def __init__(self, incarnation: int) -> None:
         self.incarnation = incarnation
         self.version = 0
+        self.is_settled = False
+        """A neighbour has sent all that it sees of the list."""
         self.entries: dict[str, OfferEntry] = {}
         """By service, in the order of the versions unless `_is_ordered` is False."""
         self._removed: dict[str, int] | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from micro_core.routing.damping import DampingPolicy
+from micro_core.routing.damping import INTEREST_DAMPING, DampingPolicy
+from micro_core.routing.link_damping import LinkDampingPolicy
 from micro_core.routing.policy import Rule
 
 
@@ -21,7 +22,15 @@ class EngineOptions:
     relay_s: float = 0.04
     """Delay before a change at another origin is advertised to neighbours. It is random, at least half of this."""
 
+    slow_s: float = 2.0
+    """Minimum time between two adverts to one neighbour about metrics, paths and load. It is random, at most a quarter more."""
+
     policies: tuple[Rule, ...] = ()
     """Which routes are advertised to which neighbour, and which of its routes are accepted (policy.py)."""
 
     damping: DampingPolicy = field(default_factory=DampingPolicy)
+
+    interest_damping: DampingPolicy = field(default_factory=lambda: INTEREST_DAMPING)
+    """Damping of interest in topics. It is milder, since a subscriber that waits misses messages."""
+
+    link_damping: LinkDampingPolicy = field(default_factory=LinkDampingPolicy)

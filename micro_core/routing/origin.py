@@ -1,73 +1,106 @@
-"""The services of this site as this router advertises them. Pure.
+"""The services of this site as this router advertises them: the versioned list of its offers. Pure.
 
-Services are advertised, their instances are not. An announcement contains the versions and the binary logarithm of the
-number of instances, so that the restart of one of three instances changes nothing.
+Services are advertised, their instances are not. Changes are combined: new services, versions and removals for half a second,
+load and capacity for two seconds. Both have hysteresis, so that the recycling of instances changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from micro_core.contract.table import ANY_SERVICE, LOCAL_LINK, Route
+from micro_core.contract.clock import Random
+from micro_core.contract.table import ANY_SERVICE, LOCAL_LINK, Offer, Route
 from micro_core.routing.damping import Damper
-from micro_core.routing.events import Announce, DeleteRoute, LocalInstance, PutRoute
+from micro_core.routing.entries import OfferEntry, OriginAnnounce, Seqno
+from micro_core.routing.events import DeleteRoute, LocalInstance, PutRoute
 from micro_core.routing.explain import CandidateStatus, RouteCandidate
 from micro_core.routing.messages import MAX_VERSIONS
+from micro_core.routing.metric import is_significant
+from micro_core.routing.offer_list import OfferList
+from micro_core.routing.options import EngineOptions
+
+CAPACITY_GROWTH = 1.4
+"""A larger number of instances is advertised if it has grown by more than this factor."""
+CAPACITY_DROP_S = 30.0
+"""A smaller number of instances is advertised after this time, or at once if it is less than half."""
+
+MAX_RAISED = 2**61
+"""A sequence number above this is not believed: this router does not raise its own above it."""
+
+NEVER = float("inf")
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """The properties of a service that are advertised."""
-
-    versions: tuple[str, ...]
-    capacity: int
-    load_us: int = 0
-    """Mean waiting time at the instances in microseconds: the metric at the origin."""
-
-
-def offer_of(instances: Mapping[str, LocalInstance]) -> Offer | None:
+def offer_of(service: str, instances: Mapping[str, LocalInstance]) -> Offer | None:
     """Aggregate the instances of a service. Returns None if there are no instances."""
     if not instances:
         return None
     versions = sorted({instance.version for instance in instances.values() if instance.version})
     load_us = sum(instance.load_us for instance in instances.values()) // len(instances)
-    return Offer(tuple(versions[:MAX_VERSIONS]), len(instances).bit_length() - 1, load_us)
+    return Offer(service, tuple(versions[:MAX_VERSIONS]), len(instances), load_us)
 
 
 @dataclass(slots=True)
 class OwnService:
-    """A service of this site, with the offer that was advertised last and its sequence number."""
+    """A service of this site, with the offer that was advertised last."""
 
     instances: dict[str, LocalInstance] = field(default_factory=dict)
     offer: Offer | None = None
-    sequence: int = 0
+    lower_since: float | None = None
+    """Since when the number of instances has been below the advertised one."""
 
 
-@dataclass(slots=True)
 class Origin:
-    """The services of which this router is the origin.
+    """The services of which this router is the origin."""
 
-    All services share one sequence number, which only increases within an incarnation.
-    """
+    def __init__(
+        self,
+        *,
+        router: str,
+        network: str,
+        site: str,
+        incarnation: int,
+        damper: Damper,
+        random: Random,
+        options: EngineOptions,
+    ) -> None:
+        self.router = router
+        self.network = network
+        self.site = site
+        self.incarnation = incarnation
+        self.sequence = 1
+        self.damper = damper
+        self.services: dict[str, OwnService] = {}
+        self.offers = OfferList(incarnation)
+        self.is_draining = False
+        """Nothing is advertised any more."""
+        self._random = random
+        self._options = options
+        self._pending: dict[str, None] = {}
+        self._pending_at = NEVER
+        self._slow: dict[str, None] = {}
+        self._slow_at = NEVER
+        self._slow_sent_at = -NEVER
+        self._drops: dict[str, float] = {}
+        """When a smaller number of instances is to be advertised, by service."""
 
-    router: str
-    network: str
-    site: str
-    incarnation: int
-    services: dict[str, OwnService] = field(default_factory=dict)
-    is_draining: bool = False
-    """Nothing is advertised any more."""
-    damper: Damper = field(default_factory=Damper)
-    _sequence: int = 0
+    @property
+    def seqno(self) -> Seqno:
+        """The current sequence number."""
+        return (self.incarnation, self.sequence)
 
-    def put(self, service: str, instance_id: str, instance: LocalInstance) -> list[PutRoute | DeleteRoute] | None:
+    # --------------------------------------------------------------- instances
+
+    def put(
+        self, service: str, instance_id: str, instance: LocalInstance, now: float
+    ) -> list[PutRoute | DeleteRoute] | None:
         """Add or replace an instance. Returns the changes of the table, None if the instance is unchanged."""
         own = self.services.setdefault(service, OwnService())
         before = own.instances.get(instance_id)
         if before == instance:
             return None
         own.instances[instance_id] = instance
+        self._schedule(service, own, now)
         if service == ANY_SERVICE:
             # The default route is advertised to neighbours. In the own table it would lead nowhere.
             return []
@@ -84,11 +117,11 @@ class Origin:
             return None
         if not own.instances:
             self.damper.record_loss(service, now)
-        return self._address_removed(service, instance)
-
-    def sequence_of(self, service: str) -> int:
-        """Return the sequence number of the last change of a known service."""
-        return self.services[service].sequence
+        self._schedule(service, own, now)
+        changes = self._address_removed(service, instance)
+        if not own.instances and own.offer is None:
+            del self.services[service]
+        return changes
 
     def _address_removed(self, service: str, instance: LocalInstance) -> list[PutRoute | DeleteRoute]:
         others = self.services[service].instances.values()
@@ -96,63 +129,141 @@ class Origin:
             return []
         return [DeleteRoute(self.route(service, instance).key)]
 
-    def current_offer(self, service: str) -> Offer | None:
-        """Return the offer of a known service that is to be advertised now. None means a withdrawal."""
-        return None if self.is_draining else offer_of(self.services[service].instances)
+    # ------------------------------------------------------------ what is advertised
 
-    def is_withdrawal_due(self, service: str) -> bool:
-        """Return whether the service was advertised and has no instance any more. This is advertised immediately."""
-        return self.services[service].offer is not None and self.current_offer(service) is None
+    def reuse(self, service: str, now: float) -> None:
+        """Advertise a service at once: its suppression has ended."""
+        self._pending[service] = None
+        self._pending_at = min(self._pending_at, now)
 
-    def refresh(self, service: str, now: float) -> bool:
-        """Assign a new sequence number to a service if its current offer differs from the advertised one.
+    @property
+    def wake_at(self) -> float:
+        """When `advance` must be called next, in clock seconds."""
+        return min(self._pending_at, self._slow_at, min(self._drops.values(), default=NEVER))
+
+    def advance(self, now: float) -> tuple[bool, list[str]]:
+        """Add the changes that are due to the list of offers.
+
+        Returns whether the list has changed, and the services that were suppressed because they have been flapping.
+        """
+        due: dict[str, None] = {}
+        if self._pending_at <= now:
+            due, self._pending, self._pending_at = self._pending, {}, NEVER
+        if self._slow_at <= now:
+            due.update(self._slow)
+            self._slow, self._slow_at, self._slow_sent_at = {}, NEVER, now
+        if self._drops:
+            for service in [service for service, when in self._drops.items() if when <= now]:
+                del self._drops[service]
+                due[service] = None
+        version = self.offers.version
+        suppressed = [service for service in due if not self._refresh(service, now)]
+        return self.offers.version != version, suppressed
+
+    def announcement(self) -> OriginAnnounce:
+        """Return the announcement of this router."""
+        return OriginAnnounce(
+            origin=self.router,
+            incarnation=self.incarnation,
+            sequence=self.sequence,
+            site=self.site,
+            network=self.network,
+            metric_us=0,
+            path=(self.router,),
+        )
+
+    def raise_above(self, seqno: Seqno) -> bool:
+        """Raise the sequence number above one that other routers know, e.g. from before a restart with a wrong clock.
+
+        Returns False if it is greater already, or if `seqno` is absurdly high.
+        """
+        incarnation, sequence = seqno
+        if seqno < self.seqno or incarnation >= MAX_RAISED or sequence >= MAX_RAISED:
+            return False
+        if incarnation == self.incarnation:
+            self.sequence = sequence + 1
+            return True
+        self.incarnation, self.sequence = incarnation + 1, 1
+        before, self.offers = self.offers, OfferList(self.incarnation)
+        for entry in before.entries.values():
+            self.offers.put(OfferEntry(entry.offer, self.offers.version + 1))
+            self.offers.version += 1
+        return True
+
+    def _schedule(self, service: str, own: OwnService, now: float) -> None:
+        """Schedule the advertisement of what has changed about a service."""
+        offer, told = offer_of(service, own.instances), own.offer
+        if offer is None and told is None:
+            # Never advertised: nothing is to be withdrawn.
+            self._drops.pop(service, None)
+        elif offer is None:
+            # A withdrawal that leaves no instance is sent at once.
+            self._pending[service] = None
+            self._pending_at = now
+        elif told is None or offer.versions != told.versions:
+            self._pending[service] = None
+            if self._pending_at == NEVER:
+                self._pending_at = now + self._options.coalesce_s * self._random.uniform(0.5, 1.0)
+        elif offer.capacity != told.capacity or offer.load_us != told.load_us:
+            self._slow[service] = None
+            if self._slow_at == NEVER:
+                delay_s = self._options.coalesce_s * self._random.uniform(0.5, 1.0)
+                self._slow_at = max(now + delay_s, self._slow_sent_at + self._options.slow_s)
+
+    def _refresh(self, service: str, now: float) -> bool:
+        """Add the current offer of a service to the list if it differs from the advertised one.
 
         Returns False if the new offer is suppressed because the service has been flapping. Withdrawals are never
         suppressed.
         """
         own = self.services.get(service)
-        offer = self.current_offer(service) if own is not None else None
-        if own is None or offer == own.offer:
+        if own is None:
             return True
-        if offer is not None:
-            if not self.damper.may_announce(service, now):
-                return False
-            if own.offer is not None and (own.offer.versions, own.offer.capacity) != (offer.versions, offer.capacity):
-                self.damper.record_change(service, now)
-        self._sequence += 1
-        own.offer, own.sequence = offer, self._sequence
+        offer = None if self.is_draining else offer_of(service, own.instances)
+        if offer is None:
+            if own.offer is not None:
+                self.offers.version += 1
+                self.offers.remove(service, self.offers.version)
+                own.offer = own.lower_since = None
+            self._drops.pop(service, None)
+            if not own.instances:
+                del self.services[service]
+            return True
+        offer = self._steady(own, offer, now)
+        if offer == own.offer:
+            return True
+        if not self.damper.may_announce(service, now):
+            return False
+        if own.offer is not None and (own.offer.versions, own.offer.capacity) != (offer.versions, offer.capacity):
+            self.damper.record_change(service, now)
+        own.offer = offer
+        self.offers.version += 1
+        self.offers.put(OfferEntry(offer, self.offers.version))
         return True
 
-    def increment_sequence(self, service: str) -> None:
-        """Assign a new sequence number to an unchanged, known service: another router requested it."""
-        own = self.services[service]
-        self._sequence += 1
-        own.sequence = self._sequence
+    def _steady(self, own: OwnService, offer: Offer, now: float) -> Offer:
+        """Return `offer` with the advertised load and capacity if the current ones differ too little, or not for long."""
+        told = own.offer
+        if told is None:
+            return offer
+        capacity = told.capacity
+        if offer.capacity >= told.capacity:
+            own.lower_since = None
+            self._drops.pop(offer.service, None)
+            if offer.capacity > told.capacity * CAPACITY_GROWTH:
+                capacity = offer.capacity
+        else:
+            if own.lower_since is None:
+                own.lower_since = now
+            if offer.capacity < told.capacity / 2 or now >= own.lower_since + CAPACITY_DROP_S:
+                capacity, own.lower_since = offer.capacity, None
+                self._drops.pop(offer.service, None)
+            else:
+                self._drops[offer.service] = own.lower_since + CAPACITY_DROP_S
+        load_us = offer.load_us if is_significant(offer.load_us, told.load_us) else told.load_us
+        return replace(offer, capacity=capacity, load_us=load_us)
 
-    def forget_removed(self, advertised: Collection[tuple[str, str]]) -> None:
-        """Delete the services that have no instances and that are not in `advertised` (origin, service)."""
-        for service, own in [*self.services.items()]:
-            if not own.instances and own.offer is None and (self.router, service) not in advertised:
-                del self.services[service]
-
-    def announcement(self, service: str) -> Announce | None:
-        """Return the announcement of a service, None if it is not advertised."""
-        own = self.services.get(service)
-        if own is None or own.offer is None:
-            return None
-        return Announce(
-            origin=self.router,
-            incarnation=self.incarnation,
-            sequence=own.sequence,
-            service=service,
-            versions=own.offer.versions,
-            capacity=own.offer.capacity,
-            site=self.site,
-            network=self.network,
-            metric_us=own.offer.load_us,
-            path=(self.router,),
-            load_us=own.offer.load_us,
-        )
+    # -------------------------------------------------------------------- explain
 
     def candidates(self, service: str, now: float) -> list[RouteCandidate]:
         """Return the instances of a service on this site as route candidates.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from micro_core.contract.table import OriginRoute, OriginRouteKey
 from micro_core.routing.entries import OriginAnnounce, Seqno
-from micro_core.routing.events import UNREACHABLE_US, DeleteOriginRoute, PutOriginRoute
+from micro_core.routing.events import UNREACHABLE_US, DeleteOriginRoute, Effect, PutOriginRoute
 from micro_core.routing.metric import SIGNIFICANT_CHANGE, is_significant
 from micro_core.routing.offer_list import OfferList
 
@@ -29,6 +29,7 @@ class Adjacency:
         "exported",
         "is_installed",
         "is_partial",
+        "is_skipped",
         "list_checksum",
         "metric_us",
         "min_metric_us",
@@ -53,6 +54,8 @@ class Adjacency:
         self.view: set[str] | None = None
         """The services that can be reached through the neighbour, None for all of them."""
         self.is_installed = False
+        self.is_skipped = False
+        """Offers were not merged because the announcement was rejected."""
         self.announce_checksum = 0
         self.list_checksum = 0
         # Advertised to the neighbour.
@@ -155,9 +158,7 @@ class RibEntry:
 
     # ---------------------------------------------------------------- selection
 
-    def select(
-        self, costs: dict[str, int], changed: str, effects: list[PutOriginRoute | DeleteOriginRoute]
-    ) -> None:
+    def select(self, costs: dict[str, int], changed: str, effects: list[Effect]) -> None:
         """Select the best usable candidate, and update the table, which contains all usable ones.
 
         Args:

@@ -26,7 +26,17 @@ NEVER = float("inf")
 class _State:
     """The requests for one origin."""
 
-    __slots__ = ("asked", "asked_at", "better_at", "forwarded", "forwarded_at", "requesters", "retry_at", "retry_s", "seqno")
+    __slots__ = (
+        "asked",
+        "asked_at",
+        "better_at",
+        "forwarded",
+        "forwarded_at",
+        "requesters",
+        "retry_at",
+        "retry_s",
+        "seqno",
+    )
 
     def __init__(self) -> None:
         self.seqno = NO_SEQNO
@@ -77,6 +87,16 @@ class SeqnoRequester:
             return []
         state.better_at = now
         return self._ask(entry, [peer])
+
+    def outdated_origin(self, entry: RibEntry, peer: str, now: float) -> list[Effect]:
+        """Inform an origin, which is a neighbour, that its sequence number is older than one that it has used before."""
+        state = self._state(entry.origin)
+        if now - state.better_at < RETRY_S:
+            return []
+        state.better_at = now
+        incarnation, sequence = entry.newest_seqno
+        self._neighbours[peer].requests[entry.origin] = SeqnoRequest(entry.origin, incarnation, sequence, 1)
+        return [Count("routing_seqno_requests")]
 
     def forward(self, request: SeqnoRequest, entry: RibEntry, sender: str, now: float) -> list[Effect]:
         """Forward a request towards its origin, once per `RETRY_S`: along the selected route, or along all without one.

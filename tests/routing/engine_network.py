@@ -7,25 +7,28 @@ import itertools
 import random
 from collections import Counter
 
-from micro_core.contract import Route, RouteKey
+from micro_core.contract.table import Route
 from micro_core.routing import messages
 from micro_core.routing.engine import Engine
 from micro_core.routing.events import (
     Advert,
     Count,
-    DeleteRoute,
+    DeleteOriginRoute,
     Effect,
     InstanceDown,
     InstanceUp,
     LocalInstance,
     MessageReceived,
+    NeighbourCost,
     NeighbourDown,
     NeighbourUp,
-    PutRoute,
+    PutOriginRoute,
     RoutingMessage,
     SendMessage,
     Solicit,
 )
+from micro_core.routing.options import EngineOptions
+from tests.routing.table_model import TableModel
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 COST_US = 1_000
@@ -38,11 +41,15 @@ def node_id(number: int) -> str:
 class EngineNetwork:
     """Engines with their tables and links, and a clock."""
 
-    def __init__(self, size: int, seed: int = 1) -> None:
+    def __init__(self, size: int, seed: int = 1, options: EngineOptions | None = None) -> None:
         self.random = random.Random(seed)
+        self.options = options
+        self.max_delay_s = 0.05
+        self.is_checking_loops = False
+        """Check after every step that there are no loops."""
         self.now = 0.0
         self.engines: dict[str, Engine] = {}
-        self.tables: dict[str, dict[RouteKey, Route]] = {}
+        self.tables: dict[str, TableModel] = {}
         self.links: dict[frozenset[str], int] = {}
         self.counted: Counter[str] = Counter()
         self.sent: list[tuple[str, str, RoutingMessage]] = []
@@ -62,15 +69,21 @@ class EngineNetwork:
             site=name[:4],
             incarnation=next(self._incarnation),
             random=random.Random(self.random.random()),
+            options=self.options,
         )
-        self.tables[name] = {}
+        self.tables[name] = TableModel()
 
     # ---------------------------------------------------------------- events
 
-    def link(self, a: str, b: str) -> None:
+    def link(self, a: str, b: str, cost_us: int = COST_US) -> None:
         self.links[frozenset((a, b))] = next(self._generation)
         for node, other in ((a, b), (b, a)):
-            self._do(node, self.engines[node].handle(NeighbourUp(other, COST_US), self.now))
+            self._do(node, self.engines[node].handle(NeighbourUp(other, cost_us), self.now))
+
+    def cost(self, a: str, b: str, cost_us: int) -> None:
+        """Change the cost of the link at `a`. It must be measured twice."""
+        for _ in range(2):
+            self._do(a, self.engines[a].handle(NeighbourCost(b, cost_us), self.now))
 
     def move(self, a: str, b: str, *, forgetful: str = "") -> None:
         """Replace the link: both sides send their full table, and messages in flight on the old link are lost.
@@ -129,16 +142,15 @@ class EngineNetwork:
 
     def _do(self, name: str, effects: list[Effect]) -> None:
         for effect in effects:
+            if self.tables[name].apply(effect):
+                continue
             match effect:
-                case PutRoute(route):
-                    self.tables[name][route.key] = route
-                case DeleteRoute(key):
-                    assert key in self.tables[name], "deleted a route that is not in the table"
-                    del self.tables[name][key]
                 case Count(what, amount):
                     self.counted[what] += amount
                 case SendMessage(peer, message):
                     self._send(name, peer, message)
+        if self.is_checking_loops and any(type(one) in (PutOriginRoute, DeleteOriginRoute) for one in effects):
+            self.check_loops()
 
     def _send(self, name: str, peer: str, message: RoutingMessage) -> None:
         generation = self.links.get(frozenset((name, peer)))
@@ -148,14 +160,14 @@ class EngineNetwork:
         if type(message) in self.drop:
             self.drop.remove(type(message))
             return
-        when = max(self.now + self.random.uniform(0.001, 0.05), self._last.get((name, peer), 0.0))
+        when = max(self.now + self.random.uniform(0.001, self.max_delay_s), self._last.get((name, peer), 0.0))
         self._last[name, peer] = when
         heapq.heappush(self._queue, (when, next(self._order), name, peer, messages.encode(message), generation))
 
     # ------------------------------------------------------------------ queries
 
     def routes(self, name: str, service: str) -> list[Route]:
-        return sorted((r for r in self.tables[name].values() if r.service == service), key=lambda r: r.metric)
+        return self.tables[name].routes_to(service)
 
     def adverts(self, since: int = 0) -> list[Advert]:
         return [message for _, _, message in self.sent[since:] if isinstance(message, Advert) and message.entries]
@@ -186,10 +198,34 @@ class EngineNetwork:
                 for (origin, service), is_running in offered.items()
                 if is_running and origin in reachable
             }
-            known = {(route.router, route.service) for route in self.tables[name].values()}
+            known = {(route.router, route.service) for route in self.tables[name].routes()}
             assert known == expected, f"wrong or missing routes at {name[:4]}: {known ^ expected}"
             for origin, service in expected:
                 self.follow(name, origin, service)
+
+    def check_loops(self) -> None:
+        """Check that calls cannot go round in circles, whichever of the installed routes each router uses."""
+        hops: dict[str, dict[str, set[str]]] = {}
+        for name, table in self.tables.items():
+            for key in table.origins:
+                if frozenset((name, key.gateway)) in self.links:
+                    hops.setdefault(key.origin, {}).setdefault(name, set()).add(key.gateway)
+        for origin, edges in hops.items():
+            state: dict[str, int] = {}
+
+            def visit(
+                node: str, origin: str = origin, edges: dict[str, set[str]] = edges, state: dict[str, int] = state
+            ) -> None:
+                state[node] = 1
+                for after in sorted(edges.get(node, ())):
+                    assert state.get(after) != 1, f"loop towards {origin[:2]} at {node[:2]} and {after[:2]}"
+                    if after not in state:
+                        visit(after)
+                state[node] = 2
+
+            for node in sorted(edges):
+                if node not in state:
+                    visit(node)
 
     def follow(self, name: str, origin: str, service: str) -> int:
         """Follow the best route of each node to the origin. Returns the metric of the first one."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from micro_core.routing.engine import Engine
 from micro_core.routing.events import (
     Advert,
+    MessageReceived,
     NeighbourCost,
     RoutingMessage,
     Solicit,
@@ -177,11 +178,11 @@ def test_digests_renew_routes_for_an_hour() -> None:
     assert net.adverts(since=200) == [], "only digests are sent without changes"
 
 
-def test_lost_advert_is_resent() -> None:
+def test_lost_advert_is_repaired_after_the_next_digest() -> None:
     net, (a, b) = line(2)
     net.drop.append(Advert)
     net.up(a, "greeter")
-    net.run(5)
+    net.run(31)
     assert net.drop == []
     assert net.routes(b, "greeter")
     net.check_tables()
@@ -276,9 +277,9 @@ def test_tables_are_correct_after_all_changes(seed: int) -> None:
 @settings(max_examples=30)
 @given(st.integers(0, 2**32))
 def test_lost_messages_are_compensated(kind: str, seed: int) -> None:
-    from micro_core.routing.events import Ack, Digest, SeqnoRequest
+    from micro_core.routing.events import Ack, Digest, SeqnoRequests
 
-    lost = {"advert": Advert, "ack": Ack, "solicit": Solicit, "digest": Digest, "request": SeqnoRequest}[kind]
+    lost = {"advert": Advert, "ack": Ack, "solicit": Solicit, "digest": Digest, "request": SeqnoRequests}[kind]
     net, names = line(4)
     source = random.Random(seed)
     net.drop += [lost] * source.randrange(1, 4)
@@ -289,4 +290,39 @@ def test_lost_messages_are_compensated(kind: str, seed: int) -> None:
         net.run(source.uniform(0, 2))
     net.drop.clear()
     net.run(60)
+    net.check_tables()
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32))
+def test_no_loop_exists_at_any_moment(seed: int) -> None:
+    """Random costs, links, services and restarts with slow messages: installed routes never form a loop, even for a moment."""
+    source = random.Random(seed)
+    net = EngineNetwork(source.randrange(3, 9), seed)
+    net.max_delay_s = source.choice([0.05, 0.5, 3.0])
+    net.is_checking_loops = True
+    names = list(net.engines)
+    costs = [100, 1_000, 3_000, 20_000, 200_000]
+    for a, b in itertools.combinations(names, 2):
+        if source.random() < 0.5:
+            net.link(a, b, source.choice(costs))
+    for name in names[:2]:
+        net.up(name, "one")
+    for _ in range(source.randrange(20, 80)):
+        a, b = source.sample(names, 2)
+        is_linked = frozenset((a, b)) in net.links
+        match source.randrange(8):
+            case 0:
+                net.cut(a, b)
+            case 1 | 2 if not is_linked:
+                net.link(a, b, source.choice(costs))
+            case 3 | 4 | 5 if is_linked:
+                net.cost(a, b, source.choice(costs))
+            case 6 if source.random() < 0.2:
+                net.restart(a)
+                net.up(a, "one")
+            case 7 if source.random() < 0.2:
+                net._do(a, net.engines[a].handle(MessageReceived(b, Solicit()), net.now))
+        net.run(source.choice([0.001, 0.02, 0.3, 2.0, 10.0]))
+    net.run(200)
     net.check_tables()

@@ -1,0 +1,245 @@
+"""Advertise changes to neighbours: what is urgent, what is not, and the entries that result. Pure.
+
+Urgent changes are first routes, withdrawals, a new incarnation of an origin, a requested sequence number, and changes of the
+offers. All others (metrics, paths, load) wait for the slow clock of each neighbour, so that the number of their messages is
+bounded by the number of links and time. A neighbour that has a route to an origin needs no other at once, either.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from micro_core.contract.clock import Random
+from micro_core.routing.entries import Entry, OriginWithdraw, list_checksum
+from micro_core.routing.events import Effect
+from micro_core.routing.export_filter import ExportFilter, IsVisible
+from micro_core.routing.neighbour import ENTRIES_PER_ADVERT, MIN_FULL_TABLE_INTERVAL_S, Neighbour
+from micro_core.routing.offer_list import Merged
+from micro_core.routing.options import EngineOptions
+from micro_core.routing.origin import Origin
+from micro_core.routing.policy import ExportScope
+from micro_core.routing.rib import Rib
+from micro_core.routing.rib_entry import TOMBSTONE_S, Adjacency, RibEntry
+from micro_core.routing.seqno_requests import SeqnoRequester
+
+KEEP_TOLD_S = TOMBSTONE_S / 2
+"""If a route is advertised again within this time after its withdrawal, the neighbour still has the list of the offers."""
+
+
+class Advertiser:
+    """Schedules and sends adverts. It changes the advertised half of adjacencies and neighbours only."""
+
+    def __init__(
+        self,
+        *,
+        origin: Origin,
+        rib: Rib,
+        neighbours: dict[str, Neighbour],
+        requester: SeqnoRequester,
+        random: Random,
+        options: EngineOptions,
+    ) -> None:
+        self._origin = origin
+        self._rib = rib
+        self._neighbours = neighbours
+        self._requester = requester
+        self._random = random
+        self._options = options
+        self._filter = ExportFilter(origin, rib)
+
+    # ---------------------------------------------------------------- scheduling
+
+    def route_changed(self, entry: RibEntry, now: float) -> None:
+        """Schedule what has changed about the selected route to an origin."""
+        if not entry.selected:
+            if entry.export is not None:
+                entry.export = None
+                # A route that may become feasible soon is withdrawn a little later than one that is gone.
+                self._schedule_told(entry, now + self._relay_s() if entry.has_candidates() else now)
+                self._best_changed(entry, now)
+            return
+        selected, export = entry.adjacencies[entry.selected], entry.export
+        if export is None or export.seqno[0] != selected.seqno[0]:
+            self._schedule_first(entry, selected, now)
+        elif entry.differs_from_export(self._rib.costs):
+            self.schedule_slow(entry.origin, now)
+        else:
+            return
+        for peer in self._requester.answered(entry):
+            if peer in self._neighbours:
+                self._neighbours[peer].schedule(entry.origin, now)
+        self._best_changed(entry, now)
+
+    def offers_changed(self, entry: RibEntry, merged: Merged, now: float) -> None:
+        """Schedule what has changed about the offers of another origin."""
+        if not entry.selected and entry.export is None:
+            return
+        if merged.is_only_load:
+            self.schedule_slow(entry.origin, now)
+        else:
+            self.schedule(entry.origin, now if merged.removed else now + self._relay_s())
+        self._best_changed(entry, now)
+
+    def neighbour_lost_route(self, entry: RibEntry, neighbour: Neighbour, now: float) -> None:
+        """Schedule the route to an origin for a neighbour that has none any more, unless it was told."""
+        adjacency = entry.adjacencies.get(neighbour.peer)
+        if entry.selected and (adjacency is None or adjacency.exported is None):
+            neighbour.schedule(entry.origin, now + self._relay_s())
+
+    def schedule(self, origin: str, when: float) -> None:
+        """Advertise what has changed about an origin to all neighbours at `when`."""
+        for neighbour in self._neighbours.values():
+            neighbour.schedule(origin, when)
+
+    def schedule_slow(self, origin: str, now: float) -> None:
+        """Advertise what has changed about an origin to all neighbours on their slow clocks."""
+        for neighbour in self._neighbours.values():
+            self._schedule_slow(neighbour, origin, now)
+
+    def _schedule_first(self, entry: RibEntry, selected: Adjacency, now: float) -> None:
+        when = now + self._relay_s()
+        for peer, neighbour in self._neighbours.items():
+            adjacency = entry.adjacencies.get(peer)
+            has_route = adjacency is not None and adjacency.path and adjacency.seqno[0] >= selected.seqno[0]
+            if peer not in selected.path and not has_route:
+                neighbour.schedule(entry.origin, when)
+            else:
+                self._schedule_slow(neighbour, entry.origin, now)
+
+    def _schedule_told(self, entry: RibEntry, when: float) -> None:
+        for peer, adjacency in entry.adjacencies.items():
+            if adjacency.exported is not None and peer in self._neighbours:
+                self._neighbours[peer].schedule(entry.origin, when)
+
+    def _schedule_slow(self, neighbour: Neighbour, origin: str, now: float) -> None:
+        if neighbour.slow_at < now + 1e9:
+            neighbour.slow[origin] = None
+            return
+        delay_s = self._options.coalesce_s * self._random.uniform(0.5, 1.0)
+        neighbour.schedule_slow(origin, now + delay_s, self._options.slow_s * self._random.uniform(1.0, 1.25))
+
+    def _best_changed(self, entry: RibEntry, now: float) -> None:
+        """For neighbours that see only the best origin of each service: it may be a different one now."""
+        best_only = [one for one in self._neighbours.values() if one.policy.export is ExportScope.BEST]
+        if not best_only or entry.offers is None:
+            return
+        others = {origin for service in entry.offers.entries for origin in self._rib.origins_of(service)}
+        when = now + self._relay_s()
+        for neighbour in best_only:
+            for origin in sorted(others | {entry.origin}):
+                neighbour.schedule(origin, when)
+
+    def _relay_s(self) -> float:
+        return self._options.relay_s * self._random.uniform(0.5, 1.0)
+
+    # ------------------------------------------------------------------- sending
+
+    def request_full_table(self, neighbour: Neighbour, now: float) -> None:
+        """Send the full table to a neighbour now, or a second after the last one."""
+        neighbour.full_at = max(now, neighbour.last_full_at + MIN_FULL_TABLE_INTERVAL_S)
+
+    def flush(self, now: float, effects: list[Effect]) -> None:
+        """Send everything that is due."""
+        for neighbour in self._neighbours.values():
+            if neighbour.full_at <= now:
+                self._begin_full_table(neighbour, now, effects)
+            if neighbour.full_table is not None:
+                self._continue_full_table(neighbour, now, effects)
+            if (neighbour.urgent_at <= now or neighbour.slow_at <= now) and neighbour.is_window_open():
+                entries: list[Entry] = []
+                for origin in neighbour.take_due(now):
+                    entries += self._entries(neighbour, origin, now, effects)
+                effects += neighbour.send(entries, now)
+            if neighbour.requests:
+                effects += neighbour.take_requests()
+            effects += neighbour.take_ack(now)
+
+    def _begin_full_table(self, neighbour: Neighbour, now: float, effects: list[Effect]) -> None:
+        for entry in self._rib.entries.values():
+            adjacency = entry.adjacencies.get(neighbour.peer)
+            if adjacency is not None:
+                adjacency.exported = adjacency.told_list = adjacency.told_view = None
+        neighbour.begin_full_table(deque(self._rib.entries), now)
+        self._continue_full_table(neighbour, now, effects, begins=True)
+
+    def _continue_full_table(
+        self, neighbour: Neighbour, now: float, effects: list[Effect], *, begins: bool = False
+    ) -> None:
+        """Send the next adverts of a full table, as many as the window permits."""
+        rest = neighbour.full_table
+        while rest is not None and (begins or neighbour.is_window_open()):
+            entries: list[Entry] = []
+            while rest and len(entries) < ENTRIES_PER_ADVERT - 1:
+                entries += self._entries(neighbour, rest.popleft(), now, effects)
+            if not rest:
+                rest = neighbour.full_table = None
+            effects += neighbour.send(entries, now, begins=begins, ends=rest is None)
+            begins = False
+
+    def _entries(self, neighbour: Neighbour, origin: str, now: float, effects: list[Effect]) -> list[Entry]:
+        """Return the entries that inform a neighbour about what has changed, and record that it has them."""
+        entry = self._rib.entries.get(origin)
+        if entry is None:
+            return []
+        wanted, is_visible = self._filter.announcement(neighbour, entry, effects)
+        if wanted is None:
+            return self._withdrawal(neighbour, entry, now)
+        adjacency = entry.adjacency(neighbour.peer)
+        told = adjacency.exported
+        found: list[Entry] = []
+        if told is None:
+            is_kept = adjacency.told_list is entry.offers and now - adjacency.withdrawn_at <= KEEP_TOLD_S
+            if not is_kept:
+                adjacency.told_list = None
+            neighbour.count_advertised(1, wanted.checksum() + _told_checksum(origin, adjacency))
+            found.append(wanted)
+        elif told is not wanted:
+            neighbour.count_advertised(0, wanted.checksum() - told.checksum())
+            if told != wanted:
+                found.append(wanted)
+        adjacency.exported = wanted
+        if entry.offers is not None and entry.offers.incarnation == wanted.seqno[0]:
+            self._add_offers(neighbour, entry, adjacency, is_visible, found)
+        return found
+
+    @staticmethod
+    def _withdrawal(neighbour: Neighbour, entry: RibEntry, now: float) -> list[Entry]:
+        adjacency = entry.adjacencies.get(neighbour.peer)
+        if adjacency is None or adjacency.exported is None:
+            return []
+        neighbour.count_advertised(-1, -adjacency.exported.checksum() - _told_checksum(entry.origin, adjacency))
+        adjacency.exported, adjacency.withdrawn_at = None, now
+        if entry.is_withdrawn:
+            adjacency.told_list = None
+        incarnation, sequence = entry.newest_seqno
+        return [OriginWithdraw(entry.origin, incarnation, sequence, entry.is_withdrawn)]
+
+    @staticmethod
+    def _add_offers(
+        neighbour: Neighbour, entry: RibEntry, adjacency: Adjacency, is_visible: IsVisible | None, found: list[Entry]
+    ) -> None:
+        offers = entry.offers
+        assert offers is not None
+        is_whole = adjacency.told_list is not offers or (adjacency.told_view is None) is not (is_visible is None)
+        version = offers.version
+        if is_visible is None:
+            if not is_whole and adjacency.told_version == version:
+                return
+            changes = offers.changes_since(entry.origin, 0 if is_whole else adjacency.told_version)
+        else:
+            view = adjacency.told_view if adjacency.told_view is not None and not is_whole else {}
+            changes = offers.view_changes(entry.origin, view, is_visible, is_whole=is_whole)
+            version = max(1, version)
+        if not changes:
+            return
+        before = _told_checksum(entry.origin, adjacency)
+        adjacency.told_list, adjacency.told_version = offers, version
+        adjacency.told_view = None if is_visible is None else view
+        neighbour.count_advertised(0, _told_checksum(entry.origin, adjacency) - before)
+        found.extend(changes)
+
+
+def _told_checksum(origin: str, adjacency: Adjacency) -> int:
+    if adjacency.told_list is None:
+        return 0
+    return list_checksum(origin, adjacency.told_list.incarnation, adjacency.told_version)
