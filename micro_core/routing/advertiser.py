@@ -8,6 +8,7 @@ bounded by the number of links and time. A neighbour that has a route to an orig
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from micro_core.contract.clock import Random
 from micro_core.routing.entries import Entry, OriginWithdraw, list_checksum
@@ -56,7 +57,7 @@ class Advertiser:
                 entry.export = None
                 # A route that may become feasible soon is withdrawn a little later than one that is gone.
                 self._schedule_told(entry, now + self._relay_s() if entry.has_candidates() else now)
-                self._best_changed(entry, now)
+                self._best_changed(_services_of(entry), now)
             return
         selected, export = entry.adjacencies[entry.selected], entry.export
         if export is None or export.seqno[0] != selected.seqno[0]:
@@ -68,7 +69,7 @@ class Advertiser:
         for peer in self._requester.answered(entry):
             if peer in self._neighbours:
                 self._neighbours[peer].schedule(entry.origin, now)
-        self._best_changed(entry, now)
+        self._best_changed(_services_of(entry), now)
 
     def offers_changed(self, entry: RibEntry, merged: Merged, now: float) -> None:
         """Schedule what has changed about the offers of another origin."""
@@ -78,7 +79,16 @@ class Advertiser:
             self.schedule_slow(entry.origin, now)
         else:
             self.schedule(entry.origin, now if merged.removed else now + self._relay_s())
-        self._best_changed(entry, now)
+        self._best_changed([*merged.removed, *(offer.service for offer in merged.changed)], now)
+
+    def view_changed(self, entry: RibEntry, now: float) -> None:
+        """Schedule what has changed about the services of another origin that this router reaches."""
+        self.schedule(entry.origin, now + self._relay_s())
+
+    def own_offers_changed(self, services: Iterable[str], now: float) -> None:
+        """Advertise the changes of the offers of this router."""
+        self.schedule(self._rib.router, now)
+        self._best_changed(services, now)
 
     def neighbour_lost_route(self, entry: RibEntry, neighbour: Neighbour, now: float) -> None:
         """Schedule the route to an origin for a neighbour that has none any more, unless it was told."""
@@ -118,15 +128,15 @@ class Advertiser:
         delay_s = self._options.coalesce_s * self._random.uniform(0.5, 1.0)
         neighbour.schedule_slow(origin, now + delay_s, self._options.slow_s * self._random.uniform(1.0, 1.25))
 
-    def _best_changed(self, entry: RibEntry, now: float) -> None:
+    def _best_changed(self, services: Iterable[str], now: float) -> None:
         """For neighbours that see only the best origin of each service: it may be a different one now."""
         best_only = [one for one in self._neighbours.values() if one.policy.export is ExportScope.BEST]
-        if not best_only or entry.offers is None:
+        if not best_only:
             return
-        others = {origin for service in entry.offers.entries for origin in self._rib.origins_of(service)}
+        origins = {origin for service in services for origin in self._rib.origins_of(service)}
         when = now + self._relay_s()
         for neighbour in best_only:
-            for origin in sorted(others | {entry.origin}):
+            for origin in sorted(origins):
                 neighbour.schedule(origin, when)
 
     def _relay_s(self) -> float:
@@ -237,6 +247,10 @@ class Advertiser:
         adjacency.told_view = None if is_visible is None else view
         neighbour.count_advertised(0, _told_checksum(entry.origin, adjacency) - before)
         found.extend(changes)
+
+
+def _services_of(entry: RibEntry) -> Iterable[str]:
+    return () if entry.offers is None else entry.offers.entries
 
 
 def _told_checksum(origin: str, adjacency: Adjacency) -> int:

@@ -273,12 +273,12 @@ class Engine:
         """Add what is due to the list of offers of this router, and announce this router with its first offer."""
         if self._origin.wake_at > now:
             return
-        has_changed, suppressed = self._origin.advance(now)
+        changed, suppressed = self._origin.advance(now)
         for service in suppressed:
             self._history.record(now, service, "suppressed: it has been flapping")
-        if has_changed:
+        if changed:
             self._announce_own()
-            self._advertiser.schedule(self.router, now)
+            self._advertiser.own_offers_changed(changed, now)
 
     def _announce_own(self) -> None:
         origin, entry = self._origin, self._rib.get_or_create(self.router)

@@ -69,6 +69,10 @@ class OfferList:
         if len(self._removed) > MAX_REMOVALS:
             self._forgotten = max(self._forgotten, self._removed.pop(next(iter(self._removed))))
 
+    def forget_removals(self, version: int) -> None:
+        """Record that removals up to this version are unknown: a neighbour has sent the whole list instead."""
+        self._forgotten = max(self._forgotten, version)
+
     def knows(self, service: str, version: int) -> bool:
         """Return whether the list contains the state of a service at this version, or a later one."""
         entry = self.entries.get(service)
@@ -133,7 +137,7 @@ class OfferList:
         """Split the changes into entries that fit into one advert each."""
         parts = list(_split(changed)) or [[]]
         rest = [removed[start : start + OFFERS_PER_ENTRY] for start in range(0, len(removed), OFFERS_PER_ENTRY)]
-        if rest and len(rest[0]) + len(parts[0]) <= OFFERS_PER_ENTRY:
+        if len(rest) == 1 and len(rest[0]) + len(parts[0]) <= OFFERS_PER_ENTRY:
             pairs = [(parts[0], rest[0]), *((part, list[RemovedOffer]()) for part in parts[1:])]
         else:
             pairs = [*((list[OfferEntry](), one) for one in rest), *((part, list[RemovedOffer]()) for part in parts)]
@@ -188,11 +192,13 @@ def merge(
         if before is None or before.versions != offer.versions:
             merged.is_only_load = False
     for service, version in removed:
-        entry_before = offers.entries.get(service)
-        if entry_before is not None and entry_before.version < version:
-            offers.remove(service, version)
+        if version == 0 or offers.knows(service, version):
+            continue
+        if service in offers.entries:
             merged.removed.append(service)
             merged.is_only_load = False
+        # Recorded in any case: a neighbour may have learned the service from someone else.
+        offers.remove(service, version)
     return merged, refused
 
 

@@ -141,10 +141,11 @@ class Origin:
         """When `advance` must be called next, in clock seconds."""
         return min(self._pending_at, self._slow_at, min(self._drops.values(), default=NEVER))
 
-    def advance(self, now: float) -> tuple[bool, list[str]]:
+    def advance(self, now: float) -> tuple[list[str], list[str]]:
         """Add the changes that are due to the list of offers.
 
-        Returns whether the list has changed, and the services that were suppressed because they have been flapping.
+        Returns the services that may have changed, and those that were suppressed because they have been flapping. The
+        first list is empty if nothing has changed.
         """
         due: dict[str, None] = {}
         if self._pending_at <= now:
@@ -158,7 +159,7 @@ class Origin:
                 due[service] = None
         version = self.offers.version
         suppressed = [service for service in due if not self._refresh(service, now)]
-        return self.offers.version != version, suppressed
+        return ([] if self.offers.version == version else [*due]), suppressed
 
     def announcement(self) -> OriginAnnounce:
         """Return the announcement of this router."""

@@ -70,8 +70,11 @@ class Receiver:
 
     def candidate_changed(self, entry: RibEntry, peer: str, now: float, effects: list[Effect]) -> None:
         """Select a route again after the candidate of `peer` has changed, and schedule what follows."""
-        costs = self.rib.costs
+        costs, adjacency = self.rib.costs, entry.adjacencies[peer]
+        was_installed = adjacency.is_installed
         entry.select(costs, peer, effects)
+        if adjacency.is_installed is not was_installed and adjacency.view is not None:
+            self.advertiser.view_changed(entry, now)
         if not entry.selected:
             if entry.is_starved(costs):
                 effects += self.requester.starved(entry, now)
@@ -268,6 +271,8 @@ class Receiver:
         else:
             merged = self._merge(neighbour, offers, changes.changed, changes.removed, effects)
             confirmed = set() if is_first else neighbour.confirmed_offers.get(origin)
+            if confirmed is not None and offers.is_settled and changes.version > offers.version:
+                offers.forget_removals(changes.version)
             offers.version = max(offers.version, changes.version)
             if confirmed is not None:
                 confirmed.update(one.offer.service for one in changes.changed)

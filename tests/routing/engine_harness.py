@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import random
 
-from micro_core.contract.table import Route, RouteKey
+from micro_core.contract.table import Offer
 from micro_core.routing import messages
 from micro_core.routing.engine import Engine
+from micro_core.routing.entries import (
+    Entry,
+    OfferChanges,
+    OfferEntry,
+    OriginAnnounce,
+    OriginWithdraw,
+    RemovedOffer,
+)
 from micro_core.routing.events import (
     Ack,
     Advert,
-    Announce,
     Count,
-    DeleteRoute,
     Effect,
     InstanceDown,
     InstanceUp,
     LocalInstance,
     MessageReceived,
     NeighbourUp,
-    PutRoute,
     RoutingEvent,
     RoutingMessage,
     SendMessage,
-    Withdraw,
+    SeqnoRequest,
+    SeqnoRequests,
 )
 from micro_core.routing.options import EngineOptions
+from tests.routing.table_model import TableModel
 
 ME, LEFT, RIGHT, FAR, OTHER = ("m" * 32, "l" * 32, "r" * 32, "f" * 32, "o" * 32)
 COST_US = 1_000
@@ -34,26 +41,29 @@ COST_US = 1_000
 class EngineHarness:
     """An engine whose neighbours acknowledge everything that it sent before the test."""
 
-    def __init__(self, *neighbours: str, seed: int = 1) -> None:
+    def __init__(self, *neighbours: str, seed: int = 1, options: EngineOptions | None = None) -> None:
         self.engine = Engine(
-            router=ME, network="n", site="s", incarnation=7, random=random.Random(seed), options=EngineOptions()
+            router=ME, network="n", site="s", incarnation=7, random=random.Random(seed), options=options
         )
         self.now = 100.0
-        self.table: dict[RouteKey, Route] = {}
+        self.table = TableModel()
         self.counted: list[str] = []
         self.sent: list[tuple[str, RoutingMessage]] = []
         self.numbers: dict[str, int] = {}
         for peer in neighbours:
-            self.handle(NeighbourUp(peer, COST_US))
-            self.receive_advert(peer, begins=True, ends=True)
+            self.link(peer)
         self.acknowledge()
         self.sent.clear()
+
+    def link(self, peer: str, cost_us: int = COST_US) -> None:
+        self.handle(NeighbourUp(peer, cost_us))
+        self.receive_advert(peer, begins=True, ends=True)
 
     def handle(self, event: RoutingEvent) -> list[Effect]:
         return self._apply(self.engine.handle(event, self.now))
 
     def receive_advert(
-        self, peer: str, *entries: Announce | Withdraw, begins: bool = False, ends: bool = False, number: int = 0
+        self, peer: str, *entries: Entry, begins: bool = False, ends: bool = False, number: int = 0
     ) -> list[Effect]:
         """Process the next advert of `peer`, or the advert with the given number."""
         if not number:
@@ -63,10 +73,32 @@ class EngineHarness:
     def receive(self, peer: str, message: RoutingMessage) -> list[Effect]:
         return self.handle(MessageReceived(peer, message))
 
-    def up(self, service: str = "greeter", instance: str = "i", *, version: str = "", address: str = "") -> None:
-        self.handle(
-            InstanceUp(service, instance, LocalInstance(address=address or f"tcp://{instance}", version=version))
+    def learn(
+        self,
+        *path: str,
+        metric_us: int = 0,
+        sequence: int = 1,
+        incarnation: int = 1,
+        services: tuple[str, ...] = ("greeter",),
+    ) -> list[Effect]:
+        """Receive a route to the origin `path[0]` from the neighbour `path[-1]`, with its whole list of services."""
+        return self.receive_advert(
+            path[-1],
+            announce(*path, metric_us=metric_us, sequence=sequence, incarnation=incarnation),
+            offers(path[0], *services, incarnation=incarnation),
         )
+
+    def up(
+        self,
+        service: str = "greeter",
+        instance: str = "i",
+        *,
+        version: str = "",
+        address: str = "",
+        load_us: int = 0,
+    ) -> None:
+        local = LocalInstance(address=address or f"tcp://{instance}", version=version, load_us=load_us)
+        self.handle(InstanceUp(service, instance, local))
 
     def down(self, service: str = "greeter", instance: str = "i") -> None:
         self.handle(InstanceDown(service, instance))
@@ -89,20 +121,28 @@ class EngineHarness:
         sent, self.sent = self.sent, []
         return sent
 
-    def take_entries(self, peer: str) -> list[Announce | Withdraw]:
+    def take_entries(self, peer: str) -> list[Entry]:
         sent = self.take_sent()
         return [e for to, message in sent if to == peer and isinstance(message, Advert) for e in message.entries]
 
+    def take_announced(self, peer: str) -> list[OriginAnnounce]:
+        return [one for one in self.take_entries(peer) if isinstance(one, OriginAnnounce)]
+
+    def take_requests(self) -> list[tuple[str, SeqnoRequest]]:
+        sent = self.take_sent()
+        return [(peer, one) for peer, m in sent if isinstance(m, SeqnoRequests) for one in m.requests]
+
     def gateways(self, service: str = "greeter") -> list[str]:
-        return sorted(route.gateway for route in self.table.values() if route.service == service)
+        return sorted(route.gateway for route in self.table.routes_to(service))
+
+    def services(self) -> set[str]:
+        return self.table.services()
 
     def _apply(self, effects: list[Effect]) -> list[Effect]:
         for effect in effects:
+            if self.table.apply(effect):
+                continue
             match effect:
-                case PutRoute(route):
-                    self.table[route.key] = route
-                case DeleteRoute(key):
-                    del self.table[key]
                 case SendMessage(peer, message):
                     assert messages.decode(messages.encode(message)) == message
                     self.sent.append((peer, message))
@@ -112,23 +152,50 @@ class EngineHarness:
 
 
 def announce(
-    *path: str, sequence: int = 1, incarnation: int = 1, service: str = "greeter", metric_us: int = 0
-) -> Announce:
-    return Announce(
+    *path: str,
+    sequence: int = 1,
+    incarnation: int = 1,
+    metric_us: int = 0,
+    site: str = "s",
+    is_partial: bool = False,
+) -> OriginAnnounce:
+    return OriginAnnounce(
         origin=path[0],
         incarnation=incarnation,
         sequence=sequence,
-        service=service,
-        versions=(),
-        capacity=0,
-        site="s",
+        site=site,
         network="n",
         metric_us=metric_us,
         path=path,
+        is_partial=is_partial,
     )
 
 
-def withdraw(
-    origin: str, *, sequence: int = 1, incarnation: int = 1, is_final: bool = False, service: str = "greeter"
-) -> Withdraw:
-    return Withdraw(origin=origin, incarnation=incarnation, sequence=sequence, service=service, is_final=is_final)
+def withdraw(origin: str, *, sequence: int = 1, incarnation: int = 1, is_final: bool = False) -> OriginWithdraw:
+    return OriginWithdraw(origin, incarnation, sequence, is_final)
+
+
+def offers(
+    origin: str,
+    *services: str,
+    incarnation: int = 1,
+    base: int = 0,
+    removed: tuple[str, ...] = (),
+    version: int = 0,
+    is_end: bool = True,
+) -> OfferChanges:
+    """Changes of a list. Each service has a version of its own, `base` + 1 and so on."""
+    changed = tuple(OfferEntry(Offer(service), base + 1 + index) for index, service in enumerate(services))
+    last = version or base + len(services) + len(removed)
+    gone = tuple(RemovedOffer(service, last) for service in removed)
+    return OfferChanges(origin, incarnation, base, last, changed, gone, is_end)
+
+
+def names_of(entries: list[Entry]) -> list[str]:
+    """Return the services that the entries add or change, and those that they remove with a minus sign."""
+    found = []
+    for entry in entries:
+        if isinstance(entry, OfferChanges):
+            found += [one.offer.service for one in entry.changed]
+            found += [f"-{one.service}" for one in entry.removed]
+    return found

@@ -5,10 +5,17 @@ from __future__ import annotations
 import random
 
 from micro_core.routing import messages
+from micro_core.routing.entries import (
+    CHECKSUM_MODULUS,
+    Entry,
+    OfferChanges,
+    OriginAnnounce,
+    OriginWithdraw,
+    list_checksum,
+)
 from micro_core.routing.events import (
     Ack,
     Advert,
-    Announce,
     Digest,
     InstanceUp,
     LocalInstance,
@@ -17,21 +24,46 @@ from micro_core.routing.events import (
     RoutingMessage,
     Solicit,
 )
-from micro_core.routing.neighbour import INITIAL_RESEND_S, MAX_IN_FLIGHT, RESYNC_AFTER_TRIES
+from micro_core.routing.neighbour import (
+    ACK_DELAY_S,
+    MAX_IN_FLIGHT,
+    MAX_UNACKNOWLEDGED,
+    RESYNC_AFTER_S,
+    SOLICIT_RETRY_S,
+)
 from micro_core.wire import limits
-from tests.routing.engine_harness import COST_US, FAR, LEFT, ME, OTHER, RIGHT, EngineHarness, announce, withdraw
+from tests.routing.engine_harness import (
+    COST_US,
+    FAR,
+    LEFT,
+    ME,
+    OTHER,
+    RIGHT,
+    EngineHarness,
+    announce,
+    names_of,
+    offers,
+    withdraw,
+)
 
 
-def digest_of(number: int, *entries: Announce) -> Digest:
-    checksum = 0
+def digest_of(number: int, *entries: Entry) -> Digest:
+    checksum = count = 0
     for entry in entries:
-        checksum ^= entry.checksum()
-    return Digest(number, len(entries), checksum)
+        if isinstance(entry, OriginAnnounce):
+            count += 1
+            checksum += entry.checksum()
+        elif isinstance(entry, OfferChanges):
+            checksum += list_checksum(entry.origin, entry.incarnation, entry.version)
+    return Digest(number, count, checksum % CHECKSUM_MODULUS)
+
+
+# ----------------------------------------------------------------- leases and digests
 
 
 def test_routes_without_digests_expire_and_the_full_table_is_requested() -> None:
     harness = EngineHarness(LEFT)
-    harness.receive_advert(LEFT, announce(FAR, LEFT))
+    harness.learn(FAR, LEFT)
     harness.run(89.9)
     assert harness.gateways() == [LEFT]
     harness.take_sent()
@@ -41,51 +73,91 @@ def test_routes_without_digests_expire_and_the_full_table_is_requested() -> None
     assert (LEFT, Solicit()) in harness.take_sent()
 
 
+def test_digest_that_matched_before_the_lease_expired_does_not_match_afterwards() -> None:
+    """The request for the full table may have been lost."""
+    harness = EngineHarness(LEFT)
+    entries = announce(FAR, LEFT), offers(FAR, "greeter")
+    harness.receive_advert(LEFT, *entries)
+    harness.run(91)
+    harness.take_sent()
+    harness.now += SOLICIT_RETRY_S
+    harness.receive(LEFT, digest_of(2, *entries))
+    assert harness.take_sent() == [(LEFT, Solicit())]
+    assert harness.engine.leases() == {}
+
+
 def test_digest_renews_only_the_routes_of_its_neighbour() -> None:
     harness = EngineHarness(LEFT, RIGHT)
-    first, second = announce(FAR, LEFT), announce(FAR, LEFT, service="second")
-    harness.receive_advert(LEFT, first, second)
-    harness.receive_advert(RIGHT, announce(FAR, RIGHT))
+    first, second = announce(FAR, LEFT), announce(OTHER, LEFT)
+    lists = offers(FAR, "greeter"), offers(OTHER, "second")
+    harness.receive_advert(LEFT, first, second, *lists)
+    harness.learn(FAR, RIGHT)
     for _ in range(5):
         harness.run(30)
-        harness.receive(LEFT, digest_of(2, second, first))
+        harness.receive(LEFT, digest_of(2, second, first, *lists))
     assert harness.gateways() == [LEFT]
     assert harness.gateways("second") == [LEFT]
+    assert set(harness.engine.leases()) == {LEFT}
 
 
 def test_digest_includes_rejected_entries() -> None:
     harness = EngineHarness(LEFT)
-    good, loop = announce(FAR, LEFT), announce(OTHER, ME, LEFT, service="round")
-    harness.receive_advert(LEFT, good, loop)
+    good, loop, offered = announce(FAR, LEFT), announce(OTHER, ME, LEFT), offers(OTHER, "x", "y")
+    harness.receive_advert(LEFT, good, loop, offered)
     harness.take_sent()
-    harness.receive(LEFT, digest_of(2, good, loop))
+    harness.receive(LEFT, digest_of(2, good, loop, offered))
     assert harness.take_sent() == []
+
+
+def test_digest_after_changes_and_withdrawals_matches() -> None:
+    harness = EngineHarness(LEFT)
+    harness.learn(FAR, LEFT, services=("a", "b"))
+    harness.learn(OTHER, LEFT)
+    changed, delta = announce(FAR, LEFT, metric_us=70_000), offers(FAR, "c", base=2, removed=("a",))
+    harness.receive_advert(LEFT, changed, delta, withdraw(OTHER))
+    harness.take_sent()
+    harness.receive(LEFT, digest_of(4, changed, delta))
+    harness.receive_advert(LEFT, withdraw(FAR))
+    harness.receive(LEFT, digest_of(5))
+    harness.receive_advert(LEFT, changed)
+    harness.receive(LEFT, digest_of(6, changed, delta))
+    assert harness.take_sent() == [], "a route that is advertised again still has its list"
+    assert harness.services() == {"b", "c"}
 
 
 def test_different_digest_requests_the_full_table() -> None:
-    harness = EngineHarness(LEFT)
-    entry = announce(FAR, LEFT)
-    harness.receive_advert(LEFT, entry)
-    harness.take_sent()
+    entry, offered = announce(FAR, LEFT), offers(FAR, "greeter")
     for wrong in (
         digest_of(2),
-        digest_of(2, entry, announce(FAR, LEFT, service="second")),
-        digest_of(2, announce(FAR, LEFT, metric_us=1)),
+        digest_of(2, entry),
+        digest_of(2, entry, offered, announce(OTHER, LEFT)),
+        digest_of(2, announce(FAR, LEFT, metric_us=1), offered),
+        digest_of(2, entry, offers(FAR, "greeter", version=7)),
     ):
+        harness = EngineHarness(LEFT)
+        harness.receive_advert(LEFT, entry, offered)
+        harness.take_sent()
         harness.receive(LEFT, wrong)
         assert harness.take_sent() == [(LEFT, Solicit())]
-    assert harness.counted.count("routing_digests_differ") == 3
+        assert harness.counted.count("routing_digests_differ") == 1
 
 
-def test_digest_with_another_advert_number_is_ignored() -> None:
+def test_digest_before_an_advert_in_flight_is_ignored() -> None:
     harness = EngineHarness(LEFT)
-    harness.receive_advert(LEFT, announce(FAR, LEFT))
+    harness.learn(FAR, LEFT)
     harness.take_sent()
-    for number in (1, 3):
-        harness.receive(LEFT, digest_of(number))
+    harness.receive(LEFT, digest_of(1))
     assert harness.take_sent() == []
     harness.run(91)
     assert harness.gateways() == [], "it renewed nothing"
+
+
+def test_digest_that_includes_a_lost_advert_requests_the_full_table() -> None:
+    harness = EngineHarness(LEFT)
+    harness.learn(FAR, LEFT)
+    harness.take_sent()
+    harness.receive(LEFT, digest_of(3, announce(FAR, LEFT), offers(FAR, "greeter")))
+    assert harness.take_sent() == [(LEFT, Solicit())]
 
 
 def test_three_digests_per_lease_are_sent() -> None:
@@ -94,56 +166,115 @@ def test_three_digests_per_lease_are_sent() -> None:
     harness.run(300)
     digests = [message for _, message in harness.sent if isinstance(message, Digest)]
     assert 10 <= len(digests) <= 12
-    (advertised,) = harness.take_entries(LEFT)
-    assert isinstance(advertised, Announce)
-    assert {(one.count, one.checksum) for one in digests} == {(1, advertised.checksum())}
+    expected = digest_of(0, *harness.take_entries(LEFT))
+    assert {(one.count, one.checksum) for one in digests} == {(expected.count, expected.checksum)}
 
 
-def test_lost_advert_is_resent_with_growing_delays_and_then_as_a_full_table() -> None:
+# -------------------------------------------------------------------- acknowledgements
+
+
+def test_unacknowledged_advert_is_followed_by_full_tables_with_growing_delays() -> None:
     harness = EngineHarness(LEFT)
     harness.up()
-    harness.run(0.5, acknowledging=False)
-    harness.run(29, acknowledging=False)
-    adverts = [message for _, message in harness.take_sent() if isinstance(message, Advert)]
-    again, full = adverts[:RESYNC_AFTER_TRIES], adverts[RESYNC_AFTER_TRIES]
-    assert len({message.number for message in again}) == 1
-    assert full.begins
-    assert full.ends
-    assert [entry.service for entry in full.entries] == ["greeter"]
-    assert "routing_neighbours_resynced" in harness.counted
+    harness.run(8 * RESYNC_AFTER_S, acknowledging=False)
+    first, *full = [message for _, message in harness.take_sent() if isinstance(message, Advert)]
+    assert not first.begins
+    assert [(one.begins, one.ends, names_of([*one.entries])) for one in full] == [(True, True, ["greeter"])] * 3
+    assert harness.counted.count("routing_neighbours_resynced") == 3
 
 
-def test_acknowledged_advert_is_not_resent() -> None:
+def test_acknowledged_advert_is_not_repeated() -> None:
     harness = EngineHarness(LEFT)
     harness.up()
-    harness.run(60)
-    assert len(harness.take_entries(LEFT)) == 1
+    harness.run(600)
+    assert len(harness.take_announced(LEFT)) == 1
 
 
 def test_acknowledgement_includes_earlier_adverts() -> None:
     harness = EngineHarness(LEFT)
     for service in ("one", "two", "three"):
         harness.up(service)
-        harness.run(0.5, acknowledging=False)
+        harness.run(0.6, acknowledging=False)
     last = max(message.number for _, message in harness.take_sent() if isinstance(message, Advert))
     harness.receive(LEFT, Ack(last))
-    harness.run(20, acknowledging=False)
+    harness.run(100, acknowledging=False)
     assert harness.take_entries(LEFT) == []
 
 
-def test_adverts_in_flight_are_bounded() -> None:
-    harness = EngineHarness(LEFT)
-    for number in range(MAX_IN_FLIGHT + 50):
-        harness.up(f"s{number}")
-        harness.engine.wake(harness.now + 0.001 * number)
-        harness.now += 0.002
-    numbers: set[int] = set()
-    for _ in range(100):
+def test_adverts_and_digests_acknowledge() -> None:
+    for answer in (lambda number: Advert(number=2, acknowledged=number, entries=()), lambda n: Digest(1, 0, 0, n)):
+        harness = EngineHarness(LEFT)
         harness.up()
         harness.run(0.6, acknowledging=False)
-        harness.down()
-        numbers |= {message.number for _, message in harness.take_sent() if isinstance(message, Advert)}
-    assert len(harness.engine._neighbours[LEFT]._in_flight) <= MAX_IN_FLIGHT
+        number = max(message.number for _, message in harness.take_sent() if isinstance(message, Advert))
+        harness.receive(LEFT, answer(number))
+        harness.run(2 * RESYNC_AFTER_S, acknowledging=False)
+        assert harness.take_entries(LEFT) == []
+
+
+def test_acknowledgement_rides_on_the_next_advert() -> None:
+    harness = EngineHarness(LEFT)
+    harness.learn(FAR, LEFT)
+    harness.up()
+    harness.run(1)
+    (advert,) = [message for _, message in harness.take_sent() if isinstance(message, Advert)]
+    assert advert.acknowledged == 2
+    harness.run(20)
+    assert [message for _, message in harness.take_sent() if isinstance(message, Ack)] == []
+
+
+def test_acknowledgement_is_sent_on_its_own_after_a_while() -> None:
+    harness = EngineHarness(LEFT)
+    harness.learn(FAR, LEFT)
+    harness.run(ACK_DELAY_S - 0.1)
+    assert harness.take_sent() == []
+    harness.run(0.2)
+    assert harness.take_sent() == [(LEFT, Ack(2))]
+
+
+def test_acknowledgement_is_sent_on_its_own_after_many_adverts() -> None:
+    harness = EngineHarness(LEFT)
+    harness.run(20)
+    harness.take_sent()
+    for number in range(MAX_UNACKNOWLEDGED):
+        assert harness.take_sent() == []
+        harness.receive_advert(LEFT, announce(FAR, LEFT, sequence=number + 1))
+    assert harness.take_sent() == [(LEFT, Ack(MAX_UNACKNOWLEDGED + 1))]
+
+
+def test_adverts_in_flight_are_bounded_and_further_changes_are_combined() -> None:
+    harness = EngineHarness(LEFT)
+    names = set()
+    for number in range(3 * MAX_IN_FLIGHT):
+        names.add(f"s{number}")
+        harness.up(f"s{number}")
+        harness.run(0.5, acknowledging=False)
+        if number == 20:
+            harness.acknowledge()
+        if harness.now > 100 + RESYNC_AFTER_S - 1:
+            break
+        assert len(harness.engine._neighbours[LEFT]._in_flight) <= MAX_IN_FLIGHT
+    harness.acknowledge()
+    harness.run(1)
+    assert set(names_of(harness.take_entries(LEFT))) == names
+
+
+def test_changes_wait_while_the_window_is_closed() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(FAR, RIGHT)
+    for number in range(1, MAX_IN_FLIGHT + 20):
+        harness.receive_advert(RIGHT, offers(FAR, f"s{number}", base=number))
+        harness.run(0.05, acknowledging=False)
+    sent = [message for peer, message in harness.take_sent() if peer == LEFT and isinstance(message, Advert)]
+    assert len(sent) == MAX_IN_FLIGHT
+    assert harness.engine.wake_at is not None
+    assert harness.engine.wake_at > harness.now + 1, "the timer does not spin"
+    harness.receive(LEFT, Ack(sent[10].number))
+    (rest,) = [message for peer, message in harness.take_sent() if peer == LEFT and isinstance(message, Advert)]
+    assert len(names_of([*rest.entries])) == 19
+
+
+# ------------------------------------------------------------------------------ order
 
 
 def test_missing_adverts_request_the_full_table_once() -> None:
@@ -151,31 +282,33 @@ def test_missing_adverts_request_the_full_table_once() -> None:
     for number in (5, 6, 7, 8):
         harness.receive_advert(LEFT, announce(FAR, LEFT, sequence=number), number=number)
     assert harness.take_sent() == [(LEFT, Solicit())]
-    assert harness.table == {}
-    harness.receive_advert(LEFT, number=5)
-    assert harness.take_sent() == [(LEFT, Solicit())], "the advert was resent, so the request was lost"
+    assert harness.table.origins == {}
+    harness.now += SOLICIT_RETRY_S
+    harness.receive_advert(LEFT, number=9)
+    assert (LEFT, Solicit()) in harness.take_sent(), "the request was lost"
 
 
-def test_repeated_advert_is_acknowledged_and_changes_nothing() -> None:
+def test_repeated_advert_changes_nothing() -> None:
     harness = EngineHarness(LEFT)
-    harness.receive_advert(LEFT, announce(FAR, LEFT, sequence=1))
+    harness.learn(FAR, LEFT, sequence=1)
     harness.receive_advert(LEFT, announce(FAR, LEFT, sequence=2, metric_us=70))
-    before = dict(harness.table)
+    before = harness.table.routes()
     harness.take_sent()
     harness.receive_advert(LEFT, announce(FAR, LEFT, sequence=1), number=2)
-    assert harness.table == before
-    assert harness.take_sent() == [(LEFT, Ack(3))]
+    assert harness.table.routes() == before
+    assert harness.take_sent() == []
 
 
 def test_late_copy_of_a_full_table_does_not_undo_later_adverts() -> None:
     harness = EngineHarness(LEFT)
-    harness.receive_advert(LEFT, announce(FAR, LEFT, service="old"), begins=True, ends=True)
+    old, new = (announce(FAR, LEFT), offers(FAR, "old")), (announce(OTHER, LEFT), offers(OTHER, "new"))
+    harness.receive_advert(LEFT, *old, begins=True, ends=True)
     full = harness.numbers[LEFT]
-    harness.receive_advert(LEFT, withdraw(FAR, service="old"), announce(FAR, LEFT, sequence=2, service="new"))
-    harness.receive_advert(LEFT, announce(FAR, LEFT, service="old"), begins=True, ends=True, number=full)
-    assert {route.service for route in harness.table.values()} == {"new"}
-    harness.receive_advert(LEFT, announce(FAR, LEFT, sequence=3, service="newer"))
-    assert {route.service for route in harness.table.values()} == {"new", "newer"}
+    harness.receive_advert(LEFT, withdraw(FAR), *new)
+    harness.receive_advert(LEFT, *old, begins=True, ends=True, number=full)
+    assert harness.services() == {"new"}
+    harness.receive_advert(LEFT, offers(OTHER, "newer", base=1))
+    assert harness.services() == {"new", "newer"}
 
 
 def test_advert_numbers_increase_across_links_and_incarnations() -> None:
@@ -190,13 +323,17 @@ def test_advert_numbers_increase_across_links_and_incarnations() -> None:
     assert numbers[0] > 7, "numbers start above the incarnation"
 
 
+# ------------------------------------------------------------------------- full tables
+
+
 def test_end_of_a_full_table_removes_the_routes_that_it_did_not_contain() -> None:
     harness = EngineHarness(LEFT)
-    harness.receive_advert(LEFT, *(announce(FAR, LEFT, service=name) for name in ("a", "b", "c")))
-    harness.receive_advert(LEFT, announce(FAR, LEFT, service="a"), begins=True)
-    assert {route.service for route in harness.table.values()} == {"a", "b", "c"}
-    harness.receive_advert(LEFT, announce(FAR, LEFT, service="c"), ends=True)
-    assert {route.service for route in harness.table.values()} == {"a", "c"}
+    for letter in "abc":
+        harness.learn(letter * 32, LEFT, services=(letter,))
+    harness.receive_advert(LEFT, announce("a" * 32, LEFT), begins=True)
+    assert harness.services() == {"a", "b", "c"}
+    harness.receive_advert(LEFT, announce("c" * 32, LEFT), ends=True)
+    assert harness.services() == {"a", "c"}
 
 
 def test_solicit_is_answered_with_the_full_table_in_adverts_of_bounded_size() -> None:
@@ -204,28 +341,57 @@ def test_solicit_is_answered_with_the_full_table_in_adverts_of_bounded_size() ->
     count = 1_000
     for number in range(count):
         for instance in range(16):
-            harness.handle(
-                InstanceUp(
-                    f"{number:0250d}",
-                    f"i{instance}",
-                    LocalInstance(address=f"a{instance}", version=f"{instance}" + "é" * 125),
-                )
-            )
+            local = LocalInstance(address=f"a{instance}", version=f"{instance}" + "é" * 125)
+            harness.handle(InstanceUp(f"{number:0250d}", f"i{instance}", local))
     harness.run(2)
     harness.take_sent()
     harness.receive(LEFT, Solicit())
     adverts = [message for _, message in harness.take_sent() if isinstance(message, Advert)]
-    assert sum(len(advert.entries) for advert in adverts) == count
+    assert len([name for one in adverts for name in names_of([*one.entries])]) == count
     assert all(len(messages.encode(advert)) <= limits.MAX_ADVERT_BYTES for advert in adverts)
     assert [advert.begins for advert in adverts] == [True] + [False] * (len(adverts) - 1)
     assert [advert.ends for advert in adverts] == [False] * (len(adverts) - 1) + [True]
     assert [advert.number for advert in adverts] == [adverts[0].number + index for index in range(len(adverts))]
 
 
+def test_full_table_of_many_origins_respects_the_window() -> None:
+    harness = EngineHarness(LEFT)
+    alphabet = "abcdefghijklmnopqrstuvwxyz234567"
+    count = 150 * MAX_IN_FLIGHT
+    for number in range(count):
+        digits = alphabet[number // 1024 % 32] + alphabet[number // 32 % 32] + alphabet[number % 32]
+        harness.learn(digits + "x" * 29, LEFT)
+    harness.handle(NeighbourUp(RIGHT, COST_US))
+    sent: list[Advert] = []
+    for _ in range(100):
+        new = [message for peer, message in harness.take_sent() if peer == RIGHT and isinstance(message, Advert)]
+        assert len(new) <= MAX_IN_FLIGHT
+        sent += new
+        if sent[-1].ends:
+            break
+        harness.receive(RIGHT, Ack(sent[-1].number))
+    announced = [one for advert in sent for one in advert.entries if isinstance(one, OriginAnnounce)]
+    assert len(announced) == count
+    assert [one.begins for one in sent] == [True] + [False] * (len(sent) - 1)
+    assert [one.ends for one in sent] == [False] * (len(sent) - 1) + [True]
+
+
+def test_full_table_is_sent_once_per_second_at_most() -> None:
+    harness = EngineHarness(LEFT)
+    harness.up()
+    harness.run(5)
+    harness.take_sent()
+    for _ in range(50):
+        harness.receive(LEFT, Solicit())
+        harness.run(0.1)
+    full = [message for _, message in harness.take_sent() if isinstance(message, Advert) and message.begins]
+    assert 4 <= len(full) <= 6
+
+
 def test_new_link_exchanges_full_tables_and_restores_routes() -> None:
     harness = EngineHarness(LEFT)
     harness.up()
-    harness.receive_advert(LEFT, announce(FAR, LEFT, service="far"))
+    harness.learn(FAR, LEFT, services=("far",))
     harness.run(1)
     harness.handle(NeighbourDown(LEFT))
     assert harness.gateways("far") == []
@@ -234,8 +400,8 @@ def test_new_link_exchanges_full_tables_and_restores_routes() -> None:
     ((peer, message),) = harness.take_sent()
     assert isinstance(message, Advert)
     assert (peer, message.begins, message.ends) == (LEFT, True, True)
-    assert [entry.service for entry in message.entries] == ["greeter"]
-    harness.receive_advert(LEFT, announce(FAR, LEFT, service="far"), begins=True, ends=True, number=1)
+    assert names_of([*message.entries]) == ["greeter"]
+    harness.receive_advert(LEFT, announce(FAR, LEFT), offers(FAR, "far"), begins=True, ends=True, number=1)
     assert harness.gateways("far") == [LEFT]
 
 
@@ -243,20 +409,12 @@ def test_advert_before_the_full_table_is_not_applied() -> None:
     harness = EngineHarness()
     harness.handle(NeighbourUp(LEFT, COST_US))
     harness.take_sent()
-    harness.receive_advert(LEFT, announce(FAR, LEFT))
-    assert harness.table == {}
+    harness.learn(FAR, LEFT)
+    assert harness.table.origins == {}
     assert harness.take_sent() == [(LEFT, Solicit())]
 
 
-def test_advert_is_resent_after_one_second() -> None:
-    harness = EngineHarness(LEFT)
-    harness.up()
-    harness.run(0.5, acknowledging=False)
-    harness.take_sent()
-    harness.run(INITIAL_RESEND_S - 0.5, acknowledging=False)
-    assert harness.take_sent() == []
-    harness.run(0.5, acknowledging=False)
-    assert [type(message) for _, message in harness.take_sent()] == [Advert]
+# ------------------------------------------------------------------------------ others
 
 
 def test_wake_time_increases_after_each_wake() -> None:
@@ -266,11 +424,10 @@ def test_wake_time_increases_after_each_wake() -> None:
     for number in range(300):
         harness.now += source.random() * 7.3
         sequence = number * 2 + 1
-        harness.receive_advert(LEFT, announce(FAR, LEFT, sequence=sequence, service=f"s{number % 5}"))
+        origin = "abcde"[number % 5] * 32
+        harness.learn(origin, LEFT, sequence=sequence, metric_us=source.choice([1, 10_000]))
         if source.random() < 0.5:
-            harness.receive_advert(
-                LEFT, withdraw(FAR, sequence=sequence + 1, service=f"s{number % 5}", is_final=source.random() < 0.5)
-            )
+            harness.receive_advert(LEFT, withdraw(origin, sequence=sequence + 1, is_final=source.random() < 0.5))
         harness.acknowledge()
         wake_at = harness.engine.wake_at
         assert wake_at is not None
@@ -284,19 +441,45 @@ def test_same_seed_gives_the_same_effects() -> None:
         harness = EngineHarness(LEFT, RIGHT, seed=seed)
         for service in ("c", "a", "b"):
             harness.up(service)
-        harness.receive_advert(RIGHT, announce(FAR, RIGHT, service="far"))
+        harness.learn(FAR, RIGHT, services=("far",))
         harness.run(100)
         return harness.sent
 
     assert messages_of(5) == messages_of(5)
 
 
-def test_history_of_a_service_lists_its_events() -> None:
+def test_history_of_a_service_lists_the_events_of_its_origins() -> None:
     harness = EngineHarness(LEFT)
-    harness.receive_advert(LEFT, announce(FAR, LEFT))
+    harness.learn(FAR, LEFT)
     harness.handle(NeighbourDown(LEFT))
     assert [text for _, text in harness.engine.history("greeter")] == [
-        f"via {LEFT[:8]} at {COST_US} µs",
-        f"via {LEFT[:8]}: link closed",
+        f"{FAR[:8]} via {LEFT[:8]} at {COST_US} µs",
+        f"{FAR[:8]} via {LEFT[:8]}: link closed",
     ]
     assert harness.engine.history("other") == []
+
+
+def test_route_is_withdrawn_and_advertised_again_without_its_list() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(FAR, LEFT)
+    harness.run(1)
+    assert names_of(harness.take_entries(RIGHT)) == ["greeter"]
+    harness.receive_advert(LEFT, withdraw(FAR))
+    harness.run(1)
+    assert [type(one) for one in harness.take_entries(RIGHT)] == [OriginWithdraw]
+    harness.receive_advert(LEFT, announce(FAR, LEFT), offers(FAR, "new", base=1))
+    harness.run(1)
+    assert names_of(harness.take_entries(RIGHT)) == ["new"], "RIGHT still has the list"
+
+
+def test_list_is_sent_again_after_a_long_withdrawal() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(FAR, LEFT)
+    harness.receive_advert(RIGHT, announce(OTHER, RIGHT), offers(OTHER, "x"))
+    harness.run(1)
+    harness.receive_advert(LEFT, withdraw(FAR))
+    harness.run(70)
+    harness.take_sent()
+    harness.receive_advert(LEFT, announce(FAR, LEFT))
+    harness.run(1)
+    assert names_of(harness.take_entries(RIGHT)) == ["greeter"]

@@ -11,13 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from micro_core.contract.table import NETWORK_LINK, Route, RouteKey
+from micro_core.contract.table import Route
 from micro_core.routing import messages
 from micro_core.routing.engine import Engine
 from micro_core.routing.events import (
     Advert,
     Count,
-    DeleteRoute,
     Digest,
     Effect,
     InstanceDown,
@@ -27,9 +26,9 @@ from micro_core.routing.events import (
     NeighbourCost,
     NeighbourDown,
     NeighbourUp,
-    PutRoute,
     SendMessage,
 )
+from tests.routing.table_model import TableModel
 
 LEASE_S = 90.0
 COST_US = 1_000
@@ -56,7 +55,7 @@ class Network:
         self.faults = faults
         self.now = 0.0
         self.engines: dict[str, Engine] = {}
-        self.tables: dict[str, dict[RouteKey, Route]] = {}
+        self.tables: dict[str, TableModel] = {}
         self.offered: dict[str, set[tuple[str, str]]] = {}
         self.links: dict[frozenset[str], int] = {}
         self.slow: dict[tuple[str, str], float] = {}
@@ -76,7 +75,7 @@ class Network:
             incarnation=next(self._order),
             random=random.Random(self.random.random()),
         )
-        self.tables[name], self.offered[name] = {}, set()
+        self.tables[name], self.offered[name] = TableModel(), set()
 
     # ---------------------------------------------------------------- events
 
@@ -152,20 +151,17 @@ class Network:
     def _do(self, name: str, effects: list[Effect]) -> None:
         table = self.tables[name]
         for effect in effects:
+            if table.apply(effect):
+                continue
             match effect:
-                case PutRoute(route):
-                    table[route.key] = route
-                case DeleteRoute(key):
-                    del table[key]
                 case Count(what, amount):
                     self.counted[what] += amount
                 case SendMessage(peer, message):
                     self.sent[type(message).__name__] += 1
                     self._send(name, peer, messages.encode(message))
-        for route in table.values():
-            if route.link == NETWORK_LINK:
-                assert frozenset((name, route.gateway)) in self.links, "route through a neighbour that is down"
-                assert route.router != name, "route to this router itself"
+        for key in table.origins:
+            assert frozenset((name, key.gateway)) in self.links, "route through a neighbour that is down"
+            assert key.origin != name, "route to this router itself"
 
     def _send(self, sender: str, to: str, payload: bytes) -> None:
         generation = self.links.get(frozenset((sender, to)))
@@ -181,8 +177,7 @@ class Network:
     # ------------------------------------------------------------------ checks
 
     def routes_to(self, name: str, origin: str, service: str) -> list[Route]:
-        found = [r for r in self.tables[name].values() if r.router == origin and r.service == service]
-        return sorted(found, key=lambda route: route.metric)
+        return self.tables[name].routes_to(service, origin)
 
     def connected(self, name: str) -> set[str]:
         reached, frontier = {name}, [name]
@@ -198,7 +193,7 @@ class Network:
     def check_tables(self) -> None:
         for name in self.engines:
             wanted = {(origin, service) for origin in self.connected(name) for service, _ in self.offered[origin]}
-            known = {(route.router, route.service) for route in self.tables[name].values()}
+            known = {(route.router, route.service) for route in self.tables[name].routes()}
             assert known == wanted, f"{name[:2]} misses {wanted - known}, has wrong routes {known - wanted}"
             for origin, service in wanted:
                 node, passed = name, [name]
@@ -234,7 +229,7 @@ def test_tables_are_correct_after_all_faults(seed: int) -> None:
         net.churn(source)
         net.run(source.choice([0.0, 0.01, 0.3, 2.0, 10.0]))
     net.faults = Faults()
-    net.run(LEASE_S)
+    net.run(2 * LEASE_S)
     net.check_tables()
 
 
@@ -248,9 +243,9 @@ def test_routes_are_kept_for_many_leases(seed: int) -> None:
         net.slow[pair] = source.choice([0.001, 0.2])
     net.up(a)
     net.run(5)
-    before = {name: set(net.tables[name]) for name in net.engines}
+    before = {name: set(net.tables[name].origins) for name in net.engines}
     net.run(20 * LEASE_S)
-    assert {name: set(net.tables[name]) for name in net.engines} == before
+    assert {name: set(net.tables[name].origins) for name in net.engines} == before
     assert net.counted["routing_leases_expired"] == 0
 
 
@@ -276,7 +271,7 @@ def test_routes_that_expired_after_lost_digests_are_restored() -> None:
     net.run(5)
     net.faults = Faults(loss=1.0)
     net.run(2 * LEASE_S)
-    assert net.tables[c] == {}
+    assert net.tables[c].origins == {}
     net.faults = Faults()
     net.run(LEASE_S)
     net.check_tables()
