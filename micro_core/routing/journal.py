@@ -57,8 +57,9 @@ class _Record:
 
 
 class Journal:
-    """The last changes of `table`: at most `max_changes` local routes, origin routes, offers, and services of
-    partial origin routes.
+    """The last changes of `table`.
+
+    At most `max_changes` local routes, origin routes, offers, and services of partial origin routes are recorded.
     """
 
     def __init__(self, table: Table, *, max_changes: int = MAX_CHANGES) -> None:
