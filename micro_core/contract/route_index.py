@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from micro_core.contract.driver import Counters
+from micro_core.contract.names import INTEREST_PREFIX
 from micro_core.contract.table import (
     LOCAL_LINK,
     NETWORK_LINK,
@@ -46,6 +47,8 @@ class RouteIndex:
         self._offers: dict[str, dict[str, Offer]] = {}
         self._origins: dict[str, str | tuple[str, ...]] = {}
         """The origins that offer a service, by service. Most services have one, which then needs no tuple."""
+        self._interests: dict[str, int] = {}
+        """Number of local routes and offers of each interest in a topic. There are few of them among many services."""
         self._answers: dict[str, _Answer] = {}
         """Cached lookups of services that have routes or offers."""
         self._versions: dict[str, _OriginVersion] = {}
@@ -62,6 +65,8 @@ class RouteIndex:
         if before == route:
             return
         routes[key] = route
+        if before is None:
+            self._count_interest(route.service, 1)
         self._service_changed(route.service)
         self._watchers.notify(LocalRouteChanged(before, route))
 
@@ -73,6 +78,7 @@ class RouteIndex:
             return False
         if not routes:
             del self._local[key.service]
+        self._count_interest(key.service, -1)
         self._service_changed(key.service)
         self._watchers.notify(LocalRouteChanged(route, None))
         return True
@@ -146,13 +152,6 @@ class RouteIndex:
                 return answer.routes
         return self._join(service, answer)
 
-    def list(self, query: RouteQuery | None = None) -> list[Route]:
-        """Return the routes that match, ordered by service, metric and key."""
-        services = self._services() if query is None else self._services_of(query)
-        # Joined without the cache, which would otherwise keep the routes of all services from now on.
-        found = (route for service in services for route in sorted(self._routes_of(service), key=_by_metric))
-        return list(found) if query is None else [route for route in found if query.matches(route)]
-
     def origin_routes(self) -> list[OriginRoute]:
         """Return all origin routes, ordered by origin, metric and gateway."""
         return [
@@ -161,10 +160,25 @@ class RouteIndex:
             for route in sorted(self._origin_routes[origin].values(), key=lambda one: (one.metric, one.gateway))
         ]
 
+    def origins(self) -> list[str]:
+        """Return the node ids of all origins that have an origin route or offers, in alphabetical order."""
+        return sorted({*self._origin_routes, *self._offers})
+
+    def interests(self) -> list[str]:
+        """Return the services with a route or an offer that are interests in topics (`~topic`), in alphabetical order."""
+        return sorted(self._interests)
+
     def offers(self, origin: str) -> list[Offer]:
         """Return the offers of an origin, ordered by service. Empty for an unknown origin."""
         offers = self._offers.get(origin, {})
         return [offers[service] for service in sorted(offers)]
+
+    def list(self, query: RouteQuery | None = None) -> list[Route]:
+        """Return the routes that match, ordered by service, metric and key."""
+        services = self._services() if query is None else self._services_of(query)
+        # Joined without the cache, which would otherwise keep the routes of all services from now on.
+        found = (route for service in services for route in sorted(self._routes_of(service), key=_by_metric))
+        return list(found) if query is None else [route for route in found if query.matches(route)]
 
     def watch(self, callback: Watcher) -> Callable[[], None]:
         """Call `callback` after each change, in the order of the changes. Return a function that ends the watch."""
@@ -196,6 +210,7 @@ class RouteIndex:
     def _add_origin(self, service: str, origin: str) -> None:
         others = self._origins_of(service)
         self._origins[service] = (*others, origin) if others else origin
+        self._count_interest(service, 1)
 
     def _remove_origin(self, service: str, origin: str) -> None:
         others = tuple(other for other in self._origins_of(service) if other != origin)
@@ -203,7 +218,16 @@ class RouteIndex:
             self._origins[service] = others if len(others) > 1 else others[0]
         else:
             del self._origins[service]
+        self._count_interest(service, -1)
         self._service_changed(service)
+
+    def _count_interest(self, service: str, amount: int) -> None:
+        if service.startswith(INTEREST_PREFIX):
+            count = self._interests.get(service, 0) + amount
+            if count:
+                self._interests[service] = count
+            else:
+                del self._interests[service]
 
     def _service_changed(self, service: str) -> None:
         if service not in self._origins:

@@ -223,16 +223,24 @@ class Table(Protocol):
         """
         ...
 
-    def list(self, query: RouteQuery | None = None) -> list[Route]:
-        """Return the routes that match `query`, or all routes, ordered by service, metric and key."""
-        ...
-
     def origin_routes(self) -> list[OriginRoute]:
         """Return all origin routes, ordered by origin, metric and gateway."""
         ...
 
+    def origins(self) -> list[str]:
+        """Return the node ids of all origins that have an origin route or offers, in alphabetical order."""
+        ...
+
+    def interests(self) -> list[str]:
+        """Return the services with a route or an offer that are interests in topics (`~topic`), in alphabetical order."""
+        ...
+
     def offers(self, origin: str) -> list[Offer]:
         """Return the offers of an origin, ordered by service. Empty for an unknown origin."""
+        ...
+
+    def list(self, query: RouteQuery | None = None) -> list[Route]:
+        """Return the routes that match `query`, or all routes, ordered by service, metric and key."""
         ...
 
     def watch(self, callback: Callable[[TableEvent], None]) -> Callable[[], None]:

@@ -16,7 +16,15 @@ from micro_core.contract.broker import Broker
 from micro_core.contract.driver import CountersInMemory, DriverContext
 from micro_core.contract.names import NETWORK_SERVICE
 from micro_core.contract.registry import Instance
-from micro_core.contract.table import Route, RouteQuery, Table
+from micro_core.contract.table import (
+    LocalRouteChanged,
+    OffersChanged,
+    OriginRouteChanged,
+    Route,
+    RouteQuery,
+    Table,
+    TableEvent,
+)
 from micro_core.contract.transport import Transport
 from micro_core.lab.loop import LabClock
 from micro_core.lab.options import LabOptions
@@ -149,7 +157,7 @@ class LabNode:
         )
         await node.start()
         self.is_alive = True
-        node.router.watch(lambda event: self.lab.note(self.name, f"route {event.kind.value} {_describe(event.route)}"))
+        node.router.watch(lambda event: self.lab.note(self.name, _describe(event)))
         node.network.set_report_handler(lambda text: self.lab.note(self.name, text))
         self.lab.note(self.name, "started")
         return self
@@ -297,6 +305,24 @@ class LabNode:
         )
 
 
-def _describe(route: Route) -> str:
-    via = route.gateway[:8] or route.address
-    return f"{route.service} at {route.router[:8]} via {via} at {route.metric} µs"
+def _describe(event: TableEvent) -> str:
+    match event:
+        case LocalRouteChanged(before, after):
+            route = after or before
+            return "" if route is None else f"route {_kind(before, after)} {route.service} at {route.address}"
+        case OriginRouteChanged(route_before, route_after):
+            origin_route = route_after or route_before
+            assert origin_route is not None
+            return (
+                f"origin route {_kind(route_before, route_after)} to {origin_route.origin[:8]} "
+                f"via {origin_route.gateway[:8]} at {origin_route.metric} µs"
+            )
+        case OffersChanged(origin, changes):
+            shown = ", ".join(
+                f"{offer.service} {_kind(before, after)}d" for before, after in changes if (offer := after or before)
+            )
+            return f"offers of {origin[:8]}: {shown}"
+
+
+def _kind(before: object, after: object) -> str:
+    return "create" if before is None else "delete" if after is None else "update"

@@ -192,11 +192,12 @@ class RouterEndpoints:
             raise NotFound(f"the journal of this node reaches back {reach_s:.0f} s, not {request.ago_s:.0f} s")
 
         def shown(routes: Iterable[Route]) -> list[dict[str, Any]]:
-            wanted = [route for route in routes if request.service in ("", route.service)]
-            return [route_view(route, names, self._clock.now()) for route in wanted]
+            return [route_view(route, names, self._clock.now()) for route in routes]
 
-        added, removed, changed = journal.difference(at)
-        table = sorted(journal.table_at(at), key=lambda route: (route.service, route.metric, route.key))
+        added, removed, changed = journal.difference(at, request.service)
+        table = sorted(
+            journal.table_at(at, request.service), key=lambda route: (route.service, route.metric, route.key)
+        )
         pairs = [
             {"before": before, "after": after}
             for before, after in zip(

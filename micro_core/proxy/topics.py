@@ -16,12 +16,12 @@ from dataclasses import replace
 from micro_core.contract.broker import Broker, Message, Subscription
 from micro_core.contract.errors import MicroError, Unreachable
 from micro_core.contract.names import INTEREST_PREFIX, interest_name
-from micro_core.contract.table import NETWORK_LINK, RouteEvent
+from micro_core.contract.table import NETWORK_LINK, TableEvent
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.proxy.duplicate_filter import DuplicateFilter
 from micro_core.proxy.proxy import Proxy
-from micro_core.proxy.routes import RouteSource
+from micro_core.proxy.routes import RouteSource, changes_interests
 from micro_core.wire import limits
 from micro_core.wire.frames import Kind, encode_message
 from micro_core.wire.header import EventHeader, encode_header
@@ -94,14 +94,14 @@ class Topics:
 
     # --------------------------------------------------------------- interest
 
-    def _route_changed(self, event: RouteEvent) -> None:
-        if event.route.service.startswith(INTEREST_PREFIX):
+    def _route_changed(self, event: TableEvent) -> None:
+        if changes_interests(event):
             self._changed.set()
 
     def _topics_of_interest(self) -> Iterable[str]:
-        for route in self._router.routes():
-            if route.link == NETWORK_LINK and route.service.startswith(INTEREST_PREFIX):
-                yield route.service[len(INTEREST_PREFIX) :]
+        for service in self._router.interests():
+            if any(route.link == NETWORK_LINK for route in self._router.lookup(service)):
+                yield service[len(INTEREST_PREFIX) :]
 
     async def _reconcile_periodically(self) -> None:
         while True:

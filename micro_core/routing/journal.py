@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from micro_core.contract.route_index import join
@@ -45,7 +46,8 @@ class Change(NamedTuple):
         return route
 
 
-class _Record(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Record:
     """An event of the table. It stands for at most `count` changes of routes, with the numbers from `first`."""
 
     first: int
@@ -55,7 +57,10 @@ class _Record(NamedTuple):
 
 
 class Journal:
-    """The last changes of `table`: at most `max_changes` local routes, origin routes and offers."""
+    """The last changes of `table`.
+
+    At most `max_changes` local routes, origin routes, offers, and services of partial origin routes are recorded.
+    """
 
     def __init__(self, table: Table, *, max_changes: int = MAX_CHANGES) -> None:
         self.reaches_back_to = float("-inf")
@@ -73,7 +78,7 @@ class Journal:
         self._routes: dict[str, int] = {}
         for route in table.origin_routes():
             _add(self._routes, route.origin, 1)
-        for origin in self._routes:
+        for origin in table.origins():
             _add(self._offers, origin, len(table.offers(origin)))
 
     def record(self, event: TableEvent, at: float) -> None:
@@ -266,7 +271,12 @@ class _State:
 
 
 def _size(event: TableEvent) -> int:
-    return len(event.changes) if isinstance(event, OffersChanged) else 1
+    match event:
+        case OffersChanged(_, changes):
+            return len(changes)
+        case OriginRouteChanged(_, OriginRoute(services=frozenset() as services)):
+            return 1 + len(services)
+    return 1
 
 
 def _add(counts: dict[str, int], name: str, amount: int) -> None:

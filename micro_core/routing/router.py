@@ -132,7 +132,10 @@ class Router:
             # Routes to instances of this site are read from the registry again.
             for route in self.table.list(RouteQuery(link=LOCAL_LINK)):
                 self.table.delete(route.key)
-            self._apply(self._stale.restore(self.table.origin_routes(), self._clock.now()))
+            routes = self.table.origin_routes()
+            for origin in {*self.table.origins()}.difference(route.origin for route in routes):
+                self.table.change_offers(origin, is_complete=True)
+            self._apply(self._stale.restore(routes, self._clock.now()))
 
     async def start(self, registry: Registry) -> None:
         """Read the registry, and follow its changes in the background.
@@ -190,6 +193,10 @@ class Router:
     def routes(self, query: RouteQuery | None = None) -> list[Route]:
         """Return the routes of the table that match `query`, ordered by service, metric and key."""
         return self.table.list(query)
+
+    def interests(self) -> list[str]:
+        """Return the services that are interests in topics (`~topic`). They may have no route now."""
+        return self.table.interests()
 
     def watch(self, callback: Callable[[TableEvent], None]) -> Callable[[], None]:
         """Call `callback` after each change of the table. Returns a function that ends this."""

@@ -286,7 +286,18 @@ class TableConformance(Conformance[Table]):
         ], "origin_routes is ordered by origin, then metric, then gateway"
         table.change_offers("c", [Offer("b"), Offer("a"), Offer("~t")])
         assert table.offers("c") == [Offer("a"), Offer("b"), Offer("~t")], "offers is ordered by service"
+        table.change_offers("d", [Offer("~t"), Offer("~s")])
+        table.put(replace(LOCAL, service="~local"))
+        assert table.interests() == ["~local", "~s", "~t"], "interests returns each interest in a topic once, in order"
+        table.change_offers("d", is_complete=True)
+        table.delete(replace(LOCAL, service="~local").key)
+        assert table.interests() == ["~t"], "interests returns the current interests only"
         assert table.offers("unknown") == [], "an unknown origin has no offers"
+        table.change_offers("a", [Offer("x")])
+        assert table.origins() == ["a", "c", "d"], "origins returns all origins with a route or offers, in order"
+        table.change_offers("a", removed=["x"])
+        table.delete_origin_route(routes[0].key)
+        assert table.origins() == ["c"], "origins returns no origin without a route and offers"
 
     async def test_returned_lists_do_not_expose_the_table(self, harness: Harness[Table]) -> None:
         table = await harness.open()

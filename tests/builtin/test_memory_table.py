@@ -276,7 +276,7 @@ def test_table_behaves_like_the_model(steps: list[tuple[str, object]]) -> None:
                 model.put_origin_route(origin_route)
             case "delete origin route", OriginRoute() as origin_route:
                 assert table.delete_origin_route(origin_route.key) == model.delete_origin_route(origin_route.key)
-            case "change offers", (str() as origin, changed, removed, bool() as is_complete):
+            case "change offers", (str() as origin, list() as changed, list() as removed, bool() as is_complete):
                 table.change_offers(origin, changed, removed, is_complete=is_complete)
                 model.change_offers(origin, changed, removed, is_complete)
             case "list", RouteQuery() as query:

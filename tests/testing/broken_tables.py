@@ -15,8 +15,8 @@ from micro_core.contract import (
     LocalRouteChanged,
     NoOptions,
     Offer,
+    OffersChanged,
     OriginRoute,
-    OriginRouteChanged,
     OriginRouteKey,
     Route,
     RouteKey,
@@ -109,11 +109,20 @@ class ListsOriginRoutesByGateway(Correct):
         return sorted(super().origin_routes(), key=lambda route: (route.origin, route.gateway))
 
 
+class ForgetsOriginsWithoutRoute(Correct):
+    def origins(self) -> builtins.list[str]:
+        return sorted({route.origin for route in self.origin_routes()})
+
+
+class ForgetsLocalInterests(Correct):
+    def interests(self) -> builtins.list[str]:
+        return sorted(set(super().interests()) - {route.service for route in self.list(RouteQuery(link="local"))})
+
+
 class DoesNotReportUpdates(Correct):
     def watch(self, callback: Callable[[TableEvent], None]) -> Callable[[], None]:
         def report(event: TableEvent) -> None:
-            is_route = isinstance(event, LocalRouteChanged | OriginRouteChanged)
-            if not is_route or event.before is None or event.after is None:
+            if isinstance(event, OffersChanged) or event.before is None or event.after is None:
                 callback(event)
 
         return super().watch(report)
@@ -208,6 +217,14 @@ class TestListsInOrderOfMetric(Kit):
 
 class TestListsOriginRoutesByGateway(Kit):
     driver_class = ListsOriginRoutesByGateway
+
+
+class TestForgetsOriginsWithoutRoute(Kit):
+    driver_class = ForgetsOriginsWithoutRoute
+
+
+class TestForgetsLocalInterests(Kit):
+    driver_class = ForgetsLocalInterests
 
 
 class TestDoesNotReportUpdates(Kit):

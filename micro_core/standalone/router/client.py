@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from micro_core.builtin.table.memory import MemoryTable
-from micro_core.contract.errors import Conflict, LinkLost, MicroError
-from micro_core.contract.names import ROUTER_SERVICE
+from micro_core.contract.errors import Conflict, LinkLost, Malformed, MicroError
+from micro_core.contract.names import INTEREST_PREFIX, ROUTER_SERVICE
 from micro_core.contract.table import (
     ANY_SERVICE,
     LOCAL_LINK,
+    LocalRouteChanged,
+    Offer,
+    OffersChanged,
+    OriginRoute,
+    OriginRouteChanged,
+    OriginRouteKey,
     Route,
-    RouteEvent,
-    RouteEventKind,
     RouteKey,
     RouteQuery,
+    TableEvent,
 )
 from micro_core.drivers.runtime import Runtime
 from micro_core.lifecycle.background_tasks import BackgroundTasks, ends_before
 from micro_core.rpc.client import Client
 from micro_core.standalone.discovery import find_component
-from micro_core.standalone.router.protocol import event_from_item, route_from_map
+from micro_core.standalone.router.protocol import ChangeReader, weight_of
 from micro_core.tunnel.backoff import Backoff
 from micro_core.wire import limits
 from micro_core.wire.header import CallMode
@@ -33,6 +38,9 @@ MAX_SILENCE_S = 15.0
 MAX_STALE_S = 90.0
 """Seconds for which routes to other sites are used while the router is not available. A router uses the same time for the routes
 of its neighbours."""
+
+MAX_TABLE_SIZE = 2_000_000
+"""Maximum number of routes and offers of a table that is read."""
 
 INITIAL_RETRY_S = 0.1
 MAX_RETRY_S = 2.0
@@ -99,14 +107,22 @@ class RemoteRouter:
     # ------------------------------------------------------------ RouteSource
 
     def lookup(self, service: str) -> Sequence[Route]:
-        """Return the routes of a service, best first. If it has none, return those of the default route."""
-        return self._table.lookup(service) or self._table.lookup(ANY_SERVICE)
+        """Return the routes of a service, best first. If it has none, return those of the default route.
+
+        An interest in a topic (`~topic`) never gets the default routes.
+        """
+        found = self._table.lookup(service)
+        return found if found or service.startswith(INTEREST_PREFIX) else self._table.lookup(ANY_SERVICE)
 
     def routes(self, query: RouteQuery | None = None) -> list[Route]:
         """Return the routes that match `query`."""
         return self._table.list(query)
 
-    def watch(self, callback: Callable[[RouteEvent], None]) -> Callable[[], None]:
+    def interests(self) -> list[str]:
+        """Return the services that are interests in topics (`~topic`). They may have no route now."""
+        return self._table.interests()
+
+    def watch(self, callback: Callable[[TableEvent], None]) -> Callable[[], None]:
         """Call `callback` for each change of the copy. Call the returned function to stop."""
         return self._table.watch(callback)
 
@@ -144,7 +160,9 @@ class RemoteRouter:
             timeout_s=limits.MAX_TIMEOUT_S,
             retries=0,
         )
-        routes: dict[RouteKey, Route] = {}
+        reader = ChangeReader()
+        table: list[TableEvent] = []
+        size = 0
         async with stream:
             while True:
                 try:
@@ -158,20 +176,46 @@ class RemoteRouter:
                     continue
                 if "node" in item and item["node"] != self._node_id:
                     raise Conflict("the router belongs to another node", hint="restart the proxy")
-                for value in _list_field(item, "routes"):
-                    route = route_from_map(value)
-                    routes[route.key] = route
+                for event in _events(reader, item, "table"):
+                    size += weight_of(event)
+                    if size > MAX_TABLE_SIZE:
+                        raise Malformed(f"the route table has more than {MAX_TABLE_SIZE} routes and offers")
+                    table.append(event)
                 if item.get("synced"):
-                    self._replace_all(routes)
+                    self._replace_all(table)
+                    table.clear()
                 if self._is_synced:
-                    self._apply([event_from_item(value) for value in _list_field(item, "changes")])
+                    self._apply(_events(reader, item, "changes"))
 
-    def _replace_all(self, routes: dict[RouteKey, Route]) -> None:
-        for route in self._table.list():
-            if route.key not in routes:
-                self._table.delete(route.key)
-        for route in routes.values():
-            self._table.put(route)
+    def _replace_all(self, events: Sequence[TableEvent]) -> None:
+        local: dict[RouteKey, Route] = {}
+        origin_routes: dict[OriginRouteKey, OriginRoute] = {}
+        offers: dict[str, dict[str, Offer]] = {}
+        for event in events:
+            match event:
+                case LocalRouteChanged(_, Route() as route):
+                    local[route.key] = route
+                case OriginRouteChanged(_, OriginRoute() as origin_route):
+                    origin_routes[origin_route.key] = origin_route
+                case OffersChanged(origin, changes):
+                    known = offers.setdefault(origin, {})
+                    known.update((offer.service, offer) for _, offer in changes if offer is not None)
+        table = self._table
+        for route in table.list(RouteQuery(link=LOCAL_LINK)):
+            if route.key not in local:
+                table.delete(route.key)
+        for route in local.values():
+            table.put(route)
+        for old in table.origin_routes():
+            if old.key not in origin_routes:
+                table.delete_origin_route(old.key)
+        for origin in table.origins():
+            if origin not in offers:
+                table.change_offers(origin, is_complete=True)
+        for origin, services in offers.items():
+            table.change_offers(origin, [*services.values()], is_complete=True)
+        for origin_route in origin_routes.values():
+            table.put_origin_route(origin_route)
         if self._stale_timer is not None:
             self._stale_timer.cancel()
             self._stale_timer = None
@@ -179,18 +223,26 @@ class RemoteRouter:
         self._first_sync.set()
         self._report_availability(None)
 
-    def _apply(self, events: Sequence[RouteEvent]) -> None:
+    def _apply(self, events: Iterable[TableEvent]) -> None:
         for event in events:
-            if event.kind is RouteEventKind.DELETE:
-                self._table.delete(event.route.key)
-            else:
-                self._table.put(event.route)
+            match event:
+                case LocalRouteChanged(_, Route() as route):
+                    self._table.put(route)
+                case LocalRouteChanged(Route() as route, _):
+                    self._table.delete(route.key)
+                case OriginRouteChanged(_, OriginRoute() as origin_route):
+                    self._table.put_origin_route(origin_route)
+                case OriginRouteChanged(OriginRoute() as origin_route, _):
+                    self._table.delete_origin_route(origin_route.key)
+                case OffersChanged(origin, changes):
+                    changed = [after for _, after in changes if after is not None]
+                    removed = [before.service for before, after in changes if before is not None and after is None]
+                    self._table.change_offers(origin, changed, removed)
 
     def _remove_stale_routes(self) -> None:
         """Remove the routes to other sites. Routes to instances of this site are kept: they do not depend on neighbours."""
-        for route in self._table.list():
-            if route.link != LOCAL_LINK:
-                self._table.delete(route.key)
+        for route in self._table.origin_routes():
+            self._table.delete_origin_route(route.key)
         self._context.counters.add("router_copies_stale")
         self._context.logger.warning(
             "the router was not available for too long: routes to other sites are removed",
@@ -202,6 +254,9 @@ class RemoteRouter:
             self._availability_handler(error)
 
 
-def _list_field(item: dict[str, Any], key: str) -> list[Any]:
-    value = item.get(key)
-    return value if isinstance(value, list) else []
+def _events(reader: ChangeReader, item: dict[str, Any], key: str) -> Iterator[TableEvent]:
+    values = item.get(key)
+    for value in values if isinstance(values, list) else ():
+        event = reader.read(value)
+        if event is not None:
+            yield event

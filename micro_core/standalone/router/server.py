@@ -9,17 +9,17 @@ from typing import Any
 
 from micro_core.contract.driver import Counters
 from micro_core.contract.errors import Overloaded
-from micro_core.contract.table import RouteEvent
+from micro_core.contract.table import TableEvent
 from micro_core.node.router_endpoints import ServiceRequest
-from micro_core.proxy.routes import RouteSource
+from micro_core.routing.router import Router
 from micro_core.rpc.server import Server
-from micro_core.standalone.router.protocol import ROUTES_PER_ITEM, batches, event_to_item, route_to_map
+from micro_core.standalone.router.protocol import ROUTES_PER_ITEM, items_of, items_of_table, route_to_map, weight_of
 
 MAX_WATCHERS = 256
 """Open watches of the table. A request for one more is refused with Overloaded."""
 
 MAX_UNREAD_EVENTS = 10_000
-"""Changes queued for one watcher. A watcher with more is disconnected; it then reads the whole table again."""
+"""Changed routes and offers queued for one watcher. A watcher with more is disconnected; it then reads the whole table again."""
 
 HEARTBEAT_S = 5.0
 """Longest time between two items of a watch. An item is empty if nothing has changed."""
@@ -28,7 +28,7 @@ HEARTBEAT_S = 5.0
 class TableEndpoints:
     """Serves lookups and watches of the route table of `router`, the router of the node `node_id`."""
 
-    def __init__(self, router: RouteSource, *, node_id: str, counters: Counters) -> None:
+    def __init__(self, router: Router, *, node_id: str, counters: Counters) -> None:
         self._router = router
         self._node_id = node_id
         self._counters = counters
@@ -54,40 +54,49 @@ class TableEndpoints:
     async def watch(self) -> AsyncIterator[dict[str, Any]]:
         """Send the table, then its changes.
 
-        The items are {node}, {routes} in batches, {synced}, then {changes}. The list of changes is empty if nothing has
-        changed for HEARTBEAT_S. The stream ends if the watcher falls behind by more than MAX_UNREAD_EVENTS.
+        The items are {node}, {table} in batches, {synced}, then {changes} (protocol.py). The list of changes is empty if
+        nothing has changed for HEARTBEAT_S. The stream ends if the watcher falls behind by more than MAX_UNREAD_EVENTS.
 
         Raises:
             Overloaded: MAX_WATCHERS watches are open.
         """
         if len(self._wakeups) >= MAX_WATCHERS:
             raise Overloaded(f"cannot watch the route table: {MAX_WATCHERS} watches are open")
-        pending: deque[RouteEvent] = deque()
+        pending: deque[TableEvent] = deque()
+        unread = 0
         wakeup = asyncio.Event()
         self._wakeups[wakeup] = None
 
-        def on_event(event: RouteEvent) -> None:
+        def on_event(event: TableEvent) -> None:
+            nonlocal unread
             # With one event too many, the watch ends when its client reads again.
-            if len(pending) <= MAX_UNREAD_EVENTS:
+            if unread <= MAX_UNREAD_EVENTS:
                 pending.append(event)
+                unread += weight_of(event)
             wakeup.set()
 
         unsubscribe = self._router.watch(on_event)
         try:
             yield {"node": self._node_id}
             pending.clear()
-            for batch in batches(self._router.routes()):
-                yield {"routes": [route_to_map(route) for route in batch]}
+            unread = 0
+            for item in items_of_table(self._router.table):
+                yield {"table": item}
             yield {"synced": True}
             while not self._is_ending:
                 if not pending:
                     wakeup.clear()
                     await _wait_at_most(wakeup, HEARTBEAT_S)
-                if len(pending) > MAX_UNREAD_EVENTS:
+                if unread > MAX_UNREAD_EVENTS and len(pending) > 1:
                     self._counters.add("router_watchers_slow")
                     return
-                count = min(len(pending), ROUTES_PER_ITEM)
-                yield {"changes": [event_to_item(pending.popleft()) for _ in range(count)]}
+                events = [*pending]
+                pending.clear()
+                unread = 0
+                if not events:
+                    yield {"changes": []}
+                for item in items_of(events):
+                    yield {"changes": item}
         finally:
             unsubscribe()
             del self._wakeups[wakeup]

@@ -8,6 +8,7 @@ import random
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,24 @@ import pytest
 from micro_prometheus_hooks import micro_commands
 from micro_prometheus_hooks.calls import OTHER, CallMetrics
 from micro_prometheus_hooks.endpoint import MAX_CONNECTIONS, MAX_REQUEST_BYTES, Endpoint
+from micro_prometheus_hooks.node_metrics import RouteCounts
 from micro_prometheus_hooks.options import PrometheusOptions
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
 from micro_core import Client, Service
+from micro_core.builtin.table.memory import MemoryTable
 from micro_core.config import load_settings
-from micro_core.contract import CallInfo, CountersInMemory, DriverContext, NotFound, OptionError
+from micro_core.contract import (
+    CallInfo,
+    CountersInMemory,
+    DriverContext,
+    NotFound,
+    Offer,
+    OptionError,
+    OriginRoute,
+    Route,
+)
 from micro_core.drivers.runtime import Runtime, build_runtime
 from micro_core.node.assembly import assemble
 from micro_core.node.node import Node
@@ -318,3 +330,41 @@ def test_command_gives_a_hint_if_no_metrics_are_served() -> None:
 def test_invalid_options_are_rejected(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
         PrometheusOptions(**options)
+
+
+def test_number_of_routes_is_followed_through_all_kinds_of_changes() -> None:
+    table = MemoryTable(logger=logging.getLogger("test"), counters=CountersInMemory())
+    local = Route(service="a", address="x", gateway="", network="n", router="m", link="local", metric=0)
+    whole = OriginRoute(origin="o", gateway="g", metric=1, network="n")
+    partial = OriginRoute(origin="o", gateway="p", metric=1, network="n", services=frozenset({"a"}))
+    table.put(local)
+    table.put_origin_route(whole)
+    table.change_offers("o", [Offer("a")])
+    counts = RouteCounts(table)
+    table.watch(counts.table_changed)
+
+    def check() -> None:
+        routes = table.list()
+        assert counts.local == sum(route.link == "local" for route in routes)
+        assert counts.network == sum(route.link == "network" for route in routes)
+
+    check()
+    changes: list[Callable[[], object]] = [
+        lambda: table.put(replace(local, address="y")),
+        lambda: table.delete(local.key),
+        lambda: table.put_origin_route(replace(whole, metric=2)),
+        lambda: table.put_origin_route(partial),
+        lambda: table.change_offers("o", [Offer("a", ("2",)), Offer("b"), Offer("c")]),
+        lambda: table.put_origin_route(replace(partial, services=frozenset({"a", "b"}))),
+        lambda: table.put_origin_route(replace(whole, gateway="h")),
+        lambda: table.change_offers("p", [Offer("a")]),
+        lambda: table.put_origin_route(replace(whole, origin="p")),
+        lambda: table.change_offers("o", removed=["c"]),
+        lambda: table.put_origin_route(replace(partial, services=None)),
+        lambda: table.delete_origin_route(whole.key),
+        lambda: table.change_offers("o", is_complete=True),
+        lambda: table.delete_origin_route(partial.key),
+    ]
+    for change in changes:
+        change()
+        check()

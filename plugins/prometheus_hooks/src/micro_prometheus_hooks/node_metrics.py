@@ -9,7 +9,16 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
-from micro_core.contract import RouteEvent, RouteEventKind, RunningNode
+from micro_core.contract import (
+    LocalRouteChanged,
+    OffersChanged,
+    OriginRoute,
+    OriginRouteChanged,
+    RouteQuery,
+    RunningNode,
+    Table,
+    TableEvent,
+)
 
 
 class NodeMetrics(Collector):
@@ -17,9 +26,8 @@ class NodeMetrics(Collector):
 
     def __init__(self, node: RunningNode) -> None:
         self._node = node
-        # Count routes once and update the count, since a table may have 100,000 routes.
-        self._routes = Counter(route.link for route in node.table.list())
-        self._end_watch = node.table.watch(self._route_changed)
+        self._routes = RouteCounts(node.table)
+        self._end_watch = node.table.watch(self._routes.table_changed)
 
     def close(self) -> None:
         """Stop watching the route table."""
@@ -34,8 +42,8 @@ class NodeMetrics(Collector):
             "micro_calls_in_flight", "Calls that the node is currently forwarding.", facts["in_flight"]
         )
         routes = GaugeMetricFamily("micro_routes", "Routes in the table by link (local, network).", labels=["link"])
-        for link in ("local", "network"):
-            routes.add_metric([link], self._routes[link])
+        routes.add_metric(["local"], self._routes.local)
+        routes.add_metric(["network"], self._routes.network)
         yield routes
         counted = CounterMetricFamily("micro_events", "Counters of the node.", labels=["name"])
         for name, value in node.counted().items():
@@ -63,8 +71,42 @@ class NodeMetrics(Collector):
             sent.add_metric([*values, "out"], link.bytes_out)
         yield from (up, rtt, queue, sessions, sent)
 
-    def _route_changed(self, event: RouteEvent) -> None:
-        if event.kind is RouteEventKind.CREATE:
-            self._routes[event.route.link] += 1
-        elif event.kind is RouteEventKind.DELETE:
-            self._routes[event.route.link] -= 1
+
+class RouteCounts:
+    """The number of routes of a table. It is counted once and updated, since a table may have 100,000 routes."""
+
+    def __init__(self, table: Table) -> None:
+        self.local = len(table.list(RouteQuery(link="local")))
+        """Routes to instances of the site."""
+        self.network = 0
+        """Routes to services of other sites: one per service, origin and next hop."""
+        self._offers = Counter({origin: len(table.offers(origin)) for origin in table.origins()})
+        self._routes_to_all_services: Counter[str] = Counter()
+        for route in table.origin_routes():
+            self._origin_route_changed(None, route)
+
+    def table_changed(self, event: TableEvent) -> None:
+        """Count a change of the table."""
+        match event:
+            case LocalRouteChanged(before, after):
+                self.local += (after is not None) - (before is not None)
+            case OriginRouteChanged(route_before, route_after):
+                self._origin_route_changed(route_before, route_after)
+            case OffersChanged(origin, changes):
+                more = sum((after is not None) - (before is not None) for before, after in changes)
+                self._offers[origin] += more
+                self.network += more * self._routes_to_all_services[origin]
+                if not self._offers[origin]:
+                    del self._offers[origin]
+
+    def _origin_route_changed(self, before: OriginRoute | None, after: OriginRoute | None) -> None:
+        for route, sign in ((before, -1), (after, 1)):
+            if route is None:
+                continue
+            if route.services is not None:
+                self.network += sign * len(route.services)
+                continue
+            self.network += sign * self._offers[route.origin]
+            self._routes_to_all_services[route.origin] += sign
+            if not self._routes_to_all_services[route.origin]:
+                del self._routes_to_all_services[route.origin]

@@ -198,8 +198,12 @@ class RouteFile:
 
         `clear` deletes all rows first. Returns the number of invalid routes and offers, which are not written.
         """
-        routes = {key: route and route_to_row(route, clocks) for key, route in changes.routes.items()}
-        offers = {key: offer and offer_to_row(key[0], offer) for key, offer in changes.offers.items()}
+        routes = {
+            key: route_to_row(route, clocks) if route is not None else None for key, route in changes.routes.items()
+        }
+        offers = {
+            key: offer_to_row(key[0], offer) if offer is not None else None for key, offer in changes.offers.items()
+        }
         with self._transaction() as connection:
             if clear:
                 connection.execute("DELETE FROM origin_routes")
