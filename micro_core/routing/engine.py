@@ -144,6 +144,7 @@ class Engine:
                     case Ack(number):
                         neighbour.acknowledged(number)
                     case Solicit():
+                        self._origin.hurry(now)
                         self._advertiser.request_full_table(neighbour, now)
                     case Digest():
                         self._digest_received(neighbour, message, now, effects)
@@ -321,6 +322,7 @@ class Engine:
         self._rib.costs[peer] = add(neighbour.cost.cost_us, self.link_damper.penalty_us(peer, now))
         neighbour.expires_at = now + self._options.lease_s
         neighbour.full_at = now
+        self._origin.hurry(now)
         if self._digest_at == NEVER:
             self._digest_at = now + self._options.lease_s / 3
 

@@ -136,6 +136,11 @@ class Origin:
         self._pending[service] = None
         self._pending_at = min(self._pending_at, now)
 
+    def hurry(self, now: float) -> None:
+        """Do not combine the pending changes with later ones: the full table is about to be sent."""
+        if self._pending:
+            self._pending_at = min(self._pending_at, now)
+
     @property
     def wake_at(self) -> float:
         """When `advance` must be called next, in clock seconds."""

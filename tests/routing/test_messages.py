@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from micro_core.contract.errors import Malformed, TooLarge
-from micro_core.routing import messages
 from micro_core.contract.table import Offer
+from micro_core.routing import messages
 from micro_core.routing.entries import (
     OfferChanges,
     OfferEntry,

@@ -5,30 +5,16 @@ from __future__ import annotations
 import pytest
 
 from micro_core.contract.errors import ConfigError
-from micro_core.routing.events import Announce
 from micro_core.routing.policy import ExportScope, Policy, Rule, parse, policy_for
-
-
-def announce(service: str = "go.micro.srv.greeter", site: str = "eu") -> Announce:
-    return Announce(
-        origin="f" * 32,
-        incarnation=1,
-        sequence=1,
-        service=service,
-        versions=(),
-        capacity=0,
-        site=site,
-        network="n",
-        metric_us=0,
-        path=("f" * 32,),
-    )
 
 
 def test_all_routes_are_advertised_and_accepted_without_rules() -> None:
     policy = policy_for((), "b", "us")
     assert policy == Policy()
-    assert policy.permits_export(announce(), is_own=False)
-    assert policy.permits_import(announce())
+    assert policy.permits_export("eu", is_own=False)
+    assert policy.permits_export_of("greeter")
+    assert policy.permits_import("eu")
+    assert policy.permits_import_of("greeter")
 
 
 def test_first_matching_rule_applies() -> None:
@@ -43,19 +29,22 @@ def test_first_matching_rule_applies() -> None:
 )
 def test_export_scope_restricts_advertised_routes(rule: str, *, own: bool, learned: bool) -> None:
     policy = parse(rule).policy
-    assert policy.permits_export(announce(), is_own=True) is own
-    assert policy.permits_export(announce(), is_own=False) is learned
+    assert policy.permits_export("eu", is_own=True) is own
+    assert policy.permits_export("eu", is_own=False) is learned
 
 
 def test_services_and_sites_restrict_both_directions() -> None:
     policy = parse("*: services=go.micro.srv.*,!go.micro.srv.secret import-sites=!us import-services=go.*").policy
-    assert policy.permits_export(announce(), is_own=True)
-    assert not policy.permits_export(announce("go.micro.srv.secret"), is_own=True)
-    assert not policy.permits_export(announce("other"), is_own=True)
-    assert policy.permits_import(announce(site="eu"))
-    assert not policy.permits_import(announce(site="us"))
-    assert not policy.permits_import(announce("other"))
-    assert not parse("*: import=none").policy.permits_import(announce())
+    assert policy.permits_export("eu", is_own=True)
+    assert policy.permits_export_of("go.micro.srv.greeter")
+    assert not policy.permits_export_of("go.micro.srv.secret")
+    assert not policy.permits_export_of("other")
+    assert policy.permits_import("eu")
+    assert not policy.permits_import("us")
+    assert policy.permits_import_of("go.micro.srv.greeter")
+    assert not policy.permits_import_of("other")
+    assert not parse("*: import=none").policy.permits_import("eu")
+    assert not parse("*: sites=us").policy.permits_export("eu", is_own=True)
 
 
 def test_rule_with_all_parts_is_parsed() -> None:
