@@ -12,7 +12,10 @@ class RouteSource(Protocol):
     """A routing table in memory. The methods do not wait, because a lookup is part of every call."""
 
     def lookup(self, service: str) -> Sequence[Route]:
-        """Return the routes of a service, best metric first; without any, those of the default route."""
+        """Return the routes of a service, best metric first; without any, those of the default route.
+
+        Interest in a topic (`~topic`) has no default route.
+        """
         ...
 
     def routes(self, query: RouteQuery | None = None) -> list[Route]:

@@ -140,10 +140,17 @@ class Router:
     # ----------------------------------------------------------------- queries
 
     def lookup(self, service: str) -> Sequence[Route]:
-        """Return the routes of a service, lowest metric first. A service without routes gets the default routes."""
+        """Return the routes of a service, lowest metric first. A service without routes gets the default routes.
+
+        Interest in a topic (`~topic`) has no default routes: a gateway has no subscribers.
+        """
+        routes: Sequence[Route] = self.table.lookup(service)
         if self._stale:
-            return self._stale.usable(self.table.lookup(service)) or self._stale.usable(self.table.lookup(ANY_SERVICE))
-        return self.table.lookup(service) or self.table.lookup(ANY_SERVICE)
+            routes = self._stale.usable(routes)
+        if routes or service.startswith(INTEREST_PREFIX):
+            return routes
+        default_routes = self.table.lookup(ANY_SERVICE)
+        return self._stale.usable(default_routes) if self._stale else default_routes
 
     def services(self) -> list[str]:
         """Return the names of all services that have a route, without interests in topics."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from micro_core.builtin.table.memory import MemoryTable
 from micro_core.contract.errors import Conflict, LinkLost, MicroError
-from micro_core.contract.names import ROUTER_SERVICE
+from micro_core.contract.names import INTEREST_PREFIX, ROUTER_SERVICE
 from micro_core.contract.table import (
     ANY_SERVICE,
     LOCAL_LINK,
@@ -99,8 +99,12 @@ class RemoteRouter:
     # ------------------------------------------------------------ RouteSource
 
     def lookup(self, service: str) -> Sequence[Route]:
-        """Return the routes of a service, best first. If it has none, return those of the default route."""
-        return self._table.lookup(service) or self._table.lookup(ANY_SERVICE)
+        """Return the routes of a service, best first. If it has none, return those of the default route.
+
+        Interest in a topic (`~topic`) has no default route.
+        """
+        routes = self._table.lookup(service)
+        return routes if routes or service.startswith(INTEREST_PREFIX) else self._table.lookup(ANY_SERVICE)
 
     def routes(self, query: RouteQuery | None = None) -> list[Route]:
         """Return the routes that match `query`."""
