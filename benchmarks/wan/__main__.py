@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import platform
@@ -17,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ LATE_S = 3.5
 """Seconds at the end of a scenario for the answers of calls and messages that are under way."""
 
 SCENARIO_TIMEOUT_S = 300.0
+MAX_WAIT_S = 3_600.0
 EXIT_SKIPPED = 77
 
 
@@ -161,6 +163,7 @@ def write_json(path: Path, bench: Bench, rows: Sequence[Row], arguments: argpars
         "format": "micro.wan/1",
         "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release()},
         "quick": arguments.quick,
+        "nice": arguments.nice,
         "start_to_one_component_s": bench.started_s,
         "rows": [asdict(row) for row in rows],
     }
@@ -199,6 +202,25 @@ async def run_all(arguments: argparse.Namespace, directory: Path) -> int:
     return 0 if rows and all(row.is_met for row in rows) else 1
 
 
+@contextlib.contextmanager
+def only_run() -> Iterator[None]:
+    """Wait until no other run on this machine is left: two at a time would measure each other. Raises SystemExit."""
+    with (Path(tempfile.gettempdir()) / "micro-wan.lock").open("w") as lock:
+        end, is_reported = time.monotonic() + MAX_WAIT_S, False
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise SystemExit(f"another run has not ended within {MAX_WAIT_S:.0f} s") from None
+                if not is_reported:
+                    print("waiting until another run ends", flush=True)
+                is_reported = True
+                time.sleep(1.0)
+        yield
+
+
 def main() -> int:
     """Parse the arguments and run."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.wan", description=__doc__)
@@ -211,6 +233,9 @@ def main() -> int:
     )
     parser.add_argument("--json", type=Path, help="file for all figures, e.g. benchmarks/results/wan.json")
     parser.add_argument("--keep", type=Path, help="directory for the logs of the processes; default: deleted")
+    parser.add_argument(
+        "--nice", type=int, default=0, help="priority of all processes, e.g. -5 on a machine that does other work, too"
+    )
     parser.add_argument("--log", default="warning", help="log level of the nodes")
     arguments = parser.parse_args()
     if arguments.list:
@@ -221,10 +246,12 @@ def main() -> int:
     if reason:
         print(f"skipped: {reason}")
         return EXIT_SKIPPED
+    os.nice(arguments.nice)
     directory = arguments.keep.absolute() if arguments.keep else Path(tempfile.mkdtemp(prefix="micro-wan-"))
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        return asyncio.run(run_all(arguments, directory))
+        with only_run():
+            return asyncio.run(run_all(arguments, directory))
     finally:
         if not arguments.keep:
             with contextlib.suppress(OSError):

@@ -70,6 +70,8 @@ class Figures:
     idle_cpu_percent: float | None
     slow_s: float
     """Until calls between clouds 1 and 2 avoided a path that had become slow, after the fault."""
+    path_ms: list[float] = field(default_factory=list)
+    """Median time of calls between clouds 1 and 2: before the fault, and in the last 10 s of it."""
     reasons: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
     losses: list[dict[str, Any]] = field(default_factory=list)
@@ -110,6 +112,10 @@ def measure(run: Run, end: float, cpu: Sequence[CpuSample]) -> Figures:
         cpu_max_percent=max(used.values(), default=0.0),
         idle_cpu_percent=max(idle.values()) if idle else None,
         slow_s=slow_until([c for c in calls if c.at < run.heal_at], run.fault_at, SLOW_S, _is_between_1_and_2),
+        path_ms=[
+            _median_ms(call for call in calls if since <= call.at < until and _is_between_1_and_2(call))
+            for since, until in ((run.since, run.fault_at), (run.heal_at - 10.0, run.heal_at))
+        ],
         reasons=failures_by_reason(failed),
         failures=[_listed(run, call) for call in failed[:MAX_LISTED]],
         losses=[_listed_loss(run, one) for one in lost[:MAX_LISTED]],
@@ -139,6 +145,11 @@ def _last_failure_s(run: Run, failed: Iterable[Call]) -> float | None:
 
 def _is_between_1_and_2(call: Call) -> bool:
     return {(call.cloud, where) for where in layout.service_clouds()[call.service]} in ({(1, 2)}, {(2, 1)})
+
+
+def _median_ms(calls: Iterable[Call]) -> float:
+    times = sorted(call.took_s for call in calls if not call.failure)
+    return round(1_000 * times[len(times) // 2], 1) if times else 0.0
 
 
 def _span_s(lost: Sequence[Lost]) -> float:

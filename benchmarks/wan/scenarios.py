@@ -181,11 +181,19 @@ async def overload(run: Run) -> None:
     run.heal()
 
 
-async def mtu(run: Run) -> None:
+async def _narrow(run: Run, *, has_icmp: bool) -> None:
     pairs = [(a, b) for a in CLOUDS for b in CLOUDS if a != b and 2 in (a, b)]
-    run.fault(await run.net.paths.change(pairs, mtu=1280))
+    run.fault(await run.net.paths.change(pairs, mtu=1280, has_icmp=has_icmp))
     await run.sleep(40, 20)
     run.heal(await run.net.paths.change(pairs, mtu=0))
+
+
+async def mtu(run: Run) -> None:
+    await _narrow(run, has_icmp=False)
+
+
+async def mtu_icmp(run: Run) -> None:
+    await _narrow(run, has_icmp=True)
 
 
 async def _server_killed(run: Run, title: str) -> None:
@@ -296,6 +304,12 @@ SCENARIOS = (
         name="mtu",
         summary="packets above 1280 bytes from and to cloud 2 vanish without ICMP",
         play=mtu,
+        checks=HEALED,
+    ),
+    Scenario(
+        name="mtu-icmp",
+        summary="packets above 1280 bytes from and to cloud 2 are refused with an ICMP message",
+        play=mtu_icmp,
         checks=HEALED,
     ),
     Scenario(
