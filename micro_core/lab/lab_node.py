@@ -163,12 +163,17 @@ class LabNode:
         options, counters = self.lab.options, CountersInMemory()
         context = self._context(counters, self.random("node"))
         registry = self._registry = LabRegistry(context)
+        transport = self._transport(process_context)
         host = None
         if self.broker is SiteBroker.SHARED:
             broker: Broker = HubBroker(lambda: self.lab.shared_broker(self.site), counters)
         else:
             host = BrokerHost(node_id=self.id, counters=counters, logger=context.logger)
             broker = host.local_broker()
+            if self.broker is SiteBroker.NODES:
+                client = NodeBroker(NodeBrokerOptions(), replace(context, registry=registry, transport=transport))
+                client.set_local_host(host)
+                broker = client
         incarnation = int(self.clock.wall() * 1000) + self.starts
         listeners = [(self.lab.links.driver(self.name, scheme), self.address) for scheme in options.schemes]
         return compose(
@@ -186,7 +191,7 @@ class LabNode:
                     tunnel=options.tunnel,
                 ),
                 routing=RoutingSettings(table=self.table(context), incarnation=incarnation, router=self.router),
-                forwarding=ForwardingSettings(transport=self._transport(process_context), broker=broker),
+                forwarding=ForwardingSettings(transport=transport, broker=broker),
                 registry=registry,
                 broker_host=host,
                 lease_s=options.registry_lease_s,

@@ -21,7 +21,7 @@ INTERVAL_S = 0.05
 """Pause between two messages of a publisher."""
 
 
-@pytest.fixture(params=[SiteBroker.SHARED], ids=lambda kind: kind.value)
+@pytest.fixture(params=[SiteBroker.SHARED, SiteBroker.NODES], ids=lambda kind: kind.value)
 def broker(request: pytest.FixtureRequest) -> SiteBroker:
     kind: SiteBroker = request.param
     return kind
