@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.wan.measure import measure, unused
+from benchmarks.wan.measure import LISTS, measure, unused
 from benchmarks.wan.namespaces import skip_reason
 from benchmarks.wan.network import WanNetwork
 from benchmarks.wan.observations import Observations
@@ -157,18 +157,22 @@ def choose(only: str, broker: str) -> list[tuple[Scenario, str]]:
     return sorted(found, key=lambda pair: pair[1] != "node")
 
 
-def write_json(path: Path, bench: Bench, rows: Sequence[Row], arguments: argparse.Namespace) -> None:
-    """Write all figures to `path`."""
+def write_json(path: Path, bench: Bench, rows: Sequence[Row], arguments: argparse.Namespace, *, lists: bool) -> None:
+    """Write the figures to `path`, with `lists` also each failed call, lost message, rate and state."""
+    shown = [asdict(row) for row in rows]
+    for row in shown:
+        for name in LISTS if not lists and row["figures"] else ():
+            del row["figures"][name]
     content = {
         "format": "micro.wan/1",
         "machine": {"cpus": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release()},
         "quick": arguments.quick,
         "nice": arguments.nice,
         "start_to_one_component_s": bench.started_s,
-        "rows": [asdict(row) for row in rows],
+        "rows": shown,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=None if lists else 1) + "\n")
 
 
 async def run_all(arguments: argparse.Namespace, directory: Path) -> int:
@@ -187,7 +191,9 @@ async def run_all(arguments: argparse.Namespace, directory: Path) -> int:
             rows.append(row)
             print(table([row]), flush=True)
             if arguments.json:
-                write_json(arguments.json, bench, rows, arguments)
+                write_json(arguments.json, bench, rows, arguments, lists=False)
+            if arguments.keep:
+                write_json(directory / "details.json", bench, rows, arguments, lists=True)
     except asyncio.CancelledError:
         is_interrupted = True
     finally:
@@ -232,7 +238,7 @@ def main() -> int:
         "--broker", choices=("node", "nats", "nats-durable"), default="", help="run all with this broker"
     )
     parser.add_argument("--json", type=Path, help="file for all figures, e.g. benchmarks/results/wan.json")
-    parser.add_argument("--keep", type=Path, help="directory for the logs of the processes; default: deleted")
+    parser.add_argument("--keep", type=Path, help="directory for the logs and details.json")
     parser.add_argument(
         "--nice", type=int, default=0, help="priority of all processes, e.g. -5 on a machine that does other work, too"
     )

@@ -33,7 +33,10 @@ SENT = "routing_messages_sent"
 SLOW_S = 0.25
 """Time of a call between clouds 1 and 2 that took the path of 400 ms, not that of 140 ms."""
 
-MAX_LISTED = 400
+MAX_LISTED = 3_000
+
+LISTS = ("failures", "losses", "rates", "states")
+"""Fields of `Figures` that are long, and only needed to find a cause."""
 
 
 @dataclass(slots=True, kw_only=True)

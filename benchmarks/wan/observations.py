@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_SAMPLE_AGE_S = 4.0
+MAX_SAMPLE_AGE_S = 5.0
 """Age in seconds at which the sample of a node no longer counts: it does not answer."""
 
 
