@@ -49,14 +49,21 @@ class Process:
     async def ready(self, mark: str = "ready") -> None:
         """Wait until the process has printed a line that starts with `mark`. Raises StartError."""
         end = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < end and self.is_running:
-            with self.log.open("rb") as log:
-                log.seek(self._log_start)
-                if any(line.startswith(mark.encode()) for line in log):
-                    return
+        while time.monotonic() < end:
+            is_running = self.is_running
+            if any(line.startswith(mark) for line in self.lines()):
+                return
+            if not is_running:
+                break
             await asyncio.sleep(0.05)
         tail = self.log.read_text(errors="replace")[-1_500:]
         raise StartError(f"{self.title} is not ready:\n{tail}")
+
+    def lines(self) -> list[str]:
+        """Return what the process has printed since its last start."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace").splitlines()
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal, if the process runs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -173,12 +174,14 @@ async def overload(run: Run) -> None:
     node = next(node for node in NODES if node.cloud == 2)
     service = next(name for name, clouds in layout.service_clouds().items() if clouds == (4,))
     seconds = 10 if run.quick else 20
-    run.fault()
-    await run.net.start_extra("flood", 2, "flood", node.call_address, service, str(seconds))
     run.repairs.append(run.net.stop_extra)
-    await run.sleep(seconds + 1)
-    await run.net.stop_extra()
+    flood = await run.net.start_extra("flood", 2, "flood", node.call_address, service, str(seconds))
+    await flood.ready()
+    run.fault()
+    await run.sleep(seconds)
     run.heal()
+    await flood.ready("{")
+    run.facts["flood"] = json.loads(flood.lines()[-1])
 
 
 async def _narrow(run: Run, *, has_icmp: bool) -> None:
