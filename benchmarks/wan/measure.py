@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from benchmarks.wan import layout
@@ -14,6 +14,7 @@ from benchmarks.wan.observations import (
     Call,
     Lost,
     Observations,
+    State,
     doubled_messages,
     failures_by_reason,
     lost_messages,
@@ -33,6 +34,7 @@ SENT = "routing_messages_sent"
 SLOW_S = 0.25
 """Time of a call between clouds 1 and 2 that took the path of 400 ms, not that of 140 ms."""
 
+STATE_STEP_S = 0.5
 MAX_LISTED = 3_000
 
 LISTS = ("failures", "losses", "rates", "states")
@@ -78,6 +80,8 @@ class Figures:
     reasons: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
     losses: list[dict[str, Any]] = field(default_factory=list)
+    not_one_s: dict[str, float] = field(default_factory=dict)
+    """Seconds after the heal in which the network was not one component, by reason; see `State.reason`."""
     rates: dict[str, list[list[float]]] = field(default_factory=dict)
     states: list[dict[str, Any]] = field(default_factory=list)
     """The components, the nodes that did not answer and the missing routes after the heal, when they changed."""
@@ -93,6 +97,7 @@ def measure(run: Run, end: float, cpu: Sequence[CpuSample]) -> Figures:
     sent = [rate for rate in rates(seen.samples, SENT) if rate.until <= end]
     fault_rates = mean_rates(sent, run.fault_at, run.heal_at)
     used = _cpu_percent(cpu, run.since, end)
+    states = _states(run, end) if run.heal_at else []
     idle = run.facts.get("idle_cpu_percent")
     return Figures(
         calls=len(calls),
@@ -123,7 +128,8 @@ def measure(run: Run, end: float, cpu: Sequence[CpuSample]) -> Figures:
         failures=[_listed(run, call) for call in failed[:MAX_LISTED]],
         losses=[_listed_loss(run, one) for one in lost[:MAX_LISTED]],
         rates=_curves(run, sent),
-        states=_states(run, end),
+        states=_shown_states(run, states),
+        not_one_s=_not_one_s(states),
     )
 
 
@@ -208,16 +214,26 @@ def _curves(run: Run, sent: Iterable[Any]) -> dict[str, list[list[float]]]:
     return dict(found)
 
 
-def _states(run: Run, end: float) -> list[dict[str, Any]]:
+def _states(run: Run, end: float) -> list[State]:
+    """Return the state of the network every `STATE_STEP_S` seconds after the heal."""
+    steps = int((end - run.heal_at) / STATE_STEP_S)
+    return [state_at(run.net.seen.samples, run.heal_at + step * STATE_STEP_S, run.net.live) for step in range(steps)]
+
+
+def _shown_states(run: Run, states: Iterable[State]) -> list[dict[str, Any]]:
+    """Return each state that differs from the one before."""
     found: list[dict[str, Any]] = []
-    at = run.heal_at or run.since
-    while at < end:
-        state = state_at(run.net.seen.samples, at, run.net.live)
-        shown = {"sizes": list(state.sizes), "silent": list(state.silent), "missing": state.missing}
-        if not found or {**found[-1], "after_heal_s": 0} != {**shown, "after_heal_s": 0}:
-            found.append({"after_heal_s": round(at - (run.heal_at or run.since), 1), **shown})
-        at += 0.5
+    previous: tuple[Any, ...] = ()
+    for state in states:
+        content = (state.sizes, state.silent, state.missing)
+        if content != previous:
+            found.append({"after_heal_s": round(state.at - run.heal_at, 1), **asdict(state)})
+        previous = content
     return found
+
+
+def _not_one_s(states: Iterable[State]) -> dict[str, float]:
+    return {reason: count * STATE_STEP_S for reason, count in Counter(s.reason for s in states).items() if reason}
 
 
 def unused(seen: Observations) -> bool:

@@ -139,7 +139,16 @@ class State:
     @property
     def is_one(self) -> bool:
         """Whether all nodes are linked, directly or over others, and each has routes to all services."""
-        return len(self.sizes) == 1 and not self.silent and self.missing == 0
+        return not self.reason
+
+    @property
+    def reason(self) -> str:
+        """Why the network is not one; empty if it is. While nodes do not answer, their links are not known."""
+        if self.silent:
+            return "nodes do not answer"
+        if len(self.sizes) != 1:
+            return "several components"
+        return "missing routes" if self.missing else ""
 
 
 def state_at(samples: Sequence[NodeSample], at: float, live: Iterable[str]) -> State:

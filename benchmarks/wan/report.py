@@ -66,7 +66,10 @@ def check_lines(rows: Sequence[Row]) -> list[str]:
         ]
         if row.figures is not None and row.figures.reasons:
             reasons = ", ".join(f"{count} {reason}" for reason, count in row.figures.reasons.items())
-            lines.append(f"     {title}: {reasons}")
+            lines.append(f"     {title}: failed calls: {reasons}")
+        if row.figures is not None and row.figures.not_one_s:
+            reasons = ", ".join(f"{seconds:g} s {reason}" for reason, seconds in row.figures.not_one_s.items())
+            lines.append(f"     {title}: not one component after the heal: {reasons}")
     met = sum(check.is_met for row in rows for check in row.checks)
     lines += ["", f"{met} of {sum(len(row.checks) for row in rows)} targets met"]
     return lines

@@ -37,8 +37,9 @@ def test_link_counts_if_both_ends_report_it() -> None:
 def test_network_is_one_only_if_all_nodes_answer_and_know_all_services() -> None:
     linked = [sample(1, "a", "b"), sample(1, "b", "a")]
     assert state_at(linked, 2, ("a", "b")).is_one
-    assert not state_at(linked, 20, ("a", "b")).is_one
-    assert not state_at([*linked, sample(2, "b", "a", missing=1)], 2, ("a", "b")).is_one
+    assert state_at(linked, 20, ("a", "b")).reason == "nodes do not answer"
+    assert state_at([*linked, sample(2, "b", "a", missing=1)], 2, ("a", "b")).reason == "missing routes"
+    assert state_at([*linked, sample(2, "b")], 2, ("a", "b")).reason == "several components"
     assert state_at(linked, 2, ("a", "b", "c")).silent == ("c",)
 
 

@@ -68,12 +68,14 @@ def test_check_is_met_by_good_figures_and_missed_by_worse_ones(name: str) -> Non
 
 def test_table_shows_each_value_with_its_verdict_and_target() -> None:
     figures = replace(GOOD, failed=3, late=1, last_failure_s=7.25, one_s=None, reasons={"RouteNotFound": 3})
+    figures.not_one_s = {"several components": 12.5}
     shown = table([Row(name="halves", broker="nats", figures=figures, checks=evaluate(("late", "one"), figures))])
     (line,) = (line for line in shown.splitlines() if line.startswith("halves"))
     assert "7.2 s FAIL " in line
     assert "never FAIL " in line
     assert "FAIL halves (nats): one component: never (target ≤ 10 s)" in shown
-    assert "halves (nats): 3 RouteNotFound" in shown
+    assert "halves (nats): failed calls: 3 RouteNotFound" in shown
+    assert "halves (nats): not one component after the heal: 12.5 s several components" in shown
     assert "0 of 2 targets met" in shown
 
 
