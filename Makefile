@@ -10,7 +10,7 @@ COVERAGE_FLOOR ?= 91
 # Container images often set this variable. Each of the many test processes would then compile all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint types docs bench bench-routing soak mutants coverage wheels changelog setup clean
+.PHONY: help demo test lint types docs bench bench-routing wan soak mutants coverage wheels changelog setup clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,9 @@ bench: $(STAMP) ## benchmark of the whole path, compared with two leaf-linked na
 
 bench-routing: $(STAMP) ## benchmark of the routing plane: update storms, convergence, tables
 	$(BIN)/python benchmarks/routing.py
+
+wan: $(STAMP) ## four clouds of three real nodes in network namespaces, through faults (root; ONLY=partition,halves, QUICK=1, JSON=FILE)
+	$(BIN)/python -m benchmarks.wan $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json $(JSON)) || test $$? -eq 77
 
 soak: $(STAMP) ## random faults and churn in the lab for 1,000 seeds (SEEDS=n for another number)
 	$(BIN)/python tests/lab/soak.py --seeds $(or $(SEEDS),1000)

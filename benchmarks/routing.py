@@ -5,8 +5,8 @@
    go-micro), and each node that receives an event for the first time forwards it to three others. A restart consists of
    two events, a deletion and a creation, which its advertise interval of 300 ms does not combine.
 2. Convergence after a service starts, a service stops, or a link breaks: median and p99 over seeds, 50 nodes, 1 % loss.
-3. Tables: look-up of the best of 100,000 routes compared with a plain dict, and processing of an advert with 1,000
-   entries.
+3. Tables: learning of 100,000 services of 1,000 origins, memory, look-up of the best route, and changes of the cost of an origin
+   and of a link.
 
     python benchmarks/routing.py [--seeds 200] [--only storm|convergence|tables] [--quick]
 """
@@ -15,24 +15,37 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import gc
 import logging
 import random
 import statistics
 import time
+import tracemalloc
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from micro_core.builtin.table.memory import MemoryTable
 from micro_core.contract.driver import CountersInMemory
-from micro_core.contract.table import NETWORK_LINK, Route
+from micro_core.contract.table import Offer
 from micro_core.lab import invariants, loop
 from micro_core.lab.lab_node import LabNode
 from micro_core.lab.net import Lab
 from micro_core.lab.options import LabOptions
 from micro_core.lab.simulated_links import Conditions
+from micro_core.routing import messages
 from micro_core.routing.damping import DampingPolicy
 from micro_core.routing.engine import Engine
-from micro_core.routing.events import Advert, Announce, DeleteRoute, MessageReceived, NeighbourUp, PutRoute
+from micro_core.routing.entries import Entry, OfferChanges, OfferEntry, OriginAnnounce
+from micro_core.routing.events import (
+    Advert,
+    ChangeOffers,
+    DeleteOriginRoute,
+    Effect,
+    MessageReceived,
+    NeighbourCost,
+    NeighbourUp,
+    PutOriginRoute,
+)
 from micro_core.routing.options import EngineOptions
 from micro_core.routing.router import RouterOptions
 from micro_core.rpc.service import Service
@@ -124,62 +137,96 @@ async def seconds_until(lab: Lab, is_true: Callable[[], bool]) -> float:
     return lab.now - started_at
 
 
-def routes(count: int, per_service: int = 4) -> list[Route]:
-    return [
-        Route(
-            service=f"svc.{number // per_service}",
-            address="",
-            gateway=f"g{number % per_service}",
+def adverts(origins: int, services: int, peer: str, metric_us: int = 1_000) -> list[Advert]:
+    """Return adverts of `peer` that contain `origins` origins with `services` services each."""
+    entries: list[Entry] = []
+    for number in range(origins):
+        origin = node_id(number)
+        route = OriginAnnounce(
+            origin=origin,
+            incarnation=1,
+            sequence=1,
+            site="s",
             network="n",
-            router=f"r{number % 97}",
-            link=NETWORK_LINK,
-            metric=1_000 + number % 17,
+            metric_us=metric_us,
+            path=(origin, peer),
         )
-        for number in range(count)
+        offers = [OfferEntry(Offer(f"svc.{number}.{one}", ("1",), 1), one + 1) for one in range(services)]
+        entries += [route, OfferChanges(origin, 1, 0, services, tuple(offers))]
+    chunks = [tuple(entries[start : start + 8]) for start in range(0, len(entries), 8)]
+    return [
+        Advert(number=index + 1, entries=chunk, begins=index == 0, ends=index == len(chunks) - 1)
+        for index, chunk in enumerate(chunks)
     ]
 
 
-def tables() -> None:
-    table, plain = MemoryTable(logger=logging.getLogger("bench"), counters=CountersInMemory()), dict[str, list[Route]]()
-    for route in routes(100_000):
-        table.put(route)
-        plain.setdefault(route.service, []).append(route)
-    names = [f"svc.{number}" for number in random.Random(1).choices(range(25_000), k=20_000)]
+def node_id(number: int) -> str:
+    letters = "abcdefghijklmnopqrstuvwxyz234567"
+    return "".join(letters[number >> shift & 31] for shift in (10, 5, 0)) + "x" * 29
+
+
+def apply(table: MemoryTable, effects: Sequence[Effect]) -> None:
+    for effect in effects:
+        match effect:
+            case PutOriginRoute(route):
+                table.put_origin_route(route)
+            case DeleteOriginRoute(key):
+                table.delete_origin_route(key)
+            case ChangeOffers(origin, changed, removed, is_complete):
+                table.change_offers(origin, changed, removed, is_complete=is_complete)
+
+
+def tables(origins: int = 1_000, services: int = 100) -> None:
+    left, right = "l" * 32, "r" * 32
+    engine = Engine(router="m" * 32, network="n", site="s", incarnation=1, random=random.Random(1))
+    table = MemoryTable(logger=logging.getLogger("bench"), counters=CountersInMemory())
+    for peer in (left, right):
+        apply(table, engine.handle(NeighbourUp(peer, 10_000), 0.0))
+    count = origins * services
+    payloads = {peer: [messages.encode(one) for one in adverts(origins, services, peer)] for peer in (left, right)}
+    gc.collect()
+    tracemalloc.start()
+    durations = {}
+    for peer, received in payloads.items():
+        decoded = [messages.decode(payload) for payload in received]
+        started_at = time.perf_counter()
+        for message in decoded:
+            apply(table, engine.handle(MessageReceived(peer, message), 1.0))
+        durations[peer] = time.perf_counter() - started_at
+    del decoded
+    memory = tracemalloc.get_traced_memory()[0] / count
+    tracemalloc.stop()
+    print(
+        f"\n{count:,} services of {origins:,} origins (times with the table; tracing of memory doubles those of learning)"
+    )
+    print(f"learn a service           {durations[left] / count * 1e6:8.2f} µs (target 10 µs)")
+    print(f"hear of it once more      {durations[right] / count * 1e6:8.2f} µs")
+    print(f"memory                    {memory:8.0f} bytes per service and origin, two neighbours (target 400)")
+    names = [
+        f"svc.{number % origins}.{number % services}" for number in random.Random(1).choices(range(count), k=20_000)
+    ]
     for name in names:
         table.lookup(name)
-    ours = timed(lambda: [table.lookup(name)[0] for name in names]) / len(names)
-    theirs = timed(lambda: [plain[name][0] for name in names]) / len(names)
     print(
-        f"\n100,000 routes: look-up of the best route {ours * 1e6:.2f} µs, in a plain dict {theirs * 1e6:.2f} µs (target 2 µs)"
+        f"look up the best route    {timed(lambda: [table.lookup(one)[0] for one in names]) / 2e4 * 1e6:8.2f} µs (target 2 µs)"
     )
-    durations = []
-    for _ in range(9):
-        engine = Engine(router="m" * 32, network="n", site="s", incarnation=1, random=random.Random(1))
-        engine.handle(NeighbourUp("l" * 32, 1_000), 0.0)
-        entries = tuple(
-            Announce(
-                origin="f" * 32,
-                incarnation=1,
-                sequence=number + 1,
-                service=f"svc.{number}",
-                versions=("1",),
-                capacity=0,
-                site="s",
-                network="n",
-                metric_us=1_000,
-                path=("f" * 32, "l" * 32),
-            )
-            for number in range(1_000)
-        )
-        advert = Advert(number=1, entries=entries, begins=True, ends=True)
+    change = OriginAnnounce(
+        origin=node_id(7), incarnation=1, sequence=1, site="s", network="n", metric_us=9_000, path=(node_id(7), left)
+    )
+    payload = messages.encode(Advert(number=len(payloads[left]) + 1, entries=(change,)))
+    started_at = time.perf_counter()
+    apply(table, engine.handle(MessageReceived(left, messages.decode(payload)), 2.0))
+    print(f"change one origin         {(time.perf_counter() - started_at) * 1e6:8.0f} µs")
+    durations_s = []
+    for cost_us in (40_000, 10_000, 90_000, 10_000):
+        apply(table, engine.handle(NeighbourCost(left, cost_us), 3.0))
         started_at = time.perf_counter()
-        for effect in engine.handle(MessageReceived("l" * 32, advert), 1.0):
-            if isinstance(effect, PutRoute):
-                table.put(effect.route)
-            elif isinstance(effect, DeleteRoute):
-                table.delete(effect.key)
-        durations.append(time.perf_counter() - started_at)
-    print(f"processing of an advert with 1,000 entries: {statistics.median(durations) * 1e3:.1f} ms (target 20 ms)")
+        apply(table, engine.handle(NeighbourCost(left, cost_us), 3.0))
+        durations_s.append(time.perf_counter() - started_at)
+    print(
+        f"change the cost of a link {statistics.median(durations_s) * 1e3:8.2f} ms"
+        f" = {statistics.median(durations_s) / origins * 1e6:.2f} µs per origin (target 5 ms)"
+    )
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -245,7 +292,11 @@ def main() -> None:
     restarts, seeds = (
         (RESTARTS // 10, max(2, arguments.seeds // 10)) if arguments.quick else (RESTARTS, arguments.seeds)
     )
-    parts = {"storm": lambda: print_storm(restarts), "convergence": lambda: print_convergence(seeds), "tables": tables}
+    parts: dict[str, Callable[[], None]] = {
+        "storm": lambda: print_storm(restarts),
+        "convergence": lambda: print_convergence(seeds),
+        "tables": tables,
+    }
     for name, part in parts.items():
         if arguments.only in (None, name):
             part()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import enum
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Protocol
 
 from micro_core.builtin.broker.host import BrokerHost
-from micro_core.builtin.registry.memory import MemoryRegistry
+from micro_core.builtin.broker.hub import HubBroker
+from micro_core.builtin.broker.node import NodeBroker, NodeBrokerOptions
+from micro_core.builtin.broker.subscribers import Subscribers
 from micro_core.builtin.table.memory import MemoryTable
-from micro_core.builtin.transport.memory import MemoryTransport
 from micro_core.contract.broker import Broker
 from micro_core.contract.driver import CountersInMemory, DriverContext
 from micro_core.contract.names import NETWORK_SERVICE
-from micro_core.contract.registry import Instance
+from micro_core.contract.resolver import Resolver
 from micro_core.contract.table import (
     LocalRouteChanged,
     OffersChanged,
@@ -25,9 +29,12 @@ from micro_core.contract.table import (
     Table,
     TableEvent,
 )
-from micro_core.contract.transport import Transport
+from micro_core.lab.directory import Directory
+from micro_core.lab.lab_registry import LabRegistry
+from micro_core.lab.lab_transport import LabTransport
 from micro_core.lab.loop import LabClock
 from micro_core.lab.options import LabOptions
+from micro_core.lab.process import SimulatedProcess
 from micro_core.lab.simulated_links import SimulatedLinks
 from micro_core.lifecycle.environment import Environment
 from micro_core.network.peers import PeerOptions
@@ -46,8 +53,23 @@ from micro_core.tunnel.identity import NodeIdentity
 TableMaker = Callable[[DriverContext], Table]
 """Creates the table of a node. It is called at each start of the node."""
 
+
+class SiteBroker(enum.Enum):
+    """The broker of a site."""
+
+    OWN = "own"
+    """The one that the node provides, used directly. For sites with one node."""
+    NODES = "nodes"
+    """Each node provides one, and clients choose between them: `broker:node`."""
+    SHARED = "shared"
+    """One for the whole site beside the nodes, as with NATS."""
+
+
 NETWORK = "lab"
 TOKEN = "test-token"  # noqa: S105
+
+PEERS_OF_SEEDS = PeerOptions(target_links=0, resolve_s=3_600.0, resolve_when_short_s=3_600.0)
+"""For nodes without resolvers: they keep the links to their seeds and no others."""
 
 
 def memory_table(context: DriverContext) -> Table:
@@ -61,6 +83,7 @@ class LabContext(Protocol):
     seed: int
     options: LabOptions
     links: SimulatedLinks
+    directory: Directory
 
     def note(self, source: str, text: str) -> None:
         """Add a line to the event log."""
@@ -70,21 +93,13 @@ class LabContext(Protocol):
         """Return a number that is unique in the lab."""
         ...
 
+    def shared_broker(self, site: str) -> Subscribers:
+        """Return the subscribers of the broker of a site with `SiteBroker.SHARED`."""
+        ...
 
-class LabRegistry(MemoryRegistry):
-    """The registry of a site. A client of it can crash without deregistering its records."""
 
-    async def abandon(self) -> None:
-        """Disconnect as a crashed process does: its records remain until their leases expire."""
-        hub, self._hub = self._hub, None
-        if hub is not None:
-            hub.detach(self._watches)
-            await self._watches.close()
-
-    async def deregister(self, instance: Instance) -> None:
-        """Deregister an instance. After `abandon`, this has no effect."""
-        if self._hub is not None:
-            await super().deregister(instance)
+ResolverMaker = Callable[["LabNode"], Resolver]
+"""Creates a resolver of a node. It is called at each start of the node."""
 
 
 @dataclass
@@ -99,6 +114,11 @@ class LabNode:
     router: RouterOptions
     table: TableMaker = memory_table
     seeds: list[str] = field(default_factory=list)
+    resolvers: Sequence[ResolverMaker] = ()
+    """With resolvers, the node chooses its links as in production. Without, it keeps those to its seeds."""
+    address: str = ""
+    """Where the node listens: `host:port`, or its name."""
+    broker: SiteBroker = SiteBroker.OWN
     is_alive: bool = False
     stopped_at: float = 0.0
     """Virtual seconds at which the node was stopped or killed the last time."""
@@ -106,6 +126,8 @@ class LabNode:
     """Number of starts so far."""
     counted_before: dict[str, int] = field(default_factory=dict)
     """The counters of the runs before the last start."""
+    process: SimulatedProcess | None = None
+    """The process of the last start."""
     _transports: int = 0
     _node: Node | None = None
     _registry: LabRegistry | None = None
@@ -121,6 +143,12 @@ class LabNode:
         return self._node
 
     @property
+    def registry(self) -> LabRegistry:
+        """The connection of the node to the registry of its site."""
+        assert self._registry is not None, f"node {self.name} was never started"
+        return self._registry
+
+    @property
     def id(self) -> str:
         """The node id."""
         return self.identity.node_id
@@ -128,14 +156,35 @@ class LabNode:
     async def start(self) -> LabNode:
         """Start the node. After `stop` or `kill`, it starts again with the same key and a later incarnation."""
         self.starts += 1
-        options = self.lab.options
-        counters = CountersInMemory()
-        source = self.random("node")
-        context = self._context(counters, source)
+        process = self.process = SimulatedProcess(asyncio.get_running_loop(), self.lab.options.cpu)
+        self.lab.links.run_in(self.name, process.context)
+        self.lab.directory.addresses.setdefault(self.name, self.address)
+        node = self._node = self._compose(process.context)
+        await self._in_process(node.start())
+        self.is_alive = True
+        node.router.watch(lambda event: self.lab.note(self.name, _describe(event)))
+        node.network.set_report_handler(lambda text: self.lab.note(self.name, text))
+        self.lab.note(self.name, "started")
+        return self
+
+    def _compose(self, process_context: contextvars.Context) -> Node:
+        options, counters = self.lab.options, CountersInMemory()
+        context = self._context(counters, self.random("node"))
         registry = self._registry = LabRegistry(context)
-        host = BrokerHost(node_id=self.id, counters=counters, logger=context.logger)
+        transport = self._transport(process_context)
+        host = None
+        if self.broker is SiteBroker.SHARED:
+            broker: Broker = HubBroker(lambda: self.lab.shared_broker(self.site), counters)
+        else:
+            host = BrokerHost(node_id=self.id, counters=counters, logger=context.logger)
+            broker = host.local_broker()
+            if self.broker is SiteBroker.NODES:
+                client = NodeBroker(NodeBrokerOptions(), replace(context, registry=registry, transport=transport))
+                client.set_local_host(host)
+                broker = client
         incarnation = int(self.clock.wall() * 1000) + self.starts
-        node = self._node = compose(
+        listeners = [(self.lab.links.driver(self.name, scheme), self.address) for scheme in options.schemes]
+        return compose(
             NodeComponents(
                 node=NodeDescription(node_id=self.id, name=self.name, site=self.site, network=NETWORK),
                 environment=Environment.from_context(context),
@@ -143,41 +192,54 @@ class LabNode:
                     identity=self.identity,
                     token=TOKEN,
                     incarnation=incarnation,
-                    listeners=[(self.lab.links.driver(self.name, scheme), self.name) for scheme in options.schemes],
+                    listeners=listeners,
+                    resolvers=[make(self) for make in self.resolvers],
                     seeds=tuple(self.seeds),
-                    peers=PeerOptions(target_links=0, resolve_s=3_600.0, resolve_when_short_s=3_600.0),
+                    peers=options.peers if self.resolvers else PEERS_OF_SEEDS,
                     tunnel=options.tunnel,
                 ),
                 routing=RoutingSettings(table=self.table(context), incarnation=incarnation, router=self.router),
-                forwarding=ForwardingSettings(transport=self._transport(), broker=host.local_broker()),
+                forwarding=ForwardingSettings(transport=transport, broker=broker),
                 registry=registry,
                 broker_host=host,
                 lease_s=options.registry_lease_s,
             )
         )
-        await node.start()
-        self.is_alive = True
-        node.router.watch(lambda event: self.lab.note(self.name, _describe(event)))
-        node.network.set_report_handler(lambda text: self.lab.note(self.name, text))
-        self.lab.note(self.name, "started")
-        return self
+
+    async def _in_process(self, work: Coroutine[None, None, None]) -> None:
+        assert self.process is not None
+        await asyncio.get_running_loop().create_task(work, context=self.process.context.copy())
 
     async def stop(self) -> None:
         """Shut the node down gracefully: all routes are withdrawn first."""
         self.lab.note(self.name, "stopped")
-        await self.node.stop()
+        await self._in_process(self.node.stop())
         await self._after_stop()
 
-    async def kill(self) -> None:
-        """Crash the node and the services of its site: no message is sent, and records remain until their leases expire."""
+    async def kill(self, *, with_services: bool = True) -> None:
+        """Crash the node, and the services that were started on it: no message is sent, and records remain until their leases expire.
+
+        Without `with_services`, the services of the site continue to run. Other nodes of the site serve them.
+        """
         self.lab.note(self.name, "killed")
         self.lab.links.disconnect_silently(self.name)
         assert self._registry is not None
+        assert self.process is not None
+        self.process.end()
         await self._registry.abandon()
-        for instance_id in [*self._services]:
+        for instance_id in [*self._services] if with_services else []:
             await self.kill_service(instance_id)
         await self.node.stop(drain=False)
         await self._after_stop()
+
+    def sleep(self, seconds: float) -> None:
+        """Stop the process of the node for `seconds`, as a SIGSTOP or a suspended machine does. Its services continue.
+
+        Its timers and received data wait meanwhile. Afterwards, all of them are processed at once.
+        """
+        self.lab.note(self.name, f"sleeps for {seconds:.6g} s")
+        assert self.process is not None
+        self.process.stop(seconds)
 
     async def _after_stop(self) -> None:
         self.is_alive, self.stopped_at = False, self.clock.now()
@@ -194,10 +256,11 @@ class LabNode:
         chosen_id = instance_id or f"{service.name}-{self.name}-{self.lab.next_number()}"
         registry = LabRegistry(self._context(service.counters, self.random(chosen_id)))
         await registry.start()
+        transport = self._transport()
         service.attach(
             registry=registry,
-            transport=self._transport(),
-            broker=self._broker(),
+            transport=transport,
+            broker=self._broker(chosen_id, registry, transport),
             clock=self.clock,
             random=self.random(chosen_id),
             instance_id=chosen_id,
@@ -252,11 +315,12 @@ class LabNode:
             name = f"client-{self.name}"
             registry = LabRegistry(self._context(CountersInMemory(), self.random(name)))
             await registry.start()
+            transport = self._transport()
             self._clients.append(
                 Client(
                     registry=registry,
-                    transport=self._transport(),
-                    broker=self._broker(),
+                    transport=transport,
+                    broker=self._broker(name, registry, transport),
                     proxy=NETWORK_SERVICE,
                     name=name,
                     clock=self.clock,
@@ -282,15 +346,22 @@ class LabNode:
         """Return a random generator for one purpose. Generators for other purposes are independent of it."""
         return Random(f"{self.lab.seed}/{self.name}/{purpose}/{self.starts}")  # noqa: S311
 
-    def _transport(self) -> Transport:
+    def _transport(self, context: contextvars.Context | None = None) -> LabTransport:
         self._transports += 1
         source = self.random(f"transport {self._transports}")
-        return MemoryTransport(network=NETWORK, site=self.site, random=source)
+        return LabTransport(NETWORK, self.site, source, context)
 
-    def _broker(self) -> Broker:
-        host = self.node.broker_host
-        assert host is not None
-        return host.local_broker()
+    def _broker(self, name: str, registry: LabRegistry, transport: LabTransport) -> Broker:
+        """Return the client of the broker of this site for a service or a client."""
+        if self.broker is SiteBroker.OWN:
+            host = self.node.broker_host
+            assert host is not None
+            return host.local_broker()
+        counters = CountersInMemory()
+        if self.broker is SiteBroker.SHARED:
+            return HubBroker(lambda: self.lab.shared_broker(self.site), counters)
+        context = replace(self._context(counters, self.random(f"broker of {name}")), registry=registry)
+        return NodeBroker(NodeBrokerOptions(), replace(context, transport=transport))
 
     def _context(self, counters: Any, source: Random) -> DriverContext:
         return DriverContext(

@@ -1,5 +1,7 @@
 """An asyncio event loop on virtual time, which jumps to the next timer. Callbacks always run in the same order.
 
+A callback of a process that is busy or stopped waits, see `process.py`.
+
 The loop has no sockets. Functions for an executor run immediately in the loop instead of in a thread.
 """
 
@@ -12,6 +14,8 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+from micro_core.lab.process import PROCESS
 
 T = TypeVar("T")
 
@@ -108,7 +112,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
             following = self._next_timer()
         for _ in range(len(self._ready)):
             handle = self._ready.popleft()
-            if not handle.cancelled():
+            if handle.cancelled():
+                continue
+            process = handle._context.get(PROCESS)  # type: ignore[attr-defined]
+            if process is not None and process.is_held:
+                process.hold(handle)
+            else:
                 handle._run()
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override] # noqa: ARG002

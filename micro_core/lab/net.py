@@ -9,9 +9,11 @@ import random
 import string
 from collections.abc import Callable, Iterable, Sequence
 
+from micro_core.builtin.broker.subscribers import Subscribers
 from micro_core.contract.names import PATH_SEPARATOR
 from micro_core.lab import invariants
-from micro_core.lab.lab_node import LabNode, TableMaker, memory_table
+from micro_core.lab.directory import Directory
+from micro_core.lab.lab_node import LabNode, ResolverMaker, SiteBroker, TableMaker, memory_table
 from micro_core.lab.loop import LabClock
 from micro_core.lab.options import LabOptions
 from micro_core.lab.simulated_links import Conditions, SimulatedLinks
@@ -44,10 +46,13 @@ class Lab:
         self.options = options or LabOptions()
         self.links = SimulatedLinks(random.Random(f"{seed}/links"), conditions)  # noqa: S311
         self.nodes: dict[str, LabNode] = {}
+        self.directory = Directory()
+        """The addresses that the resolvers return."""
         self.log: list[str] = []
         self.events = 0
         self._digest = hashlib.blake2b(digest_size=16)
         self._numbers = itertools.count(1)
+        self._shared_brokers: dict[str, Subscribers] = {}
         self._loop = asyncio.get_running_loop()
 
     # ------------------------------------------------------------------------ nodes
@@ -61,6 +66,10 @@ class Lab:
         skew_s: float = 0.0,
         router: RouterOptions | None = None,
         table: TableMaker = memory_table,
+        resolvers: Sequence[ResolverMaker] = (),
+        address: str = "",
+        broker: SiteBroker = SiteBroker.OWN,
+        is_behind_nat: bool = False,
     ) -> LabNode:
         """Create and start a node.
 
@@ -71,6 +80,10 @@ class Lab:
             skew_s: Error of its wall clock in seconds.
             router: Options of its router. By default, those of the lab.
             table: Creates its table at each start. By default, the table is in memory and empty after each start.
+            resolvers: Create its resolvers at each start. With resolvers, it chooses its links as in production.
+            address: Where it listens, as `host:port`. By default, its name.
+            broker: The broker of its site, the same for all nodes of the site.
+            is_behind_nat: Whether nodes of other sites cannot dial it.
 
         Raises:
             ValueError: If a node with this name exists.
@@ -78,6 +91,7 @@ class Lab:
         if name in self.nodes:
             raise ValueError(f"cannot add node {name}: the name is already in use")
         raw = random.Random(f"{self.seed}/{name}/key").randbytes(32)  # noqa: S311
+        self.links.add_node(name, site=site or name, address=address or name, is_behind_nat=is_behind_nat)
         node = self.nodes[name] = LabNode(
             lab=self,
             name=name,
@@ -87,6 +101,9 @@ class Lab:
             router=router or self.options.router,
             table=table,
             seeds=[self._address(other if isinstance(other, str) else other.name) for other in links],
+            resolvers=resolvers,
+            address=address or name,
+            broker=broker,
         )
         return await node.start()
 
@@ -242,6 +259,10 @@ class Lab:
     def next_number(self) -> int:
         """Return a number that is unique in the lab."""
         return next(self._numbers)
+
+    def shared_broker(self, site: str) -> Subscribers:
+        """Return the subscribers of the broker of a site with `SiteBroker.SHARED`."""
+        return self._shared_brokers.setdefault(site, Subscribers())
 
     def alive(self) -> list[LabNode]:
         """Return the running nodes."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from micro_core.lab.process import CpuModel
 from micro_core.lab.simulated_links import SCHEME
+from micro_core.network.peers import PeerOptions
 from micro_core.routing.router import RouterOptions
 from micro_core.tunnel.tunnel import TunnelOptions
 
@@ -18,5 +20,9 @@ class LabOptions:
     registry_lease_s: float = 90.0
     schemes: tuple[str, ...] = (SCHEME,)
     """The link drivers of every node, in order of preference. They share the links, but each can be blocked alone."""
+    cpu: CpuModel | None = None
+    """Time that the work of a node takes. None means that it takes no time."""
+    peers: PeerOptions = field(default_factory=PeerOptions)
+    """How nodes with resolvers choose their links."""
     keep_log: bool = True
     """Keep the lines of the event log. Otherwise only their hash is computed."""

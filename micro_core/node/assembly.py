@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from micro_core.builtin.broker.host import BrokerHost
+from micro_core.builtin.broker.node import NodeBroker
 from micro_core.config import Settings
 from micro_core.config.settings import NodeSettings
 from micro_core.contract.broker import Broker
@@ -120,11 +121,13 @@ def routing_settings(settings: Settings, table: Table, *, incarnation: int) -> R
 
 def _build_broker(catalog: Catalog, settings: Settings, context: DriverContext) -> tuple[Broker, BrokerHost | None]:
     (entry,) = drivers_of(catalog, settings, Role.BROKER)
-    if entry.qualified != NODE_BROKER:
-        broker: Broker = build(catalog, settings, entry, context)
+    broker: Broker = build(catalog, settings, entry, context)
+    if entry.qualified != NODE_BROKER or not isinstance(broker, NodeBroker):
         return broker, None
+    # The node is a client of all brokers of its site, like the services: another node may host the one in use.
     host = BrokerHost(node_id=context.node_id, counters=context.counters, logger=context.logger)
-    return host.local_broker(), host
+    broker.set_local_host(host)
+    return broker, host
 
 
 def describe_node(settings: Settings, node_id: str) -> NodeDescription:

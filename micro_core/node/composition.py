@@ -32,7 +32,7 @@ class NodeComponents:
     forwarding: ForwardingSettings
     registry: Registry
     broker_host: BrokerHost | None = None
-    """The broker of the site if this node provides it. `forwarding.broker` is then its local client."""
+    """The broker that this node hosts for its site. `forwarding.broker` is then a client of all hosts of the site."""
     address: str = ""
     """Where the node accepts calls from its site. Empty for a free address."""
     lease_s: float = 90.0

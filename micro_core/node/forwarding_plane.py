@@ -79,7 +79,9 @@ class ForwardingPlane:
             dial_session=self._dial_session,
             environment=environment,
         )
-        self.topics = Topics(router=routes, proxy=self.proxy, broker=settings.broker, environment=environment)
+        self.topics = Topics(
+            site=node.site, router=routes, proxy=self.proxy, broker=settings.broker, environment=environment
+        )
         self.proxy.set_message_handler(self.topics.message_received)
 
     @property

@@ -1,27 +1,30 @@
 """Carries messages between sites: each site with a subscriber gets one copy, a site without subscribers gets no copy.
 
-Interest in a topic is a route (`~topic`). The node subscribes on its own broker to the topics in which another site is
-interested, and sends each message towards the origins of that interest. The copy lists its targets, and every hop splits
-the list by next hop (explicit multicast, RFC 5058). A target publishes the message on the broker of its site, marked with
-a header so that no node of the site sends it to other sites again.
+Interest in a topic is a route (`~topic`), which every node of a site with a subscriber advertises. All nodes of a site
+subscribe on its broker to the topics in which another site is interested. The leader of the site (`site_leaders`) sends
+each message to the leader of each such site; the other nodes keep it for a while (`handover`). The copy lists its targets,
+and every hop splits the list by next hop (explicit multicast, RFC 5058). A target publishes the message on the broker of
+its site, marked with a header so that no node of the site sends it to other sites again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from micro_core.contract.broker import Broker, Message, Subscription
 from micro_core.contract.errors import MicroError, Unreachable
-from micro_core.contract.names import INTEREST_PREFIX, interest_name
-from micro_core.contract.table import NETWORK_LINK, TableEvent
+from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE, interest_name
+from micro_core.contract.table import ANY_SERVICE, NETWORK_LINK, OffersChanged, Route, TableEvent
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.proxy.duplicate_filter import DuplicateFilter
+from micro_core.proxy.handover import Handover
 from micro_core.proxy.proxy import Proxy
 from micro_core.proxy.routes import RouteSource, changes_interests
+from micro_core.proxy.site_leaders import leaders_by_site, lesser_node
 from micro_core.wire import limits
 from micro_core.wire.frames import Kind, encode_message
 from micro_core.wire.header import EventHeader, encode_header
@@ -35,6 +38,9 @@ ORIGIN = "micro-origin"
 MAX_WAITING = 10_000
 """Maximum number of messages that wait for the broker of the site; further ones are dropped and counted."""
 
+TICK_S = 1.0
+"""Interval in seconds at which the leader of the site is determined again, while this node has subscriptions."""
+
 
 class Topics:
     """Carries messages between the broker of the site and the other sites."""
@@ -42,12 +48,14 @@ class Topics:
     def __init__(
         self,
         *,
+        site: str,
         router: RouteSource,
         proxy: Proxy,
         broker: Broker,
         environment: Environment,
     ) -> None:
         self._node_id = environment.node_id
+        self._site = site
         self._router = router
         self._proxy = proxy
         self._broker = broker
@@ -55,8 +63,18 @@ class Topics:
         self._logger = environment.logger
         self._counters = environment.counters
         self._duplicates = DuplicateFilter()
+        self._handover = Handover(environment.clock.now())
+        self._node_routes: Sequence[Route] | None = None
+        """The routes of the nodes from which the next two values were computed."""
+        self._has_lesser = False
+        """Whether another node of this site is its leader."""
+        self._has_others = False
+        """Whether this site has another node."""
+        self._expired = 0
+        """Number of kept messages that were dropped, as far as it is counted."""
         self._subscriptions: dict[str, Subscription] = {}
-        self._interest: set[str] = set()
+        self._changed_topics: dict[str, None] = {}
+        """Topics whose interest has changed since they were compared with the subscriptions."""
         self._waiting: deque[tuple[str, Message]] = deque()
         self._changed = asyncio.Event()
         self._has_waiting = asyncio.Event()
@@ -73,7 +91,8 @@ class Topics:
         Raises what `subscribe` of the broker raises.
         """
         self._router.watch(self._route_changed)
-        self._interest = set(self._topics_of_interest())
+        self._changed_topics = {service[len(INTEREST_PREFIX) :]: None for service in self._router.interests()}
+        self._update_role()
         await self._reconcile()
         self._tasks.start(self._reconcile_periodically())
         self._tasks.start(self._deliver())
@@ -88,6 +107,11 @@ class Topics:
                 self._logger.info("subscription not closed", extra={"reason": str(error)})
         self._subscriptions.clear()
 
+    @property
+    def is_leader(self) -> bool:
+        """Whether this node sends the messages of its site to other sites."""
+        return not self._has_lesser
+
     def topics(self) -> list[str]:
         """Return the topics that are sent to other sites now."""
         return sorted(self._subscriptions)
@@ -95,19 +119,30 @@ class Topics:
     # --------------------------------------------------------------- interest
 
     def _route_changed(self, event: TableEvent) -> None:
-        if changes_interests(event):
+        if isinstance(event, OffersChanged):
+            offers = [after or before for before, after in event.changes if before is None or after is None]
+            services = {offer.service for offer in offers if offer is not None}
+            topics = [one[len(INTEREST_PREFIX) :] for one in services if one.startswith(INTEREST_PREFIX)]
+            is_role_affected = NETWORK_SERVICE in services
+        elif changes_interests(event):
+            # An origin was added or removed, with all that it is interested in.
+            topics = [*self._subscriptions, *(one[len(INTEREST_PREFIX) :] for one in self._router.interests())]
+            is_role_affected = True
+        else:
+            return
+        self._changed_topics.update(dict.fromkeys(topics))
+        if topics or is_role_affected:
             self._changed.set()
-
-    def _topics_of_interest(self) -> Iterable[str]:
-        for service in self._router.interests():
-            if any(route.link == NETWORK_LINK for route in self._router.lookup(service)):
-                yield service[len(INTEREST_PREFIX) :]
 
     async def _reconcile_periodically(self) -> None:
         while True:
-            await self._changed.wait()
+            try:
+                async with asyncio.timeout(TICK_S if self._subscriptions else None):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
             self._changed.clear()
-            self._interest = set(self._topics_of_interest())
+            self._update_role()
             try:
                 await self._reconcile()
             except MicroError as error:
@@ -117,9 +152,23 @@ class Topics:
                 self._changed.set()
 
     async def _reconcile(self) -> None:
-        for topic in sorted(self._interest.difference(self._subscriptions)):
+        """Subscribe to the topics in which another site is interested, and to no others."""
+        while self._changed_topics:
+            topic = next(iter(self._changed_topics))
+            del self._changed_topics[topic]
+            try:
+                await self._reconcile_topic(topic)
+            except MicroError:
+                self._changed_topics[topic] = None
+                raise
+
+    async def _reconcile_topic(self, topic: str) -> None:
+        is_of_interest = bool(leaders_by_site(self._router.lookup(interest_name(topic)), own_site=self._site))
+        if is_of_interest and topic not in self._subscriptions:
+            if not self._subscriptions:
+                self._handover.begin(self._clock.now())
             self._subscriptions[topic] = await self._broker.subscribe(topic, self._published_locally)
-        for topic in sorted(set(self._subscriptions).difference(self._interest)):
+        elif not is_of_interest and topic in self._subscriptions:
             await self._subscriptions.pop(topic).close()
 
     # --------------------------------------------------------------- outgoing
@@ -127,17 +176,40 @@ class Topics:
     async def _published_locally(self, topic: str, message: Message) -> None:
         if DELIVERED_BY in message.headers:
             return
-        targets = {route.router for route in self._router.lookup(interest_name(topic)) if route.link == NETWORK_LINK}
+        self._update_role()
+        if self._handover.must_send(topic, message, self._clock.now()):
+            self._send_to_other_sites(topic, message)
+
+    def _update_role(self) -> None:
+        """Determine whether this node is the leader of its site. If it has become the leader, send the kept messages."""
+        routes = self._router.lookup(NETWORK_SERVICE)
+        if routes is not self._node_routes:
+            # Tables return the same object until a route has changed.
+            self._node_routes = routes
+            self._has_lesser = bool(lesser_node(routes, own_site=self._site, node_id=self._node_id))
+            self._has_others = any(route.link == NETWORK_LINK and route.site == self._site for route in routes)
+        due = self._handover.update(has_lesser=self._has_lesser, has_others=self._has_others, now=self._clock.now())
+        for kept in due:
+            self._counters.add("topics_messages_taken_over")
+            self._send_to_other_sites(kept.topic, kept.message)
+        expired = self._handover.expired - self._expired
+        if expired:
+            self._expired += expired
+            self._counters.add("topics_messages_expired", expired)
+
+    def _send_to_other_sites(self, topic: str, message: Message) -> None:
+        """Send one copy to the leader of each interested site."""
+        leaders = leaders_by_site(self._router.lookup(interest_name(topic)), own_site=self._site)
         header = EventHeader(
             topic, message.id, message.content_type, message.headers, (), limits.MAX_HOPS, self._node_id
         )
-        self._send(header, sorted(targets), message.body)
+        self._send(header, sorted(route.router for route in leaders.values()), message.body)
 
     def _send(self, header: EventHeader, targets: Iterable[str], body: bytes) -> None:
         by_gateway: dict[str, list[str]] = defaultdict(list)
         gateways: dict[str, str] = {}
         for route in self._router.lookup(interest_name(header.topic)):
-            if route.link == NETWORK_LINK:
+            if route.link == NETWORK_LINK and route.service != ANY_SERVICE:
                 gateways.setdefault(route.router, route.gateway)
         for target in targets:
             gateway = gateways.get(target)
@@ -177,6 +249,20 @@ class Topics:
             else:
                 self._send(header._replace(hops_left=header.hops_left - 1), onward, body)
         if len(onward) < len(new_targets):
+            self._received_for_own_site(header, body)
+
+    def _received_for_own_site(self, header: EventHeader, body: bytes) -> None:
+        """Publish the message on the broker of the site, unless another node is the leader of this site.
+
+        The sender may know other nodes of the site than this node does. A message is only passed on to a smaller node id,
+        so that it cannot return.
+        """
+        routes = self._router.lookup(interest_name(header.topic))
+        leader = lesser_node(routes, own_site=self._site, node_id=self._node_id)
+        if leader and header.hops_left > 0:
+            self._counters.add("topics_messages_passed_to_leader")
+            self._send(header._replace(hops_left=header.hops_left - 1), [leader], body)
+        else:
             self._enqueue(header, body)
 
     def _enqueue(self, header: EventHeader, body: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from micro_core.contract.names import LOAD_KEY, NETWORK_SERVICE, NODE_KEY, SCOPE_KEY, SITE_SCOPE, interest_name
+from micro_core.contract.names import LOAD_KEY, SCOPE_KEY, SITE_SCOPE, interest_name
 from micro_core.contract.registry import EndpointKind, Instance
 from micro_core.contract.table import ANY_SERVICE
 from micro_core.routing.events import InstanceDown, InstanceUp, LocalInstance, LocalServices, RoutingEvent
@@ -23,8 +23,6 @@ class SiteInstances:
         self._instances: dict[str, Instance] = {}
         self._changed_ids: set[str] = set()
         """The instances that the watch has reported since `begin_comparison`."""
-        self._site_nodes: dict[str, str] = {}
-        """Node ids of the nodes of this site, by instance id."""
 
     def begin_comparison(self) -> None:
         """Begin to record changes. To be called before the registry is read for `replace_all`."""
@@ -39,7 +37,6 @@ class SiteInstances:
             if instance_id in self._instances:
                 found[instance_id] = self._instances[instance_id]
         self._instances = found
-        self._site_nodes = {i.id: i.metadata[NODE_KEY] for i in found.values() if _is_node(i)}
         return [self._local_services()]
 
     def put(self, instance: Instance) -> list[RoutingEvent]:
@@ -47,11 +44,8 @@ class SiteInstances:
         before = self._instances.get(instance.id)
         self._instances[instance.id] = instance
         self._changed_ids.add(instance.id)
-        events: list[RoutingEvent] = []
-        if _is_node(instance):
-            self._site_nodes[instance.id] = instance.metadata[NODE_KEY]
-            events.append(self._local_services())
         provided = dict(self._provided(instance))
+        events: list[RoutingEvent] = []
         if before is not None:
             events += [InstanceDown(name, instance.id) for name, _ in self._provided(before) if name not in provided]
         events += [InstanceUp(name, instance.id, local) for name, local in provided.items()]
@@ -63,20 +57,9 @@ class SiteInstances:
         self._changed_ids.add(instance_id)
         if instance is None:
             return []
-        events: list[RoutingEvent] = []
-        if self._site_nodes.pop(instance_id, None) is not None:
-            events.append(self._local_services())
-        # Interest may have been advertised while this node was the leader.
-        events += [InstanceDown(name, instance_id) for name, _ in self._provided(instance, always_with_interest=True)]
-        return events
+        return [InstanceDown(name, instance_id) for name, _ in self._provided(instance)]
 
-    def _is_leader(self) -> bool:
-        """Return whether this node advertises interest: only one node per site does, so that messages arrive once."""
-        return self._node_id <= min(self._site_nodes.values(), default=self._node_id)
-
-    def _provided(
-        self, instance: Instance, *, always_with_interest: bool = False
-    ) -> Iterable[tuple[str, LocalInstance]]:
+    def _provided(self, instance: Instance) -> Iterable[tuple[str, LocalInstance]]:
         """Yield the names under which an instance is advertised: its service and the topics it subscribes to."""
         if instance.metadata.get(SCOPE_KEY) == SITE_SCOPE:
             return
@@ -86,10 +69,9 @@ class SiteInstances:
         yield instance.service, local
         # Messages are not distributed by load, so interest is advertised without it.
         subscriber = LocalInstance(address=instance.address, version=instance.version)
-        if always_with_interest or self._is_leader():
-            for endpoint in instance.endpoints:
-                if endpoint.kind is EndpointKind.SUBSCRIBER:
-                    yield interest_name(endpoint.name), subscriber
+        for endpoint in instance.endpoints:
+            if endpoint.kind is EndpointKind.SUBSCRIBER:
+                yield interest_name(endpoint.name), subscriber
 
     def _local_services(self) -> LocalServices:
         services: dict[str, dict[str, LocalInstance]] = defaultdict(dict)
@@ -104,7 +86,3 @@ class SiteInstances:
 def _parse_load(text: str) -> int:
     """Parse the load that an instance reports. Invalid values count as 0."""
     return min(int(text), MAX_LOAD_US) if text.isascii() and text.isdigit() and len(text) <= 9 else 0
-
-
-def _is_node(instance: Instance) -> bool:
-    return instance.service == NETWORK_SERVICE and NODE_KEY in instance.metadata

@@ -44,6 +44,8 @@ class FramePipe:
     ) -> None:
         self.received_count = 0
         """Number of reads. It does not change while the peer is silent."""
+        self.answered = asyncio.Event()
+        """Set once the HELLO of the peer has arrived, and after the end of the connection."""
         self.drained = asyncio.Event()
         """Set while `is_full` is false, and after the end of the connection."""
         self.drained.set()
@@ -133,6 +135,7 @@ class FramePipe:
         self._outgoing.clear()
         self.drained.set()
         self._receiver.pipe_lost(error)
+        self.answered.set()
 
     # ---------------------------------------------------------------- private
 
@@ -142,6 +145,7 @@ class FramePipe:
                 raise Malformed("the first frame is not HELLO")
             decode_hello(frame.header)
             self._is_hello_received = True
+            self.answered.set()
         elif frame.kind == Kind.PING:
             self.send([encode(Kind.PONG, 0, b"", frame.body[:MAX_PONG_BYTES])])
         else:

@@ -15,9 +15,14 @@ from micro_core.contract.errors import Conflict, EndpointNotFound, MicroError, O
 from micro_core.contract.messages import check_message, check_queue
 from micro_core.contract.names import check_topic
 from micro_core.contract.transport import Listener, Socket, Transport
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.wire import limits
 from micro_core.wire.frames import Frame, Kind, encode
 from micro_core.wire.header import CallHeader, decode_call_header, encode_map
+
+CLIENT_SILENCE_S = 15.0
+"""A client that sends nothing for this long, in seconds, is disconnected. Clients send a keepalive every second. Otherwise a dead
+machine would remain a member of its queue groups."""
 
 
 class BrokerHost:
@@ -32,11 +37,15 @@ class BrokerHost:
         self._listener: Listener | None = None
         self._connections: dict[_ClientConnection, None] = {}
         self._is_closed = False
+        self._tasks = BackgroundTasks(
+            component="broker host", logger=logger, counters=counters, failure_counter="broker_tasks_failed"
+        )
 
     async def start(self, transport: Transport, address: str = "") -> None:
         """Listen at `address`; an empty address means a free one. Raises Conflict."""
         self._listener = await transport.listen(address, self._accept)
         self.address = self._listener.address
+        self._tasks.start(self._disconnect_silent_clients())
 
     async def close(self) -> None:
         """Stop listening, send queued messages and close all connections. Takes about one second at most.
@@ -44,6 +53,7 @@ class BrokerHost:
         Safe to call twice.
         """
         self._is_closed = True
+        await self._tasks.cancel()
         if self._listener is not None:
             await self._listener.close()
         await asyncio.gather(*(connection.pipe.close() for connection in list(self._connections)))
@@ -55,6 +65,15 @@ class BrokerHost:
     def remove_connection(self, connection: _ClientConnection) -> None:
         """Forget a connection that has ended."""
         self._connections.pop(connection, None)
+
+    async def _disconnect_silent_clients(self) -> None:
+        while True:
+            received_counts = {connection: connection.pipe.received_count for connection in self._connections}
+            await asyncio.sleep(CLIENT_SILENCE_S)
+            for connection, received_count in received_counts.items():
+                if connection in self._connections and connection.pipe.received_count == received_count:
+                    self.counters.add("broker_clients_silent")
+                    connection.pipe.close_in_background()
 
     def _accept(self, socket: Socket) -> None:
         connection = _ClientConnection(self, socket)

@@ -1,17 +1,19 @@
-"""The driver `broker:node`: a client of the broker that a node of this site hosts.
+"""The driver `broker:node`: a client of the brokers that the nodes of this site host.
 
-The client finds the hosts in the registry, as `go.micro.broker`, and uses the one with the smallest id, so that all clients
-of a site use the same host. If a host with a smaller id appears, all clients change to it. Subscriptions are restored on
-each new connection.
+The client finds the hosts in the registry, as `go.micro.broker`. It subscribes on the three hosts with the smallest ids
+that answer, and publishes on the one with the smallest id (`host_selection`), so that a message reaches each subscriber
+once. Subscriptions are restored on each new connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
 
+from micro_core.builtin.broker.host import BrokerHost
+from micro_core.builtin.broker.host_connection import MAX_RETRY_S, BrokerSession, HostConnection
+from micro_core.builtin.broker.host_selection import SETTLE_S, HostState, host_to_publish_on, hosts_to_connect
+from micro_core.builtin.broker.local_session import LocalSession
 from micro_core.builtin.broker.mailbox import Mailbox
 from micro_core.builtin.broker.session import HostSession
 from micro_core.contract import (
@@ -20,10 +22,13 @@ from micro_core.contract import (
     ConfigError,
     Driver,
     DriverContext,
+    Instance,
     LinkLost,
     Message,
     MessageHandler,
     MicroError,
+    Registry,
+    RegistryEventKind,
     Subscription,
     Unreachable,
     hookimpl,
@@ -33,29 +38,35 @@ from micro_core.contract.messages import check_message, check_queue
 from micro_core.contract.names import BROKER_SERVICE, check_topic
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 
-CONNECT_TIMEOUT_S = 5.0
-"""Time to find the host, dial it and restore all subscriptions."""
+DIAL_TIMEOUT_S = 2.0
 
-INITIAL_RETRY_S = 0.05
+INITIAL_ROUND_S = 1.0
+"""Seconds that the first use waits for hosts with a smaller id than one that is connected already."""
+
+SUBSCRIBE_GRACE_S = 1.0
+"""Seconds that `subscribe` waits for further hosts once one has acknowledged the subscription."""
+
+CONFIGURED_HOST = "configured"
+"""Id of the host with the configured address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeBrokerOptions:
     """Options of `broker:node`."""
 
-    address: str = option("", "Address of the host. If empty, the registry is searched for it.")
+    address: str = option("", "Address of the only host. If empty, the hosts are those of the registry.")
     publish_timeout_s: float = option(5.0, "Seconds that `publish` waits for the host.")
     subscribe_timeout_s: float = option(2.0, "Seconds that `subscribe` waits for a host before it returns without one.")
     retry_s: float = option(0.5, "Longest pause between two attempts to connect, in seconds.")
     keepalive_s: float = option(
-        10.0, "Interval of keepalives in seconds. A host that does not answer within it is disconnected."
+        1.0, "Interval of keepalives in seconds. A host that is silent for three intervals is disconnected."
     )
 
 
 class NodeBroker:
-    """Implements `Broker`. Connects with its first use, and again whenever the connection is lost.
+    """Implements `Broker`. Connects with its first use, and again whenever a connection is lost.
 
-    `subscribe` returns when the host has acknowledged the subscription. If there is no host within `subscribe_timeout_s`
+    `subscribe` returns when a host has acknowledged the subscription. If there is no host within `subscribe_timeout_s`
     (services are often started before their node), it logs a warning and returns; the subscription is active as soon as
     there is a host.
 
@@ -70,17 +81,30 @@ class NodeBroker:
         self._context = context
         self._transport = context.transport
         self._registry = context.registry
+        self._local_host: BrokerHost | None = None
         self._mailboxes: dict[Mailbox, None] = {}
-        self._session: HostSession | None = None
+        self._hosts: dict[str, HostConnection] = {}
+        """The known hosts by id: those of the registry, and those with an open session."""
+        self._host_tasks: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
-        """Set while there is a session, and after `close`."""
+        """Set after each change of a host, and after `close`."""
+        self._first_round_ends_at: float | None = None
+        """When the wait for the first attempts to connect ends; None before the first connection."""
+        self._is_first_round = True
+        self._has_hosts = False
+        """Whether the hosts have been read from the registry."""
         self._tasks = BackgroundTasks(
             component="broker client",
             logger=context.logger,
             counters=context.counters,
             failure_counter="broker_tasks_failed",
         )
+        self._is_started = False
         self._is_closed = False
+
+    def set_local_host(self, host: BrokerHost) -> None:
+        """Use `host` without a socket. Call this before the first use, on a node that hosts a broker itself."""
+        self._local_host = host
 
     async def start(self) -> None:
         """Do nothing: the first use connects."""
@@ -88,11 +112,9 @@ class NodeBroker:
     async def close(self) -> None:
         """Close all subscriptions and disconnect. Safe to call twice."""
         self._is_closed = True
-        self._changed.set()
-        await self._tasks.cancel()
+        self._notify()
         await asyncio.gather(*(mailbox.close() for mailbox in list(self._mailboxes)))
-        if self._session is not None:
-            await self._session.close()
+        await self._tasks.cancel()
 
     async def publish(self, topic: str, message: Message) -> None:
         """Return when the host has accepted the message. Raises TooLarge, BadRequest, Overloaded, Closed.
@@ -103,7 +125,7 @@ class NodeBroker:
         """
         check_topic(topic)
         check_message(message)
-        session: HostSession | None = None
+        session: BrokerSession | None = None
         try:
             async with asyncio.timeout(self._options.publish_timeout_s):
                 session = await self._writable_session()
@@ -138,158 +160,193 @@ class NodeBroker:
     # ------------------------------------------- awaited by publish and subscribe
 
     async def _activate(self, mailbox: Mailbox) -> None:
+        """Request the subscription on all connected hosts. Raises the error of a host that refuses it."""
         while True:
-            session = await self._connected()
+            await self._connected()
+            sessions = [host.session for host in self._hosts.values() if host.session is not None]
+            tasks = [asyncio.create_task(session.subscribe(mailbox)) for session in sessions]
             try:
-                await session.subscribe(mailbox)
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                # Hosts that do not answer are disconnected soon, and get the subscription with the next connection.
+                await asyncio.wait(tasks, timeout=SUBSCRIBE_GRACE_S)
+            finally:
+                for task in tasks:
+                    task.cancel()
+            errors = [task.exception() for task in tasks if task.done() and not task.cancelled()]
+            for error in errors:
+                if error is not None and not isinstance(error, LinkLost):
+                    raise error
+            if None in errors:
                 return
-            except LinkLost:
-                # The next session includes this subscription.
-                continue
 
-    async def _writable_session(self) -> HostSession:
+    async def _writable_session(self) -> BrokerSession:
         while True:
             session = await self._connected()
             if await session.wait_until_writable():
                 return session
 
-    async def _connected(self) -> HostSession:
+    async def _connected(self) -> BrokerSession:
+        """Return the session on which messages are published, once there is one."""
         self._check_open()
-        if len(self._tasks) == 0:
-            self._tasks.start(self._maintain_connection())
-        while self._session is None:
-            await self._changed.wait()
+        if not self._is_started:
+            self._is_started = True
+            self._start_connecting()
+        while True:
+            now = self._context.clock.now()
+            chosen = host_to_publish_on(self._states(), now)
+            if chosen is not None and not self._awaits_others(now):
+                session = self._hosts[chosen.id].session
+                assert session is not None
+                return session
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(INITIAL_ROUND_S if chosen is not None else None):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
             self._check_open()
-        return self._session
+
+    def _awaits_others(self, now: float) -> bool:
+        """Return whether the first attempts to connect to all hosts have not ended: one with a smaller id may follow."""
+        if self._is_first_round:
+            states = self._states()
+            if self._first_round_ends_at is None and any(state.is_connected for state in states):
+                self._first_round_ends_at = now + INITIAL_ROUND_S
+            is_over = self._first_round_ends_at is not None and now >= self._first_round_ends_at
+            was_tried = self._has_hosts and all(state.was_tried for state in hosts_to_connect(states))
+            self._is_first_round = not is_over and not was_tried
+        return self._is_first_round
 
     def _mailbox_closed(self, mailbox: Mailbox) -> None:
         self._mailboxes.pop(mailbox, None)
-        if self._session is not None:
-            self._session.unsubscribe(mailbox)
+        for host in self._hosts.values():
+            if host.session is not None:
+                host.session.unsubscribe(mailbox)
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise Closed("the broker is closed")
 
-    # ----------------------------------------------------- the connection task
+    # ------------------------------------------------------------------- the hosts
 
-    async def _maintain_connection(self) -> None:
-        """Connect, restore the subscriptions, wait for the end of the session, and repeat."""
-        attempts = 0
+    def _states(self) -> list[HostState]:
+        return [host.state for host in self._hosts.values()]
+
+    def _start_connecting(self) -> None:
+        if self._registry is None or self._options.address:
+            self._has_hosts = True
+            self._put(CONFIGURED_HOST, self._options.address)
+            self._update_connections()
+        else:
+            self._tasks.start(self._follow_registry(self._registry))
+
+    async def _follow_registry(self, registry: Registry) -> None:
+        """Keep the list of hosts up to date."""
         while True:
             try:
-                session = await self._connect()
-                attempts = 0
-                await self._wait_until_ended(session)
-            except MicroError as error:
-                if attempts == 0:
-                    self._context.logger.info("cannot connect to the broker", extra={"reason": str(error)})
-            except Exception:
-                self._context.counters.add("broker_tasks_failed")
-                self._context.logger.exception("the connection to the broker failed")
-            max_pause_s = min(self._options.retry_s, INITIAL_RETRY_S * 2 ** min(attempts, 10))
-            attempts += 1
-            await asyncio.sleep(max_pause_s * self._context.random.uniform(0.2, 1.0))
-
-    async def _connect(self) -> HostSession:
-        """Return a session with all subscriptions active. Raises MicroError."""
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                address = await self._find_host()
-                socket = await self._transport.dial(address, timeout_s=3.0)
-                session = HostSession(
-                    socket,
-                    address=address,
-                    node_id=self._context.node_id,
-                    counters=self._context.counters,
-                    logger=self._context.logger,
-                    on_lost=self._session_lost,
-                )
+                self._replace_all(await registry.instances(BROKER_SERVICE))
+                watch = await registry.watch(BROKER_SERVICE)
                 try:
-                    await self._subscribe_all(session)
-                except BaseException:
-                    await session.close()
-                    raise
-        except TimeoutError:
-            raise Unreachable(f"no broker host answered within {CONNECT_TIMEOUT_S:.3g} s") from None
-        self._session = session
-        self._changed.set()
-        return session
-
-    async def _find_host(self) -> str:
-        if self._options.address:
-            return self._options.address
-        assert self._registry is not None
-        hosts = await self._registry.instances(BROKER_SERVICE)
-        if not hosts:
-            raise Unreachable("no broker is registered on this site", hint="micro run")
-        return min(hosts, key=lambda host: host.id).address
-
-    async def _subscribe_all(self, session: HostSession) -> None:
-        mailboxes = list(self._mailboxes)
-        results = await asyncio.gather(*map(session.subscribe, mailboxes), return_exceptions=True)
-        for mailbox, result in zip(mailboxes, results, strict=True):
-            if isinstance(result, LinkLost) or (result is not None and not isinstance(result, MicroError)):
-                raise result
-            if result is not None:
-                self._context.counters.add("broker_subscriptions_refused")
-                self._context.logger.warning(
-                    "the broker refused a subscription", extra={"topic": mailbox.topic, "reason": str(result)}
-                )
-
-    async def _wait_until_ended(self, session: HostSession) -> None:
-        """Return when the session has ended. End it if its host is silent or is no longer the host of the site."""
-        conditions: list[Coroutine[Any, Any, None]] = [
-            self._wait_until_lost(session),
-            self._wait_until_silent(session),
-            self._wait_until_replaced(session),
-        ]
-        tasks = [asyncio.get_running_loop().create_task(condition) for condition in conditions]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        self._session_lost(session)
-        await session.close()
-        for task in done:
-            task.result()
-
-    async def _wait_until_lost(self, session: HostSession) -> None:
-        await session.lost.wait()
-
-    async def _wait_until_silent(self, session: HostSession) -> None:
-        await session.keep_alive(self._options.keepalive_s)
-        self._context.counters.add("broker_hosts_silent")
-        self._context.logger.warning("the broker does not answer keepalives", extra={"remote": session.address})
-
-    async def _wait_until_replaced(self, session: HostSession) -> None:
-        """Wait until the site has another broker host than that of `session`."""
-        while self._registry is not None and not self._options.address:
-            try:
-                watch = await self._registry.watch(BROKER_SERVICE)
-                try:
-                    # A watch begins with the current records, so that a change since the host was chosen is seen, too.
-                    async for _ in watch:
-                        if await self._find_host() != session.address:
-                            self._context.logger.info(
-                                "changing to another broker of the site", extra={"remote": session.address}
-                            )
-                            return
+                    # A watch begins with the current records, so that a change since the read is seen, too.
+                    async for event in watch:
+                        if event.kind is RegistryEventKind.RESYNC or event.instance is None:
+                            self._replace_all(await registry.instances(BROKER_SERVICE))
+                        elif event.kind is RegistryEventKind.DELETED:
+                            self._remove(event.instance.id)
+                        else:
+                            self._put(event.instance.id, event.instance.address)
+                        self._update_connections()
                 finally:
                     await watch.close()
             except MicroError as error:
-                # An unreachable registry or a missing record does not mean that the host has stopped.
-                self._context.logger.info("cannot watch the registry for brokers", extra={"reason": str(error)})
-            await asyncio.sleep(self._options.keepalive_s)
-        await session.lost.wait()
+                # An unreachable registry does not mean that the hosts have stopped.
+                self._context.logger.info("cannot read the brokers of the site", extra={"reason": str(error)})
+            await asyncio.sleep(self._options.retry_s * self._context.random.uniform(0.5, 1.0))
 
-    def _session_lost(self, session: HostSession) -> None:
-        if self._session is session:
-            self._session = None
-            if not self._is_closed:
-                self._changed.clear()
+    def _replace_all(self, instances: list[Instance]) -> None:
+        found = {instance.id: instance.address for instance in instances}
+        for host_id in [host_id for host_id in self._hosts if host_id not in found]:
+            self._remove(host_id)
+        for host_id, address in found.items():
+            self._put(host_id, address)
+        self._has_hosts = True
+        self._update_connections()
+
+    def _put(self, host_id: str, address: str) -> None:
+        host = self._hosts.get(host_id)
+        if host is not None and host.state.address == address:
+            host.state.is_registered = True
+            return
+        if host is not None:
+            # The host was started again. Its previous session ends.
+            self._disconnect(host_id)
+        self._hosts[host_id] = HostConnection(
+            HostState(host_id, address),
+            connect=self._open_session,
+            mailboxes=self._mailboxes,
+            changed=self._notify,
+            settled_at=self._settled_at,
+            max_pause_s=self._max_pause_s,
+            keepalive_s=self._options.keepalive_s,
+            context=self._context,
+        )
+
+    def _remove(self, host_id: str) -> None:
+        # A missing record does not mean that the host has stopped: its session is used until it ends.
+        host = self._hosts.get(host_id)
+        if host is not None:
+            host.state.is_registered = False
+
+    def _update_connections(self) -> None:
+        """Connect to the hosts that are wanted, and disconnect from the others."""
+        wanted = {state.id: None for state in hosts_to_connect(self._states())}
+        for host_id, host in list(self._hosts.items()):
+            if host_id in wanted:
+                if host_id not in self._host_tasks:
+                    self._host_tasks[host_id] = self._tasks.start(host.run())
+            elif host.state.is_registered or not host.state.is_connected:
+                self._disconnect(host_id)
+                if not host.state.is_registered:
+                    del self._hosts[host_id]
+
+    def _disconnect(self, host_id: str) -> None:
+        task = self._host_tasks.pop(host_id, None)
+        if task is not None:
+            task.cancel()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        if self._has_hosts and not self._is_closed:
+            self._awaits_others(self._context.clock.now())
+            self._update_connections()
+
+    def _settled_at(self, state: HostState) -> float:
+        """Return from when on messages are published on a host that is connected now.
+
+        When this client has just been started, it uses the hosts that exist already at once. A node does not do so with
+        its own host, to which no other client is connected yet.
+        """
+        now = self._context.clock.now()
+        is_local = self._local_host is not None and state.address == self._local_host.address
+        return now if self._is_first_round and not is_local else now + SETTLE_S
+
+    def _max_pause_s(self) -> float:
+        is_connected = any(state.is_connected for state in self._states())
+        return max(self._options.retry_s, MAX_RETRY_S) if is_connected else self._options.retry_s
+
+    async def _open_session(self, host: HostConnection) -> BrokerSession:
+        address = host.state.address
+        if self._local_host is not None and address == self._local_host.address:
+            return LocalSession(self._local_host, self._context.clock, host.lost)
+        socket = await self._transport.dial(address, timeout_s=DIAL_TIMEOUT_S)
+        return HostSession(
+            socket,
+            address=address,
+            node_id=self._context.node_id,
+            counters=self._context.counters,
+            logger=self._context.logger,
+            on_lost=host.lost,
+        )
 
 
 def create(options: NodeBrokerOptions, context: DriverContext) -> Broker:

@@ -47,6 +47,15 @@ class HostSession:
         self._pipe = FramePipe(socket, node_id, self, counters=counters, logger=logger)
         self._pipe.start()
 
+    async def wait_until_answered(self) -> None:
+        """Wait for the HELLO of the host: the system accepts connections also for a process that is stopped.
+
+        Raises LinkLost.
+        """
+        await self._pipe.answered.wait()
+        if self.lost.is_set():
+            raise LinkLost(f"the connection to the broker at {self.address} has ended")
+
     async def wait_until_writable(self) -> bool:
         """Wait while the host reads too slowly. Return False if the session has ended."""
         while self._pipe.is_full and not self.lost.is_set():
@@ -80,14 +89,14 @@ class HostSession:
         if stream is not None:
             self._pipe.send([encode(Kind.CANCEL, stream)])
 
-    async def keep_alive(self, interval_s: float) -> None:
-        """Send a PING every `interval_s` seconds. Return when nothing was received for one interval."""
-        while True:
+    async def keep_alive(self, interval_s: float, max_missed: int) -> None:
+        """Send a PING every `interval_s` seconds. Return when nothing was received for `max_missed` intervals."""
+        missed = 0
+        while missed < max_missed:
             received_count = self._pipe.received_count
             self._pipe.send([encode(Kind.PING, 0)])
             await asyncio.sleep(interval_s)
-            if self._pipe.received_count == received_count:
-                return
+            missed = missed + 1 if self._pipe.received_count == received_count else 0
 
     async def close(self) -> None:
         """Send queued frames, then close. Safe to call twice."""

@@ -1,0 +1,339 @@
+"""The faults. Each scenario starts with a calm network, calls and messages, and marks when the fault begins and ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from benchmarks.wan import layout
+from benchmarks.wan.layout import CLOUDS, NODES
+from benchmarks.wan.network import WanNetwork
+from benchmarks.wan.run import DETECTION_S, Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """A fault and the names of the checks in `targets` that apply. `after_s` is how long the network is watched at the end."""
+
+    name: str
+    summary: str
+    play: Callable[[Run], Awaitable[None]]
+    checks: tuple[str, ...]
+    after_s: float = 20.0
+    brokers: tuple[str, ...] = ("node", "nats", "nats-durable")
+
+
+HEALED = ("one", "late", "storm", "doubled", "messages")
+"""The checks of every fault that ends."""
+
+
+async def calm(run: Run) -> None:
+    await run.sleep(40, 20)
+
+
+async def measure_idle(run: Run) -> None:
+    """Stop calls, messages and polling, and measure the CPU time of the nodes."""
+    run.net.command_callers(active=False, poll_s=0)
+    await run.sleep(4)
+    begin = {name: process.cpu_s() or 0.0 for name, process in run.net.nodes.items()}
+    started = time.monotonic()
+    await run.sleep(30, 12)
+    took_s = time.monotonic() - started
+    used = {name: ((process.cpu_s() or 0.0) - begin[name]) / took_s for name, process in run.net.nodes.items()}
+    run.facts["idle_cpu_percent"] = {name: round(100 * share, 2) for name, share in used.items()}
+    run.net.command_callers(active=True, poll_s=1.0)
+    await run.sleep(3)
+
+
+def ordinary(net: WanNetwork, cloud: int) -> str:
+    """Return a node of a cloud that is not its leading one."""
+    leader = net.leader(cloud)
+    return next(node.name for node in NODES if node.cloud == cloud and node.name != leader)
+
+
+async def graceful_stop(run: Run) -> None:
+    name = run.facts["node"] = ordinary(run.net, 2)
+    run.fault()
+    await run.net.stop_node(name)
+    run.facts["stopped_after_s"] = round(time.monotonic() - run.fault_at, 1)
+    await run.sleep(10)
+    await run.net.start_node(name)
+    run.heal()
+
+
+async def rolling_restart(run: Run) -> None:
+    clouds = CLOUDS[:2] if run.quick else CLOUDS
+    run.fault()
+    for node in (node for node in NODES if node.cloud in clouds):
+        run.changed()
+        await run.net.stop_node(node.name)
+        await run.net.start_node(node.name)
+        run.changed()
+        await run.sleep(1)
+    run.heal()
+
+
+async def _kill(run: Run, name: str) -> None:
+    run.facts["node"] = name
+    run.fault()
+    run.grace_s = DETECTION_S
+    await run.net.stop_node(name, signal.SIGKILL)
+    run.repairs.append(lambda: run.net.start_node(name))
+    # The registry contains the node until its lease of 30 s ends.
+    await run.sleep(20, 15)
+
+
+async def kill_ordinary(run: Run) -> None:
+    await _kill(run, ordinary(run.net, 2))
+
+
+async def kill_leader(run: Run) -> None:
+    await _kill(run, run.net.leader(2))
+
+
+async def stop_continue(run: Run) -> None:
+    name = run.facts["node"] = ordinary(run.net, 2)
+    run.fault()
+    run.net.live.discard(name)
+    run.net.nodes[name].send_signal(signal.SIGSTOP)
+    await run.sleep(30, 20)
+    run.net.nodes[name].send_signal(signal.SIGCONT)
+    run.heal()
+    run.net.live.add(name)
+
+
+async def _separate(run: Run, part: tuple[int, ...], seconds: float, quick_s: float) -> None:
+    pairs = [(a, b) for a in CLOUDS for b in CLOUDS if (a in part) != (b in part)]
+    run.apart.update(pairs)
+    run.fault(await run.net.paths.change(pairs, is_cut=True))
+    await run.sleep(seconds, quick_s)
+    run.heal(await run.net.paths.change(pairs, is_cut=False))
+
+
+async def partition(run: Run) -> None:
+    await _separate(run, (2,), 60, 40)
+
+
+async def halves(run: Run) -> None:
+    await _separate(run, (1, 2), 60, 40)
+
+
+async def one_way(run: Run) -> None:
+    run.fault(await run.net.paths.change([(1, 2)], is_cut=True))
+    await run.sleep(40, 20)
+    run.heal(await run.net.paths.change([(1, 2)], is_cut=False))
+
+
+async def _flap(run: Run, period_s: float) -> None:
+    pairs = [(1, 2), (2, 1)]
+    end = time.monotonic() + (33 if run.quick else 66)
+    run.fault()
+    while time.monotonic() < end:
+        await run.net.paths.change(pairs, is_cut=True)
+        await run.sleep(period_s)
+        await run.net.paths.change(pairs, is_cut=False)
+        run.heal()
+        if time.monotonic() < end:
+            await run.sleep(period_s)
+
+
+async def flap_3(run: Run) -> None:
+    await _flap(run, 3)
+
+
+async def flap_5(run: Run) -> None:
+    await _flap(run, 5)
+
+
+async def flap_11(run: Run) -> None:
+    await _flap(run, 11)
+
+
+async def delay_jump(run: Run) -> None:
+    run.fault(await run.net.paths.change_delay(1, 2, 0.4))
+    await run.sleep(30, 20)
+    run.heal(await run.net.paths.change_delay(1, 2, layout.ROUND_TRIPS_MS[1, 2] / 1_000))
+
+
+async def recycling(run: Run) -> None:
+    process = await run.net.start_extra("recycled", 3, "service_host", "3", "--recycle", "1.5")
+    run.repairs.append(run.net.stop_extra)
+    await process.ready()
+    await run.sleep(10, 8)
+    run.fault()
+    process.send_signal(signal.SIGUSR1)
+    await run.sleep(60, 30)
+    run.heal()
+    process.send_signal(signal.SIGUSR1)
+
+
+async def overload(run: Run) -> None:
+    node = next(node for node in NODES if node.cloud == 2)
+    service = next(name for name, clouds in layout.service_clouds().items() if clouds == (4,))
+    seconds = 10 if run.quick else 20
+    run.repairs.append(run.net.stop_extra)
+    flood = await run.net.start_extra("flood", 2, "flood", node.call_address, service, str(seconds))
+    await flood.ready()
+    run.fault()
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        # The node gets a quarter of the processor time, however many cores the machine has.
+        run.net.nodes[node.name].send_signal(signal.SIGSTOP)
+        await run.sleep(0.3)
+        run.net.nodes[node.name].send_signal(signal.SIGCONT)
+        await run.sleep(0.1)
+    run.heal()
+    await flood.ready("{")
+    run.facts["flood"] = json.loads(flood.lines()[-1])
+
+
+async def _narrow(run: Run, *, has_icmp: bool) -> None:
+    pairs = [(a, b) for a in CLOUDS for b in CLOUDS if a != b and 2 in (a, b)]
+    run.fault(await run.net.paths.change(pairs, mtu=1280, has_icmp=has_icmp))
+    await run.sleep(40, 20)
+    run.heal(await run.net.paths.change(pairs, mtu=0))
+
+
+async def mtu(run: Run) -> None:
+    await _narrow(run, has_icmp=False)
+
+
+async def mtu_icmp(run: Run) -> None:
+    await _narrow(run, has_icmp=True)
+
+
+async def _server_killed(run: Run, title: str) -> None:
+    run.fault()
+    run.net.servers[title].kill()
+    await run.sleep(20, 12)
+    await run.net.restart_server(title)
+    run.heal()
+
+
+async def redis(run: Run) -> None:
+    await _server_killed(run, "redis-c2")
+
+
+async def nats(run: Run) -> None:
+    run.apart.update((a, b) for a in CLOUDS for b in CLOUDS if 2 in (a, b))
+    await _server_killed(run, "nats-c2")
+
+
+SCENARIOS = (
+    Scenario(
+        name="calm",
+        summary="no fault",
+        play=calm,
+        checks=("failed", "lost", "doubled", "idle"),
+        after_s=0.0,
+    ),
+    Scenario(
+        name="graceful",
+        summary="an ordinary node is stopped by SIGTERM and started again",
+        play=graceful_stop,
+        checks=("failed", *HEALED),
+        after_s=15.0,
+    ),
+    Scenario(
+        name="rolling",
+        summary="all nodes are restarted one after the other (--quick: those of two clouds)",
+        play=rolling_restart,
+        checks=("failed", *HEALED),
+        after_s=15.0,
+    ),
+    Scenario(
+        name="kill",
+        summary="kill -9 of an ordinary node",
+        play=kill_ordinary,
+        checks=HEALED,
+    ),
+    Scenario(
+        name="kill-leader",
+        summary="kill -9 of the leading node of a cloud (the least id)",
+        play=kill_leader,
+        checks=(*HEALED, "span"),
+    ),
+    Scenario(
+        name="stop",
+        summary="an ordinary node is stopped by SIGSTOP for 30 s (--quick: 20 s) and continued",
+        play=stop_continue,
+        checks=(*HEALED, "untouched"),
+    ),
+    Scenario(
+        name="partition",
+        summary="cloud 2 is cut off for 60 s (--quick: 40 s)",
+        play=partition,
+        checks=(*HEALED, "untouched"),
+    ),
+    Scenario(
+        name="halves",
+        summary="clouds 1, 2 and clouds 3, 4 are separated for 60 s (--quick: 40 s)",
+        play=halves,
+        checks=(*HEALED, "untouched"),
+    ),
+    Scenario(
+        name="one-way",
+        summary="all packets from cloud 1 to cloud 2 are lost",
+        play=one_way,
+        checks=(*HEALED, "untouched"),
+    ),
+    *(
+        Scenario(
+            name=f"flap-{period_s}",
+            summary=f"the path between clouds 1 and 2 is cut for {period_s} s every {2 * period_s} s",
+            play=play,
+            checks=("one", "late", "storm", "doubled", "share"),
+        )
+        for period_s, play in ((3, flap_3), (5, flap_5), (11, flap_11))
+    ),
+    Scenario(
+        name="delay",
+        summary="the round trip between clouds 1 and 2 jumps from 40 to 400 ms; over cloud 3 it is 140 ms",
+        play=delay_jump,
+        checks=("failed", "left", *HEALED),
+        after_s=12.0,
+    ),
+    Scenario(
+        name="recycling",
+        summary="20 instances in cloud 3 are replaced one after the other",
+        play=recycling,
+        checks=("failed", "elsewhere", "doubled", "messages"),
+        after_s=8.0,
+    ),
+    Scenario(
+        name="overload",
+        summary="one node of cloud 2 gets a quarter of a core, and a client keeps 200 calls open through it",
+        play=overload,
+        checks=HEALED,
+    ),
+    Scenario(
+        name="mtu",
+        summary="packets above 1280 bytes from and to cloud 2 vanish without ICMP",
+        play=mtu,
+        checks=HEALED,
+    ),
+    Scenario(
+        name="mtu-icmp",
+        summary="packets above 1280 bytes from and to cloud 2 are refused with an ICMP message",
+        play=mtu_icmp,
+        checks=HEALED,
+    ),
+    Scenario(
+        name="redis",
+        summary="the Redis of cloud 2 is killed and comes back empty",
+        play=redis,
+        checks=("failed", *HEALED),
+        after_s=15.0,
+    ),
+    Scenario(
+        name="nats",
+        summary="the NATS server of cloud 2 is killed and comes back",
+        play=nats,
+        checks=("failed", *HEALED),
+        after_s=15.0,
+        brokers=("nats", "nats-durable"),
+    ),
+)
