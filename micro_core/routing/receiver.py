@@ -309,6 +309,8 @@ class Receiver:
             adjacency.view = set()
         permits = neighbour.policy.permits_import_of
         changed = [one for one in changes.changed if permits(one.offer.service)]
+        if len(changed) < len(changes.changed):
+            effects.append(Count("routing_entries_refused_by_policy", len(changes.changed) - len(changed)))
         adjacency.view.update(one.offer.service for one in changed)
         adjacency.view.difference_update(service for service, _ in changes.removed)
         merged = self._merge(

@@ -72,11 +72,14 @@ def is_linked(node: LabNode, other: LabNode) -> bool:
 
 
 async def test_forwarding_nodes_are_replaced_without_a_failed_call(micro_net: Lab) -> None:
-    forwarding, _, callers = await two_routes(micro_net)
+    forwarding, calling, callers = await two_routes(micro_net)
     for node in forwarding:
         await node.stop()
         await micro_net.advance_time(5.0)
         await node.start()
+        # As an operator does: the next node is stopped only when this one carries calls again.
+        while not any(route.gateway == node.id for route in calling.routes(NAME)):
+            await micro_net.advance_time(0.05)
         await micro_net.converged()
     await callers.end()
     assert callers.failures == []
