@@ -38,6 +38,7 @@ class Candidate:
             site=announce.site,
             version=",".join(announce.versions),
             hops=len(announce.path),
+            load_us=min(announce.load_us, self.metric_us),
         )
         return route
 

@@ -14,7 +14,7 @@ ROUTES_PER_ITEM = 200
 MAX_STRING_LENGTH = 1_024
 
 _STRING_FIELDS = ("service", "address", "gateway", "network", "router", "link", "site", "version")
-_INTEGER_FIELDS = ("metric", "hops")
+_INTEGER_FIELDS = ("metric", "hops", "load_us")
 _KINDS = {kind.value: kind for kind in RouteEventKind}
 
 
