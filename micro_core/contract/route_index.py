@@ -290,6 +290,7 @@ def join(origin_route: OriginRoute, offer: Offer) -> Route | None:
         site=origin_route.site,
         version=",".join(offer.versions),
         hops=origin_route.hops,
+        load_us=offer.load_us,
         expires_at=origin_route.expires_at,
     )
 

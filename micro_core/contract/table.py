@@ -51,6 +51,8 @@ class Route:
     """Version of the service, for display and filters."""
     hops: int = 0
     """Number of nodes on the route, for display and filters."""
+    load_us: int = 0
+    """The part of the metric that is load: how long calls wait at the instances, in microseconds."""
     expires_at: float | None = None
     """For a *stale* route, the time (`Clock.now`) at which it is removed; None for other routes.
 

@@ -96,6 +96,12 @@ class Link(Protocol):
         """Return the smoothed round-trip time in seconds that the protocol of the link measures, or None."""
         ...
 
+    # A driver whose protocol detects lost packets may also have this method; it is not part of the Protocol, because other
+    # drivers cannot have it. Without it, core shows the share of pings that were not answered.
+    #
+    # def transport_loss(self) -> float | None:
+    #     """Return the share of sent packets that were lost, 0 to 1, averaged over about ten seconds, or None."""
+
     async def close(self) -> None:
         """Send queued data for at most one second, then close the connection. Safe to call twice, and before `start`.
 
@@ -193,10 +199,18 @@ class LinkInfo:
     """Smoothed round-trip time in seconds (RFC 6298); None before the first measurement."""
     rtt_variance_s: float | None
     """Mean deviation of the round-trip time in seconds (RFC 6298); None before the first measurement."""
+    path_rtt_s: float | None = None
+    """Smallest round-trip time of the last few seconds, for routing; None before the first measurement.
+
+    It follows a change of the path within four seconds. Delays of a busy event loop at either end do not count."""
     loss: float | None
-    """Moving average of the share of lost pings, from 0 to 1; None if it is not measured."""
+    """Moving average of the share of lost packets that this end sent, from 0 to 1, over about ten seconds.
+
+    The share of unanswered pings if the driver does not measure the loss of packets; None if nothing is measured."""
     queue_delay_s: float
-    """Moving average of the round-trip time above its recent minimum, in seconds: the delay in queues on the path."""
+    """Moving average of the round-trip time above `path_rtt_s`, in seconds: the delay in queues on the path."""
+    is_suspect: bool = False
+    """Whether a ping is unanswered for so long that the peer may be unreachable. Anything that arrives resets it."""
     bytes_in: int
     """Bytes received since the link was established."""
     bytes_out: int
@@ -225,6 +239,25 @@ class LinkMoved:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkMeasured:
+    """The first round trip of a link is known, about one round trip after `LinkUp` or `LinkMoved`. Sent once per link."""
+
+    link: LinkInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSuspect:
+    """The peer of a link may be unreachable, or it is reachable again.
+
+    A link becomes suspect when a ping is unanswered for about 1.25 s, and nothing else has arrived meanwhile. Prefer other links
+    for new work until something arrives (`is_suspect` is then False) or the link ends.
+    """
+
+    link: LinkInfo
+    is_suspect: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LinkDown:
     """The only link to a peer ended. Not sent for a link that was replaced."""
 
@@ -240,7 +273,7 @@ class DialFailed:
     error: MicroError
 
 
-LinkEvent = LinkUp | LinkMoved | LinkDown | DialFailed
+LinkEvent = LinkUp | LinkMoved | LinkMeasured | LinkSuspect | LinkDown | DialFailed
 
 LinkEventHandler = Callable[[LinkEvent], None]
 """Receives link events in the event loop, in the order in which they happen."""
@@ -281,6 +314,10 @@ class Sessions(Protocol):
 
     def links(self) -> list[LinkInfo]:
         """Return the current links, at most one per peer."""
+        ...
+
+    def link(self, peer: str) -> LinkInfo | None:
+        """Return the current link to `peer`, or None. Its cost does not depend on the number of links."""
         ...
 
     async def unlink(self, peer: str) -> None:

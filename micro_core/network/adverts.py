@@ -3,12 +3,16 @@
 There is one session per direction and peer. The router creates and reads the messages; the tunnel preserves their order
 and limits the flow. If a session ends while its link is open, then the router of the peer is not running (it may be a
 process of its own). The session is opened again, and the peer then receives the full table.
+
+A link carries routes once its round trip is measured, about one round trip after it is up. A guessed cost would spread through
+the network, and where it was too low, the true one would leave routers without a feasible route (RFC 8966 section 3.5.1).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 from micro_core.contract.errors import MicroError
 from micro_core.contract.tunnel import (
@@ -17,7 +21,9 @@ from micro_core.contract.tunnel import (
     LinkDown,
     LinkEvent,
     LinkInfo,
+    LinkMeasured,
     LinkMoved,
+    LinkSuspect,
     LinkUp,
     Priority,
     Session,
@@ -27,18 +33,33 @@ from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.network.message_session import MessageReader, MessageWriter
 from micro_core.network.messages import ADVERT_CHANNEL
-from micro_core.routing.metric import link_cost_us
+from micro_core.routing.metric import cost_of
 from micro_core.routing.router import Router
 
-MEASURE_S = 2.0
-"""Seconds between two measurements of the cost of each link."""
+MEASURE_S = 1.0
+"""Seconds between two readings of the cost of each link. The tunnel pings as often."""
 
-INITIAL_MEASURE_S = 0.3
-"""Seconds until the first measurement of a new link; on most paths the first ping is answered by then."""
+MAX_WAIT_S = 2.0
+"""Maximum time for which a new link waits for its first measurement. Then its cost is a pessimistic guess."""
+
+MAX_HELD_MESSAGES = 64
+MAX_HELD_BYTES = 1024 * 1024
+"""Messages that are kept per peer whose link is not measured yet. The peer may have measured it already. If there are more, the
+link waits no longer."""
 
 INITIAL_REOPEN_DELAY_S = 0.2
 MAX_REOPEN_DELAY_S = 5.0
 """Bounds of the pause before a session to a router that is not running is opened again."""
+
+
+class _Unmeasured:
+    """A link that waits for its first measurement, and the messages that have arrived on it meanwhile."""
+
+    def __init__(self, link: LinkInfo, timer: asyncio.TimerHandle) -> None:
+        self.link = link
+        self.timer = timer
+        self.held: list[tuple[bytes, Callable[[MicroError], None]]] = []
+        self.held_bytes = 0
 
 
 class Adverts:
@@ -51,6 +72,7 @@ class Adverts:
         self._logger = environment.logger
         self._counters = environment.counters
         self._writers: dict[str, MessageWriter] = {}
+        self._unmeasured: dict[str, _Unmeasured] = {}
         self._accepted: dict[Session, None] = {}
         self._reopening: dict[str, asyncio.TimerHandle] = {}
         self._pauses: dict[str, float] = {}
@@ -81,7 +103,8 @@ class Adverts:
         self._is_open = False
         if self._listener is not None:
             self._listener.close()
-        for timer in (self._timer, *self._reopening.values()):
+        waiting = [unmeasured.timer for unmeasured in self._unmeasured.values()]
+        for timer in (self._timer, *self._reopening.values(), *waiting):
             if timer is not None:
                 timer.cancel()
         await self._tasks.cancel()
@@ -101,10 +124,12 @@ class Adverts:
                 self._link_up(link)
             case LinkMoved(link):
                 self._link_moved(link)
+            case LinkMeasured(link):
+                self._link_measured(link)
             case LinkDown(link):
                 self._link_down(link)
-            case DialFailed():
-                # No link existed, so the router has no routes to remove.
+            case LinkSuspect() | DialFailed():
+                # Routes are kept while a link is suspect. Before a dial, no link existed.
                 pass
 
     def _link_up(self, link: LinkInfo) -> None:
@@ -118,8 +143,34 @@ class Adverts:
             # The link ended after its handshake; LinkDown follows.
             self._counters.add("network_links_lost_at_start")
             return
-        self._router.neighbour_up(link.peer, _cost_us(link), name=link.peer_name, site=link.site)
-        self._schedule_measurement(self._clock.now() + INITIAL_MEASURE_S)
+        if link.path_rtt_s is None:
+            self._router.link_opened(link.peer)
+            timer = asyncio.get_running_loop().call_later(MAX_WAIT_S, self._measured_too_late, link.peer)
+            self._unmeasured[link.peer] = _Unmeasured(link, timer)
+        else:
+            self._router.neighbour_up(link.peer, cost_of(link), name=link.peer_name, site=link.site)
+
+    def _link_measured(self, link: LinkInfo) -> None:
+        if link.peer in self._unmeasured:
+            self._start_routing(link)
+        elif link.peer in self._writers:
+            self._router.neighbour_cost(link.peer, cost_of(link))
+
+    def _measured_too_late(self, peer: str) -> None:
+        self._counters.add("network_links_unmeasured")
+        self._start_routing(self._unmeasured[peer].link)
+
+    def _start_routing(self, link: LinkInfo) -> None:
+        """Let a new link carry routes, and process what its peer has sent meanwhile."""
+        unmeasured = self._unmeasured.pop(link.peer)
+        unmeasured.timer.cancel()
+        self._router.neighbour_up(link.peer, cost_of(link), name=link.peer_name, site=link.site)
+        for payload, refused in unmeasured.held:
+            try:
+                self._router.receive(link.peer, payload)
+            except MicroError as error:
+                refused(error)
+                return
 
     def _link_moved(self, link: LinkInfo) -> None:
         """Continue over a link of another driver. The neighbour is the same, so routes through it are kept.
@@ -138,8 +189,7 @@ class Adverts:
             self._counters.add("network_links_lost_at_start")
             return
         self._tasks.start(previous.close())
-        self._router.send_full_table(link.peer)
-        self._schedule_measurement(self._clock.now() + INITIAL_MEASURE_S)
+        self._send_full_table(link.peer)
 
     def _link_down(self, link: LinkInfo) -> None:
         self._forget(link.peer)
@@ -151,6 +201,9 @@ class Adverts:
         timer = self._reopening.pop(peer, None)
         if timer is not None:
             timer.cancel()
+        unmeasured = self._unmeasured.pop(peer, None)
+        if unmeasured is not None:
+            unmeasured.timer.cancel()
         return self._writers.pop(peer, None) is not None
 
     # --------------------------------------------------------------- messages
@@ -179,7 +232,7 @@ class Adverts:
         self._accepted[session] = None
         session.start(
             MessageReader(
-                lambda payload: self._router.receive(peer, payload),
+                lambda payload: self._receive(peer, payload, refused),
                 refused,
                 lambda: self._accepted.pop(session, None) and None,
             )
@@ -189,6 +242,20 @@ class Adverts:
             # The router of the peer is running again, and has opened its session first.
             self._reopening.pop(peer).cancel()
             self._reopen(peer)
+
+    def _receive(self, peer: str, payload: bytes, refused: Callable[[MicroError], None]) -> None:
+        unmeasured = self._unmeasured.get(peer)
+        if unmeasured is None:
+            self._router.receive(peer, payload)
+            return
+        unmeasured.held.append((payload, refused))
+        unmeasured.held_bytes += len(payload)
+        if len(unmeasured.held) > MAX_HELD_MESSAGES or unmeasured.held_bytes > MAX_HELD_BYTES:
+            self._measured_too_late(peer)
+
+    def _send_full_table(self, peer: str) -> None:
+        if peer not in self._unmeasured:
+            self._router.send_full_table(peer)
 
     def _writer_lost(self, peer: str, writer: MessageWriter) -> None:
         """Open the session again after a pause. If its link ended, too, then LinkDown or LinkUp follows and cancels this."""
@@ -211,9 +278,17 @@ class Adverts:
             self._writer_lost(peer, self._writers[peer])
             return
         self._counters.add("network_adverts_reopened")
-        self._router.send_full_table(peer)
+        self._send_full_table(peer)
 
     # ------------------------------------------------------------------- costs
+
+    def link_cost_us(self, peer: str) -> int | None:
+        """Return the present cost of the link to `peer` in microseconds, or None if it is not linked or not measured.
+
+        It changes with each ping; the router applies hysteresis. The work does not depend on the number of links.
+        """
+        link = self._tunnel.link(peer)
+        return None if link is None or link.path_rtt_s is None else cost_of(link)
 
     def _schedule_measurement(self, when: float) -> None:
         if self._timer is not None and self._measure_at <= when:
@@ -228,11 +303,8 @@ class Adverts:
         self._timer = None
         if not self._is_open:
             return
-        for link in self._tunnel.links():
-            if link.peer in self._writers and link.rtt_s is not None:
-                self._router.neighbour_cost(link.peer, _cost_us(link))
+        for peer in self._writers:
+            cost_us = self.link_cost_us(peer)
+            if cost_us is not None and peer not in self._unmeasured:
+                self._router.neighbour_cost(peer, cost_us)
         self._schedule_measurement(self._clock.now() + MEASURE_S)
-
-
-def _cost_us(link: LinkInfo) -> int:
-    return link_cost_us(rtt_s=link.rtt_s, queue_delay_s=link.queue_delay_s, loss=link.loss)

@@ -19,7 +19,9 @@ from micro_core.contract.tunnel import (
     LinkDown,
     LinkEvent,
     LinkInfo,
+    LinkMeasured,
     LinkMoved,
+    LinkSuspect,
     LinkUp,
     Priority,
     Session,
@@ -52,7 +54,7 @@ from micro_core.network.peers import (
     Resolved,
     StopDialing,
 )
-from micro_core.routing.metric import link_cost_us
+from micro_core.routing.metric import cost_of
 from micro_core.tunnel.path_selection import NO_DRIVER_ERROR_ID, PREFERRED_PATH_REASON
 from micro_core.tunnel.tunnel import TunnelHost
 
@@ -171,6 +173,9 @@ class Network:
                 self._link_down(link, error)
             case DialFailed(address, error):
                 self._dial_failed(address, error)
+            case LinkMeasured() | LinkSuspect():
+                # The record of this node contains the costs of its links when it is renewed.
+                pass
 
     def _link_up(self, link: LinkInfo) -> None:
         address = link.dialed_address or None
@@ -226,6 +231,10 @@ class Network:
         is_permanent = isinstance(error, Unauthorized) or error.id == NO_DRIVER_ERROR_ID
         self._carry_out(self._peers.handle(CandidateFailed(address, is_permanent), self._clock.now()))
 
+    def resumed(self, incarnation: int) -> None:
+        """Continue as a later incarnation, after this process was suspended. The links are lost, which is reported next."""
+        self._graph.set_own(replace(self._graph.own, incarnation=incarnation, sequence=1, neighbours=()))
+
     # ------------------------------------------------------------------ graph
 
     def _message_received(self, peer: str, payload: bytes) -> None:
@@ -271,7 +280,7 @@ class Network:
 
     def _renew_own(self) -> None:
         own = self._graph.own
-        neighbours = tuple(sorted((link.peer, _cost_us(link)) for link in self._tunnel.links()))[:MAX_NEIGHBOURS]
+        neighbours = tuple(sorted((link.peer, cost_of(link)) for link in self._tunnel.links()))[:MAX_NEIGHBOURS]
         self._graph.set_own(replace(own, sequence=own.sequence + 1, neighbours=neighbours))
         self._renew_at = self._clock.now() + RENEW_S
 
@@ -359,7 +368,3 @@ class Network:
 
 def _reason_suffix(link: LinkInfo) -> str:
     return f" ({link.why})" if link.why and link.why != PREFERRED_PATH_REASON else ""
-
-
-def _cost_us(link: LinkInfo) -> int:
-    return link_cost_us(rtt_s=link.rtt_s, queue_delay_s=link.queue_delay_s, loss=link.loss)

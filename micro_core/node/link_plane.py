@@ -5,7 +5,7 @@ It runs in the process of a node, or in that of `micro tunnel`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from micro_core.contract.resolver import Resolver
@@ -28,6 +28,8 @@ class LinkSettings:
     """The token of the network. Nodes with another token are not linked."""
     incarnation: int
     """The incarnation of the node: a number that is higher after each start."""
+    next_incarnation: Callable[[], int] | None = None
+    """Returns the incarnation after a suspension of the process; by default, the present one plus 1."""
     listeners: Sequence[tuple[LinkDriver, str | None]]
     """Tunnel drivers, each with the address at which it listens, or None for a driver that only dials."""
     resolvers: Sequence[Resolver] = ()
@@ -50,6 +52,7 @@ class LinkPlane:
             listeners=settings.listeners,
             environment=environment,
             incarnation=settings.incarnation,
+            next_incarnation=settings.next_incarnation,
             options=settings.tunnel,
         )
         self.network = Network(
@@ -69,7 +72,9 @@ class LinkPlane:
             options=settings.peers,
         )
         self._handlers: list[LinkEventHandler] = []
+        self._resumed_handlers: list[Callable[[int], None]] = []
         self.tunnel.set_event_handler(self._dispatch)
+        self.tunnel.set_resumed_handler(self._resumed)
 
     def add_event_handler(self, handler: LinkEventHandler) -> None:
         """Call `handler` with each later link event.
@@ -78,6 +83,15 @@ class LinkPlane:
         close links in response.
         """
         self._handlers.append(handler)
+
+    def add_resumed_handler(self, handler: Callable[[int], None]) -> None:
+        """Call `handler(incarnation)` after each suspension of the process, before the links are reported as lost."""
+        self._resumed_handlers.append(handler)
+
+    def _resumed(self, incarnation: int) -> None:
+        self.network.resumed(incarnation)
+        for handler in self._resumed_handlers:
+            handler(incarnation)
 
     def _dispatch(self, event: LinkEvent) -> None:
         for handler in self._handlers:

@@ -15,7 +15,7 @@ from micro_core.network.graph import GraphNode
 from micro_core.routing.damping import DampingPolicy, FlapStatus
 from micro_core.routing.explain import RouteCandidate
 from micro_core.routing.journal import Change
-from micro_core.routing.metric import LOSS_PENALTY_US
+from micro_core.routing.metric import loss_penalty_us
 
 
 def node_view(node: GraphNode) -> dict[str, Any]:
@@ -98,9 +98,9 @@ def candidate_view(
     terms = None
     if link is not None:
         terms = {
-            "rtt_us": _microseconds(link.rtt_s),
+            "rtt_us": _microseconds(link.path_rtt_s),
             "queue_delay_us": _microseconds(link.queue_delay_s),
-            "loss_penalty_us": round(LOSS_PENALTY_US * (link.loss or 0.0)),
+            "loss_penalty_us": loss_penalty_us(link.loss),
             "configured_us": configured_us,
         }
     return {

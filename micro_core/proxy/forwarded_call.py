@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from micro_core.contract.errors import Malformed, MicroError, error_from_wire
-from micro_core.contract.table import Route
+from micro_core.contract.table import RouteKey
 from micro_core.proxy.route_usage import RouteUsage
 from micro_core.rpc.calls import HANDLER_STARTED
 from micro_core.rpc.connection import Connection
@@ -69,9 +69,9 @@ class ForwardedCall:
         "deadline",
         "forwarder",
         "header",
+        "is_answered",
         "is_finished",
         "request",
-        "route",
         "sent_at",
         "started_at",
         "tried",
@@ -91,15 +91,16 @@ class ForwardedCall:
         self.header = header
         self.request: Frame | None = frame
         """Kept for as long as the call can be rerouted."""
-        self.route: Route | None = None
         self.usage: RouteUsage | None = None
-        """The usage of `route`, while this call is counted there."""
-        self.tried: list[Route] = []
+        """The route along which the call was sent, while this call is counted there."""
+        self.tried: list[RouteKey] = []
+        """The routes along which the call was sent so far."""
         self.waiting: list[Frame] = []
         """Frames of the caller that wait for the connection to the next hop. Bounded by the credit of the stream."""
         self.waiting_bytes = 0
         self.started_at = self.sent_at = started_at
         self.deadline = started_at + header.timeout_ms / 1000
+        self.is_answered = False
         self.is_finished = False
         self._is_answer_continued = False
 
@@ -154,7 +155,8 @@ class ForwardedCall:
             return
         self.caller.send(restream(frame, self.caller_stream))
         if kind in _ANSWERS:
-            if self.request is not None:
+            if not self.is_answered:
+                self.is_answered = True
                 self.forwarder.answered(self)
             self.request = None
             if kind == _RESPONSE:

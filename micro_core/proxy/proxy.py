@@ -12,10 +12,13 @@ from collections.abc import Callable, Collection, Sequence
 from micro_core.contract.errors import (
     Cancelled,
     DeadlineExceeded,
+    Draining,
     LinkLost,
     Malformed,
     MicroError,
     Overloaded,
+    RouteNotFound,
+    ServiceNotFound,
     Unreachable,
 )
 from micro_core.contract.table import LOCAL_LINK, Route, RouteKey
@@ -24,9 +27,9 @@ from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.proxy.forward import check_may_pass, next_hop_header, no_route, usable_routes
 from micro_core.proxy.forwarded_call import CalleeEnd, CallerEnd, ForwardedCall
-from micro_core.proxy.route_usage import RouteUsageTable
+from micro_core.proxy.route_choice import RouteChooser
+from micro_core.proxy.route_usage import RouteUsage
 from micro_core.proxy.routes import RouteSource
-from micro_core.routing.lookup import rank
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.deadlines import Deadlines
 from micro_core.rpc.graceful_shutdown import flush_all, send_goaway_and_flush
@@ -40,6 +43,9 @@ CHANNEL = "rpc"
 
 CONNECT_TIMEOUT_S = 3.0
 """Seconds that a next hop has to accept a connection before the next route is tried."""
+
+_FAULTS_OF_ROUTE = (Unreachable, RouteNotFound, ServiceNotFound, Draining)
+"""Errors after which other routes are preferred for a time. Others concern only the call, e.g. its path or its deadline."""
 
 SessionDialer = Callable[[str, Priority], Session]
 """`dial(peer, priority)`: opens a session on `CHANNEL`; raises Unreachable when there is no link to the peer."""
@@ -74,10 +80,9 @@ class Proxy:
         self._pool = pool
         self._dial_session = dial_session
         self._now = environment.clock.now
-        self._random = environment.random
         self._counters = environment.counters
         self._calls: dict[ForwardedCall, None] = {}
-        self._usage = RouteUsageTable(environment.clock.now)
+        self._chooser = RouteChooser(environment.random)
         self._peer_connections: dict[tuple[str, Priority], Connection] = {}
         self._tasks = BackgroundTasks(
             component="proxy",
@@ -98,7 +103,7 @@ class Proxy:
 
     def waiting_us(self, key: RouteKey) -> int:
         """Return how much longer than usual recent calls along a route have waited, in microseconds."""
-        return self._usage.waiting_us(key)
+        return self._chooser.waiting_us(key, self._now())
 
     def set_message_handler(self, handler: MessageHandler) -> None:
         """Pass the messages that peers send to `handler`. Without a handler, messages are dropped and counted."""
@@ -127,6 +132,10 @@ class Proxy:
         for key in [key for key in self._peer_connections if key[0] == peer]:
             # Kept like an accepted connection: it ends with its link, or with this proxy.
             self.accept_socket(self._peer_connections.pop(key))
+
+    def peer_suspect(self, peer: str, is_suspect: bool) -> None:
+        """Send new calls through other next hops while `peer` does not answer pings, if there are other ones."""
+        self._chooser.peer_suspect(peer, is_suspect)
 
     # ------------------------------------------------------ ConnectionHandler
 
@@ -172,16 +181,15 @@ class Proxy:
     def _forward(self, call: ForwardedCall, reason: MicroError | None) -> None:
         """Send the request along the best route that was not tried yet; without one, answer with `reason`."""
         header = call.header
-        all_routes = self._router.lookup(header.service)
-        routes = usable_routes(header, all_routes, came_from=call.caller.peer_id)
-        if call.tried:
-            routes = [route for route in routes if route not in call.tried]
-        while routes:
-            route = routes[0] if len(routes) == 1 else self._ranked(routes)[0]
-            call.route = route
-            call.tried.append(route)
-            usage = call.usage = self._usage.get_or_create(route.key)
+        routes = self._router.lookup(header.service)
+        refused_hops: list[tuple[str, str]] = []
+        while routes and (usage := self._choose(call, routes, refused_hops)) is not None:
+            route = usage.route
+            call.tried.append(route.key)
+            call.usage = usage
             usage.outstanding += 1
+            if header.mode == CallMode.UNARY:
+                usage.destination.call_started(self._now())
             if route.link == LOCAL_LINK:
                 connection = self._pool.find(route.address)
                 if connection is None:
@@ -192,21 +200,24 @@ class Proxy:
                 refusal = self._attach_to_peer(call, route.gateway)
             if refusal is None:
                 return
-            self._release_route(call)
+            self._release_refused(call, refusal)
             reason = refusal
             # The other routes through the same next hop would be refused as well.
-            hop = (route.address, route.gateway)
-            routes = [other for other in routes if (other.address, other.gateway) != hop]
-        call.refuse(reason or no_route(header, len(all_routes), at=self.at))
+            refused_hops.append((route.address, route.gateway))
+        call.refuse(reason or no_route(header, len(routes), at=self.at))
 
-    def _ranked(self, routes: Sequence[Route]) -> Sequence[Route]:
-        return rank(
-            routes,
-            now=self._now(),
-            outstanding=self._usage.outstanding,
-            waiting_us=self._usage.waiting_us,
-            random=self._random,
-        )
+    def _choose(
+        self, call: ForwardedCall, routes: Sequence[Route], refused_hops: Collection[tuple[str, str]] = ()
+    ) -> RouteUsage | None:
+        header, came_from = call.header, call.caller.peer_id
+        if not call.tried and not header.metadata:
+            return self._chooser.choose(routes, self._now(), via=header.via, came_from=came_from)
+        permitted = [
+            route
+            for route in usable_routes(header, routes, came_from=came_from)
+            if route.key not in call.tried and (route.address, route.gateway) not in refused_hops
+        ]
+        return self._chooser.choose_among(routes, permitted, self._now()) if permitted else None
 
     def _attach_to_peer(self, call: ForwardedCall, peer: str) -> MicroError | None:
         try:
@@ -245,12 +256,12 @@ class Proxy:
         except MicroError as error:
             if not call.is_finished:
                 error.at = error.at or self.at
-                self._release_route(call)
+                self._release_refused(call, error)
                 self._forward(call, error)
             return
         refusal = self._attach(call, connection)
         if refusal is not None:
-            self._release_route(call)
+            self._release_refused(call, refusal)
             self._forward(call, refusal)
 
     def _peer_connection(self, peer: str, priority: Priority) -> Connection:
@@ -273,21 +284,24 @@ class Proxy:
         """
         if not error.retry_is_safe or self._now() >= call.deadline:
             return False
+        self._release_refused(call, error)
         routes = usable_routes(call.header, self._router.lookup(call.header.service), came_from=call.caller.peer_id)
-        if all(route in call.tried for route in routes):
+        if all(route.key in call.tried for route in routes):
             return False
         self._counters.add("proxy_calls_rerouted")
         call.detach_callee()
-        self._release_route(call)
         self._forward(call, error)
         return True
 
     def answered(self, call: ForwardedCall) -> None:
         """Measure the time until the first frame of the answer, which shows the load at the end of the route."""
         usage, header = call.usage, call.header
-        if usage is not None and header.mode == CallMode.UNARY:
+        if usage is None:
+            return
+        self._chooser.answered(usage)
+        if header.mode == CallMode.UNARY:
             now = self._now()
-            usage.queueing_delay.call_ended(header.endpoint, now - call.sent_at, now)
+            usage.destination.answered(header.endpoint, now - call.sent_at, now)
 
     def refuse_unread(self, call: ForwardedCall, receiver: str) -> None:
         """End a call with Overloaded because `receiver` does not read, and its unread data exceeds the limit."""
@@ -296,8 +310,8 @@ class Proxy:
 
     def callee_lost(self, call: ForwardedCall, error: MicroError) -> None:
         """Reroute a call whose connection to the next hop ended if that is safe; otherwise end it with LinkLost."""
-        peer = "the service" if call.route is None or call.route.link == LOCAL_LINK else "the next node"
-        self._release_route(call)
+        peer = "the service" if call.usage is None or not call.usage.gateway else "the next node"
+        self._release_refused(call, error)
         if call.request is not None and error.retry_is_safe:
             # The peer never accepted the connection, so it cannot have processed the request.
             self._forward(call, error)
@@ -324,13 +338,32 @@ class Proxy:
         self._deadlines.discard(call.deadline, call)
         if not self._calls:
             self._idle.set()
+        usage, header = call.usage, call.header
+        if usage is not None and not call.is_answered and call.callee_stream and header.mode == CallMode.UNARY:
+            # A call that was given up shows load, too, if it has already taken longer than usual.
+            now = self._now()
+            if usage.destination.is_slow(now - call.sent_at):
+                usage.destination.answered(header.endpoint, now - call.sent_at, now)
         self._release_route(call)
+
+    def _release_refused(self, call: ForwardedCall, error: MicroError) -> None:
+        """Release the route of a call that failed with `error` before it was answered, and note why."""
+        usage = call.usage
+        self._release_route(call)
+        if usage is None:
+            return
+        if isinstance(error, Overloaded):
+            usage.destination.refused(self._now())
+        elif isinstance(error, _FAULTS_OF_ROUTE):
+            self._chooser.refused(usage, self._now())
 
     def _release_route(self, call: ForwardedCall) -> None:
         usage = call.usage
         if usage is not None:
             usage.outstanding -= 1
-            call.route = call.usage = None
+            if call.header.mode == CallMode.UNARY:
+                usage.destination.call_ended()
+            call.usage = None
 
     # --------------------------------------------------------------------- end
 

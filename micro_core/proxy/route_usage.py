@@ -1,51 +1,49 @@
-"""The number of calls in progress on each route, and their waiting times."""
+"""The calls in progress on each route, and routes that have refused calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from micro_core.contract.table import Route
+from micro_core.proxy.destination import Destination
 
-from micro_core.contract.table import RouteKey
-from micro_core.rpc.queueing_delay import QueueingDelay
+INITIAL_AVOIDANCE_S = 0.5
+"""Seconds for which a route is avoided after it has refused a call. They double with each further refusal."""
 
-MAX_ROUTES_MEASURED = 10_000
-"""Maximum number of measured routes. Beyond it, the oldest route without calls is forgotten."""
+MAX_AVOIDANCE_S = 10.0
+
+_MAX_COUNTED_REFUSALS = 16
 
 
 class RouteUsage:
-    """The calls along one route."""
+    """The calls along one route.
 
-    __slots__ = ("outstanding", "queueing_delay")
+    A route that refuses calls immediately (no route, unreachable, draining) has few calls in progress, and would attract all calls.
+    It is therefore avoided for a time.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("avoided_until", "destination", "gateway", "outstanding", "refusals", "route")
+
+    def __init__(self, route: Route, destination: Destination) -> None:
+        self.route = route
+        """The current route: its metric changes."""
+        self.gateway = route.gateway
+        """Node id of the next hop. Empty for a local route."""
+        self.destination = destination
         self.outstanding = 0
-        self.queueing_delay = QueueingDelay()
+        """All calls in progress, including streams."""
+        self.refusals = 0
+        self.avoided_until = 0.0
+        """Clock seconds until which the route is used only if there is no other one."""
 
+    def refused(self, now: float) -> bool:
+        """Record that no work was started on a call that was sent along this route. Return whether it is newly avoided."""
+        is_new = self.avoided_until <= now
+        self.refusals = min(self.refusals + 1, _MAX_COUNTED_REFUSALS)
+        self.avoided_until = now + min(INITIAL_AVOIDANCE_S * 2 ** (self.refusals - 1), MAX_AVOIDANCE_S)
+        return is_new
 
-class RouteUsageTable:
-    """The usage of every route that carried a call. `now` returns the time in seconds."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self._usage: dict[RouteKey, RouteUsage] = {}
-
-    def get_or_create(self, key: RouteKey) -> RouteUsage:
-        """Return the usage of a route."""
-        return self._usage.get(key) or self._create(key)
-
-    def outstanding(self, key: RouteKey) -> int:
-        """Return how many calls use a route now."""
-        usage = self._usage.get(key)
-        return usage.outstanding if usage is not None else 0
-
-    def waiting_us(self, key: RouteKey) -> int:
-        """Return how much longer than usual recent calls along a route have waited, in microseconds."""
-        usage = self._usage.get(key)
-        return round(usage.queueing_delay.delay_s(self._now()) * 1e6) if usage is not None else 0
-
-    def _create(self, key: RouteKey) -> RouteUsage:
-        if len(self._usage) >= MAX_ROUTES_MEASURED:
-            idle = next((measured for measured, usage in self._usage.items() if not usage.outstanding), None)
-            if idle is not None:
-                del self._usage[idle]
-        usage = self._usage[key] = RouteUsage()
-        return usage
+    def answered(self) -> bool:
+        """Record an answer. Return whether the route is no longer avoided because of it."""
+        if not self.refusals:
+            return False
+        self.refusals, self.avoided_until = 0, 0.0
+        return True

@@ -1,7 +1,7 @@
 """Damping of links that flap: such a link carries calls again only after it has been up for a while (cf. RFC 2439). Pure.
 
 Each loss of a link adds a penalty to its peer, which decays exponentially. A loss that lifts the penalty to `hold_above`,
-e.g. the second one in a minute, holds the link: it is *damped* until it has been up for a hold time, which doubles
+e.g. the second one within 60 s, holds the link: it is *damped* until it has been up for a hold time, which doubles
 with each further loss. The routing engine adds `penalty_us` to the cost of a damped link. This router and all others then use
 the link only for destinations to which it is the only way.
 

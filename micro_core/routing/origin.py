@@ -322,4 +322,5 @@ class Origin:
             metric=instance.load_us,
             site=self.site,
             version=instance.version,
+            load_us=instance.load_us,
         )

@@ -254,6 +254,10 @@ class Router:
         """Send messages to neighbours with `send(peer, payload)`. Without a sender, messages are dropped."""
         self._send = send
 
+    def link_opened(self, peer: str) -> None:
+        """Use the routes through a neighbour that were stored before a restart: its link is open, and not measured yet."""
+        self._stale.link_up(peer)
+
     def neighbour_up(self, peer: str, cost_us: int, *, name: str = "", site: str = "") -> None:
         """Process a new or replaced link to a neighbour. `cost_us` is the cost of the link."""
         self._stale.link_up(peer)

@@ -1,8 +1,11 @@
 """The load that an instance reports in its record: the queueing delay of calls, in powers of two. Pure.
 
 A value that changed with every call would cause an update of the registry and of every router each time. The delay is
-therefore rounded down to a power of two times `MIN_US`. A change is reported after `SAMPLES_BEFORE_CHANGE` consecutive samples,
-and a decrease only if the delay is clearly below the reported value.
+therefore rounded down to a power of two times `MIN_US`. A change is reported after `SAMPLES_BEFORE_CHANGE` consecutive samples.
+
+Routers see the value seconds later. If it fell as fast as the delay does when calls have left, all of them would return at
+once. The value therefore rises at once and falls slowly: one power of two at a time, and only if the delay is clearly
+below the reported value.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ MIN_US = 4_000
 MAX_US = 8_192_000
 """Maximum reported delay."""
 
-DECREASE_RATIO = 0.75
+DECREASE_RATIO = 0.5
 """A lower value is reported when the delay is below this share of the reported value."""
 
 SAMPLES_BEFORE_CHANGE = 2
@@ -64,7 +67,7 @@ class LoadMeasure:
         if self._differing_samples < SAMPLES_BEFORE_CHANGE:
             return False
         self._differing_samples = 0
-        self.level_us = sampled_us
+        self.level_us = max(sampled_us, quantize(self.level_us // 2))
         return True
 
 

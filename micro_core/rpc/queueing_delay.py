@@ -20,6 +20,15 @@ DEVIATION_GAIN = 1 / 64
 TOLERANCE = 2.0
 """Factor by which the baseline plus the deviation may be exceeded before a duration counts as delayed."""
 
+MAX_ERROR, MIN_MAX_ERROR_S = 8.0, 0.001
+"""A single duration counts as at most the mean plus this multiple of mean and deviation, and plus this time.
+
+One call that takes seconds is therefore not mistaken for a queue. In a queue, many calls take longer, and the mean follows
+them as fast, since the limit grows with it."""
+
+LEARNING_CALLS = 16
+"""The first calls of an endpoint count equally, and their mean is the baseline: a single short call may be an exception."""
+
 BASELINE_RISE_S = 600.0
 """Time in which two thirds of a permanent rise enter the baseline: a handler that has become slower is not overloaded for
 ever."""
@@ -38,6 +47,8 @@ class _EndpointStats:
     updated_at: float
     deviation_s: float = 0.0
     """Mean deviation of single calls from the mean."""
+    calls: int = 1
+    """Number of calls, up to `LEARNING_CALLS`."""
 
 
 class QueueingDelay:
@@ -57,10 +68,20 @@ class QueueingDelay:
             if len(self._endpoints) < MAX_ENDPOINTS:
                 self._endpoints[endpoint] = _EndpointStats(duration_s, duration_s, now)
             return
+        if stats.calls < LEARNING_CALLS:
+            stats.calls += 1
+            error_s = duration_s - stats.mean_s
+            stats.mean_s = stats.baseline_s = stats.mean_s + error_s / stats.calls
+            stats.deviation_s += (abs(error_s) - stats.deviation_s) / stats.calls
+            stats.updated_at = now
+            return
         # This runs once per call at every hop, so it calls no built-in function and reads each attribute once.
-        error_s = duration_s - stats.mean_s
-        mean_s = stats.mean_s = stats.mean_s + GAIN * error_s
+        mean_s = stats.mean_s
         deviation_s = stats.deviation_s
+        error_s = duration_s - mean_s
+        if error_s > (limit_s := MAX_ERROR * (mean_s + deviation_s) + MIN_MAX_ERROR_S):
+            error_s = limit_s
+        mean_s = stats.mean_s = mean_s + GAIN * error_s
         deviation_s += DEVIATION_GAIN * ((error_s if error_s > 0.0 else -error_s) - deviation_s)
         stats.deviation_s = deviation_s
         baseline_s = stats.baseline_s

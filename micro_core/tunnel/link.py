@@ -15,6 +15,7 @@ from micro_core.contract.errors import Closed, Conflict, LinkLost, MicroError, T
 from micro_core.contract.tunnel import Link, LinkInfo, Priority
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
+from micro_core.lifecycle.loop_watch import LoopWatch
 from micro_core.tunnel.handshake import (
     Admit,
     Handshake,
@@ -57,6 +58,14 @@ class LinkOwner(Protocol):
         """Accept a link whose handshake is done. Return False to refuse it as a duplicate."""
         ...
 
+    def link_measured(self, link: NodeLink) -> None:
+        """Note that the first round trip of a link is known. Called at most once per link."""
+        ...
+
+    def link_suspect(self, link: NodeLink, is_suspect: bool) -> None:
+        """Note that the peer of a link may be unreachable, or that something has arrived from it again."""
+        ...
+
     def link_ended(self, link: NodeLink, error: MicroError) -> None:
         """Note the end of a link, authenticated or not. Called exactly once per link."""
         ...
@@ -78,6 +87,7 @@ class LinkContext:
     environment: Environment
     keepalive_s: float
     dead_after_missed: int
+    loop_watch: LoopWatch
     make_handshake: Callable[[bool, Hello, bytes, Admit | None], Handshake]
     """Called with (dialed, hello, channel binding, admit)."""
 
@@ -111,6 +121,7 @@ class NodeLink:
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the handshake is; fails with the reason of its failure."""
         self._owner = context.owner
+        self._loop_watch = context.loop_watch
         self._environment = context.environment
         self._loop = asyncio.get_running_loop()
         self._mux = Mux(dialed=dialed, lane_count=link.lane_count)
@@ -119,11 +130,14 @@ class NodeLink:
         self._keepalive = Keepalive(
             interval_s=context.keepalive_s,
             dead_after_missed=context.dead_after_missed,
+            dialed=dialed,
             environment=context.environment,
-            send_ping=self._send_ping,
-            on_dead=self._peer_is_dead,
+            loop_watch=context.loop_watch,
+            link=self,
         )
         self._quality = self._keepalive.quality
+        # Optional, see `contract.Link`.
+        self._transport_loss: Callable[[], float | None] | None = getattr(link, "transport_loss", None)
         self._early: list[tuple[int, bytes]] = []
         self._early_bytes = 0
         self._superseded: asyncio.Future[None] = self._loop.create_future()
@@ -146,11 +160,12 @@ class NodeLink:
 
     def data_received(self, lane: int, data: bytes) -> None:
         """Process bytes of a lane."""
-        if self.error is not None:
+        if self.error is not None or self._loop_watch.check():
+            # After a suspension, all links of this node have ended, and what arrived on them is outdated.
             return
         self.bytes_in += len(data)
         now = self._environment.clock.now()
-        self._quality.last_received_at = now
+        self._keepalive.received(now)
         if self.peer is None:
             self._receive_early(lane, data)
             return
@@ -191,6 +206,8 @@ class NodeLink:
 
     def write(self, mux_session: MuxSession, data: bytes) -> bool:
         """Send data of a session. Return False when the session should pause writing."""
+        if self._loop_watch.check():
+            return True
         may_continue = self._mux.write(mux_session, data)
         # At once: the caller has already gathered its writes of this iteration, and the driver gathers again.
         self._writer.flush()
@@ -280,7 +297,9 @@ class NodeLink:
             why=self.path_reason,
             rtt_s=quality.rtt_s,
             rtt_variance_s=quality.rtt_variance_s,
-            loss=quality.loss,
+            path_rtt_s=quality.path_rtt_s,
+            is_suspect=quality.is_suspect,
+            loss=self._loss(),
             queue_delay_s=quality.queue_delay_s,
             bytes_in=self.bytes_in,
             bytes_out=self._writer.bytes_out,
@@ -326,7 +345,7 @@ class NodeLink:
         if not self._owner.link_authenticated(self):
             self.abort(Unauthorized("another link to this node is established already"))
             return
-        self._keepalive.run()
+        self._keepalive.start()
         if not self.ready.done():
             self.ready.set_result(None)
         early, self._early = [(0, rest), *self._early], []
@@ -341,6 +360,10 @@ class NodeLink:
         self.abort(Unauthorized(f"the handshake with {self.remote} did not complete within {timeout}"))
 
     # --------------------------------------------------------------- internals
+
+    def _loss(self) -> float:
+        measured = self._transport_loss() if self._transport_loss is not None else None
+        return self._quality.loss if measured is None else measured
 
     def _handle(self, event: MuxEvent, now: float) -> None:
         match event:
@@ -360,10 +383,11 @@ class NodeLink:
                     drained.resume_writing()
             case MessageReceived(channel, payload):
                 self._owner.message_received(self.peer_id, channel, payload)
-            case PingReceived(token):
-                self._mux.pong(token)
-            case PongReceived(token):
-                self._quality.pong_received(token, now)
+            case PingReceived(token, measured_us):
+                self._mux.pong(token, round(self._keepalive.lag_s() * 1e6))
+                self._keepalive.ping_received(measured_us / 1e6 if measured_us else None)
+            case PongReceived(token, lag_us):
+                self._keepalive.pong_received(token, now, lag_us / 1e6)
             case DataReceived():
                 # Handled by `data_received`, on the fast path.
                 pass
@@ -375,12 +399,26 @@ class NodeLink:
             for number in [number for number in self.sessions if number not in self._mux.sessions]:
                 self.sessions.pop(number).flushed()
 
-    def _send_ping(self, token: int) -> None:
-        self._mux.ping(token)
+    # -------------------------------------------------------------- PingedLink
+
+    def send_ping(self, token: int, measured_s: float | None) -> None:
+        """Send a ping that reports the round trip that was measured last, if it was not reported before."""
+        self._mux.ping(token, 0 if measured_s is None else max(1, round(measured_s * 1e6)))
         self._schedule_flush()
 
-    def _peer_is_dead(self, silent_s: float) -> None:
+    def peer_measured(self) -> None:
+        """Note that the first round trip is known."""
+        self._owner.link_measured(self)
+
+    def peer_suspect(self, is_suspect: bool) -> None:
+        """Note that the peer may be unreachable, or that something has arrived from it again."""
+        self._owner.link_suspect(self, is_suspect)
+
+    def peer_dead(self, silent_s: float) -> None:
+        """End the link: nothing arrived for `silent_s` seconds."""
         self.abort(LinkLost(f"nothing received from {self.remote} for {silent_s:.3g} s"))
+
+    # --------------------------------------------------------------- internals
 
     def _schedule_flush(self) -> None:
         if self.error is None:

@@ -26,6 +26,8 @@ from micro_core.tunnel.mux_frames import (
     HEAD,
     MAX_CHANNELS,
     MAX_PAYLOAD_BYTES,
+    MAX_PING_US,
+    PING,
     PRIORITIES,
     TYPES,
     DataReceived,
@@ -181,13 +183,13 @@ class Mux:
         """Ask the peer to send no more multicast messages of `channel`."""
         self._send(Priority.CONTROL, Type.UNLISTEN, 0, channel.encode())
 
-    def ping(self, token: int) -> None:
-        """Send a ping with a token of 64 bits."""
-        self._send(Priority.CONTROL, Type.PING, 0, struct.pack(">Q", token))
+    def ping(self, token: int, measured_us: int = 0) -> None:
+        """Send a ping with a token of 64 bits. It reports a round trip that this end has measured, or 0."""
+        self._send(Priority.CONTROL, Type.PING, 0, PING.pack(token, min(MAX_PING_US, measured_us)))
 
-    def pong(self, token: int) -> None:
-        """Answer a ping."""
-        self._send(Priority.CONTROL, Type.PONG, 0, struct.pack(">Q", token))
+    def pong(self, token: int, lag_us: int = 0) -> None:
+        """Answer a ping. The event loop of this end may have delayed the answer by `lag_us`."""
+        self._send(Priority.CONTROL, Type.PONG, 0, PING.pack(token, min(MAX_PING_US, lag_us)))
 
     @property
     def has_queued(self) -> bool:
@@ -269,10 +271,10 @@ class Mux:
             case Type.UNLISTEN:
                 self.peer_channels.discard(read_channel(payload))
             case Type.PING | Type.PONG:
-                if len(payload) != 8:
-                    raise Malformed("a ping without a token of 8 bytes")
-                (token,) = struct.unpack(">Q", payload)
-                yield PingReceived(token) if kind is Type.PING else PongReceived(token)
+                if len(payload) != PING.size:
+                    raise Malformed(f"a ping of {len(payload)} bytes instead of {PING.size}")
+                token, microseconds = PING.unpack(payload)
+                yield (PingReceived if kind is Type.PING else PongReceived)(token, microseconds)
             case Type.BULK_ACK:
                 if len(payload) != _COUNT.size:
                     raise Malformed("a BULK_ACK without a count")

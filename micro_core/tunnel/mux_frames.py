@@ -13,6 +13,11 @@ from micro_core.contract.errors import Malformed, MicroError, Unreachable
 from micro_core.contract.tunnel import Priority
 from micro_core.wire import limits
 
+PING = struct.Struct(">QI")
+"""The payload of PING and PONG."""
+
+MAX_PING_US = 0xFFFF_FFFF
+
 HEAD = struct.Struct(">II")
 """The frame header. The first u32 holds the length in its upper 24 bits and the type in its lower 8."""
 
@@ -37,7 +42,9 @@ class Type(enum.IntEnum):
     LISTEN = 8
     UNLISTEN = 9
     PING = 10
+    """token u64 | u32: the round trip in µs that the sender measured since its last ping, or 0."""
     PONG = 11
+    """token u64 | u32: the time in µs by which the event loop of the sender may have delayed this answer."""
     BULK = 12
     """DATA of a bulk session. It is acknowledged for the whole link, even if the session has ended meanwhile."""
     BULK_ACK = 13
@@ -89,12 +96,16 @@ class PingReceived(NamedTuple):
     """A ping of the peer, to be answered with `Mux.pong`."""
 
     token: int
+    measured_us: int
+    """The round trip that the peer measured since its last ping, in microseconds. 0 for none."""
 
 
 class PongReceived(NamedTuple):
     """The answer to a ping."""
 
     token: int
+    lag_us: int
+    """The time by which the event loop of the peer may have delayed the answer, in microseconds."""
 
 
 MuxEvent = (

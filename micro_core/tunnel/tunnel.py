@@ -1,10 +1,6 @@
 """The tunnel of a node: dials and accepts links, keeps one link per peer, opens and accepts sessions.
 
-If two links to one peer exist, then both ends keep the same one, because they apply the same rule to the same facts:
-
-- A link of a later incarnation of the peer replaces a link of an earlier one.
-- Of two links dialled by the same node, the one with the higher generation is kept.
-- Of two links dialled by both nodes at once, the one dialled by the node with the smaller id is kept.
+Of two links to one peer, `link_precedence` determines which is kept.
 """
 
 from __future__ import annotations
@@ -35,7 +31,9 @@ from micro_core.contract.tunnel import (
     LinkEvent,
     LinkEventHandler,
     LinkInfo,
+    LinkMeasured,
     LinkMoved,
+    LinkSuspect,
     LinkUp,
     MessageReceiver,
     Priority,
@@ -43,10 +41,12 @@ from micro_core.contract.tunnel import (
 )
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
+from micro_core.lifecycle.loop_watch import LoopWatch
 from micro_core.tunnel.channels import Channels
 from micro_core.tunnel.handshake import NONCE_BYTES, Admit, Handshake, HandshakeKeys, Hello
 from micro_core.tunnel.identity import NodeIdentity, is_member, is_signed_by, membership_proof, node_id_of
 from micro_core.tunnel.link import LinkContext, NodeLink
+from micro_core.tunnel.link_precedence import is_move, supersedes
 from micro_core.tunnel.listening import listen_on_all
 from micro_core.tunnel.path_selection import PathOptions, PathSelector, paths_to
 from micro_core.tunnel.reconnector import Reconnector
@@ -62,7 +62,7 @@ class TunnelOptions:
     """Timing of a tunnel, in seconds where the name ends with `_s`."""
 
     keepalive_s: float = 1.0
-    """Interval between pings, jittered by a tenth."""
+    """Interval between pings, jittered by a tenth. Only the end that dialled pings regularly."""
 
     dead_after_missed: int = 3
     """A peer is dead when nothing arrived from it for this many keepalive intervals."""
@@ -79,6 +79,10 @@ class TunnelHost:
 
     `listeners` are pairs of a driver and the address at which it listens, or None for a driver that only dials.
     `incarnation` must grow with every start of the node; by default it is the wall-clock time in milliseconds.
+
+    When the process was suspended for longer than its peers wait, the tunnel ends all links before it processes anything that
+    arrived on them, and continues with the incarnation that `next_incarnation()` returns. Its new links then replace the
+    old ones at peers that have not noticed.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class TunnelHost:
         listeners: Sequence[tuple[LinkDriver, str | None]],
         environment: Environment,
         incarnation: int | None = None,
+        next_incarnation: Callable[[], int] | None = None,
         options: TunnelOptions | None = None,
     ) -> None:
         self.node_id = identity.node_id
@@ -122,11 +127,16 @@ class TunnelHost:
             is_member=lambda transcript, proof: is_member(network, token, transcript, proof),
             node_id_of=node_id_of,
         )
+        self._next_incarnation = next_incarnation
+        self._resumed_handler: Callable[[int], None] | None = None
+        self.loop_watch = LoopWatch(environment.clock, self._resumed)
+        """The lag of the event loop, which other components may read, too. It measures while the tunnel is connected."""
         self._link_context = LinkContext(
             owner=self,
             environment=environment,
             keepalive_s=self._options.keepalive_s,
             dead_after_missed=self._options.dead_after_missed,
+            loop_watch=self.loop_watch,
             make_handshake=self._make_handshake,
         )
         self._links: dict[str, NodeLink] = {}
@@ -148,6 +158,7 @@ class TunnelHost:
 
     async def connect(self) -> None:
         """Start the drivers and listen. Raises Conflict when a listen address is in use."""
+        self.loop_watch.start()
         for driver, _ in self._drivers:
             await driver.start()
         listening = [(driver, address) for driver, address in self._drivers if address is not None]
@@ -157,6 +168,7 @@ class TunnelHost:
     async def close(self) -> None:
         """Close sessions, links and listeners within a few seconds. Safe to call twice."""
         self._is_closed = True
+        self.loop_watch.stop()
         self._reconnectors = {}
         await self._tasks.cancel()
         for listener in self._open_listeners:
@@ -172,11 +184,25 @@ class TunnelHost:
             raise Conflict("the tunnel has an event handler already")
         self._event_handler = handler
 
+    def set_resumed_handler(self, handler: Callable[[int], None]) -> None:
+        """Call `handler(incarnation)` after a suspension of this process, before its links are reported as lost.
+
+        Raises Conflict when a handler is set already.
+        """
+        if self._resumed_handler is not None:
+            raise Conflict("the tunnel has a handler of suspensions already")
+        self._resumed_handler = handler
+
     # ------------------------------------------------------------------ links
 
     def links(self) -> list[LinkInfo]:
         """Return the current links, at most one per peer."""
         return [link.info() for link in self._links.values()]
+
+    def link(self, peer: str) -> LinkInfo | None:
+        """Return the current link to `peer`, or None."""
+        link = self._links.get(peer)
+        return None if link is None else link.info()
 
     async def link_to(self, address: str, *, timeout_s: float | None = None) -> LinkInfo:
         """Dial `address`, complete the handshake, and return the link to the node, which may be an older link.
@@ -277,6 +303,8 @@ class TunnelHost:
 
         Raises Unreachable when there is no link to the peer, Overloaded when the link has too many open sessions.
         """
+        # After a suspension there are no links, and nothing that arrived earlier may be forwarded on them.
+        self.loop_watch.check()
         link = self._links.get(peer)
         if link is None:
             raise Unreachable(
@@ -315,10 +343,10 @@ class TunnelHost:
         current = self._links.get(link.peer_id)
         has_moved = False
         if current is not None:
-            if not self._supersedes(link, current):
+            if not supersedes(self.node_id, link, current):
                 self._counters.add("tunnel_links_duplicate")
                 return False
-            has_moved = self._is_move(link, current)
+            has_moved = is_move(link, current)
             self._counters.add("tunnel_links_replaced")
             self._links[link.peer_id] = link
             replaced = LinkLost("replaced by a newer link to the same node")
@@ -331,6 +359,16 @@ class TunnelHost:
         # At once: what the peer sent right after its proof is processed next, and its receivers must know the link.
         self._announce_up(link, has_moved)
         return True
+
+    def link_measured(self, link: NodeLink) -> None:
+        """Report that the first round trip of a link is known."""
+        if self._links.get(link.peer_id) is link:
+            self._emit(LinkMeasured(link.info()))
+
+    def link_suspect(self, link: NodeLink, is_suspect: bool) -> None:
+        """Report that the peer of a link may be unreachable, or that something has arrived from it again."""
+        if self._links.get(link.peer_id) is link:
+            self._emit(LinkSuspect(link.info(), is_suspect))
 
     def link_ended(self, link: NodeLink, error: MicroError) -> None:
         """Note the end of a link, authenticated or not."""
@@ -351,6 +389,21 @@ class TunnelHost:
 
     # --------------------------------------------------------------- internals
 
+    def _resumed(self, suspended_s: float) -> None:
+        """End all links: the peers have given them up, and what arrived on them meanwhile is outdated."""
+        self._counters.add("tunnel_suspensions")
+        self._logger.warning(
+            "process was suspended, joining again", extra={"seconds": round(suspended_s, 1), "links": len(self._links)}
+        )
+        own = self._hello
+        following = own.incarnation + 1 if self._next_incarnation is None else self._next_incarnation()
+        self._hello = replace(own, incarnation=max(own.incarnation + 1, following))
+        if self._resumed_handler is not None:
+            self._resumed_handler(self._hello.incarnation)
+        error = LinkLost(f"this node was suspended for {suspended_s:.0f} s")
+        for link in [*self._links.values(), *self._pending, *self._retired]:
+            link.abort(error)
+
     def _accept(self, link: Link) -> None:
         accepted = self._start_link(link, dialed=False, address="")
         accepted.start()
@@ -369,28 +422,6 @@ class TunnelHost:
     def _make_handshake(self, dialed: bool, hello: Hello, binding: bytes, admit: Admit | None) -> Handshake:
         nonce = self._environment.random.getrandbits(NONCE_BYTES * 8).to_bytes(NONCE_BYTES, "big")
         return Handshake(dialed=dialed, own=hello, nonce=nonce, channel_binding=binding, keys=self._keys, admit=admit)
-
-    def _supersedes(self, new: NodeLink, old: NodeLink) -> bool:
-        assert new.peer is not None
-        assert old.peer is not None
-        if new.peer.incarnation != old.peer.incarnation:
-            return new.peer.incarnation > old.peer.incarnation
-        if new.dialed == old.dialed:
-            new_hello, old_hello = ((link.own if link.dialed else link.peer) for link in (new, old))
-            assert new_hello is not None
-            assert old_hello is not None
-            return new_hello.generation > old_hello.generation
-        is_ours = self.node_id < new.peer_id
-        return new.dialed is is_ours
-
-    def _is_move(self, new: NodeLink, old: NodeLink) -> bool:
-        """Return whether the old link still works: the same incarnation of the peer has a new link over another driver.
-
-        A second link over the same driver means that the old one is broken: otherwise the peer would not have dialled.
-        """
-        assert new.peer is not None
-        assert old.peer is not None
-        return new.peer.incarnation == old.peer.incarnation and new.link.driver != old.link.driver
 
     def _announce_up(self, link: NodeLink, has_moved: bool) -> None:
         self._channels.announce(link)

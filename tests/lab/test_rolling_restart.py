@@ -81,6 +81,8 @@ async def test_forwarding_nodes_are_replaced_without_a_failed_call(micro_net: La
         while not any(route.gateway == node.id for route in calling.routes(NAME)):
             await micro_net.advance_time(0.05)
         await micro_net.converged()
+        # A network with one route to each service has converged. The next node is stopped when the other route is back.
+        await micro_net.advance_time(1.0)
     await callers.end()
     assert callers.failures == []
     assert callers.answered > 1_000

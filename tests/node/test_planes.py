@@ -263,6 +263,9 @@ class RemoteSessions:
         self.dialed: list[tuple[str, str]] = []
         self.channels: list[str] = []
 
+    def link(self, peer: str) -> LinkInfo | None:
+        return None
+
     def links(self) -> list[LinkInfo]:
         return [link()]
 

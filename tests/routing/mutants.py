@@ -219,15 +219,6 @@ MUTANTS = (
         "len(neighbour.accepted) >= limits.MAX_ROUTES_PER_NEIGHBOUR",
         "False",
     ),
-    Mutant(
-        "expired routes are left out", "lookup.py", "if route.expires_at is None or route.expires_at > now", "if True"
-    ),
-    Mutant(
-        "two choices among near equals",
-        "lookup.py",
-        "leader = second if outstanding(second.key) < outstanding(first.key) else first",
-        "leader = best",
-    ),
     Mutant("a draining node withdraws everything", "engine.py", "self._origin.is_draining = True", "pass"),
     Mutant("a draining node advertises nothing", "export_filter.py", "if self._origin.is_draining:", "if False:"),
     Mutant(

@@ -547,18 +547,19 @@ def test_advertised_route_changes_only_for_a_clearly_better_one() -> None:
 
 
 def test_changed_link_cost_is_used_after_the_second_measurement() -> None:
-    harness = EngineHarness(LEFT, OTHER)
+    harness = EngineHarness(OTHER)
+    harness.link(LEFT, 10_000)
     harness.learn(FAR, LEFT)
-    harness.handle(NeighbourCost(LEFT, COST_US))
+    harness.handle(NeighbourCost(LEFT, 10_000))
     harness.run(1)
     harness.take_sent()
-    harness.handle(NeighbourCost(LEFT, 9_000))
-    assert [route.metric for route in harness.table.routes()] == [COST_US]
-    harness.handle(NeighbourCost(LEFT, 9_000))
-    assert [route.metric for route in harness.table.routes()] == [9_000]
+    harness.handle(NeighbourCost(LEFT, 15_000))
+    assert [route.metric for route in harness.table.routes()] == [10_000]
+    harness.handle(NeighbourCost(LEFT, 15_000))
+    assert [route.metric for route in harness.table.routes()] == [15_000]
     harness.run(3)
     (entry,) = harness.take_announced(OTHER)
-    assert entry.metric_us == 9_000
+    assert entry.metric_us == 15_000
 
 
 def test_metrics_are_advertised_once_in_two_seconds_at_most() -> None:

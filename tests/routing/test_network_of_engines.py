@@ -190,19 +190,18 @@ def test_lost_advert_is_repaired_after_the_next_digest() -> None:
 
 def test_lasting_change_of_a_link_cost_changes_metrics() -> None:
     net, (a, b, c) = line(3)
+    net.cost(b, a, 10_000)
     net.up(a, "greeter")
     net.run(5)
-    for name, other in ((a, b), (b, a)):
-        net._do(name, net.engines[name].handle(NeighbourCost(other, COST_US), net.now))
 
     def measure(cost_us: int) -> None:
         net._do(b, net.engines[b].handle(NeighbourCost(a, cost_us), net.now))
-        net.run(2)
+        net.run(3)
 
-    measure(5 * COST_US)
-    assert net.routes(c, "greeter")[0].metric == 2 * COST_US, "one measurement is not enough"
-    measure(5 * COST_US)
-    assert net.routes(c, "greeter")[0].metric == 6 * COST_US
+    measure(15_000)
+    assert net.routes(c, "greeter")[0].metric == 10_000 + COST_US, "one measurement is not enough"
+    measure(15_000)
+    assert net.routes(c, "greeter")[0].metric == 15_000 + COST_US
 
 
 def test_draining_node_advertises_nothing_and_keeps_its_own_routes() -> None:

@@ -36,6 +36,20 @@ def test_durations_far_above_the_baseline_count_as_queueing_delay() -> None:
     assert 0.2 < delay.delay_s(1.5) < 0.5
 
 
+def test_one_call_that_takes_seconds_is_not_mistaken_for_a_queue() -> None:
+    delay = after_calls([0.020] * 100)
+    delay.call_ended("Work.Do", 5.0, 1.0)
+    assert delay.delay_s(1.0) == 0.0
+    after_calls([5.0] * 30, delay=delay, start=1.0)
+    assert delay.delay_s(1.3) > 1.0, "many such calls are"
+
+
+def test_durations_of_zero_do_not_hide_a_later_queue() -> None:
+    delay = after_calls([0.0] * 100)
+    after_calls([0.200] * 60, delay=delay, start=1.0)
+    assert delay.delay_s(1.6) > 0.1
+
+
 def test_delay_halves_while_no_call_ends() -> None:
     delay = after_calls([0.020] * 100)
     after_calls([0.500] * 50, delay=delay, start=1.0)
@@ -98,11 +112,14 @@ def test_load_level_changes_after_consecutive_samples_and_ignores_fluctuation() 
     for duration_s in (0.150, 0.130, 0.145, 0.125):
         now = add_second_of_calls(load, duration_s, now)
         assert not load.sample(now), "the level changed although the delay stayed within one step"
-    for _ in range(SAMPLES_BEFORE_CHANGE):
+    levels = [load.level_us]
+    while load.level_us and len(levels) < 50:
         now = add_second_of_calls(load, 0.020, now)
-        has_changed = load.sample(now)
-    assert has_changed
-    assert load.level_us == 0
+        load.sample(now)
+        levels.append(load.level_us)
+    assert levels == [
+        level for level in (64_000, 32_000, 16_000, 8_000, 4_000) for _ in range(SAMPLES_BEFORE_CHANGE)
+    ] + [0], "the level falls one step at a time"
 
 
 def test_several_calls_that_do_not_end_raise_the_load_level_and_one_long_call_does_not() -> None:

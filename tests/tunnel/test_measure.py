@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from micro_core.tunnel.backoff import Backoff
-from micro_core.tunnel.measure import LOSS_GAIN, MAX_OUTSTANDING, LinkQuality
+from micro_core.tunnel.measure import LOSS_GAIN, MAX_OUTSTANDING, MAX_RTT_S, PATH_SAMPLES, LinkQuality
 
 
 def ping(quality: LinkQuality, token: int, now: float, rtt_s: float) -> None:
@@ -74,17 +74,131 @@ def test_number_of_outstanding_pings_is_bounded() -> None:
     assert len(quality._outstanding) <= MAX_OUTSTANDING
 
 
-def test_queueing_delay_is_the_time_above_the_minimum_round_trip() -> None:
+def test_slower_path_is_known_after_four_samples_and_is_not_taken_for_a_queue() -> None:
     quality = LinkQuality()
     for number in range(20):
-        ping(quality, number, float(number), 0.010)
-    assert quality.queue_delay_s == pytest.approx(0.0)
-    for number in range(20, 45):
-        ping(quality, number, float(number), 0.060)
+        ping(quality, number, float(number), 0.040)
+    costs = []
+    for number in range(20, 30):
+        ping(quality, number, float(number), 0.400)
+        assert quality.path_rtt_s is not None
+        costs.append(quality.path_rtt_s + quality.queue_delay_s)
+    assert costs[0] == pytest.approx(0.040), "a single late answer does not count"
+    assert costs[PATH_SAMPLES - 1 :] == [pytest.approx(0.400)] * (len(costs) - PATH_SAMPLES + 1)
+    assert max(costs) <= 0.400 + 1e-9, "the additional delay counts once"
+
+
+def test_faster_path_is_known_immediately() -> None:
+    quality = LinkQuality()
+    for number in range(8):
+        ping(quality, number, float(number), 0.400)
+    ping(quality, 9, 9.0, 0.040)
+    assert quality.path_rtt_s == pytest.approx(0.040)
+
+
+@given(st.integers(0, 40), st.floats(0.05, 60.0))
+def test_single_late_answer_does_not_move_the_cost(position: int, late_s: float) -> None:
+    quality = LinkQuality()
+    for number in range(60):
+        is_late = number == position + PATH_SAMPLES
+        ping(quality, number, float(number), late_s if is_late else 0.040)
+        assert quality.path_rtt_s == pytest.approx(0.040)
+        assert quality.queue_delay_s == pytest.approx(0.0)
+
+
+def test_queueing_delay_is_the_usual_time_above_the_smallest_round_trip() -> None:
+    quality = LinkQuality()
+    for number in range(60):
+        ping(quality, number, float(number), 0.010 if number % 4 == 0 else 0.060)
+    assert quality.path_rtt_s == pytest.approx(0.010)
     assert quality.queue_delay_s == pytest.approx(0.050, rel=0.05)
-    for number in range(45, 140):
-        ping(quality, number, float(number), 0.060)
-    assert quality.queue_delay_s == pytest.approx(0.0, abs=0.001), "a longer path is not a queue"
+    for number in range(60, 90):
+        ping(quality, number, float(number), 0.010)
+    assert quality.queue_delay_s < 0.002
+
+
+def test_load_of_the_event_loops_does_not_move_the_measurements() -> None:
+    quality = LinkQuality()
+    ping(quality, 0, 0.0, 0.040)
+    for number in range(1, 60):
+        quality.ping_sent(number, float(number))
+        busy_s = 0.1 * (number % 5)
+        assert quality.pong_received(number, number + 0.040 + busy_s, lag_s=0.5)
+    assert quality.path_rtt_s == pytest.approx(0.040)
+    assert quality.rtt_s == pytest.approx(0.040)
+    assert quality.queue_delay_s == pytest.approx(0.0)
+
+
+def test_change_of_the_path_that_load_cannot_explain_is_measured() -> None:
+    quality = LinkQuality()
+    ping(quality, 0, 0.0, 0.040)
+    for number in range(1, 6):
+        quality.ping_sent(number, float(number))
+        assert quality.pong_received(number, number + 0.400, lag_s=0.1)
+    assert quality.path_rtt_s == pytest.approx(0.300)
+    quality.ping_sent(7, 7.0)
+    assert quality.pong_received(7, 7.020, lag_s=0.1)
+    assert quality.path_rtt_s == pytest.approx(0.020), "no load makes an answer early"
+
+
+def test_samples_of_the_peer_count_and_are_bounded() -> None:
+    quality = LinkQuality()
+    for _ in range(PATH_SAMPLES):
+        quality.peer_measured(0.080)
+    assert quality.path_rtt_s == pytest.approx(0.080)
+    assert quality.pop_sample() is None, "they are not reported back"
+    for _ in range(PATH_SAMPLES):
+        quality.peer_measured(1e9)
+    assert quality.path_rtt_s == MAX_RTT_S
+
+
+def test_each_sample_is_reported_once() -> None:
+    quality = LinkQuality()
+    ping(quality, 1, 1.0, 0.050)
+    assert quality.pop_sample() == pytest.approx(0.050)
+    assert quality.pop_sample() is None
+
+
+def test_link_is_suspect_when_a_ping_is_unanswered_for_one_and_a_quarter_keepalives() -> None:
+    quality = LinkQuality(keepalive_s=1.0)
+    quality.last_received_at = 9.5
+    quality.ping_sent(1, 10.0)
+    assert quality.suspect_at == 11.25
+    quality.ping_sent(2, 11.0)
+    assert quality.suspect_at == 11.25, "of the first unanswered ping"
+    assert not quality.check_suspect(11.2, 0.0)
+    assert not quality.check_suspect(11.3, 0.2), "the answer may wait in a busy event loop"
+    assert quality.check_suspect(11.5, 0.2)
+    assert quality.is_suspect
+    assert not quality.check_suspect(11.6, 0.0), "reported once"
+
+
+def test_anything_that_arrives_counts_as_an_answer() -> None:
+    quality = LinkQuality(keepalive_s=1.0)
+    quality.last_received_at = 9.5
+    quality.ping_sent(1, 10.0)
+    quality.last_received_at = 10.2
+    assert quality.suspect_at is None
+    quality.ping_sent(2, 11.0)
+    assert quality.suspect_at == 12.25
+
+
+def test_end_that_missed_a_ping_of_the_peer_suspects_it_sooner() -> None:
+    quality = LinkQuality(keepalive_s=1.0)
+    quality.last_received_at = 9.0
+    assert quality.is_silent(10.25)
+    quality.ping_sent(1, 10.25)
+    assert quality.suspect_at == 10.75
+
+
+def test_long_path_is_not_suspect_before_an_answer_can_arrive() -> None:
+    quality = LinkQuality(keepalive_s=1.0)
+    for number in range(20):
+        ping(quality, number, 3.0 * number, 2.0)
+    quality.last_received_at = 59.0
+    quality.ping_sent(100, 60.0)
+    assert quality.suspect_at is not None
+    assert quality.suspect_at > 62.0
 
 
 def test_silent_link_is_dead_after_three_keepalives() -> None:

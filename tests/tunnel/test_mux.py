@@ -594,14 +594,14 @@ def test_slow_link_drops_multicast_and_counts_it() -> None:
     assert mux.dropped_multicasts == 200 - sent > 0
 
 
-def test_ping_and_pong_carry_their_token() -> None:
+def test_ping_and_pong_carry_their_token_and_a_time() -> None:
     wire = Wire(4)
-    wire.one.mux.ping(2**63)
+    wire.one.mux.ping(2**63, 150_000)
     wire.settle()
-    assert wire.other.events == [PingReceived(2**63)]
-    wire.other.mux.pong(2**63)
+    assert wire.other.events == [PingReceived(2**63, 150_000)]
+    wire.other.mux.pong(2**63, 10**12)
     wire.settle()
-    assert wire.one.events == [PongReceived(2**63)]
+    assert wire.one.events == [PongReceived(2**63, 2**32 - 1)]
 
 
 # ---------------------------------------------------------------- protocol violations
@@ -632,6 +632,7 @@ def receive(mux: Mux, data: bytes) -> list[MuxEvent]:
         frame(Type.MULTICAST, 0, b"\x01\xff"),
         frame(Type.LISTEN),
         frame(Type.PING, 0, b"short"),
+        frame(Type.PING, 0, bytes(8)),
         frame(Type.PONG, 0, b"much too long"),
         frame(Type.BULK_ACK, 0, b"x"),
         b"".join(frame(Type.LISTEN, 0, b"%d" % number) for number in range(MAX_CHANNELS + 1)),
@@ -670,7 +671,7 @@ def test_acknowledgement_of_unsent_bulk_data_is_harmless() -> None:
 
 def test_peer_that_sends_requests_but_reads_no_answers_is_disconnected() -> None:
     mux = Mux(dialed=True, lane_count=1)
-    ping = frame(Type.PING, 0, bytes(8)) * 1_000
+    ping = frame(Type.PING, 0, bytes(12)) * 1_000
 
     def send_pings() -> None:
         for _ in range(1_000):

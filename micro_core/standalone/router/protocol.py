@@ -43,12 +43,13 @@ MAX_SERVICES = 200_000
 
 _ROUTE_TEXTS = ("service", "address", "gateway", "network", "router", "link", "site", "version")
 _ORIGIN_TEXTS = ("origin", "gateway", "network", "site")
-_NUMBERS = ("metric", "hops")
+_ROUTE_NUMBERS = ("metric", "hops", "load_us")
+_ORIGIN_NUMBERS = ("metric", "hops")
 
 
 def route_to_map(route: Route) -> dict[str, Any]:
     """Return a route as a map without its lease: the clocks of two processes differ, and the router removes the route."""
-    return {name: getattr(route, name) for name in (*_ROUTE_TEXTS, *_NUMBERS)}
+    return {name: getattr(route, name) for name in (*_ROUTE_TEXTS, *_ROUTE_NUMBERS)}
 
 
 def route_from_map(value: object) -> Route:
@@ -57,7 +58,7 @@ def route_from_map(value: object) -> Route:
     Raises:
         Malformed: The value is not a map, or a field has the wrong type or is too large.
     """
-    return Route(**_fields(value, _ROUTE_TEXTS))
+    return Route(**_fields(value, _ROUTE_TEXTS, _ROUTE_NUMBERS))
 
 
 def items_of_table(table: Table) -> Iterator[list[Any]]:
@@ -132,7 +133,7 @@ class ChangeReader:
     def _origin_route(
         self, value: object, services: object, is_end: bool, incomplete: OriginRoute | None
     ) -> TableEvent | None:
-        fields = _fields(value, _ORIGIN_TEXTS)
+        fields = _fields(value, _ORIGIN_TEXTS, _ORIGIN_NUMBERS)
         names: frozenset[str] | None = None
         if services is not None:
             if not isinstance(services, list | tuple):
@@ -158,7 +159,7 @@ def _changes(event: TableEvent) -> Iterator[tuple[list[Any], int]]:
             if route is not None:
                 yield ["local", route_to_map(route), after is not None], 1
         case OriginRouteChanged(_, OriginRoute() as origin_route):
-            fields = {name: getattr(origin_route, name) for name in (*_ORIGIN_TEXTS, *_NUMBERS)}
+            fields = {name: getattr(origin_route, name) for name in (*_ORIGIN_TEXTS, *_ORIGIN_NUMBERS)}
             if origin_route.services is None:
                 yield ["origin", fields, None, True], 1
                 return
@@ -184,11 +185,11 @@ def _parts(values: Iterable[Any]) -> Iterator[list[Any]]:
         yield part
 
 
-def _fields(value: object, texts: Sequence[str]) -> dict[str, Any]:
+def _fields(value: object, texts: Sequence[str], numbers: Sequence[str]) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise Malformed("route: not a map")
     fields: dict[str, Any] = {name: _text(value.get(name, "")) for name in texts}
-    fields.update((name, _number(value.get(name, 0))) for name in _NUMBERS)
+    fields.update((name, _number(value.get(name, 0))) for name in numbers)
     return fields
 
 

@@ -19,7 +19,9 @@ from micro_core.contract.tunnel import (
     LinkEvent,
     LinkEventHandler,
     LinkInfo,
+    LinkMeasured,
     LinkMoved,
+    LinkSuspect,
     LinkUp,
     Priority,
     Session,
@@ -126,6 +128,10 @@ class RemoteTunnel:
     def links(self) -> list[LinkInfo]:
         """Return the current links; none while the tunnel process is not available."""
         return [*self._links.values()]
+
+    def link(self, peer: str) -> LinkInfo | None:
+        """Return the current link to `peer`; None also while the tunnel process is not available."""
+        return self._links.get(peer)
 
     async def unlink(self, peer: str) -> None:
         """Close the link to `peer`, if there is one."""
@@ -302,9 +308,13 @@ class RemoteTunnel:
             self._links[link.peer] = link
             self._emit(LinkUp(link))
         elif link.peer in self._links:
-            self._links[link.peer] = link
+            previous, self._links[link.peer] = self._links[link.peer], link
             if kind == "moved":
                 self._emit(LinkMoved(link))
+            elif previous.path_rtt_s is None and link.path_rtt_s is not None:
+                self._emit(LinkMeasured(link))
+            if previous.is_suspect is not link.is_suspect:
+                self._emit(LinkSuspect(link, link.is_suspect))
 
     def _emit(self, event: LinkEvent) -> None:
         if self._event_handler is not None:

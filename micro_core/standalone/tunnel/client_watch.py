@@ -16,7 +16,7 @@ MAX_LINKS = 10_000
 """Links accepted from one tunnel process. Further ones are ignored and counted."""
 
 LinkChangeHandler = Callable[[str, LinkInfo, MicroError | None], None]
-"""Called with the kind of the change (`up`, `moved`, `down` or `measured`), the link and the error of a `down`."""
+"""Called with the kind of the change (`up`, `moved`, `down` or `changed`), the link and the error of a `down`."""
 
 
 class LinkWatch:

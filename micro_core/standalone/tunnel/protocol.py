@@ -188,10 +188,10 @@ def _is_valid(name: str, value: object) -> bool:
         return isinstance(value, str) and len(value) <= 1_024
     if name in _INTEGER_FIELDS:
         return type(value) is int
-    if name == "dialed":
+    if name in ("dialed", "is_suspect"):
         return type(value) is bool
     if name == "queue_delay_s":
         return type(value) in (int, float)
-    if name in ("rtt_s", "rtt_variance_s", "loss"):
+    if name in ("rtt_s", "rtt_variance_s", "path_rtt_s", "loss"):
         return value is None or type(value) in (int, float)
     return isinstance(value, (str, int, float, bool, type(None)))

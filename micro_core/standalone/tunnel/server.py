@@ -17,7 +17,9 @@ from micro_core.contract.tunnel import (
     LinkDown,
     LinkEvent,
     LinkInfo,
+    LinkMeasured,
     LinkMoved,
+    LinkSuspect,
     LinkUp,
     Priority,
     Session,
@@ -190,6 +192,8 @@ class IpcServer:
                 self._send_to_watchers(link, "moved")
             case LinkDown(link, error):
                 self._send_to_watchers(link, "down", error)
+            case LinkMeasured(link) | LinkSuspect(link, _):
+                self._send_to_watchers(link, "changed")
             case DialFailed():
                 # The network component of this process reports it.
                 pass
@@ -204,7 +208,7 @@ class IpcServer:
     def _send_heartbeat(self) -> None:
         if self._watchers:
             now = self.clock.now()
-            events = [{"kind": "measured", "link": ipc.link_to_map(link, now)} for link in self.tunnel.links()]
+            events = [{"kind": "changed", "link": ipc.link_to_map(link, now)} for link in self.tunnel.links()]
             for watcher in [*self._watchers]:
                 watcher.send_heartbeat(events)
         self._heartbeat = asyncio.get_running_loop().call_later(HEARTBEAT_S, self._send_heartbeat)

@@ -5,14 +5,29 @@ Only this file uses private attributes of aioquic. Tests check the behaviour of 
 
 from __future__ import annotations
 
-from aioquic.quic.configuration import QuicConfiguration
+from typing import Any
+
+from aioquic import tls
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionState
 from aioquic.quic.events import ConnectionTerminated
+from aioquic.quic.packet_builder import QuicSentPacket
+from aioquic.quic.rangeset import RangeSet
 from cryptography import x509
+
+from micro_quic_tunnel.black_hole import BlackHoleDetector
+from micro_quic_tunnel.congestion import ObservedCubic, ObservedReno
+from micro_quic_tunnel.loss import LossMeter
+
+MAX_EXPIRED = 64
+"""Packets whose probe timeout has expired, and which may still turn out to have arrived."""
 
 
 class LaneConnection(QuicConnection):
-    """One QUIC connection without I/O: it receives datagrams and the time, and returns the datagrams to send."""
+    """One QUIC connection without I/O: it receives datagrams and the time, and returns the datagrams to send.
+
+    It measures the loss of packets, and falls back to the smallest datagrams when the path no longer carries large ones.
+    """
 
     def __init__(
         self,
@@ -29,6 +44,19 @@ class LaneConnection(QuicConnection):
         )
         # Delay acknowledgements so that they are sent with data. Peers expect up to 25 ms (RFC 9000 section 18.2).
         self._ack_delay = ack_delay_s
+        self.has_fallen_back = False
+        """Whether the datagrams have become smaller than the configuration allows, because the path does not carry them."""
+        self._loss_meter = LossMeter()
+        self._has_judged = False
+        self._black_hole = BlackHoleDetector(SMALLEST_MAX_DATAGRAM_SIZE)
+        self._large_bytes = configuration.max_datagram_size
+        self._expired: dict[int, None] = {}
+        self._now = 0.0
+        control = self._loss._cc
+        assert isinstance(control, (ObservedCubic, ObservedReno)), "see QuicTunnel._configuration"
+        control.observer = self
+        self._process_ack = self._loss.on_ack_received
+        self._loss.on_ack_received = self._ack_received  # type: ignore[method-assign]  # the only way to see its ranges
 
     def has_decrypted_nothing(self) -> bool:
         """Return whether no packet could be decrypted so far."""
@@ -59,6 +87,70 @@ class LaneConnection(QuicConnection):
     def smoothed_rtt_s(self) -> float | None:
         """Return the smoothed round-trip time in seconds (RFC 9002 section 5.3), or None before the first sample."""
         return float(self._loss._rtt_smoothed) if self._loss._rtt_initialized else None
+
+    def lost_share(self) -> float | None:
+        """Return the share of packets sent by this end that were lost, or None before the first one was acknowledged."""
+        return self._loss_meter.share() if self._has_judged else None
+
+    def fall_back(self) -> None:
+        """Use the smallest datagrams from now on: the path does not carry larger ones."""
+        self.has_fallen_back = self.has_fallen_back or self._large_bytes > SMALLEST_MAX_DATAGRAM_SIZE
+        self._large_bytes = SMALLEST_MAX_DATAGRAM_SIZE
+        self._set_datagram_bytes(SMALLEST_MAX_DATAGRAM_SIZE)
+
+    def handle_timer(self, now: float) -> None:
+        """Handle the timer of `get_timer`."""
+        self._now = now
+        super().handle_timer(now)
+        self._adapt_datagram_bytes()
+
+    # ---------------------------------------------------------- PacketObserver
+
+    def packet_acknowledged(self, packet: QuicSentPacket, now: float) -> None:
+        """Account for a packet that arrived."""
+        if packet.epoch is tls.Epoch.ONE_RTT:
+            self._has_judged = True
+            self._loss_meter.acknowledged(now)
+            self._black_hole.acknowledged(packet.packet_number, packet.sent_bytes)
+
+    def packet_lost(self, packet: QuicSentPacket, now: float) -> None:
+        """Account for a packet that is declared lost."""
+        if packet.epoch is tls.Epoch.ONE_RTT:
+            self._loss_meter.lost(now)
+            self._black_hole.lost(packet.packet_number, packet.sent_bytes)
+
+    def packet_expired(self, packet: QuicSentPacket) -> None:
+        """Account for a packet that was not acknowledged within the probe timeout."""
+        if packet.epoch is tls.Epoch.ONE_RTT:
+            self._loss_meter.lost(self._now)
+            self._black_hole.timed_out(packet.packet_number, packet.sent_bytes)
+            self._expired[packet.packet_number] = None
+            if len(self._expired) > MAX_EXPIRED:
+                del self._expired[next(iter(self._expired))]
+
+    # --------------------------------------------------------------- internals
+
+    def _ack_received(self, *, ack_rangeset: RangeSet, now: float, space: Any, **others: Any) -> None:
+        if self._expired and space.is_application_data:
+            # A late acknowledgement: the path has become slower, or the peer was busy. Nothing was lost.
+            for number in [number for number in self._expired if number in ack_rangeset]:
+                del self._expired[number]
+                self._loss_meter.arrived_after_all()
+        self._process_ack(ack_rangeset=ack_rangeset, now=now, space=space, **others)
+        self._adapt_datagram_bytes()
+
+    def _adapt_datagram_bytes(self) -> None:
+        if self._large_bytes == SMALLEST_MAX_DATAGRAM_SIZE or not self._handshake_confirmed:
+            return
+        if self._black_hole.is_black_hole():
+            self.fall_back()
+            return
+        self._set_datagram_bytes(SMALLEST_MAX_DATAGRAM_SIZE if self._black_hole.is_probing else self._large_bytes)
+
+    def _set_datagram_bytes(self, count: int) -> None:
+        if count != self._max_datagram_size:
+            self._max_datagram_size = count
+            self._loss._pacer._max_datagram_size = count
 
     def peer_certificate(self) -> x509.Certificate | None:
         """Return the certificate of the listener; None at the listener itself and before the handshake."""

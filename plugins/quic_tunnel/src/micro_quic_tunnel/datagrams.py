@@ -71,6 +71,7 @@ class DatagramSocket:
         peer: Any = None,
     ) -> None:
         self.is_closed = False
+        self._is_too_large = False
         self.address = sock.getsockname()
         self._sock = sock
         self._counters = counters
@@ -87,12 +88,17 @@ class DatagramSocket:
             _enable_destination_info(sock)
         self._loop.add_reader(sock.fileno(), self._readable)
 
-    def send(self, data: bytes, address: Any, control: Control = ()) -> None:
-        """Send a datagram, or queue it if the kernel's buffer is full. Does nothing after `close`."""
+    def send(self, data: bytes, address: Any, control: Control = ()) -> bool:
+        """Send a datagram, or queue it if the kernel's buffer is full. Does nothing after `close`.
+
+        Returns False if the kernel refused it as too large for the path.
+        """
         if self.is_closed:
-            return
+            return True
+        self._is_too_large = False
         if self._unsent or not self._send_now(data, address, control):
             self._queue(data, address, control)
+        return not self._is_too_large
 
     def close(self) -> None:
         """Close the socket. Safe to call twice."""
@@ -162,6 +168,7 @@ class DatagramSocket:
         if error.errno == errno.ECONNREFUSED and self._refused is not None:
             self._refused()
         elif error.errno == errno.EMSGSIZE:
+            self._is_too_large = True
             self._counters.add("quic_datagrams_too_large")
         else:
             self._counters.add("quic_socket_errors")

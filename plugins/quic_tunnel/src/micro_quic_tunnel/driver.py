@@ -15,6 +15,7 @@ from micro_core.contract import Conflict, DriverContext, Link, OptionError, Unre
 from micro_core.contract.names import join_host_port, split_host_port
 from micro_core.contract.transport import Listener
 from micro_quic_tunnel.certificate import NAME, binding_of, make_certificate, read_certificate
+from micro_quic_tunnel.congestion import PREFIX
 from micro_quic_tunnel.datagrams import open_connected, open_listening, route_datagram_bytes
 from micro_quic_tunnel.endpoint import AcceptOptions, QuicEndpoint
 from micro_quic_tunnel.link import QuicLink
@@ -209,7 +210,7 @@ class QuicTunnel:
         return QuicConfiguration(
             alpn_protocols=[ALPN],
             is_client=is_client,
-            congestion_control_algorithm=self._options.congestion,
+            congestion_control_algorithm=f"{PREFIX}{self._options.congestion}",
             idle_timeout=self._options.idle_timeout_s,
             max_datagram_size=datagram_bytes,
             max_data=WINDOW_BYTES,

@@ -275,6 +275,7 @@ class QuicEndpoint:
             quic, dialed=dialed, local=self.local, remote=_address(address), send=send, counters=self._counters
         )
         link.on_end = self._link_ended
+        link.on_fallback = self._link_fell_back
         link.on_cid = self._cid_issued
         link.on_cid_retired = self._cid_retired
         self._by_cid[quic.host_cid] = link
@@ -296,6 +297,10 @@ class QuicEndpoint:
         for cid in [cid for cid, owner in self._by_cid.items() if owner is link]:
             del self._by_cid[cid]
         self._close_if_empty()
+
+    def _link_fell_back(self, link: QuicLink) -> None:
+        self._counters.add("quic_datagram_fallbacks")
+        self._log.warning("path no longer carries large datagrams, using smaller ones", extra={"remote": link.remote})
 
     def _close_if_empty(self) -> None:
         if self._accept_options is None and not self.links and not self._datagrams.is_closed:

@@ -55,7 +55,7 @@ class QuicLink:
         dialed: bool,
         local: str,
         remote: str,
-        send: Callable[[bytes, Any], None],
+        send: Callable[[bytes, Any], bool],
         counters: Counters,
     ) -> None:
         self.local = local
@@ -64,6 +64,7 @@ class QuicLink:
         self.quic = quic
         self.dialed = dialed
         self.on_ready: Callable[[QuicLink], None] = _ignore
+        self.on_fallback: Callable[[QuicLink], None] = _ignore
         self.on_end: Callable[[QuicLink], None] = _ignore
         self.on_cid: Callable[[QuicLink, bytes], None] = _ignore_cid
         self.on_cid_retired: Callable[[QuicLink, bytes], None] = _ignore_cid
@@ -76,6 +77,7 @@ class QuicLink:
         self._early_bytes = 0
         self._lanes_seen: set[int] = set()
         self._is_ready = False
+        self._has_reported_fallback = False
         self._is_closing = False
         self._is_above = [False] * LANES
         self._is_congested = False
@@ -119,6 +121,10 @@ class QuicLink:
     def transport_rtt_s(self) -> float | None:
         """Return the smoothed round-trip time of QUIC in seconds, or None before the first sample."""
         return self.quic.smoothed_rtt_s()
+
+    def transport_loss(self) -> float | None:
+        """Return the share of packets sent by this end that were lost recently, 0 to 1, or None before the first sample."""
+        return self.quic.lost_share()
 
     async def close(self) -> None:
         """Wait up to one second for acknowledgements of all data, then close the connection. Safe to call twice."""
@@ -286,7 +292,12 @@ class QuicLink:
     def _send_datagrams(self) -> None:
         self._has_unsent = False
         for data, address in self.quic.datagrams_to_send(now=self._loop.time()):
-            self._send(data, address)
+            if not self._send(data, address):
+                # The kernel has learned that the path does not carry this size. QUIC repairs the loss.
+                self.quic.fall_back()
+        if self.quic.has_fallen_back and not self._has_reported_fallback:
+            self._has_reported_fallback = True
+            self.on_fallback(self)
         self._set_timer(None if self.ended.done() else self.quic.get_timer())
 
     def _report_writable(self) -> None:

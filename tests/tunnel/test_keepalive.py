@@ -1,0 +1,217 @@
+"""Keepalives over simulated links, on virtual time: who pings, what both ends measure, suspect and dead peers, suspension."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from micro_core.contract import CountersInMemory, LinkDown, LinkEvent, LinkLost, LinkMeasured, LinkSuspect, LinkUp
+from micro_core.lab.loop import LabClock, VirtualLoop, run
+from micro_core.lab.simulated_links import Conditions, SimulatedLinks
+from micro_core.lifecycle.environment import Environment
+from micro_core.tunnel.identity import NodeIdentity
+from micro_core.tunnel.tunnel import TunnelHost
+
+LOG = logging.getLogger("test")
+
+
+@dataclass
+class End:
+    """One tunnel, and the events of its links with their times."""
+
+    host: TunnelHost
+    counters: CountersInMemory
+    events: list[tuple[float, LinkEvent]] = field(default_factory=list)
+
+    def times(self, kind: type[LinkEvent]) -> list[float]:
+        return [moment for moment, event in self.events if isinstance(event, kind)]
+
+
+class Net:
+    """Two tunnels, `a` and `b`, of which `a` has dialled `b`."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        self.loop = loop
+        self.links = SimulatedLinks(random.Random(1), Conditions(delay_s=0.020))
+
+    async def end(self, name: str) -> End:
+        counters = CountersInMemory()
+        host = TunnelHost(
+            identity=NodeIdentity.from_private_bytes(name.encode().ljust(32, b"\0")),
+            name=name,
+            site=name,
+            network="go.micro",
+            token="secret",
+            listeners=[(self.links.driver(name), name)],
+            environment=Environment(
+                node_id=name, clock=LabClock(self.loop), random=random.Random(name), logger=LOG, counters=counters
+            ),
+            incarnation=1,
+        )
+        end = End(host, counters)
+        host.set_event_handler(lambda event: end.events.append((self.loop.time(), event)))
+        await host.connect()
+        return end
+
+    async def connect(self) -> tuple[End, End]:
+        self.a, self.b = await self.end("a"), await self.end("b")
+        await self.a.host.link_to("lab://b")
+        await asyncio.sleep(0.2)
+        return self.a, self.b
+
+    async def close(self) -> None:
+        await self.a.host.close()
+        await self.b.host.close()
+
+
+def simulate(test: Callable[[Net], Awaitable[None]]) -> None:
+    async def main() -> None:
+        net = Net()
+        await test(net)
+        await net.close()
+
+    run(main())
+
+
+def path_rtt_s(end: End) -> float:
+    (link,) = end.host.links()
+    assert link.path_rtt_s is not None
+    return link.path_rtt_s
+
+
+def test_both_ends_know_the_round_trip_one_round_trip_after_the_handshake() -> None:
+    async def test(net: Net) -> None:
+        for end in await net.connect():
+            (up,), (measured,) = end.times(LinkUp), end.times(LinkMeasured)
+            assert measured - up == pytest.approx(0.040, abs=0.001)
+            assert path_rtt_s(end) == pytest.approx(0.040, abs=0.001)
+
+    simulate(test)
+
+
+def test_calm_link_carries_one_ping_and_one_answer_per_interval() -> None:
+    async def test(net: Net) -> None:
+        a, b = await net.connect()
+        before = [(link.bytes_in, link.bytes_out) for end in (a, b) for link in end.host.links()]
+        await asyncio.sleep(100.0)
+        after = [(link.bytes_in, link.bytes_out) for end in (a, b) for link in end.host.links()]
+        frame_bytes = 8 + 12
+        for (in_before, out_before), (in_after, out_after) in zip(before, after, strict=True):
+            assert (in_after - in_before) / frame_bytes == pytest.approx(100, abs=3)
+            assert (out_after - out_before) / frame_bytes == pytest.approx(100, abs=3)
+        assert path_rtt_s(b) == pytest.approx(0.040, abs=0.001), "the end that does not ping measures, too"
+
+    simulate(test)
+
+
+@pytest.mark.parametrize("settled_s", [10.0, 10.3, 10.6, 10.9])
+def test_jump_of_the_delay_is_known_at_both_ends_within_four_seconds(settled_s: float) -> None:
+    async def test(net: Net) -> None:
+        ends = await net.connect()
+        await asyncio.sleep(settled_s)
+        net.links.set("a", "b", Conditions(delay_s=0.200))
+        await asyncio.sleep(4.0)
+        for end in ends:
+            assert path_rtt_s(end) == pytest.approx(0.400, abs=0.001)
+            (link,) = end.host.links()
+            assert link.queue_delay_s < 0.010, "the jump is not counted as a queue"
+        net.links.set("a", "b", Conditions(delay_s=0.020))
+        await asyncio.sleep(2.5)
+        for end in ends:
+            assert path_rtt_s(end) == pytest.approx(0.040, abs=0.001)
+
+    simulate(test)
+
+
+def test_peer_that_does_not_answer_is_suspect_early_and_dead_within_four_seconds() -> None:
+    async def test(net: Net) -> None:
+        a, b = await net.connect()
+        await asyncio.sleep(10.0)
+        cut_at = net.loop.time()
+        net.links.cut("a", "b")
+        net.links.cut("b", "a")
+        await asyncio.sleep(4.0)
+        for end in (a, b):
+            (suspect,), (down,) = end.times(LinkSuspect), end.times(LinkDown)
+            assert suspect - cut_at <= 2.4
+            assert 2.0 <= down - cut_at <= 4.0
+            assert [event.is_suspect for _, event in end.events if isinstance(event, LinkSuspect)] == [True]
+
+    simulate(test)
+
+
+def test_suspicion_ends_when_anything_arrives() -> None:
+    async def test(net: Net) -> None:
+        a, b = await net.connect()
+        await asyncio.sleep(10.0)
+        net.links.cut("b", "a")
+        await asyncio.sleep(1.9)
+        assert a.host.links()[0].is_suspect
+        assert not b.host.links()[0].is_suspect, "the pings of a arrive"
+        net.links.heal("b", "a")
+        await asyncio.sleep(0.1)
+        assert [event.is_suspect for _, event in a.events if isinstance(event, LinkSuspect)] == [True, False]
+        assert not a.host.links()[0].is_suspect
+        assert a.times(LinkDown) == []
+
+    simulate(test)
+
+
+def test_calm_link_is_never_suspect_whatever_the_path() -> None:
+    async def test(net: Net) -> None:
+        net.links.default_conditions = Conditions(delay_s=0.400, jitter_s=0.200)
+        a, b = await net.connect()
+        await asyncio.sleep(300.0)
+        assert a.times(LinkDown) == b.times(LinkDown) == []
+        assert a.times(LinkSuspect) == b.times(LinkSuspect) == []
+
+    simulate(test)
+
+
+def test_node_that_was_suspended_drops_its_links_before_it_processes_old_data() -> None:
+    async def test(net: Net) -> None:
+        a, b = await net.connect()
+        received: list[str] = []
+        b.host.listen("calls", lambda session: received.append(session.peer))
+        incarnations: list[int] = []
+        b.host.set_resumed_handler(incarnations.append)
+        a.host.keep_linked("lab://b")
+        await asyncio.sleep(10.0)
+        a.host.dial("calls", peer=b.host.node_id)
+        await asyncio.sleep(0.001)
+        # The data is on its way when b is stopped; time goes on for 30 s before b runs again.
+        net.loop._now += 30.0
+        await asyncio.sleep(0.0)
+        await asyncio.sleep(0.01)
+        assert received == [], "what arrived before the suspension is not processed"
+        assert len(incarnations) == 1
+        assert incarnations[0] > 1
+        down = next(event for _, event in b.events if isinstance(event, LinkDown))
+        assert isinstance(down.error, LinkLost)
+        assert "was suspended for 30 s" in str(down.error)
+        await asyncio.sleep(5.0)
+        assert [link.peer for link in b.host.links()] == [a.host.node_id]
+        assert b.counters.values["tunnel_suspensions"] == 1
+
+    simulate(test)
+
+
+def test_call_is_not_sent_on_the_links_of_before_a_suspension() -> None:
+    async def test(net: Net) -> None:
+        a, b = await net.connect()
+        b.host.listen("calls", lambda session: None)
+        session = a.host.dial("calls", peer=b.host.node_id)
+        await asyncio.sleep(1.0)
+        net.loop._now += 30.0
+        session.write(b"outdated")
+        assert a.host.links() == []
+        assert len(a.times(LinkDown)) == 1
+
+    simulate(test)
