@@ -9,9 +9,9 @@ from typing import Any
 
 from micro_core.contract.driver import Counters
 from micro_core.contract.errors import Overloaded
-from micro_core.contract.table import TableEvent
+from micro_core.contract.table import Table, TableEvent
 from micro_core.node.router_endpoints import ServiceRequest
-from micro_core.routing.router import Router
+from micro_core.proxy.routes import RouteSource
 from micro_core.rpc.server import Server
 from micro_core.standalone.router.protocol import ROUTES_PER_ITEM, items_of, items_of_table, route_to_map, weight_of
 
@@ -26,10 +26,11 @@ HEARTBEAT_S = 5.0
 
 
 class TableEndpoints:
-    """Serves lookups and watches of the route table of `router`, the router of the node `node_id`."""
+    """Serves lookups and watches of `table`, the route table of `router`, which is the router of the node `node_id`."""
 
-    def __init__(self, router: Router, *, node_id: str, counters: Counters) -> None:
+    def __init__(self, router: RouteSource, table: Table, *, node_id: str, counters: Counters) -> None:
         self._router = router
+        self._table = table
         self._node_id = node_id
         self._counters = counters
         self._wakeups: dict[asyncio.Event, None] = {}
@@ -80,7 +81,7 @@ class TableEndpoints:
             yield {"node": self._node_id}
             pending.clear()
             unread = 0
-            for item in items_of_table(self._router.table):
+            for item in items_of_table(self._table):
                 yield {"table": item}
             yield {"synced": True}
             while not self._is_ending:
