@@ -119,7 +119,7 @@ class Offer:
     capacity: int = 0
     """Approximate number of instances."""
     load_us: int = 0
-    """How long calls wait at the instances, in microseconds."""
+    """Waiting time of calls at the instances in microseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -370,7 +370,7 @@ class Router:
         if isinstance(event, OriginRouteChanged):
             route = event.after or event.before
             assert route is not None
-            # A stale route does not count: nobody has advertised it since the restart.
+            # A stale route does not count: no neighbour has advertised it since the restart.
             was_known, is_known = (one is not None and one.expires_at is None for one in (event.before, event.after))
             number = self._routes_to.get(route.origin, 0) + is_known - was_known
             if number > 0:

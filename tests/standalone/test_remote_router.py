@@ -104,7 +104,7 @@ class Site:
             metadata=component_metadata(node_id, NAME, "eu"),
             instance_id=f"{ROUTER_SERVICE}-{node_id}",
         )
-        self.endpoints = TableEndpoints(self.router, self.router.table, node_id=node_id, counters=CountersInMemory())
+        self.endpoints = TableEndpoints(self.router, self.table, node_id=node_id, counters=CountersInMemory())
         self.endpoints.add_to(service.server)
         await service.start()
 

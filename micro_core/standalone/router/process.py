@@ -77,7 +77,9 @@ class RouterComponent(Component):
             names=lambda: _names(relay, tunnel),
             clock=context.clock,
         ).add_to(service.server)
-        self._endpoints = TableEndpoints(plane.router, plane.router.table, node_id=node.node_id, counters=context.counters)
+        self._endpoints = TableEndpoints(
+            plane.router, plane.router.table, node_id=node.node_id, counters=context.counters
+        )
         self._endpoints.add_to(service.server)
         self._close_later(service.stop)
         await service.start()

@@ -26,7 +26,7 @@ HEARTBEAT_S = 5.0
 
 
 class TableEndpoints:
-    """Serves lookups and watches of `table`, the table of the router `router` of the node `node_id`."""
+    """Serves lookups and watches of `table`, the route table of `router`, which is the router of the node `node_id`."""
 
     def __init__(self, router: RouteSource, table: Table, *, node_id: str, counters: Counters) -> None:
         self._router = router
