@@ -48,6 +48,7 @@ REMOTE = Route(
     site="eu",
     version="1.2,1.3",
     hops=2,
+    load_us=40,
     expires_at=1_000.5,
 )
 """The join of VIA_B and OFFER."""
@@ -202,7 +203,7 @@ class TableConformance(Conformance[Table]):
         assert len(table.lookup("a")) == len(table.lookup("b")) == 1
         busy = replace(OFFER, load_us=90, versions=())
         table.change_offers(origin, [busy], ["a", "unknown"])
-        assert table.lookup(OFFER.service) == (replace(REMOTE, metric=590, version=""),), (
+        assert table.lookup(OFFER.service) == (replace(REMOTE, metric=590, load_us=90, version=""),), (
             "lookup returns the current offer, never an outdated one"
         )
         assert table.lookup("a") == (), "a removed offer is not a route any more"
@@ -240,7 +241,7 @@ class TableConformance(Conformance[Table]):
         local = replace(LOCAL, service="a", metric=6)
         table.put(local)
         remote = [
-            replace(REMOTE, service=service, gateway=gateway, router=router, metric=metric, version="1")
+            replace(REMOTE, service=service, gateway=gateway, router=router, metric=metric, load_us=3, version="1")
             for service, gateway, router, metric in (
                 ("a", "y", "r2", 4),
                 ("a", "z", "r3", 5),

@@ -193,6 +193,7 @@ class NaiveTable:
                 link="network",
                 metric=route.metric + offer.load_us,
                 version=",".join(offer.versions),
+                load_us=offer.load_us,
             )
             for (origin, service), offer in self.offers.items()
             for route in self.origin_routes.values()

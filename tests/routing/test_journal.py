@@ -37,8 +37,16 @@ def local(service: str = "a", metric: int = 10) -> Route:
 
 
 def remote(service: str = "a", metric: int = 10, gateway: str = "g") -> Route:
+    """Return a route to an origin. The load of "b" is 5 µs."""
     return Route(
-        service=service, address="", gateway=gateway, network="n", router="r", link=NETWORK_LINK, metric=metric
+        service=service,
+        address="",
+        gateway=gateway,
+        network="n",
+        router="r",
+        link=NETWORK_LINK,
+        metric=metric,
+        load_us=5 if service == "b" else 0,
     )
 
 
