@@ -258,11 +258,11 @@ def failures_by_reason(calls: Iterable[Call]) -> dict[str, int]:
 def slow_until(calls: Sequence[Call], since: float, limit_s: float, matches: Callable[[Call], bool]) -> float:
     """Return the seconds from `since` until the calls that `matches` selects are fast for good.
 
-    They are slow in a window of two seconds if their median exceeds `limit_s` there. Failed calls count as slow.
+    They are slow in a window of one second if their median exceeds `limit_s` there. Failed calls count as slow.
     """
     windows: dict[int, list[float]] = defaultdict(list)
     for call in calls:
         if call.at >= since and matches(call):
-            windows[int((call.at - since) / 2.0)].append(call.took_s if not call.failure else float("inf"))
+            windows[int(call.at - since)].append(call.took_s if not call.failure else float("inf"))
     slow = [index for index, times in windows.items() if sorted(times)[len(times) // 2] > limit_s]
-    return (max(slow) + 1) * 2.0 if slow else 0.0
+    return max(slow) + 1.0 if slow else 0.0

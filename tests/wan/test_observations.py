@@ -74,5 +74,5 @@ def test_slow_path_is_left_after_the_last_slow_window() -> None:
         return Call(at, 1, "s", failure, took_s, 2)
 
     calls = [call(10.1, 0.4), call(11, 0.5), call(12.1, 0.4, "LinkLost"), call(12.2, 0.1), call(14.5, 0.15)]
-    assert slow_until(calls, 10.0, 0.25, lambda _: True) == 4.0
+    assert slow_until(calls, 10.0, 0.25, lambda _: True) == 3.0
     assert slow_until(calls, 14.0, 0.25, lambda _: True) == 0.0
