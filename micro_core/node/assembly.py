@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import socket
@@ -107,11 +108,22 @@ def link_settings(
         identity=identity,
         token=network_token(settings),
         incarnation=incarnation,
+        next_incarnation=functools.partial(_next_incarnation, settings, context),
         listeners=listeners(link_drivers, chosen.listen),
         resolvers=resolvers if link_drivers else [],
         seeds=chosen.nodes,
         peers=PeerOptions(target_links=chosen.target_links),
     )
+
+
+def _next_incarnation(settings: Settings, context: DriverContext) -> int:
+    """Return the incarnation of the node after a suspension. If it cannot be stored, the next start may repeat it."""
+    wall_ms = int(context.clock.wall() * 1000)
+    try:
+        return next_incarnation(node_file(settings, "incarnation"), wall_ms)
+    except ConfigError as error:
+        context.logger.warning("incarnation not stored", extra={"reason": str(error)})
+        return wall_ms
 
 
 def routing_settings(settings: Settings, table: Table, *, incarnation: int) -> RoutingSettings:
