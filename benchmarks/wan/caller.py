@@ -42,6 +42,7 @@ class Report:
         self.published: list[tuple[float, str, int, str]] = []
         self.received: list[tuple[float, str, str, int, int]] = []
         self.samples: list[dict[str, Any]] = []
+        self.poll_failures: list[tuple[float, str, str]] = []
         self.max_lag_s = 0.0
 
     def line(self) -> str:
@@ -52,6 +53,7 @@ class Report:
                 "published": self.published,
                 "received": self.received,
                 "samples": self.samples,
+                "poll_failures": self.poll_failures,
                 "max_lag_s": round(self.max_lag_s, 4),
             }
         )
@@ -141,9 +143,10 @@ class Caller:
             try:
                 async with asyncio.timeout(POLL_TIMEOUT_S):
                     self.report.samples.append(await self._sample(node))
-            except (MicroError, TimeoutError):
+            except (MicroError, TimeoutError) as error:
                 # The node is stopped, frozen or busy: its last sample becomes too old to count.
-                continue
+                failure = f"{type(error).__name__} {error}"[:200]
+                self.report.poll_failures.append((round(time.monotonic(), 3), node.name, failure))
 
     async def _sample(self, node: NodePlace) -> dict[str, Any]:
         stats = await self._query(node, "Debug.Stats", {})
