@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Protocol
 
-from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE, PATH_SEPARATOR
+from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE
 from micro_core.contract.table import LOCAL_LINK
+from micro_core.lab.connectivity import possible_components
 from micro_core.lab.lab_node import LabNode
 from micro_core.lab.options import LabOptions
 from micro_core.lab.simulated_links import SimulatedLinks
@@ -106,7 +107,7 @@ def differences(lab: LabState) -> list[str]:
     """
     found = []
     offered = {node.id: _offered(node) for node in lab.alive()}
-    for group in _connected_groups(lab):
+    for group in possible_components(lab):
         ids = {node.id for node in group}
         for node in group:
             routed: dict[str, set[str]] = defaultdict(set)
@@ -147,34 +148,6 @@ def _offered(node: LabNode) -> set[str]:
     names = {route.service for route in node.routes() if route.link == LOCAL_LINK}
     running = {service.name for service in node.services} | {NETWORK_SERVICE, "go.micro.broker"}
     return running | {name for name in names if name.startswith(INTEREST_PREFIX)}
-
-
-def _connected_groups(lab: LabState) -> list[list[LabNode]]:
-    """Return the groups of running nodes that can be connected over links that are not cut."""
-    alive = {node.name: node for node in lab.alive()}
-    edges: dict[str, set[str]] = defaultdict(set)
-    for node in alive.values():
-        for path in (path for address in node.seeds for path in address.split(PATH_SEPARATOR)):
-            scheme, _, other = path.partition("://")
-            is_cut = lab.links.is_cut(node.name, other, scheme) or lab.links.is_cut(other, node.name, scheme)
-            if other in alive and not is_cut:
-                edges[node.name].add(other)
-                edges[other].add(node.name)
-    groups: list[list[LabNode]] = []
-    visited: set[str] = set()
-    for name in alive:
-        if name in visited:
-            continue
-        group, border = [], [name]
-        visited.add(name)
-        while border:
-            current = border.pop()
-            group.append(alive[current])
-            for other in sorted(edges[current] - visited):
-                visited.add(other)
-                border.append(other)
-        groups.append(group)
-    return groups
 
 
 def _cycle(edges: dict[str, set[str]]) -> list[str]:

@@ -22,6 +22,7 @@ from micro_core.contract.names import NETWORK_SERVICE
 from micro_core.contract.resolver import Resolver
 from micro_core.contract.table import Route, RouteQuery, Table
 from micro_core.lab.directory import Directory
+from micro_core.lab.faults import FaultLog
 from micro_core.lab.lab_registry import LabRegistry
 from micro_core.lab.lab_transport import LabTransport
 from micro_core.lab.loop import LabClock
@@ -76,6 +77,7 @@ class LabContext(Protocol):
     options: LabOptions
     links: SimulatedLinks
     directory: Directory
+    faults: FaultLog
 
     def note(self, source: str, text: str) -> None:
         """Add a line to the event log."""
@@ -157,6 +159,7 @@ class LabNode:
         node.router.watch(lambda event: self.lab.note(self.name, f"route {event.kind.value} {_describe(event.route)}"))
         node.network.set_report_handler(lambda text: self.lab.note(self.name, text))
         self.lab.note(self.name, "started")
+        self.lab.faults.end("down", self.name)
         return self
 
     def _compose(self, process_context: contextvars.Context) -> Node:
@@ -205,6 +208,7 @@ class LabNode:
     async def stop(self) -> None:
         """Shut the node down gracefully: all routes are withdrawn first."""
         self.lab.note(self.name, "stopped")
+        self.lab.faults.begin("down", self.name)
         await self._in_process(self.node.stop())
         await self._after_stop()
 
@@ -214,6 +218,7 @@ class LabNode:
         Without `with_services`, the services of the site continue to run. Other nodes of the site serve them.
         """
         self.lab.note(self.name, "killed")
+        self.lab.faults.begin("down", self.name)
         self.lab.links.disconnect_silently(self.name)
         assert self._registry is not None
         assert self.process is not None
@@ -230,6 +235,7 @@ class LabNode:
         Its timers and received data wait meanwhile. Afterwards, all of them are processed at once.
         """
         self.lab.note(self.name, f"sleeps for {seconds:.6g} s")
+        self.lab.faults.at_once("sleep", self.name, lasts_s=seconds)
         assert self.process is not None
         self.process.stop(seconds)
 

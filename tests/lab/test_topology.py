@@ -1,0 +1,110 @@
+"""Nodes that find each other through resolvers alone: the network becomes one component, and again after every fault."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from micro_core.lab import loop
+from micro_core.lab.connectivity import components
+from micro_core.lab.directory import Spelling
+from micro_core.lab.monitor import Monitor
+from micro_core.lab.net import Lab
+from micro_core.lab.options import LabOptions
+from micro_core.lab.process import CpuModel
+from micro_core.lab.topologies import SitePlan, add_sites, flat, four_clouds, many_sites
+
+HEAL_S = 10.0
+"""Time from the end of the last fault until the network is one component."""
+
+TWELVE_ON_TWO_CORES = CpuModel(speed=1 / 6)
+WANTED_LINKS = 3
+
+
+def lab_with(seed: int) -> Lab:
+    return Lab(seed, options=LabOptions(keep_log=False, cpu=TWELVE_ON_TWO_CORES))
+
+
+async def heal_after_partition(seed: int, cut_clouds: int, spelling: Spelling) -> float:
+    lab = lab_with(seed)
+    groups = await four_clouds(lab, spelling=spelling)
+    await lab.advance_time(30)
+    assert len(components(lab)) == 1, "the network starts as one component"
+    left, right = flat(groups[:cut_clouds]), flat(groups[cut_clouds:])
+    monitor = Monitor(lab)
+    lab.partition(left, right)
+    await lab.advance_time(60)
+    assert len(components(lab)) == 2
+    lab.heal(left, right)
+    healed_at = lab.now
+    await lab.advance_time(20)
+    await monitor.stop()
+    await lab.close()
+    return monitor.one_component_after_s(healed_at)
+
+
+@pytest.mark.parametrize("cut_clouds", [1, 2])
+@pytest.mark.parametrize("spelling", [Spelling.BARE, Spelling.MIXED])
+def test_partitioned_clouds_become_one_component(cut_clouds: int, spelling: Spelling) -> None:
+    results = [loop.run(heal_after_partition(seed, cut_clouds, spelling)) for seed in range(2)]
+    assert max(results) <= HEAL_S, results
+
+
+async def outage_in_rolling_restart(seed: int) -> tuple[float, float]:
+    lab = lab_with(seed)
+    groups = await four_clouds(lab)
+    await lab.advance_time(20)
+    monitor, apart_s, began_at = Monitor(lab), 0.0, lab.now
+    for node in flat(groups):
+        await node.stop()
+        await lab.advance_time(1.0)
+        await node.start()
+        await lab.advance_time(2.0)
+    last = lab.now
+    await lab.advance_time(15)
+    await monitor.stop()
+    await lab.close()
+    readings = [one for one in monitor.readings if one.at >= began_at]
+    for before, after in itertools.pairwise(readings):
+        if before.components > 1:
+            apart_s += after.at - before.at
+    return apart_s, monitor.one_component_after_s(last)
+
+
+def test_rolling_restart_cuts_no_cloud_off() -> None:
+    results = [loop.run(outage_in_rolling_restart(seed)) for seed in range(3)]
+    # A node that starts is a component of its own until its first link stands.
+    assert max(apart_s for apart_s, _ in results) <= 12 * 1.0, results
+    assert max(after_s for _, after_s in results) <= HEAL_S, results
+
+
+async def links_at_rest(seed: int) -> list[int]:
+    lab = lab_with(seed)
+    nodes = flat(await four_clouds(lab))
+    await lab.advance_time(120)
+    counts = [len(node.node.network.links()) for node in nodes]
+    await lab.close()
+    return counts
+
+
+def test_every_node_has_the_wanted_number_of_links_at_rest() -> None:
+    results = [loop.run(links_at_rest(seed)) for seed in range(3)]
+    assert min(min(counts) for counts in results) >= WANTED_LINKS, results
+
+
+async def test_nodes_behind_nats_and_stale_addresses_do_not_split_the_network(micro_net: Lab) -> None:
+    await many_sites(micro_net, 12, behind_nat=5, stale=6, spelling=Spelling.MIXED)
+    await micro_net.advance_time(30)
+    assert len(components(micro_net)) == 1
+
+
+async def test_partial_answers_of_resolvers_are_enough(micro_net: Lab) -> None:
+    names = [f"p{number}-" for number in range(6)]
+    plans = [
+        SitePlan(name=name, nodes=1, only=(f"p{(number + 1) % 6}-1", f"p{(number + 2) % 6}-1"))
+        for number, name in enumerate(names)
+    ]
+    await add_sites(micro_net, plans)
+    await micro_net.advance_time(30)
+    assert len(components(micro_net)) == 1
