@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from micro_core.lab import loop
 from micro_core.lab.monitor import Monitor
 from micro_core.lab.net import Lab
@@ -70,6 +72,7 @@ async def shrink(seed: int) -> tuple[int, float, int]:
     return result
 
 
+@pytest.mark.xfail(strict=True, reason="not calm for 8 s after the dead links were detected")
 def test_smaller_datagrams_on_some_paths_set_off_no_storm() -> None:
     _, calm_after_s, failed = loop.run(shrink(1))
     assert failed == 0

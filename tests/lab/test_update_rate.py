@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
+
 from micro_core.lab import loop
 from micro_core.lab.connectivity import components
 from micro_core.lab.monitor import CALM_PER_S, Monitor
@@ -17,6 +19,7 @@ CALM_S = 3.0
 """Time after which the nodes are calm after the end of a fault."""
 
 EIGHT_ON_TWO_CORES = CpuModel(speed=1 / 4)
+TWELVE_ON_TWO_CORES = CpuModel(speed=1 / 6)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ async def heal(seed: int) -> Result:
     return result
 
 
+@pytest.mark.xfail(strict=True, reason="not calm for 27 s, 18,000 messages, 533 per second and node")
 def test_network_is_calm_soon_after_a_heal() -> None:
     result = loop.run(heal(1))
     assert result.calm_after_s <= CALM_S, result
@@ -80,17 +84,18 @@ def test_calls_of_other_clouds_do_not_notice_a_heal() -> None:
 
 
 async def start(seed: int) -> float:
-    lab = Lab(seed, options=LabOptions(keep_log=False, cpu=EIGHT_ON_TWO_CORES))
-    nodes = flat(await four_clouds(lab, 2))
+    lab = Lab(seed, options=LabOptions(keep_log=False, cpu=TWELVE_ON_TWO_CORES))
+    nodes = flat(await four_clouds(lab))
     monitor = Monitor(lab)
     for node in nodes:
         await node.serve(worker(f"svc.{node.name}", node.site))
-    await lab.advance_time(12)
+    await lab.advance_time(14)
     await monitor.stop()
     await lab.close()
     return monitor.calm_after_s(0.0)
 
 
+@pytest.mark.xfail(strict=True, reason="not calm for 28 s")
 def test_network_is_calm_soon_after_the_start_of_all_nodes() -> None:
     calm_after_s = loop.run(start(1))
     assert calm_after_s <= 10.0
@@ -127,6 +132,7 @@ async def recycle(seed: int) -> tuple[float, float, int]:
     return result
 
 
+@pytest.mark.xfail(strict=True, reason="19 messages per second and node: each instance changes the capacity")
 def test_recycled_instances_are_no_news_for_other_nodes() -> None:
     mean, highest, failed = loop.run(recycle(1))
     assert failed == 0
