@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
-
 from micro_core.lab import loop
 from micro_core.lab.net import Lab
 from micro_core.lab.options import LabOptions
@@ -57,7 +55,6 @@ async def shares(seed: int) -> tuple[list[float], int, int]:
     return result
 
 
-@pytest.mark.xfail(strict=True, reason="the share of the near site swings between 0.37 and 0.64")
 def test_load_between_two_sites_settles() -> None:
     found, failed, count = loop.run(shares(1))
     shown = " ".join(f"{share:.2f}" for share in found)

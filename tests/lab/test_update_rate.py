@@ -68,7 +68,9 @@ async def heal(seed: int) -> Result:
     return result
 
 
-@pytest.mark.xfail(strict=True, reason="not calm for 27 s, 18,000 messages, 533 per second and node")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="not calm for 27 s, 18,000 messages, 533 per second and node"
+)
 def test_network_is_calm_soon_after_a_heal() -> None:
     result = loop.run(heal(1))
     assert result.calm_after_s <= CALM_S, result
@@ -95,7 +97,6 @@ async def start(seed: int) -> float:
     return monitor.calm_after_s(0.0)
 
 
-@pytest.mark.xfail(strict=True, reason="not calm for 28 s")
 def test_network_is_calm_soon_after_the_start_of_all_nodes() -> None:
     calm_after_s = loop.run(start(1))
     assert calm_after_s <= 10.0
@@ -132,8 +133,7 @@ async def recycle(seed: int) -> tuple[float, float, int]:
     return result
 
 
-@pytest.mark.xfail(strict=True, reason="19 messages per second and node: each instance changes the capacity")
-def test_recycled_instances_are_no_news_for_other_nodes() -> None:
+def test_recycled_instances_cause_few_messages_of_other_nodes() -> None:
     mean, highest, failed = loop.run(recycle(1))
     assert failed == 0
     assert highest <= 5.0, f"{mean:.1f} messages per second and node, up to {highest:.1f}; calm is {CALM_PER_S}"
