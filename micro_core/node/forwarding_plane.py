@@ -16,6 +16,7 @@ from micro_core.contract.tunnel import LinkDown, LinkEvent, LinkMoved, LinkSuspe
 from micro_core.lifecycle.environment import Environment
 from micro_core.node.description import NodeDescription
 from micro_core.plugins import CORE_DISTRIBUTION
+from micro_core.proxy.durable_topics import DELIVER
 from micro_core.proxy.proxy import CHANNEL, Proxy
 from micro_core.proxy.routes import RouteSource
 from micro_core.proxy.topics import Topics
@@ -83,6 +84,7 @@ class ForwardingPlane:
             site=node.site, router=routes, proxy=self.proxy, broker=settings.broker, environment=environment
         )
         self.proxy.set_message_handler(self.topics.message_received)
+        self.server.add(DELIVER, self.topics.deliver, idempotent=True)
 
     @property
     def address(self) -> str:
