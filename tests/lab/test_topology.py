@@ -14,6 +14,7 @@ from micro_core.lab.net import Lab
 from micro_core.lab.options import LabOptions
 from micro_core.lab.process import CpuModel
 from micro_core.lab.topologies import SitePlan, add_sites, flat, four_clouds, many_sites
+from micro_core.lab.traffic import time_until
 
 HEAL_S = 10.0
 """Time from the end of the last fault until the network is one component."""
