@@ -30,7 +30,7 @@ from micro_core.lab.options import LabOptions
 from micro_core.lab.process import SimulatedProcess
 from micro_core.lab.simulated_links import SimulatedLinks
 from micro_core.lifecycle.environment import Environment
-from micro_core.network.peers import PeerOptions
+from micro_core.network.link_targets import PeerOptions
 from micro_core.node.composition import NodeComponents, compose
 from micro_core.node.description import NodeDescription
 from micro_core.node.forwarding_plane import ForwardingSettings
@@ -61,7 +61,7 @@ class SiteBroker(enum.Enum):
 NETWORK = "lab"
 TOKEN = "test-token"  # noqa: S105
 
-PEERS_OF_SEEDS = PeerOptions(target_links=0, resolve_s=3_600.0, resolve_when_short_s=3_600.0)
+PEERS_OF_SEEDS = PeerOptions(links_site=0, links_remote=0, resolve_s=3_600.0, resolve_when_short_s=3_600.0)
 """For nodes without resolvers: they keep the links to their seeds and no others."""
 
 

@@ -25,7 +25,7 @@ from micro_core.drivers.construction import build, build_all, build_hooks, build
 from micro_core.drivers.selection import check_tables, drivers_of, selected_names
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
-from micro_core.network.peers import PeerOptions
+from micro_core.network.link_targets import PeerOptions
 from micro_core.node.composition import NodeComponents, compose
 from micro_core.node.description import NodeDescription
 from micro_core.node.forwarding_plane import ForwardingSettings
@@ -112,7 +112,7 @@ def link_settings(
         listeners=listeners(link_drivers, chosen.listen),
         resolvers=resolvers if link_drivers else [],
         seeds=chosen.nodes,
-        peers=PeerOptions(target_links=chosen.target_links),
+        peers=PeerOptions(links_site=chosen.links_site, links_remote=chosen.links_remote, max_links=chosen.max_links),
     )
 
 

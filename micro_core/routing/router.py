@@ -104,6 +104,9 @@ class Router:
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
         self.journal = Journal()
+        self._origins: frozenset[str] | None = None
+        """The answer of `origins`; None after a change of the table."""
+        table.watch(self._forget_origins)
         table.watch(lambda event: self.journal.record(event, environment.clock.wall()))
 
     # --------------------------------------------------------------- lifecycle
@@ -159,6 +162,15 @@ class Router:
     def routes(self, query: RouteQuery | None = None) -> list[Route]:
         """Return the routes of the table that match `query`, ordered by service, metric and key."""
         return self.table.list(query)
+
+    def origins(self) -> frozenset[str]:
+        """Return the ids of the nodes from which there is a route: those that are reachable from here."""
+        if self._origins is None:
+            self._origins = frozenset(route.router for route in self.table.list())
+        return self._origins
+
+    def _forget_origins(self, _: RouteEvent) -> None:
+        self._origins = None
 
     def watch(self, callback: Callable[[RouteEvent], None]) -> Callable[[], None]:
         """Call `callback` after each change of the table. Returns a function that ends this."""
