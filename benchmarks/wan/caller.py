@@ -31,6 +31,9 @@ LARGE_SHARE = 0.1
 LARGE_BYTES = 4_000
 SMALL_BYTES = 100
 POLL_TIMEOUT_S = 3.0
+SLOW_POLL_S = 0.5
+"""An answer that takes longer is reported like a failure, but counts."""
+
 MAX_OPEN_CALLS = 500
 
 
@@ -167,9 +170,14 @@ class Caller:
         }
 
     async def _query(self, node: NodePlace, endpoint: str, request: dict[str, Any]) -> Any:
-        return await self._client.call(
+        started = time.monotonic()
+        answer = await self._client.call(
             NETWORK_SERVICE, endpoint, request, address=node.call_address, timeout_s=POLL_TIMEOUT_S, retries=0
         )
+        took_s = time.monotonic() - started
+        if took_s > SLOW_POLL_S:
+            self.report.poll_failures.append((round(started, 3), node.name, f"{endpoint} took {took_s:.2f} s"))
+        return answer
 
     # ---------------------------------------------------------------- process
 

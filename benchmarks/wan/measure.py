@@ -81,7 +81,7 @@ class Figures:
     failures: list[dict[str, Any]] = field(default_factory=list)
     losses: list[dict[str, Any]] = field(default_factory=list)
     poll_failures: list[list[Any]] = field(default_factory=list)
-    """Time after the heal, node and error of each failed poll."""
+    """Time after the heal, node and error of each poll that failed or was slow."""
     not_one_s: dict[str, float] = field(default_factory=dict)
     """Seconds after the heal in which the network was not one component, by reason; see `State.reason`."""
     rates: dict[str, list[list[float]]] = field(default_factory=dict)

@@ -80,7 +80,7 @@ class Observations:
     received: list[Received] = field(default_factory=list)
     samples: list[NodeSample] = field(default_factory=list)
     poll_failures: list[list[Any]] = field(default_factory=list)
-    """Time, node and error of each poll that failed."""
+    """Time, node and error of each poll that failed or was slow."""
     max_lag_s: float = 0.0
     ids: dict[str, str] = field(default_factory=dict)
     """The id of each node by name."""
