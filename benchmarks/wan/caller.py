@@ -145,7 +145,9 @@ class Caller:
                 continue
             try:
                 async with asyncio.timeout(POLL_TIMEOUT_S):
-                    self.report.samples.append(await self._sample(node))
+                    sample = await self._sample(node)
+                # The report may have been replaced during the queries.
+                self.report.samples.append(sample)
             except (MicroError, TimeoutError) as error:
                 # The node is stopped, frozen or busy: its last sample becomes too old to count.
                 failure = f"{type(error).__name__} {error}"[:200]
