@@ -116,6 +116,8 @@ class LabNode:
     is_alive: bool = False
     stopped_at: float = 0.0
     """Virtual seconds at which the node was stopped or killed the last time."""
+    table_version: int = 0
+    """Number of changes of the table so far, over all starts."""
     starts: int = 0
     """Number of starts so far."""
     counted_before: dict[str, int] = field(default_factory=dict)
@@ -156,7 +158,9 @@ class LabNode:
         node = self._node = self._compose(process.context)
         await self._in_process(node.start())
         self.is_alive = True
+        self.table_version += 1
         node.router.watch(lambda event: self.lab.note(self.name, f"route {event.kind.value} {_describe(event.route)}"))
+        node.router.watch(self._table_changed)
         node.network.set_report_handler(lambda text: self.lab.note(self.name, text))
         self.lab.note(self.name, "started")
         self.lab.faults.end("down", self.name)
@@ -200,6 +204,9 @@ class LabNode:
                 lease_s=options.registry_lease_s,
             )
         )
+
+    def _table_changed(self, event: object) -> None:  # noqa: ARG002 - which change it was makes no difference
+        self.table_version += 1
 
     async def _in_process(self, work: Coroutine[None, None, None]) -> None:
         assert self.process is not None

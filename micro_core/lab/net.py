@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from micro_core.builtin.broker.subscribers import Subscribers
 from micro_core.contract.names import PATH_SEPARATOR
-from micro_core.lab import invariants
 from micro_core.lab.directory import Directory
 from micro_core.lab.faults import FaultLog, path_between
+from micro_core.lab.invariants import Checker
 from micro_core.lab.lab_node import LabNode, ResolverMaker, SiteBroker, TableMaker, memory_table
 from micro_core.lab.loop import LabClock
 from micro_core.lab.options import LabOptions
@@ -51,6 +51,7 @@ class Lab:
         """The addresses that the resolvers return."""
         self.faults = FaultLog(lambda: self.now)
         """The faults so far."""
+        self.checker = Checker(self)
         self.log: list[str] = []
         self.events = 0
         self._digest = hashlib.blake2b(digest_size=16)
@@ -245,7 +246,7 @@ class Lab:
         Returns the virtual seconds this took. Raises NotConverged after `timeout_s` virtual seconds.
         """
         started_at = self.now
-        while found := invariants.differences(self):
+        while found := self.checker.differences():
             if self.now - started_at >= timeout_s:
                 count = f"{len(found)} difference{'s' if len(found) > 1 else ''}"
                 raise NotConverged(
@@ -257,7 +258,7 @@ class Lab:
 
     def check(self) -> None:
         """Check the invariants that hold at any time. Raises AssertionError with the violations and the seed."""
-        found = invariants.violations(self)
+        found = self.checker.violations()
         if found:
             raise AssertionError(
                 f"invariants violated at {self.now:.3f} s (seed {self.seed}):\n  " + "\n  ".join(found[:MAX_LISTED])
