@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from micro_core.lab import invariants, loop
+from micro_core.lab import loop
 from micro_core.lab.lab_node import LabNode
 from micro_core.lab.net import Lab
 from micro_core.lab.options import LabOptions
@@ -152,7 +152,7 @@ async def run(policy: DampingPolicy, scenario: Callable[[Experiment], Awaitable[
     idle_before = lab.counted("routing_messages_sent")
     await lab.advance_time(elapsed_s)
     result.messages = max(0, sent - (lab.counted("routing_messages_sent") - idle_before))
-    result.wrong = len(invariants.differences(lab)) + len(invariants.violations(lab))
+    result.wrong = len(lab.checker.differences()) + len(lab.checker.violations())
     await lab.close()
     return result
 

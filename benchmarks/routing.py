@@ -27,7 +27,7 @@ from typing import Any
 from micro_core.builtin.table.memory import MemoryTable
 from micro_core.contract.driver import CountersInMemory
 from micro_core.contract.table import Offer
-from micro_core.lab import invariants, loop
+from micro_core.lab import loop
 from micro_core.lab.lab_node import LabNode
 from micro_core.lab.net import Lab
 from micro_core.lab.options import LabOptions
@@ -74,7 +74,7 @@ async def storm(nodes: int, restarts: int, *, damping: bool) -> tuple[int, int]:
     await lab.advance_time(5)
     elapsed_s = lab.now - started_at
     sent = lab.counted("routing_messages_sent") - before
-    wrong = len(invariants.differences(lab)) + len(invariants.violations(lab))
+    wrong = len(lab.checker.differences()) + len(lab.checker.violations())
     # Subtract the messages of an idle network in the same time.
     idle_before = lab.counted("routing_messages_sent")
     await lab.advance_time(elapsed_s)
@@ -115,7 +115,7 @@ async def convergence(seed: int, nodes: int) -> dict[str, float]:
     await lab.advance_time(2)
     link = node.node.network.links()[0]
     lab.reset(node, lab.nodes[link.peer_name])
-    found["link breaks"] = await seconds_until(lab, lambda: not invariants.differences(lab))
+    found["link breaks"] = await seconds_until(lab, lambda: not lab.checker.differences())
     await lab.close()
     return found
 

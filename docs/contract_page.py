@@ -37,6 +37,10 @@ SECTIONS: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
         "Call these functions first in `publish` and `subscribe`, so that no later hop refuses the message.",
         {"messages.py": ("check_message", "check_queue")},
     ),
+    "Brokers that store messages": (
+        "A broker driver that stores messages may implement `DurableBroker` in addition.",
+        {"broker.py": ("DurableBroker",)},
+    ),
     "Errors": (
         (
             "Raise the class that matches the failure ([all classes](errors.md)), and convert the errors of libraries: "

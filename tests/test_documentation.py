@@ -45,7 +45,8 @@ def test_sections_of_docstrings_are_lists_in_generated_pages(page: Path) -> None
 NOT_FOR_DRIVERS = {
     # Created or read by core only.
     *("ChannelListener", "DialMode", "LinkInfo", "MessageReceiver", "Session", "Sessions", "Tunnel"),
-    *("DialFailed", "LinkDown", "LinkEvent", "LinkEventHandler", "LinkMeasured", "LinkMoved", "LinkSuspect", "LinkUp"),
+    *("DialFailed", "DialSucceeded", "LinkDown", "LinkEvent", "LinkEventHandler"),
+    *("LinkMeasured", "LinkMoved", "LinkSuspect", "LinkUp"),
     # Function types, documented with the parameters that they type, and names that only core and the kits use.
     *("Interceptor", "MessageHandler", "Next", "hookspec", "CAPABILITIES", "Conformance", "requires"),
 }

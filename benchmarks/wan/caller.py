@@ -31,6 +31,9 @@ LARGE_SHARE = 0.1
 LARGE_BYTES = 4_000
 SMALL_BYTES = 100
 POLL_TIMEOUT_S = 3.0
+SLOW_POLL_S = 0.5
+"""An answer that takes longer is reported like a failure, but counts."""
+
 MAX_OPEN_CALLS = 500
 
 
@@ -42,6 +45,7 @@ class Report:
         self.published: list[tuple[float, str, int, str]] = []
         self.received: list[tuple[float, str, str, int, int]] = []
         self.samples: list[dict[str, Any]] = []
+        self.poll_failures: list[tuple[float, str, str]] = []
         self.max_lag_s = 0.0
 
     def line(self) -> str:
@@ -52,6 +56,7 @@ class Report:
                 "published": self.published,
                 "received": self.received,
                 "samples": self.samples,
+                "poll_failures": self.poll_failures,
                 "max_lag_s": round(self.max_lag_s, 4),
             }
         )
@@ -140,10 +145,13 @@ class Caller:
                 continue
             try:
                 async with asyncio.timeout(POLL_TIMEOUT_S):
-                    self.report.samples.append(await self._sample(node))
-            except (MicroError, TimeoutError):
+                    sample = await self._sample(node)
+                # The report may have been replaced during the queries.
+                self.report.samples.append(sample)
+            except (MicroError, TimeoutError) as error:
                 # The node is stopped, frozen or busy: its last sample becomes too old to count.
-                continue
+                failure = f"{type(error).__name__} {error}"[:200]
+                self.report.poll_failures.append((round(time.monotonic(), 3), node.name, failure))
 
     async def _sample(self, node: NodePlace) -> dict[str, Any]:
         stats = await self._query(node, "Debug.Stats", {})
@@ -164,9 +172,14 @@ class Caller:
         }
 
     async def _query(self, node: NodePlace, endpoint: str, request: dict[str, Any]) -> Any:
-        return await self._client.call(
+        started = time.monotonic()
+        answer = await self._client.call(
             NETWORK_SERVICE, endpoint, request, address=node.call_address, timeout_s=POLL_TIMEOUT_S, retries=0
         )
+        took_s = time.monotonic() - started
+        if took_s > SLOW_POLL_S:
+            self.report.poll_failures.append((round(started, 3), node.name, f"{endpoint} took {took_s:.2f} s"))
+        return answer
 
     # ---------------------------------------------------------------- process
 

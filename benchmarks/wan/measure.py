@@ -37,7 +37,7 @@ SLOW_S = 0.25
 STATE_STEP_S = 0.5
 MAX_LISTED = 3_000
 
-LISTS = ("failures", "losses", "rates", "states")
+LISTS = ("failures", "losses", "rates", "states", "poll_failures")
 """Fields of `Figures` that are long, and only needed to find a cause."""
 
 
@@ -80,6 +80,8 @@ class Figures:
     reasons: dict[str, int] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
     losses: list[dict[str, Any]] = field(default_factory=list)
+    poll_failures: list[list[Any]] = field(default_factory=list)
+    """Time after the heal, node and error of each poll that failed or was slow."""
     not_one_s: dict[str, float] = field(default_factory=dict)
     """Seconds after the heal in which the network was not one component, by reason; see `State.reason`."""
     rates: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -130,6 +132,9 @@ def measure(run: Run, end: float, cpu: Sequence[CpuSample]) -> Figures:
         rates=_curves(run, sent),
         states=_shown_states(run, states),
         not_one_s=_not_one_s(states),
+        poll_failures=[
+            [round(at - (run.heal_at or run.since), 1), node, error] for at, node, error in seen.poll_failures
+        ],
     )
 
 

@@ -10,6 +10,9 @@ from typing import Any
 MAX_SAMPLE_AGE_S = 5.0
 """Age in seconds at which the sample of a node no longer counts: it does not answer."""
 
+MAX_GLITCH_S = 1.5
+"""When a link is replaced, its two ends report that at different times, up to one interval of the polls apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -76,6 +79,8 @@ class Observations:
     published: list[Published] = field(default_factory=list)
     received: list[Received] = field(default_factory=list)
     samples: list[NodeSample] = field(default_factory=list)
+    poll_failures: list[list[Any]] = field(default_factory=list)
+    """Time, node and error of each poll that failed or was slow."""
     max_lag_s: float = 0.0
     ids: dict[str, str] = field(default_factory=dict)
     """The id of each node by name."""
@@ -103,6 +108,7 @@ class Observations:
             )
             for sample in report["samples"]
         ]
+        self.poll_failures += report["poll_failures"]
         self.ids |= {sample["node"]: sample["id"] for sample in report["samples"]}
         self.max_lag_s = max(self.max_lag_s, report["max_lag_s"])
 
@@ -168,17 +174,23 @@ def state_at(samples: Sequence[NodeSample], at: float, live: Iterable[str]) -> S
 
 
 def time_to_one(samples: Sequence[NodeSample], heal_at: float, end: float, live: Iterable[str]) -> float | None:
-    """Return the seconds from `heal_at` until the network is one for the rest of the time, None if it is not at the end."""
+    """Return the seconds from `heal_at` until the network is one for the rest of the time, None if it is not at the end.
+
+    Later interruptions count if they are longer than `MAX_GLITCH_S`.
+    """
     names = tuple(live)
     times = sorted({sample.at for sample in samples if heal_at < sample.at <= end})
-    last_apart: float | None = heal_at
+    apart_since: float | None = heal_at
     recovered: float | None = None
     for at in times:
-        if state_at(samples, at, names).is_one:
-            if last_apart is not None:
-                recovered, last_apart = at, None
-        else:
-            last_apart, recovered = at, None
+        if not state_at(samples, at, names).is_one:
+            apart_since = at if apart_since is None else apart_since
+        elif apart_since is not None:
+            if recovered is None or at - apart_since > MAX_GLITCH_S:
+                recovered = at
+            apart_since = None
+    if apart_since is not None and (recovered is None or end - apart_since > MAX_GLITCH_S):
+        return None
     return None if recovered is None else recovered - heal_at
 
 
@@ -258,11 +270,11 @@ def failures_by_reason(calls: Iterable[Call]) -> dict[str, int]:
 def slow_until(calls: Sequence[Call], since: float, limit_s: float, matches: Callable[[Call], bool]) -> float:
     """Return the seconds from `since` until the calls that `matches` selects are fast for good.
 
-    They are slow in a window of two seconds if their median exceeds `limit_s` there. Failed calls count as slow.
+    They are slow in a window of one second if their median exceeds `limit_s` there. Failed calls count as slow.
     """
     windows: dict[int, list[float]] = defaultdict(list)
     for call in calls:
         if call.at >= since and matches(call):
-            windows[int((call.at - since) / 2.0)].append(call.took_s if not call.failure else float("inf"))
+            windows[int(call.at - since)].append(call.took_s if not call.failure else float("inf"))
     slow = [index for index, times in windows.items() if sorted(times)[len(times) // 2] > limit_s]
-    return (max(slow) + 1) * 2.0 if slow else 0.0
+    return max(slow) + 1.0 if slow else 0.0

@@ -13,8 +13,8 @@ from benchmarks.wan.network import WanNetwork
 BEFORE_S = 4.0
 """Seconds of calm at the beginning of each scenario."""
 
-DETECTION_S = 4.0
-"""Seconds within which a node notices that a neighbour is dead: three seconds, and one for the withdrawals to spread."""
+DETECTION_S = 5.0
+"""Seconds within which routes avoid a dead link: 3 s without a packet, 1 s until the next check, 1 s for withdrawals."""
 
 HEAL_S = 2.0
 """Seconds after a heal in which calls may still fail."""

@@ -39,7 +39,15 @@ class NodeSettings:
     nodes: tuple[str, ...] = option((), "Addresses of nodes to keep a link to.")
     token: str = option("", "Token of the network; default: the stored token of this user.", secret=True)
     token_file: str = option("", "File that contains the token of the network.")
-    target_links: int = option(3, "Number of links to maintain in addition to those in nodes.")
+    links_site: int = option(2, "Number of links to keep to nodes of the own site, accepted links included.")
+    links_remote: int = option(
+        2,
+        "Number of links to keep to nodes of other sites, accepted links included. "
+        "0 here and in links_site: link to the nodes in nodes only.",
+    )
+    max_links: int = option(
+        64, "Number of links above which accepted links are closed, but not the only link to a site."
+    )
     policies: tuple[str, ...] = option(
         (), "Which routes are advertised to which neighbour, e.g. site=us: export=local."
     )
@@ -145,7 +153,9 @@ class Settings:
         node = self.node
         for name, is_valid, wanted in (
             ("log", node.log in LOG_LEVELS, f"one of {', '.join(LOG_LEVELS)}"),
-            ("target_links", node.target_links >= 0, "0 or more"),
+            ("links_site", node.links_site >= 0, "0 or more"),
+            ("links_remote", node.links_remote >= 0, "0 or more"),
+            ("max_links", node.max_links >= 1, "1 or more"),
             ("timeout", node.timeout > 0, "more than 0 seconds"),
             ("lease", node.lease > 0, "more than 0 seconds"),
             ("restart_lease", node.restart_lease >= 0, "0 seconds or more"),

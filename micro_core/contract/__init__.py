@@ -3,7 +3,7 @@
 Plugins import all names from here, e.g. `from micro_core.contract import Driver, Registry, hookimpl, option`.
 """
 
-from micro_core.contract.broker import Broker, Message, MessageHandler, Subscription
+from micro_core.contract.broker import Broker, DurableBroker, Message, MessageHandler, Subscription
 from micro_core.contract.clock import Clock, Random
 from micro_core.contract.driver import (
     CONTRACT_VERSION,
@@ -83,6 +83,7 @@ from micro_core.contract.tunnel import (
     ChannelListener,
     DialFailed,
     DialMode,
+    DialSucceeded,
     Link,
     LinkDown,
     LinkDriver,
@@ -120,9 +121,11 @@ __all__ = [
     "DeadlineExceeded",
     "DialFailed",
     "DialMode",
+    "DialSucceeded",
     "Draining",
     "Driver",
     "DriverContext",
+    "DurableBroker",
     "Ended",
     "Endpoint",
     "EndpointKind",

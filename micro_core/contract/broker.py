@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,5 +103,42 @@ class Broker(Protocol):
             BadRequest: The topic or the queue group is invalid.
             Unreachable: The broker cannot be reached and the driver does not subscribe later by itself, or this object is closed
                 (`Closed`).
+        """
+        ...
+
+
+@runtime_checkable
+class DurableBroker(Protocol):
+    """Optional methods of a broker that stores messages until they are acknowledged. Nodes use them between sites.
+
+    A broker without these methods is used like one that stores nothing: a message is lost if the node that carries it to
+    other sites dies.
+    """
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether messages are stored. Without, `subscribe_group` is not called."""
+        ...
+
+    async def subscribe_group(
+        self, topic: str, handler: MessageHandler, *, group: str, max_concurrent: int
+    ) -> Subscription:
+        """Subscribe as a member of a group that handles several messages at a time.
+
+        Works like `subscribe` with a queue group, with these differences. The handler is called in the order of the
+        messages, without waiting for the previous calls, and may take any time. A message is acknowledged when its call
+        returns. If the call is cancelled because the subscription is closed, or the process dies, the message is
+        delivered to another member. The group begins with the messages that are published after its first subscription,
+        and continues from there as long as a member subscribes again within a few minutes.
+
+        Args:
+            topic: A complete topic, without wildcards.
+            handler: Called for each message. An exception means that the message cannot be handled.
+            group: Name of the group.
+            max_concurrent: Maximum number of calls at a time.
+
+        Raises:
+            BadRequest: The topic or the group is invalid.
+            Unreachable: As for `subscribe`.
         """
         ...

@@ -22,6 +22,8 @@ class Candidate:
     """Relative probability of being dialled first among candidates of the same priority (RFC 2782). From 0 to 65,535."""
     ttl_s: float = 60.0
     """Time in seconds, not negative, after which the network should be resolved again."""
+    node_id: str = ""
+    """Id of the node, if the source knows it. Several candidates with the same id are addresses of one node."""
 
 
 class Resolver(Protocol):

@@ -266,14 +266,30 @@ class LinkDown:
 
 
 @dataclass(frozen=True, slots=True)
+class DialSucceeded:
+    """The dial of an address ended, and the node there is linked.
+
+    Each dial, and each further attempt for an address that is kept linked, ends in exactly one `DialSucceeded` or
+    `DialFailed`. If the dial made the link, `LinkUp` comes first.
+    """
+
+    address: str
+    """The address as it was passed to dial."""
+    peer: str
+    """Id of the node at the address."""
+    was_linked: bool
+    """Whether the node was linked by other means: it dialled this node, or it was dialled at another address."""
+
+
+@dataclass(frozen=True, slots=True)
 class DialFailed:
-    """All paths to an address that the tunnel keeps linked have failed. The tunnel tries again by itself."""
+    """The dial of an address ended: all paths have failed. An address that is kept linked is dialled again later."""
 
     address: str
     error: MicroError
 
 
-LinkEvent = LinkUp | LinkMoved | LinkMeasured | LinkSuspect | LinkDown | DialFailed
+LinkEvent = LinkUp | LinkMoved | LinkMeasured | LinkSuspect | LinkDown | DialSucceeded | DialFailed
 
 LinkEventHandler = Callable[[LinkEvent], None]
 """Receives link events in the event loop, in the order in which they happen."""

@@ -1,4 +1,7 @@
-"""Properties of a whole network: those that always hold (`violations`), and those of a converged one (`differences`)."""
+"""Properties of a whole network: those that always hold (`violations`), and those of a converged one (`differences`).
+
+A `Checker` remembers what it has seen: a look costs as much as the tables that have changed since the last one.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,19 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Protocol
 
-from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE, PATH_SEPARATOR
-from micro_core.contract.table import LOCAL_LINK
+from micro_core.contract.names import BROKER_SERVICE, NETWORK_SERVICE
+from micro_core.lab.connectivity import possible_components
 from micro_core.lab.lab_node import LabNode
 from micro_core.lab.options import LabOptions
 from micro_core.lab.simulated_links import SimulatedLinks
+from micro_core.lab.table_view import Destination, TableView, view_of
 from micro_core.network.graph import RADIUS
 
 TOLERANCE_S = 0.01
 """Timers fire exactly on time. This covers rounding errors."""
+
+LATE_S = 0.5
+"""A node that needs processor time for its work, or that was stopped, is late by at most this with its timers."""
 
 
 class LabState(Protocol):
@@ -38,168 +45,231 @@ class LabState(Protocol):
         ...
 
 
-def violations(lab: LabState) -> list[str]:
-    """Return the violations of properties that hold at any time, even while changes are propagating."""
-    return [*loops(lab), *routes_to_stopped_nodes(lab), *overdue(lab)]
+class Checker:
+    """Checks one lab again and again."""
 
+    def __init__(self, lab: LabState) -> None:
+        self._lab = lab
+        self._names: dict[str, str] = {}
+        """Name of the node with each id."""
+        self._views: dict[str, TableView] = {}
+        """View of the table of each running node, by node id."""
+        self._next_hops: dict[Destination, dict[str, frozenset[str]]] = defaultdict(dict)
+        """The gateways of each node by destination."""
+        self._looping: dict[Destination, list[str]] = {}
+        """The destinations whose next hops form a loop, with the node ids on it."""
+        self._compared: dict[str, tuple[TableView, Mapping[str, frozenset[str]], list[str]]] = {}
+        """The last comparison of each node: its view, what was expected, and the differences."""
 
-def loops(lab: LabState) -> list[str]:
-    """Return the services for which the next hops of all nodes form a loop."""
-    by_id = {node.id: node for node in lab.alive()}
-    next_hops: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for node in by_id.values():
-        for route in node.routes():
-            if route.link != LOCAL_LINK:
-                next_hops[route.service, route.router][node.id].add(route.gateway)
-    found = []
-    for (service, origin), edges in next_hops.items():
-        cycle = _cycle(edges)
+    # -------------------------------------------------------------------- violations
+
+    def violations(self) -> list[str]:
+        """Return the violations of properties that hold at any time, even while changes are propagating."""
+        self._look()
+        return [*self._loops(), *self._routes_to_stopped_nodes(), *self._overdue()]
+
+    def _look(self) -> None:
+        """Read the tables that have changed since the last look."""
+        alive = {node.id: node for node in self._lab.alive()}
+        for node_id, node in alive.items():
+            before = self._views.get(node_id)
+            if before is None or before.version != node.table_version:
+                self._names[node_id] = node.name
+                after = self._views[node_id] = view_of(node)
+                self._replace(node_id, before.next_hops if before is not None else {}, after.next_hops)
+        for node_id in self._views.keys() - alive.keys():
+            self._replace(node_id, self._views.pop(node_id).next_hops, {})
+            self._compared.pop(node_id, None)
+
+    def _replace(
+        self,
+        node_id: str,
+        before: Mapping[Destination, frozenset[str]],
+        after: Mapping[Destination, frozenset[str]],
+    ) -> None:
+        for destination in before.keys() - after.keys():
+            gateways = self._next_hops[destination]
+            gateways.pop(node_id, None)
+            if not gateways:
+                del self._next_hops[destination]
+            if node_id in self._looping.get(destination, ()):
+                self._check_loop(destination)
+        for destination, gateways_after in after.items():
+            if before.get(destination) != gateways_after:
+                self._next_hops[destination][node_id] = gateways_after
+                self._check_loop(destination)
+
+    def _check_loop(self, destination: Destination) -> None:
+        cycle = _cycle(self._next_hops.get(destination, {}))
         if cycle:
-            path = " > ".join(by_id[node_id].name if node_id in by_id else node_id[:8] for node_id in cycle)
-            found.append(f"loop for {service} at {origin[:8]}: {path}")
-    return found
+            self._looping[destination] = cycle
+        else:
+            self._looping.pop(destination, None)
 
-
-def routes_to_stopped_nodes(lab: LabState) -> list[str]:
-    """Return the routes to nodes that stopped so long ago that every route to them must have expired."""
-    options = lab.options
-    max_age_s = (
-        options.tunnel.keepalive_s * (options.tunnel.dead_after_missed + 2) + options.router.engine.lease_s + 2.0
-    )
-    stopped = {
-        node.id: node for node in lab.nodes.values() if not node.is_alive and lab.now - node.stopped_at > max_age_s
-    }
-    return [
-        f"{node.name} has a route for {route.service} to {stopped[route.router].name}, which stopped "
-        f"{lab.now - stopped[route.router].stopped_at:.1f} s ago"
-        for node in lab.alive()
-        if stopped
-        for route in node.routes()
-        if route.router in stopped
-    ]
-
-
-def overdue(lab: LabState) -> list[str]:
-    """Return the routes that outlived their lease, and the services that are suppressed for too long."""
-    found = []
-    for node in lab.alive():
-        for peer, expires_at in node.node.router.leases().items():
-            if expires_at < lab.now - TOLERANCE_S:
-                found.append(f"{node.name} has routes of {_name(lab, peer)} whose lease ended at {expires_at:.3f}")
-        found += [
-            f"{node.name} has a stale route to {route.service} whose lease ended at {route.expires_at:.3f}"
-            for route in node.routes()
-            if route.expires_at is not None and route.expires_at < lab.now - TOLERANCE_S
+    def _loops(self) -> list[str]:
+        # A table that changed later during the same look may have resolved a loop, so they are checked again.
+        for destination in list(self._looping):
+            self._check_loop(destination)
+        return [
+            f"loop for {_shown(destination)}: {' > '.join(self._name(node_id) for node_id in cycle)}"
+            for destination, cycle in self._looping.items()
         ]
-        found += [
-            f"{node.name} suppresses {flap.service}, which was due for reuse at {flap.reuse_at:.3f}"
-            for flap in node.node.router.flaps()
-            if flap.reuse_at is not None and flap.reuse_at < lab.now - TOLERANCE_S
+
+    def _routes_to_stopped_nodes(self) -> list[str]:
+        """Return the routes to nodes that stopped so long ago that every route to them must have expired."""
+        lab, options = self._lab, self._lab.options
+        max_age_s = (
+            options.tunnel.keepalive_s * (options.tunnel.dead_after_missed + 2) + options.router.engine.lease_s + 2.0
+        )
+        stopped = {
+            node.id: node for node in lab.nodes.values() if not node.is_alive and lab.now - node.stopped_at > max_age_s
+        }
+        if not stopped:
+            return []
+        return [
+            f"{self._name(node_id)} has a route for {service} to {stopped[origin].name}, which stopped "
+            f"{lab.now - stopped[origin].stopped_at:.1f} s ago"
+            for node_id, view in self._views.items()
+            for origin in view.services.keys() & stopped.keys()
+            for service in sorted(view.services[origin])
         ]
-    return found
+
+    def _overdue(self) -> list[str]:
+        """Return the routes that outlived their lease, and the services that are suppressed for too long."""
+        found, lab = [], self._lab
+        for node in lab.alive():
+            process = node.process
+            if process is not None and (process.stopped_for_s > 0 or process.is_held):
+                # Its timers fire when it continues.
+                continue
+            tolerance_s = TOLERANCE_S if lab.options.cpu is None else LATE_S
+            latest = lab.now - tolerance_s
+            for peer, expires_at in node.node.router.leases().items():
+                if expires_at < latest:
+                    found.append(f"{node.name} has routes of {self._name(peer)} whose lease ended at {expires_at:.3f}")
+            found += [
+                f"{node.name} has a stale route to {service} whose lease ended at {expires_at:.3f}"
+                for service, expires_at in self._views[node.id].expiring
+                if expires_at < latest
+            ]
+            found += [
+                f"{node.name} suppresses {flap.service}, which was due for reuse at {flap.reuse_at:.3f}"
+                for flap in node.node.router.flaps()
+                if flap.reuse_at is not None and flap.reuse_at < latest
+            ]
+        return found
+
+    # ------------------------------------------------------------------- differences
+
+    def differences(self) -> list[str]:
+        """Return the differences between the tables and what they contain in a converged network.
+
+        If the tables are correct, the differences between the graphs and the open links are returned.
+        """
+        self._look()
+        found: list[str] = []
+        running = self._running_services()
+        for group in possible_components(self._lab):
+            expected = {
+                node.id: running[node.site] | self._views[node.id].topics for node in group if node.id in self._views
+            }
+            for node in group:
+                found += self._compare(node, expected)
+        return found or self._graph_differences()
+
+    def _compare(self, node: LabNode, expected: Mapping[str, frozenset[str]]) -> list[str]:
+        view = self._views[node.id]
+        last = self._compared.get(node.id)
+        if last is not None and last[0] is view and last[1] == expected:
+            return last[2]
+        found: list[str] = []
+        if view.services != expected:
+            for origin in sorted(expected.keys() | view.services.keys()):
+                wanted, present = (names.get(origin, frozenset()) for names in (expected, view.services))
+                at = self._name(origin)
+                found += [f"{node.name} has no route to {name} at {at}" for name in sorted(wanted - present)]
+                found += [
+                    f"{node.name} has a route to {name} at {at}, where it does not run"
+                    for name in sorted(present - wanted)
+                ]
+        self._compared[node.id] = view, expected, found
+        return found
+
+    def _running_services(self) -> dict[str, frozenset[str]]:
+        """Return the names that the routers of each site should advertise, without interests in topics.
+
+        Services belong to the site. They may run although the node on which they were started has stopped.
+        """
+        running: dict[str, set[str]] = defaultdict(lambda: {NETWORK_SERVICE})
+        for node in self._lab.nodes.values():
+            running[node.site].update(service.name for service in node.services)
+            if node.is_alive and node.node.broker_host is not None:
+                running[node.site].add(BROKER_SERVICE)
+        return {site: frozenset(names) for site, names in running.items()}
+
+    def _graph_differences(self) -> list[str]:
+        """Return the differences between the graph of each node and the nodes within three hops over open links."""
+        alive = {node.id: node for node in self._lab.alive()}
+        peers = {
+            node_id: [link.peer for link in node.node.network.links() if link.peer in alive]
+            for node_id, node in alive.items()
+        }
+        found = []
+        for node_id, node in alive.items():
+            near, border = {node_id}, {node_id}
+            for _ in range(RADIUS):
+                border = {peer for reached in border for peer in peers[reached]} - near
+                near |= border
+            known = {one.record.id for one in node.node.network.nodes()}
+            if known != near:
+                found += [f"{node.name} does not know {self._name(other)}" for other in sorted(near - known)]
+                found += [
+                    f"{node.name} knows {self._name(other)}, which is out of reach" for other in sorted(known - near)
+                ]
+        return found
+
+    def _name(self, node_id: str) -> str:
+        if node_id not in self._names:
+            self._names.update({node.id: node.name for node in self._lab.nodes.values()})
+        return self._names.get(node_id, node_id[:8])
+
+
+def violations(lab: LabState) -> list[str]:
+    """Return the violations of properties that hold at any time. For one look; a `Checker` is faster for many."""
+    return Checker(lab).violations()
 
 
 def differences(lab: LabState) -> list[str]:
-    """Return the differences between the tables and what they contain in a converged network.
-
-    If the tables are correct, the differences between the graphs and the open links are returned.
-    """
-    found = []
-    offered = {node.id: _offered(node) for node in lab.alive()}
-    for group in _connected_groups(lab):
-        ids = {node.id for node in group}
-        for node in group:
-            routed: dict[str, set[str]] = defaultdict(set)
-            for route in node.routes():
-                routed[route.router].add(route.service)
-            for origin in sorted(ids | set(routed)):
-                expected = offered[origin] if origin in ids else set()
-                at = _name(lab, origin)
-                found += [f"{node.name} has no route to {name} at {at}" for name in sorted(expected - routed[origin])]
-                found += [
-                    f"{node.name} has a route to {name} at {at}, where it does not run"
-                    for name in sorted(routed[origin] - expected)
-                ]
-    return found or graph_differences(lab)
+    """Return the differences from a converged network. For one look; a `Checker` is faster for many."""
+    return Checker(lab).differences()
 
 
-def graph_differences(lab: LabState) -> list[str]:
-    """Return the differences between the graph of each node and the nodes within three hops over open links."""
-    alive = {node.id: node for node in lab.alive()}
-    peers = {
-        node_id: [link.peer for link in node.node.network.links() if link.peer in alive]
-        for node_id, node in alive.items()
-    }
-    found = []
-    for node_id, node in alive.items():
-        near, border = {node_id}, {node_id}
-        for _ in range(RADIUS):
-            border = {peer for reached in border for peer in peers[reached]} - near
-            near |= border
-        known = {one.record.id for one in node.node.network.nodes()}
-        found += [f"{node.name} does not know {_name(lab, other)}" for other in sorted(near - known)]
-        found += [f"{node.name} knows {_name(lab, other)}, which is out of reach" for other in sorted(known - near)]
-    return found
+def _shown(destination: Destination) -> str:
+    if isinstance(destination, tuple):
+        service, origin = destination
+        return f"{service} at {origin[:8]}"
+    return str(destination)[:8]
 
 
-def _offered(node: LabNode) -> set[str]:
-    """Return the names that the router of a node should advertise: services, and topics with subscribers."""
-    names = {route.service for route in node.routes() if route.link == LOCAL_LINK}
-    running = {service.name for service in node.services} | {NETWORK_SERVICE, "go.micro.broker"}
-    return running | {name for name in names if name.startswith(INTEREST_PREFIX)}
-
-
-def _connected_groups(lab: LabState) -> list[list[LabNode]]:
-    """Return the groups of running nodes that can be connected over links that are not cut."""
-    alive = {node.name: node for node in lab.alive()}
-    edges: dict[str, set[str]] = defaultdict(set)
-    for node in alive.values():
-        for path in (path for address in node.seeds for path in address.split(PATH_SEPARATOR)):
-            scheme, _, other = path.partition("://")
-            is_cut = lab.links.is_cut(node.name, other, scheme) or lab.links.is_cut(other, node.name, scheme)
-            if other in alive and not is_cut:
-                edges[node.name].add(other)
-                edges[other].add(node.name)
-    groups: list[list[LabNode]] = []
-    visited: set[str] = set()
-    for name in alive:
-        if name in visited:
-            continue
-        group, border = [], [name]
-        visited.add(name)
-        while border:
-            current = border.pop()
-            group.append(alive[current])
-            for other in sorted(edges[current] - visited):
-                visited.add(other)
-                border.append(other)
-        groups.append(group)
-    return groups
-
-
-def _cycle(edges: dict[str, set[str]]) -> list[str]:
-    """Return the nodes of one cycle, empty without a cycle. Not recursive, since paths may be long."""
+def _cycle(edges: Mapping[str, frozenset[str]]) -> list[str]:
+    """Return the nodes of one cycle, empty without a cycle. Not recursive, since routes may be long."""
     done: set[str] = set()
     for start, first in edges.items():
         if start in done:
             continue
-        path: list[str] = [start]
-        on_path = {start}
+        route: list[str] = [start]
+        on_route = {start}
         branches = [iter(sorted(first))]
-        while path:
+        while route:
             following = next(branches[-1], None)
             if following is None:
-                done.add(path[-1])
-                on_path.discard(path.pop())
+                done.add(route[-1])
+                on_route.discard(route.pop())
                 branches.pop()
-            elif following in on_path:
-                return [*path[path.index(following) :], following]
+            elif following in on_route:
+                return [*route[route.index(following) :], following]
             elif following not in done:
-                path.append(following)
-                on_path.add(following)
+                route.append(following)
+                on_route.add(following)
                 branches.append(iter(sorted(edges.get(following, ()))))
     return []
-
-
-def _name(lab: LabState, node_id: str) -> str:
-    return next((node.name for node in lab.nodes.values() if node.id == node_id), node_id[:8])

@@ -36,6 +36,11 @@ class LinkEnvironment:
     bytes_carried: int = 0
 
 
+FALLBACK_ROUND_TRIPS = 7
+FALLBACK_S = 0.1
+"""Three probe timeouts of QUIC, each with the round trip of its probe, take this number of round trips and seconds."""
+
+
 class LabLink:
     """Implements `Link`: one end of a simulated link. Written data is delivered to the other end.
 
@@ -104,9 +109,13 @@ class LabLink:
             self._unsent[lane] += len(data)
             self._is_above[lane] = self._is_above[lane] or self._unsent[lane] > LOW_WATER_BYTES
             self._loop.call_at(sent_at, self._sent, lane, len(data), context=self.context)
-        if min(len(data), self._datagram_bytes) > self._paths.largest_datagram(self.source, self.target):
-            # The lost datagram fills the congestion window, so that nothing follows it on any lane.
+        is_too_large = min(len(data), self._datagram_bytes) > self._paths.largest_datagram(self.source, self.target)
+        if is_too_large and not self._is_stalled:
+            # The lost datagrams fill the congestion window, so that nothing follows them on any lane.
             self._is_stalled = True
+            round_trip_s = conditions.delay_s + self._paths.conditions(self.target, self.source).delay_s
+            after_s = FALLBACK_ROUND_TRIPS * round_trip_s + FALLBACK_S
+            self._loop.call_at(sent_at + after_s, self._fall_back, context=self.context)
         queue = self._in_transit[lane]
         arrives_at = sent_at + self._transit_time_s(conditions, len(data))
         if queue:
@@ -160,6 +169,12 @@ class LabLink:
                 self._set_timer(lane, self._loop.time() + self._transit_time_s(conditions, PACKET_BYTES))
 
     # ---------------------------------------------------------------------- internals
+
+    def _fall_back(self) -> None:
+        """Use smaller datagrams, as the QUIC driver does after three probe timeouts, and send the lost data again."""
+        if self._error is None and self._is_stalled:
+            self._datagram_bytes = min(self._datagram_bytes, self._paths.largest_datagram(self.source, self.target))
+            self.resume()
 
     def _far_context(self) -> contextvars.Context:
         return self.other.context if self.other is not None else contextvars.Context()

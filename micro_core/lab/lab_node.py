@@ -30,6 +30,7 @@ from micro_core.contract.table import (
     TableEvent,
 )
 from micro_core.lab.directory import Directory
+from micro_core.lab.faults import FaultLog
 from micro_core.lab.lab_registry import LabRegistry
 from micro_core.lab.lab_transport import LabTransport
 from micro_core.lab.loop import LabClock
@@ -37,7 +38,7 @@ from micro_core.lab.options import LabOptions
 from micro_core.lab.process import SimulatedProcess
 from micro_core.lab.simulated_links import SimulatedLinks
 from micro_core.lifecycle.environment import Environment
-from micro_core.network.peers import PeerOptions
+from micro_core.network.link_targets import PeerOptions
 from micro_core.node.composition import NodeComponents, compose
 from micro_core.node.description import NodeDescription
 from micro_core.node.forwarding_plane import ForwardingSettings
@@ -68,7 +69,7 @@ class SiteBroker(enum.Enum):
 NETWORK = "lab"
 TOKEN = "test-token"  # noqa: S105
 
-PEERS_OF_SEEDS = PeerOptions(target_links=0, resolve_s=3_600.0, resolve_when_short_s=3_600.0)
+PEERS_OF_SEEDS = PeerOptions(links_site=0, links_remote=0, resolve_s=3_600.0, resolve_when_short_s=3_600.0)
 """For nodes without resolvers: they keep the links to their seeds and no others."""
 
 
@@ -84,6 +85,7 @@ class LabContext(Protocol):
     options: LabOptions
     links: SimulatedLinks
     directory: Directory
+    faults: FaultLog
 
     def note(self, source: str, text: str) -> None:
         """Add a line to the event log."""
@@ -122,6 +124,8 @@ class LabNode:
     is_alive: bool = False
     stopped_at: float = 0.0
     """Virtual seconds at which the node was stopped or killed the last time."""
+    table_version: int = 0
+    """Number of changes of the table so far, over all starts."""
     starts: int = 0
     """Number of starts so far."""
     counted_before: dict[str, int] = field(default_factory=dict)
@@ -162,9 +166,12 @@ class LabNode:
         node = self._node = self._compose(process.context)
         await self._in_process(node.start())
         self.is_alive = True
+        self.table_version += 1
         node.router.watch(lambda event: self.lab.note(self.name, _describe(event)))
+        node.router.watch(self._table_changed)
         node.network.set_report_handler(lambda text: self.lab.note(self.name, text))
         self.lab.note(self.name, "started")
+        self.lab.faults.end("down", self.name)
         return self
 
     def _compose(self, process_context: contextvars.Context) -> Node:
@@ -206,6 +213,9 @@ class LabNode:
             )
         )
 
+    def _table_changed(self, event: object) -> None:  # noqa: ARG002 - which change it was makes no difference
+        self.table_version += 1
+
     async def _in_process(self, work: Coroutine[None, None, None]) -> None:
         assert self.process is not None
         await asyncio.get_running_loop().create_task(work, context=self.process.context.copy())
@@ -213,6 +223,7 @@ class LabNode:
     async def stop(self) -> None:
         """Shut the node down gracefully: all routes are withdrawn first."""
         self.lab.note(self.name, "stopped")
+        self.lab.faults.begin("down", self.name)
         await self._in_process(self.node.stop())
         await self._after_stop()
 
@@ -222,6 +233,7 @@ class LabNode:
         Without `with_services`, the services of the site continue to run. Other nodes of the site serve them.
         """
         self.lab.note(self.name, "killed")
+        self.lab.faults.begin("down", self.name)
         self.lab.links.disconnect_silently(self.name)
         assert self._registry is not None
         assert self.process is not None
@@ -238,6 +250,7 @@ class LabNode:
         Its timers and received data wait meanwhile. Afterwards, all of them are processed at once.
         """
         self.lab.note(self.name, f"sleeps for {seconds:.6g} s")
+        self.lab.faults.at_once("sleep", self.name, lasts_s=seconds)
         assert self.process is not None
         self.process.stop(seconds)
 

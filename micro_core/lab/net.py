@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from micro_core.builtin.broker.subscribers import Subscribers
 from micro_core.contract.names import PATH_SEPARATOR
-from micro_core.lab import invariants
 from micro_core.lab.directory import Directory
+from micro_core.lab.faults import FaultLog, path_between
+from micro_core.lab.invariants import Checker
 from micro_core.lab.lab_node import LabNode, ResolverMaker, SiteBroker, TableMaker, memory_table
 from micro_core.lab.loop import LabClock
 from micro_core.lab.options import LabOptions
@@ -48,6 +49,9 @@ class Lab:
         self.nodes: dict[str, LabNode] = {}
         self.directory = Directory()
         """The addresses that the resolvers return."""
+        self.faults = FaultLog(lambda: self.now)
+        """The faults so far."""
+        self.checker = Checker(self)
         self.log: list[str] = []
         self.events = 0
         self._digest = hashlib.blake2b(digest_size=16)
@@ -151,10 +155,14 @@ class Lab:
     def partition(self, one: LabNode | Sequence[LabNode], other: LabNode | Sequence[LabNode]) -> None:
         """Cut the links between two nodes or two groups of nodes, in both directions."""
         self._between(one, other, self.links.cut, "cut")
+        for near, far in _pairs(one, other):
+            self.faults.begin("cut", path_between(near.name, far.name))
 
     def heal(self, one: LabNode | Sequence[LabNode], other: LabNode | Sequence[LabNode]) -> None:
         """Undo `partition`."""
         self._between(one, other, self.links.heal, "heal")
+        for near, far in _pairs(one, other):
+            self.faults.end("cut", path_between(near.name, far.name))
 
     def block(self, scheme: str, one: LabNode, other: LabNode) -> None:
         """Block one driver between two nodes in both directions, like a firewall that drops UDP."""
@@ -167,6 +175,7 @@ class Lab:
     def cut_one_way(self, source: LabNode, target: LabNode) -> None:
         """Cut the links from `source` to `target`. The other direction still works."""
         self.note(source.name, f"cut towards {target.name}")
+        self.faults.begin("cut", path_between(source.name, target.name))
         self.links.cut(source.name, target.name)
 
     def stall(self, one: LabNode, other: LabNode, seconds: float) -> None:
@@ -182,7 +191,28 @@ class Lab:
     def reset(self, one: LabNode, other: LabNode) -> None:
         """Break all links between two nodes, at both ends at once."""
         self.note(one.name, f"reset {other.name}")
+        self.faults.at_once("reset", path_between(one.name, other.name))
         self.links.reset(one.name, other.name)
+
+    def shrink_path(self, one: LabNode, other: LabNode, largest_bytes: int | None) -> None:
+        """Lose datagrams above this size between two nodes, see `SimulatedLinks.shrink`. None restores the path."""
+        self.note(one.name, f"largest datagram to {other.name}: {largest_bytes}")
+        subject = path_between(one.name, other.name)
+        (self.faults.end if largest_bytes is None else self.faults.begin)("shrink", subject)
+        self.links.shrink(one.name, other.name, largest_bytes)
+
+    def change_path(self, one: LabNode, other: LabNode, conditions: Conditions) -> None:
+        """Change delay, loss and bandwidth between two nodes. This is not a fault: no call may fail."""
+        self.note(one.name, f"{conditions} to {other.name}")
+        self.links.set(one.name, other.name, conditions)
+
+    async def flap(self, one: LabNode, other: LabNode, period_s: float, *, times: int) -> None:
+        """Cut the links between two nodes for `period_s`, repair them for `period_s`, and repeat this."""
+        for _ in range(times):
+            self.partition(one, other)
+            await self.advance_time(period_s)
+            self.heal(one, other)
+            await self.advance_time(period_s)
 
     def _address(self, name: str) -> str:
         return PATH_SEPARATOR.join(f"{scheme}://{name}" for scheme in self.options.schemes)
@@ -194,11 +224,10 @@ class Lab:
         action: Callable[[str, str], None],
         description: str,
     ) -> None:
-        for near in [one] if isinstance(one, LabNode) else one:
-            for far in [other] if isinstance(other, LabNode) else other:
-                self.note(near.name, f"{description} {far.name}")
-                action(near.name, far.name)
-                action(far.name, near.name)
+        for near, far in _pairs(one, other):
+            self.note(near.name, f"{description} {far.name}")
+            action(near.name, far.name)
+            action(far.name, near.name)
 
     # ------------------------------------------------------------------------- time
 
@@ -217,7 +246,7 @@ class Lab:
         Returns the virtual seconds this took. Raises NotConverged after `timeout_s` virtual seconds.
         """
         started_at = self.now
-        while found := invariants.differences(self):
+        while found := self.checker.differences():
             if self.now - started_at >= timeout_s:
                 count = f"{len(found)} difference{'s' if len(found) > 1 else ''}"
                 raise NotConverged(
@@ -229,7 +258,7 @@ class Lab:
 
     def check(self) -> None:
         """Check the invariants that hold at any time. Raises AssertionError with the violations and the seed."""
-        found = invariants.violations(self)
+        found = self.checker.violations()
         if found:
             raise AssertionError(
                 f"invariants violated at {self.now:.3f} s (seed {self.seed}):\n  " + "\n  ".join(found[:MAX_LISTED])
@@ -271,6 +300,11 @@ class Lab:
     def counted(self, name: str) -> int:
         """Return the value of a counter, summed over all nodes."""
         return sum(node.counted(name) for node in self.nodes.values())
+
+
+def _pairs(one: LabNode | Sequence[LabNode], other: LabNode | Sequence[LabNode]) -> Iterable[tuple[LabNode, LabNode]]:
+    ones, others = ([group] if isinstance(group, LabNode) else group for group in (one, other))
+    return itertools.product(ones, others)
 
 
 def random_edges(count: int, degree: int, source: random.Random) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from micro_core.lab.process import CpuModel
 from micro_core.lab.simulated_links import SCHEME
-from micro_core.network.peers import PeerOptions
+from micro_core.network.link_targets import PeerOptions
 from micro_core.routing.router import RouterOptions
 from micro_core.tunnel.tunnel import TunnelOptions
 

@@ -15,18 +15,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuModel:
-    """The processor time that a node needs for its work.
+    """The processor time that a node needs for its work: for each chunk of data that is received or sent on a link or socket.
 
-    The defaults were measured once on one core with CPython 3.11. The costs of the code above the drivers were fitted to
-    runs of this lab with the processor time of this process (`benchmarks/lab_cost.py`): keepalives, small and large
-    calls, and routing updates. The costs of the QUIC driver, which the lab does not run, were added: those of a busy
-    node, since a node that has time is fast enough in any case.
+    The defaults were measured once, on one core with CPython 3.11. A node that forwards one call handles four chunks. It
+    needs about 790 µs if it handles one call at a time over QUIC, and a quarter of that per chunk; most of it is for waking
+    up and for packets with a single chunk. With many calls at once, chunks share packets, and what remains is the code above
+    the driver: 42 µs per chunk (`benchmarks/lab_cost.py`). Routing messages need more, about in proportion to their size:
+    355 µs for an average message at both ends together. `per_byte_s` is that of routing messages, so large calls are more
+    expensive here than in reality.
     """
 
-    per_message_s: float = 80e-6
-    """Time for each chunk of data that is received or sent, on a link or on a socket of the site."""
+    per_wakeup_s: float = 150e-6
+    """Additional time for a chunk if the node has nothing else to do."""
 
-    per_byte_s: float = 0.12e-6
+    per_message_s: float = 45e-6
+    """Time for each chunk."""
+
+    per_byte_s: float = 0.1e-6
     """Time for each byte of it."""
 
     per_link_s: float = 8e-3
@@ -52,6 +57,10 @@ class SimulatedProcess:
     def __init__(self, loop: asyncio.AbstractEventLoop, model: CpuModel | None) -> None:
         self.work_s = 0.0
         """Processor time used so far."""
+        self.chunks = 0
+        """Chunks of data received and sent so far."""
+        self.bytes = 0
+        """Bytes in them."""
         self.max_lag_s = 0.0
         """The longest time by which it lagged behind."""
         self.context = contextvars.copy_context()
@@ -68,8 +77,13 @@ class SimulatedProcess:
 
     def work(self, byte_count: int) -> float:
         """Account for one chunk of data that is received or sent. Return the time at which this work is done."""
+        self.chunks += 1
+        self.bytes += byte_count
         model = self._model
-        return self._busy_until if model is None else self._add(model.per_message_s + byte_count * model.per_byte_s)
+        if model is None:
+            return self._busy_until
+        wakeup_s = model.per_wakeup_s if self._busy_until <= self._loop.time() else 0.0
+        return self._add(wakeup_s + model.per_message_s + byte_count * model.per_byte_s)
 
     def handshake(self) -> None:
         """Account for the handshake of a link."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from micro_core.lab import invariants
 from micro_core.lab.net import Lab
 
 SAMPLE_S = 1.0
@@ -88,7 +87,7 @@ class Observer:
             await asyncio.sleep(SAMPLE_S)
             lab, alive = self._lab, self._lab.alive()
             if self._is_checking:
-                self.report.violations += [f"{lab.now:.3f} {violation}" for violation in invariants.violations(lab)]
+                self.report.violations += [f"{lab.now:.3f} {violation}" for violation in lab.checker.violations()]
             flaps = [flap for node in alive for flap in node.node.router.flaps()]
             sample = Sample(
                 at=lab.now,

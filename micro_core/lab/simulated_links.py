@@ -64,8 +64,8 @@ class SimulatedLinks(Paths):
     def shrink(self, one: str, other: str, largest_bytes: int | None) -> None:
         """Lose datagrams above this size between two nodes. None restores the path.
 
-        Links that were dialled before use larger datagrams: one with a large message carries nothing any more. A new link
-        measures the path, and uses datagrams of this size.
+        Links that were dialled before use larger datagrams: one with a large message carries nothing until it falls back to
+        smaller ones. A new link measures the path, and uses datagrams of this size.
         """
         for source, target in ((one, other), (other, one)):
             if largest_bytes is None:

@@ -135,6 +135,7 @@ class Adverts:
     def _link_up(self, link: LinkInfo) -> None:
         if not self._is_open:
             return
+        self._stop_waiting(link.peer)
         if self._forget(link.peer):
             self._router.neighbour_down(link.peer)
         try:
@@ -192,6 +193,7 @@ class Adverts:
         self._send_full_table(link.peer)
 
     def _link_down(self, link: LinkInfo) -> None:
+        self._stop_waiting(link.peer)
         self._forget(link.peer)
         if self._is_open:
             self._router.neighbour_down(link.peer)
@@ -201,10 +203,12 @@ class Adverts:
         timer = self._reopening.pop(peer, None)
         if timer is not None:
             timer.cancel()
+        return self._writers.pop(peer, None) is not None
+
+    def _stop_waiting(self, peer: str) -> None:
         unmeasured = self._unmeasured.pop(peer, None)
         if unmeasured is not None:
             unmeasured.timer.cancel()
-        return self._writers.pop(peer, None) is not None
 
     # --------------------------------------------------------------- messages
 

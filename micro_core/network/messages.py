@@ -1,4 +1,4 @@
-"""The messages by which neighbours exchange the graph: connect, update and close.
+"""The messages by which neighbours exchange the graph: connect, update, close and decline.
 
 A message is a msgpack array on the channel `network`. A connect message and its answer go to one peer over a session;
 changes go to all peers by multicast. Pure. Everything that is read is checked.
@@ -28,7 +28,10 @@ MAX_NEIGHBOURS = 256
 MAX_ADDRESSES = 16
 """Maximum number of addresses in one record."""
 
-_CONNECT, _UPDATE, _CLOSE = 1, 2, 3
+MAX_TEXT_CHARS = 253
+"""Maximum length of a name, an address or a reason."""
+
+_CONNECT, _UPDATE, _CLOSE, _DECLINE = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +78,14 @@ class Close:
     incarnation: int
 
 
-NetworkMessage = Connect | Update | Close
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decline:
+    """The sender closes this link on purpose, and stays in the network."""
+
+    reason: str
+
+
+NetworkMessage = Connect | Update | Close | Decline
 
 
 def encode(message: NetworkMessage) -> list[bytes]:
@@ -85,6 +95,8 @@ def encode(message: NetworkMessage) -> list[bytes]:
             return [_pack([_CONNECT, _record_fields(record)])]
         case Close(incarnation=incarnation):
             return [_pack([_CLOSE, incarnation])]
+        case Decline(reason=reason):
+            return [_pack([_DECLINE, reason[:MAX_TEXT_CHARS]])]
         case Update(records=records):
             return [_pack([_UPDATE, batch]) for batch in _batches(records)]
 
@@ -108,7 +120,9 @@ def decode(payload: bytes, is_newer: Callable[[str, tuple[int, int]], bool] | No
             return Update(records=tuple(_record(fields) for fields in wanted))
         case [3, int() as incarnation]:
             return Close(incarnation=incarnation)
-    raise Malformed("network message: not a connect, update or close message")
+        case [4, str() as reason, *_]:
+            return Decline(reason=_text(reason))
+    raise Malformed("network message: not a connect, update, close or decline message")
 
 
 def _batches(records: tuple[NodeRecord, ...]) -> list[list[list[Any]]]:
@@ -182,8 +196,8 @@ def _neighbour(pair: object) -> tuple[str, int]:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or len(value) > 253:
-        raise Malformed("node record: a text has more than 253 characters")
+    if not isinstance(value, str) or len(value) > MAX_TEXT_CHARS:
+        raise Malformed(f"network message: a text has more than {MAX_TEXT_CHARS} characters")
     return value
 
 

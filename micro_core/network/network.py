@@ -1,7 +1,7 @@
 """The network component of a node: queries resolvers, keeps links, exchanges the graph with the neighbours.
 
-An asyncio shell around `peers`, `graph` and `messages`. Routes are exchanged by the router and `adverts`; links are made
-by the tunnel.
+An asyncio shell around `graph` and `messages`; `peering` decides which links are made, and the tunnel makes them. Routes
+are exchanged by the router and `adverts`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from micro_core.contract.errors import Malformed, MicroError, Unauthorized, Unreachable
-from micro_core.contract.resolver import Candidate, Resolver
+from micro_core.contract.errors import Malformed, MicroError, Unreachable
+from micro_core.contract.names import PATH_SEPARATOR, short_id
+from micro_core.contract.resolver import Resolver
 from micro_core.contract.tunnel import (
     DialFailed,
     DialMode,
+    DialSucceeded,
     LinkDown,
     LinkEvent,
     LinkInfo,
@@ -29,6 +31,7 @@ from micro_core.contract.tunnel import (
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.network.graph import MAX_AGE_S, Graph, GraphNode
+from micro_core.network.link_targets import PeerOptions
 from micro_core.network.message_session import MessageReader, MessageWriter
 from micro_core.network.messages import (
     CHANNEL,
@@ -36,26 +39,18 @@ from micro_core.network.messages import (
     MAX_NEIGHBOURS,
     Close,
     Connect,
+    Decline,
     NetworkMessage,
     NodeRecord,
     Update,
     decode,
     encode,
 )
-from micro_core.network.peers import (
-    CandidateFailed,
-    KeepLinked,
-    PeerEffect,
-    PeerLinked,
-    PeerLost,
-    PeerOptions,
-    Peers,
-    Resolve,
-    Resolved,
-    StopDialing,
-)
+from micro_core.network.peer_events import LinkDeclined, NodeLeft, NodeSeen, Resumed, Seen
+from micro_core.network.peer_status import CandidateStatus, SideStatus
+from micro_core.network.peering import Peering
 from micro_core.routing.metric import cost_of
-from micro_core.tunnel.path_selection import NO_DRIVER_ERROR_ID, PREFERRED_PATH_REASON
+from micro_core.tunnel.path_selection import PREFERRED_PATH_REASON
 from micro_core.tunnel.tunnel import TunnelHost
 
 RENEW_S = MAX_AGE_S / 3
@@ -63,9 +58,6 @@ RENEW_S = MAX_AGE_S / 3
 
 CHANGE_DELAY_S = 0.1
 """Seconds for which a change of the links waits for further changes before it is sent to all neighbours."""
-
-RESOLVE_TIMEOUT_S = 10.0
-"""Timeout in seconds of a query of one resolver."""
 
 
 class Network:
@@ -87,12 +79,22 @@ class Network:
     ) -> None:
         self.name = name
         self._tunnel = tunnel
-        self._resolvers = resolvers
         self._clock = environment.clock
         self._logger = environment.logger
         self._counters = environment.counters
         self._graph = Graph(record)
-        self._peers = Peers(tuple(seeds), options or PeerOptions(), environment.random)
+        self._reachability_source: Callable[[], frozenset[str]] | None = None
+        self._peering = Peering(
+            name=name,
+            site=record.site,
+            tunnel=tunnel,
+            resolvers=resolvers,
+            seeds=seeds,
+            options=options or PeerOptions(),
+            reachable=self._reachable,
+            announce=self._decline,
+            environment=environment,
+        )
         self._writers: dict[str, MessageWriter] = {}
         self._failures: dict[str, str] = {}
         self._tasks = BackgroundTasks(
@@ -120,7 +122,7 @@ class Network:
         now = self._clock.now()
         self._graph.set_own(replace(self._graph.own, addresses=tuple(self._tunnel.address()[:MAX_ADDRESSES])))
         self._renew_at = now + RENEW_S
-        self._carry_out(self._peers.start(now))
+        self._peering.start()
         self._schedule_timer()
 
     async def close(self) -> None:
@@ -131,11 +133,19 @@ class Network:
         if self._timer is not None:
             self._timer.cancel()
         self._multicast(Close(incarnation=self._graph.own.incarnation))
+        await self._peering.close()
         await self._tasks.cancel()
         for writer in list(self._writers.values()):
             with contextlib.suppress(MicroError):
                 await writer.close()
         await self._tunnel.close()
+
+    def set_reachability_source(self, source: Callable[[], frozenset[str]]) -> None:
+        """Call `source` to find out which nodes are reachable: it returns the ids of the origins of routes.
+
+        Nodes in the graph count as reachable, too. Without a source, they are the only ones.
+        """
+        self._reachability_source = source
 
     # ------------------------------------------------------------------ views
 
@@ -155,6 +165,14 @@ class Network:
         """Return the addresses that should be linked and are not, with the last error of each."""
         return dict(self._failures)
 
+    def sides(self) -> list[SideStatus]:
+        """Return the wanted links and the present ones: inside the own site, and to other sites."""
+        return self._peering.sides()
+
+    def candidates(self) -> list[CandidateStatus]:
+        """Return the known nodes and addresses without a link, and why there is none."""
+        return self._peering.candidates()
+
     @property
     def record(self) -> NodeRecord:
         """The record of this node."""
@@ -173,23 +191,24 @@ class Network:
                 self._link_down(link, error)
             case DialFailed(address, error):
                 self._dial_failed(address, error)
+            case DialSucceeded(address):
+                self._failures.pop(address, None)
             case LinkMeasured() | LinkSuspect():
                 # The record of this node contains the costs of its links when it is renewed.
                 pass
+        self._peering.handle_link_event(event)
 
     def _link_up(self, link: LinkInfo) -> None:
-        address = link.dialed_address or None
         self._report(
             f"linked to {link.peer_name} ({link.site}) over {link.driver} at {link.remote}{_reason_suffix(link)}"
         )
-        self._failures.pop(address or "", None)
+        self._failures.pop(link.dialed_address, None)
         try:
             self._writers[link.peer] = self._open_writer(link.peer)
         except Unreachable:
             # The link ended after its handshake; LinkDown follows.
             self._counters.add("network_links_lost_at_start")
             return
-        self._carry_out(self._peers.handle(PeerLinked(link.peer, address, link.rtt_s), self._clock.now()))
         self._renew_own()
         self._renew_at = self._clock.now() + CHANGE_DELAY_S
         self._send_to(link.peer, Connect(record=self._graph.own))
@@ -206,8 +225,6 @@ class Network:
             return
         if previous is not None:
             self._tasks.start(previous.close())
-        address = link.dialed_address or None
-        self._carry_out(self._peers.handle(PeerLinked(link.peer, address, link.rtt_s), self._clock.now()))
         # The neighbour may have lost the old link earlier and dropped its records.
         self._send_to(link.peer, Connect(record=self._graph.own))
         self._schedule_timer()
@@ -216,7 +233,6 @@ class Network:
         self._report(f"lost {link.peer_name} ({link.site}): {error}")
         self._writers.pop(link.peer, None)
         if self._is_open:
-            self._carry_out(self._peers.handle(PeerLost(link.peer), self._clock.now()))
             self._renew_own()
             self._multicast(Update(records=(self._graph.own,)))
             self._schedule_timer()
@@ -228,12 +244,11 @@ class Network:
         self._failures[address] = error.detail
         if len(self._failures) > 256:
             self._failures.pop(next(iter(self._failures)))
-        is_permanent = isinstance(error, Unauthorized) or error.id == NO_DRIVER_ERROR_ID
-        self._carry_out(self._peers.handle(CandidateFailed(address, is_permanent), self._clock.now()))
 
     def resumed(self, incarnation: int) -> None:
         """Continue as a later incarnation, after this process was suspended. The links are lost, which is reported next."""
         self._graph.set_own(replace(self._graph.own, incarnation=incarnation, sequence=1, neighbours=()))
+        self._peering.handle(Resumed())
 
     # ------------------------------------------------------------------ graph
 
@@ -258,16 +273,33 @@ class Network:
             case Close(incarnation=incarnation):
                 # A node can only announce that it leaves itself: its id is that of the link, not one in the message.
                 self._graph.forget(peer, incarnation)
+                self._peering.handle(NodeLeft(peer))
                 self._tasks.start(self._tunnel.unlink(peer))
+            case Decline(reason=reason):
+                self._report(f"node {short_id(peer)} closes the link: {reason}")
+                self._peering.handle(LinkDeclined(peer, reason))
         self._schedule_timer()
 
     def _receive_records(self, records: tuple[NodeRecord, ...], peer: str, now: float) -> None:
         """Store records of a peer and pass on the changes. Records beyond the size of the graph are counted."""
+        seen = [
+            (record, self._graph.is_new_incarnation(record)) for record in records if record.id != self._graph.own.id
+        ]
         refused_before = self._graph.refused
         changes = self._graph.receive(records, now)
         if self._graph.refused > refused_before:
             self._counters.add("network_records_refused", self._graph.refused - refused_before)
         self._flood(changes, now, except_to=peer)
+        self._peering.observe()
+        self._peering.handle(Seen(tuple(_seen(record, is_start) for record, is_start in seen)))
+
+    def _reachable(self) -> frozenset[str]:
+        in_graph = frozenset(self._graph.distances())
+        return in_graph if self._reachability_source is None else in_graph | self._reachability_source()
+
+    def _decline(self, peer: str, reason: str) -> None:
+        """Send a peer the reason why this node closes the link."""
+        self._send_to(peer, Decline(reason=reason))
 
     def _flood(self, changes: list[NodeRecord], now: float, *, except_to: str) -> None:
         """Send changed records to all neighbours, if there are others than the one they came from."""
@@ -307,42 +339,12 @@ class Network:
             for payload in encode(message):
                 writer.send(payload)
 
-    # ------------------------------------------------------- effects and time
-
-    def _carry_out(self, effects: Sequence[PeerEffect]) -> None:
-        for effect in effects:
-            match effect:
-                case KeepLinked(address):
-                    self._tunnel.keep_linked(address)
-                case StopDialing(address):
-                    self._tunnel.stop_dialing(address)
-                    self._failures.pop(address, None)
-                case Resolve():
-                    self._tasks.start(self._resolve())
-
-    async def _resolve(self) -> None:
-        candidates: list[Candidate] = []
-        seen: set[str] = set()
-        for resolver in self._resolvers:
-            try:
-                async with asyncio.timeout(RESOLVE_TIMEOUT_S):
-                    found = await resolver.resolve(self.name)
-            except (MicroError, TimeoutError) as error:
-                # The other resolvers are still queried, and candidates of earlier answers are kept while linked.
-                self._counters.add("network_resolver_failures")
-                self._logger.warning("resolver failed", extra={"reason": str(error) or "timeout"})
-                continue
-            for candidate in found:
-                if candidate.address not in seen:
-                    seen.add(candidate.address)
-                    candidates.append(candidate)
-        if self._is_open:
-            self._carry_out(self._peers.handle(Resolved(candidates), self._clock.now()))
+    # -------------------------------------------------------------------- time
 
     def _schedule_timer(self) -> None:
         if not self._is_open:
             return
-        times = [self._renew_at, self._peers.wake_at, self._graph.wake_at()]
+        times = [self._renew_at, self._graph.wake_at()]
         when = min(moment for moment in times if moment is not None)
         if self._timer is not None:
             self._timer.cancel()
@@ -356,14 +358,23 @@ class Network:
             self._renew_own()
             self._multicast(Update(records=(self._graph.own,)))
             self._flood(self._graph.pop_changes(), now, except_to="")
-        wake_at = self._peers.wake_at
-        if wake_at is not None and now >= wake_at:
-            self._carry_out(self._peers.wake(now))
         self._schedule_timer()
 
     def _report(self, sentence: str) -> None:
         if self._report_handler is not None:
             self._report_handler(sentence)
+
+
+def _seen(record: NodeRecord, is_start: bool) -> NodeSeen:
+    return NodeSeen(
+        id=record.id,
+        name=record.name,
+        site=record.site,
+        # All addresses of one node are paths of one dial.
+        addresses=(PATH_SEPARATOR.join(record.addresses),) if record.addresses else (),
+        neighbours=frozenset(neighbour for neighbour, _ in record.neighbours),
+        is_start=is_start,
+    )
 
 
 def _reason_suffix(link: LinkInfo) -> str:

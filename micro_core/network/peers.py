@@ -1,199 +1,298 @@
-"""Selects the nodes to link to: all seeds, and a few of the candidates that the resolvers return.
+"""Decides which nodes to link to, so that the network stays one component and its paths stay short.
 
-Seeds (addresses that the user configured) are always kept linked. Beyond them, the best candidates are kept linked until
-there are as many links as the target: ordered by failures, priority and measured round-trip time, and one chosen at
-random so that not all nodes link to the same few. Accepted links count towards the target.
+The rules, in order of precedence:
+
+1. Seeds (addresses that the user configured) are always kept linked, by the tunnel.
+2. `PeerOptions.links_site` links inside the own site and `links_remote` links to other sites: distinct sites first, near
+   nodes first (`link_targets`). Accepted links count.
+3. A known node that is unreachable, i.e. neither linked nor in the graph nor an origin of routes, is linked regardless of these
+   numbers. One link to its part of the network is enough, so nodes wait for a random time and check again.
+4. Now and then the worst link is exchanged for a link to a nearer node. The new link is made first.
+
+A node is *probed* before it is linked: the probe finds out which node answers at an address, and how far away it is,
+without a link that would carry routes. Only a node that was linked or probed a moment ago is dialled without a probe.
+
+Every attempt ends in exactly one event. The attempts in progress are stored at their addresses in `PeerTable`, and counted
+nowhere else. `peer_plan` decides, this module follows the events.
 
 Pure: `handle(event, now) -> effects`, `wake(now)` and `wake_at`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from micro_core.contract.clock import Random
-from micro_core.contract.resolver import Candidate
+from micro_core.network.link_targets import PeerOptions, Side
+from micro_core.network.peer_events import (
+    DialFailed,
+    DialSucceeded,
+    KeepLinked,
+    LinkDeclined,
+    Measured,
+    NodeLeft,
+    NodeSeen,
+    PeerEffect,
+    PeerEvent,
+    PeerLinked,
+    PeerLost,
+    Probed,
+    ProbeFailed,
+    Reachability,
+    Resolve,
+    Resolved,
+    Resumed,
+    Seen,
+)
+from micro_core.network.peer_plan import HOLD_S, HOLD_SITE_S, MAX_ATTEMPT_S, Planner
+from micro_core.network.peer_table import NEVER, KnownLink, KnownNode, PeerTable
 
-MAX_CANDIDATES = 256
-"""Maximum number of candidates; the rest of a longer answer is ignored."""
+INITIAL_RETRY_S = 0.4
+MAX_RECENT_RETRY_S = 3.0
+MAX_RETRY_S = 60.0
+"""The pause after a failure doubles from the first value up to the second one, or up to the third one if the node was not
+alive recently."""
 
+RECENT_S = 120.0
+"""A node that was alive within this time counts as alive recently."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerOptions:
-    """The number of links to keep, and the interval between queries of the resolvers."""
+SPREAD_S = 0.7
+"""A node with links waits for up to this random time before it links to an unreachable node that answers: meanwhile
+another node may have done it."""
 
-    target_links: int = 3
-    """Number of links that a node tries to keep, accepted links included."""
+SHORT_LIVED_S = 10.0
+"""A link that ended within this time counts as a flap. The pause before the next dial doubles with each."""
 
-    resolve_s: float = 60.0
-    """Seconds between two queries of the resolvers while the target is met."""
+REDIAL_S = 0.15
+MAX_LOST_REDIAL_S = 4.0
+"""Pause before a node is dialled after its link ended, and its maximum while the node is unreachable."""
 
-    resolve_when_short_s: float = 5.0
-    """Seconds between two queries while links are missing."""
+SEED_S = 10.0
+"""Seconds for which only the tunnel dials a node that it keeps linked."""
 
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """All resolvers have answered. The candidates are in the order of the resolvers."""
-
-    candidates: Sequence[Candidate]
-
-
-@dataclass(frozen=True, slots=True)
-class PeerLinked:
-    """A link to `peer` is up. `address` is the dialled address, or None for an accepted link."""
-
-    peer: str
-    address: str | None
-    rtt_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class PeerLost:
-    """The last link to `peer` ended."""
-
-    peer: str
-
-
-@dataclass(frozen=True, slots=True)
-class CandidateFailed:
-    """An address that is kept linked could not be dialled. The tunnel tries again by itself."""
-
-    address: str
-    is_permanent: bool
-    """Whether another attempt cannot help: the peer is this node, or of another network, or no driver supports the
-    address."""
+DECLINED_S = 600.0
+"""A node that closed the link on purpose is not dialled again for this long, unless it is unreachable."""
 
 
-PeerEvent = Resolved | PeerLinked | PeerLost | CandidateFailed
-
-
-@dataclass(frozen=True, slots=True)
-class KeepLinked:
-    """Dial this address, and again whenever the node there is not linked, until `StopDialing`."""
-
-    address: str
-
-
-@dataclass(frozen=True, slots=True)
-class StopDialing:
-    """Stop dialling this address; an established link stays open."""
-
-    address: str
-
-
-@dataclass(frozen=True, slots=True)
-class Resolve:
-    """Query the resolvers; answer with `Resolved`."""
-
-
-PeerEffect = KeepLinked | StopDialing | Resolve
-
-
-@dataclass(slots=True)
-class _CandidateState:
-    candidate: Candidate
-    failures: int = 0
-    rtt_s: float | None = None
-    avoid_until: float = 0.0
-    """Not dialled before this time."""
-
-
-@dataclass(slots=True)
 class Peers:
-    """The candidates, the addresses that are kept linked, and the linked peers."""
+    """The known nodes, the links to make and the attempts in progress."""
 
-    seeds: tuple[str, ...]
-    options: PeerOptions
-    random: Random
-    linked: dict[str, str | None] = field(default_factory=dict)
-    """Node id of each linked peer to the address that was dialled; None for an accepted link."""
-    _candidates: dict[str, _CandidateState] = field(default_factory=dict)
-    _kept: set[str] = field(default_factory=set)
-    _resolve_at: float = 0.0
-    _started: bool = False
+    def __init__(self, *, node_id: str, site: str, seeds: Sequence[str], options: PeerOptions, random: Random) -> None:
+        self.site = site
+        self.options = options
+        self.table = PeerTable(node_id, seeds)
+        self._planner = Planner(self.table, site=site, options=options, random=random)
+        self._random = random
+        self._is_started = False
+        self._reachable: frozenset[str] = frozenset()
+        self._resolve_at = math.inf
+        self._resolved_at = NEVER
+        self._expire_at = 0.0
 
     def start(self, now: float) -> list[PeerEffect]:
         """Return the initial effects: keep the seeds linked, query the resolvers."""
-        self._started = True
-        self._resolve_at = now + self.options.resolve_when_short_s
-        self._kept.update(self.seeds)
-        return [*(KeepLinked(address) for address in self.seeds), Resolve()]
+        self._is_started = True
+        self._resolve_at = now
+        self._planner.start(now)
+        seeds = [address.text for address in self.table.addresses.values() if address.is_seed]
+        return [*(KeepLinked(text) for text in seeds), *self._plan(now)]
 
     def handle(self, event: PeerEvent, now: float) -> list[PeerEffect]:
         """Process an event and return the effects to carry out."""
+        effects: list[PeerEffect] = []
         match event:
             case Resolved(candidates):
-                self._remember(candidates[:MAX_CANDIDATES])
-            case PeerLinked(peer, address, rtt_s):
-                self.linked[peer] = address
-                if address in self._candidates:
-                    state = self._candidates[address]
-                    state.failures, state.rtt_s = 0, rtt_s
+                self.table.list_candidates(candidates)
+                self._set_reachable(self._reachable, now)
+            case PeerLinked():
+                self._linked(event, now)
             case PeerLost(peer):
-                self.linked.pop(peer, None)
-            case CandidateFailed(address, is_permanent):
-                if address in self._candidates:
-                    state = self._candidates[address]
-                    state.failures += 1
-                    if is_permanent:
-                        state.avoid_until = now + self.options.resolve_s
-        return self._balance(now)
+                self._lost(peer, now)
+            case DialSucceeded():
+                effects += self._dial_succeeded(event)
+            case DialFailed(address, reason, is_permanent, is_own):
+                self._planner.exchanges.pop(address, None)
+                self._failed(address, reason, now, is_permanent=is_permanent, is_own=is_own)
+            case Probed():
+                self._probed(event, now)
+            case ProbeFailed(address, reason, is_permanent, is_own):
+                self._failed(address, reason, now, is_permanent=is_permanent, is_own=is_own)
+            case Reachability(nodes):
+                self._set_reachable(nodes, now)
+            case Seen(nodes):
+                for seen in nodes:
+                    self._node_seen(seen, now)
+            case NodeLeft(node):
+                self._left(node)
+            case LinkDeclined(peer, reason):
+                if peer in self.table.nodes:
+                    self.table.nodes[peer].declined = reason
+                    self.table.nodes[peer].declined_until = now + DECLINED_S
+            case Measured(rtts_s):
+                for peer, rtt_s in rtts_s.items():
+                    self._measured(self.table.nodes.get(peer), rtt_s, now)
+            case Resumed():
+                self._resumed(now)
+        return [*effects, *self._plan(now)]
 
     @property
     def wake_at(self) -> float | None:
         """When `wake` must be called next, or None before `start`."""
-        return self._resolve_at if self._started else None
+        return min(self._planner.wake_at, self._resolve_at) if self._is_started else None
 
     def wake(self, now: float) -> list[PeerEffect]:
-        """Query the resolvers again, sooner while links are missing. Call this at `wake_at`."""
-        if now < self._resolve_at:
+        """Continue after a pause. Call this at `wake_at`."""
+        if now >= self._expire_at:
+            self._expire_at = now + MAX_RETRY_S
+            self.table.expire(now)
+        for address in self.table.attempts():
+            if now >= address.tried_at + MAX_ATTEMPT_S:
+                self._planner.exchanges.pop(address.text, None)
+                self._failed(address.text, f"no outcome within {MAX_ATTEMPT_S:g} s", now)
+        return self._plan(now)
+
+    def sides(self) -> tuple[Side, Side]:
+        """Return the wanted links and the present ones: inside the own site, and to other sites."""
+        return self._planner.sides()
+
+    # ------------------------------------------------------------ links and dials
+
+    def _linked(self, event: PeerLinked, now: float) -> None:
+        node = self.table.node(event.peer) if event.address is None else self.table.learn(event.address, event.peer)
+        if node is None:
+            return
+        if node.unreachable_since is not None or not self.table.linked():
+            self._planner.hold_until = now + self._planner.jittered(HOLD_S)
+            self._planner.hold_sites[event.site] = now + self._planner.jittered(HOLD_SITE_S)
+        node.name, node.site = event.name or node.name, event.site or node.site
+        node.link = KnownLink(event.address, node.link.up_since if node.link is not None else now)
+        node.alive_at, node.unreachable_since = now, None
+        node.has_left, node.declined, node.declined_until = False, "", 0.0
+        self._measured(node, event.rtt_s, now)
+
+    def _lost(self, peer: str, now: float) -> None:
+        node = self.table.nodes.get(peer)
+        if node is None or node.link is None:
+            return
+        node.flaps = node.flaps + 1 if now - node.link.up_since < SHORT_LIVED_S else 0
+        node.link, node.is_random = None, False
+        node.alive_at = node.answered_at = now
+        pause_s = self._planner.jittered(min(MAX_RETRY_S, REDIAL_S * 2 ** min(node.flaps, 10)))
+        is_kept = any(address.is_seed for address in node.addresses.values())
+        node.dial_at = now + max(pause_s, SEED_S if is_kept else 0.0)
+        self._update_reachable(node, now)
+        if node.has_left:
+            self._left(peer)
+
+    def _dial_succeeded(self, event: DialSucceeded) -> list[PeerEffect]:
+        node = self.table.learn(event.address, event.peer)
+        self.table.end_attempt(event.address)
+        given_up = self.table.nodes.get(self._planner.exchanges.pop(event.address, ""))
+        if given_up is None or given_up.link is None or event.was_linked or node is None or not node.is_linked:
             return []
-        short = len(self.linked) < self.options.target_links
-        interval = self.options.resolve_when_short_s if short else self.options.resolve_s
-        self._resolve_at = now + interval * self.random.uniform(0.9, 1.1)
-        return [Resolve(), *self._balance(now)]
+        name = node.name or node.id[:8]
+        return [self._planner.unlink(given_up, f"exchanged for a link to {name}, which is nearer")]
 
-    def _remember(self, candidates: Sequence[Candidate]) -> None:
-        answered = {candidate.address: candidate for candidate in candidates}
-        for address in [old for old in self._candidates if old not in answered and old not in self._kept]:
-            del self._candidates[address]
-        for address, candidate in answered.items():
-            if address in self._candidates:
-                self._candidates[address].candidate = candidate
-            else:
-                self._candidates[address] = _CandidateState(candidate)
+    def _probed(self, event: Probed, now: float) -> None:
+        node = self.table.learn(event.address, event.peer)
+        self.table.end_attempt(event.address)
+        self.table.addresses[event.address].retry_at = now
+        if node is None:
+            return
+        node.name, node.site = event.name, event.site
+        node.alive_at = node.answered_at = now
+        node.has_left = False
+        self._measured(node, event.rtt_s, now)
+        self._update_reachable(node, now)
+        if self.table.linked():
+            node.reconnect_at = now + self._random.uniform(0.0, SPREAD_S)
 
-    def _balance(self, now: float) -> list[PeerEffect]:
-        effects: list[PeerEffect] = []
-        for address in sorted(self._kept.difference(self.seeds)):
-            state = self._candidates[address]
-            if now < state.avoid_until or state.failures >= 5:
-                state.failures = 0
-                state.avoid_until = max(state.avoid_until, now + self.options.resolve_when_short_s)
-                self._kept.discard(address)
-                effects.append(StopDialing(address))
-        missing = self.options.target_links - len(self.linked) - self._dialing_count()
-        if missing > 0:
-            for address in self._choose(missing, now):
-                self._kept.add(address)
-                effects.append(KeepLinked(address))
+    def _failed(self, text: str, reason: str, now: float, *, is_permanent: bool = False, is_own: bool = False) -> None:
+        self.table.end_attempt(text)
+        address = self.table.addresses.get(text)
+        if address is None:
+            return
+        address.error = reason
+        address.is_own, address.is_refused = address.is_own or is_own, is_permanent
+        address.failures += 1
+        node = self.table.nodes.get(address.owner)
+        if node is not None:
+            node.answered_at, node.is_random = NEVER, False
+        is_recent = not self.table.linked() or (node is not None and now - node.alive_at <= RECENT_S)
+        longest_s = MAX_RETRY_S if is_permanent or not is_recent else MAX_RECENT_RETRY_S
+        pause_s = longest_s if is_permanent else INITIAL_RETRY_S * 2 ** min(address.failures - 1, 10)
+        address.retry_at = now + self._planner.jittered(min(longest_s, pause_s))
+
+    # ---------------------------------------------------------------- other nodes
+
+    def _set_reachable(self, nodes: frozenset[str], now: float) -> None:
+        self._reachable = nodes
+        lost = [self._update_reachable(node, now) for node in self.table.nodes.values()]
+        if any(lost):
+            earliest = max(now, self._resolved_at + self.options.resolve_when_short_s)
+            self._resolve_at = min(self._resolve_at, earliest + self._random.uniform(0.0, 0.5))
+
+    def _update_reachable(self, node: KnownNode, now: float) -> bool:
+        """Note whether a node is linked, in the graph, or an origin of routes. Return whether it no longer is."""
+        if node.is_linked or node.id in self._reachable:
+            node.alive_at, node.unreachable_since = now, None
+            return False
+        if node.unreachable_since is not None:
+            return False
+        node.unreachable_since = now
+        if node.flaps:
+            node.dial_at = min(node.dial_at, now + MAX_LOST_REDIAL_S)
+        self._retry_soon(node, now)
+        return True
+
+    def _node_seen(self, seen: NodeSeen, now: float) -> None:
+        node = self.table.node(seen.id)
+        if node is None:
+            return
+        self.table.add_stated(seen.id, seen.addresses)
+        node.name, node.site, node.neighbours = seen.name, seen.site, seen.neighbours
+        if seen.is_start:
+            node.has_left, node.declined, node.declined_until = False, "", 0.0
+            node.alive_at = now
+            self._retry_soon(node, now)
+        self._update_reachable(node, now)
+
+    def _retry_soon(self, node: KnownNode, now: float) -> None:
+        for address in node.addresses.values():
+            if not address.is_refused:
+                address.retry_at = min(address.retry_at, now + self._random.uniform(0.0, INITIAL_RETRY_S))
+
+    def _left(self, node_id: str) -> None:
+        node = self.table.nodes.get(node_id)
+        if node is None:
+            return
+        node.has_left = True
+        if not node.is_linked:
+            self.table.forget(node_id)
+
+    def _resumed(self, now: float) -> None:
+        for node in self.table.nodes.values():
+            node.dial_at = min(node.dial_at, now)
+            self._retry_soon(node, now)
+        for address in self.table.unidentified():
+            address.retry_at = min(address.retry_at, now)
+        self._resolve_at = now
+
+    def _measured(self, node: KnownNode | None, rtt_s: float | None, now: float) -> None:
+        if node is not None and rtt_s is not None:
+            node.rtt_s, node.measured_at = rtt_s, now
+
+    # ----------------------------------------------------------------------- plan
+
+    def _plan(self, now: float) -> list[PeerEffect]:
+        if not self._is_started:
+            return []
+        effects = self._planner.plan(now)
+        if now >= self._resolve_at:
+            is_short = any(side.missing for side in self.sides())
+            is_short = is_short or any(node.unreachable_since is not None for node in self.table.nodes.values())
+            interval_s = self.options.resolve_when_short_s if is_short else self.options.resolve_s
+            self._resolve_at, self._resolved_at = now + interval_s * self._random.uniform(0.9, 1.1), now
+            effects.append(Resolve())
         return effects
-
-    def _dialing_count(self) -> int:
-        dialed = set(self.linked.values())
-        return sum(1 for address in self._kept if address not in dialed and address not in self.seeds)
-
-    def _choose(self, count: int, now: float) -> list[str]:
-        free = [
-            (address, state)
-            for address, state in self._candidates.items()
-            if address not in self._kept and now >= state.avoid_until
-        ]
-        free.sort(key=lambda item: (item[1].failures, item[1].candidate.priority, item[1].rtt_s or 0.0))
-        chosen = [address for address, _ in free[:count]]
-        # The last one is replaced by a random one of the rest. Otherwise all nodes would link to the same few.
-        if count > 1 and len(free) > count:
-            chosen[-1] = free[self.random.randrange(count - 1, len(free))][0]
-        return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import socket
@@ -24,7 +25,7 @@ from micro_core.drivers.construction import build, build_all, build_hooks, build
 from micro_core.drivers.selection import check_tables, drivers_of, selected_names
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
-from micro_core.network.peers import PeerOptions
+from micro_core.network.link_targets import PeerOptions
 from micro_core.node.composition import NodeComponents, compose
 from micro_core.node.description import NodeDescription
 from micro_core.node.forwarding_plane import ForwardingSettings
@@ -107,11 +108,22 @@ def link_settings(
         identity=identity,
         token=network_token(settings),
         incarnation=incarnation,
+        next_incarnation=functools.partial(_next_incarnation, settings, context),
         listeners=listeners(link_drivers, chosen.listen),
         resolvers=resolvers if link_drivers else [],
         seeds=chosen.nodes,
-        peers=PeerOptions(target_links=chosen.target_links),
+        peers=PeerOptions(links_site=chosen.links_site, links_remote=chosen.links_remote, max_links=chosen.max_links),
     )
+
+
+def _next_incarnation(settings: Settings, context: DriverContext) -> int:
+    """Return the incarnation of the node after a suspension. If it cannot be stored, the next start may repeat it."""
+    wall_ms = int(context.clock.wall() * 1000)
+    try:
+        return next_incarnation(node_file(settings, "incarnation"), wall_ms)
+    except ConfigError as error:
+        context.logger.warning("incarnation not stored", extra={"reason": str(error)})
+        return wall_ms
 
 
 def routing_settings(settings: Settings, table: Table, *, incarnation: int) -> RoutingSettings:

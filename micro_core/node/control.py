@@ -18,7 +18,8 @@ from micro_core.contract.table import RouteKey
 from micro_core.network.network import Network
 from micro_core.node.network_endpoints import NetworkEndpoints
 from micro_core.node.router_endpoints import RouterEndpoints
-from micro_core.proxy.topics import Topics, without_node_headers
+from micro_core.proxy.message_headers import without_node_headers
+from micro_core.proxy.topics import Topics
 from micro_core.routing.router import Router
 from micro_core.rpc.server import Server
 

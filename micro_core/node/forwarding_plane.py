@@ -12,10 +12,11 @@ from importlib.metadata import version
 from micro_core.contract.broker import Broker
 from micro_core.contract.names import NETWORK_SERVICE
 from micro_core.contract.transport import Listener, Socket, Transport
-from micro_core.contract.tunnel import LinkEvent, LinkMoved, Priority, Session, Sessions
+from micro_core.contract.tunnel import LinkDown, LinkEvent, LinkMoved, LinkSuspect, LinkUp, Priority, Session, Sessions
 from micro_core.lifecycle.environment import Environment
 from micro_core.node.description import NodeDescription
 from micro_core.plugins import CORE_DISTRIBUTION
+from micro_core.proxy.durable_topics import DELIVER
 from micro_core.proxy.proxy import CHANNEL, Proxy
 from micro_core.proxy.routes import RouteSource
 from micro_core.proxy.topics import Topics
@@ -83,6 +84,7 @@ class ForwardingPlane:
             site=node.site, router=routes, proxy=self.proxy, broker=settings.broker, environment=environment
         )
         self.proxy.set_message_handler(self.topics.message_received)
+        self.server.add(DELIVER, self.topics.deliver, idempotent=True)
 
     @property
     def address(self) -> str:
@@ -91,8 +93,14 @@ class ForwardingPlane:
 
     def handle_link_event(self, event: LinkEvent) -> None:
         """Follow the links of the tunnel. The code that assembles the planes adds it to the handlers of the tunnel."""
-        if isinstance(event, LinkMoved):
-            self.proxy.peer_moved(event.link.peer)
+        match event:
+            case LinkSuspect(link, is_suspect):
+                self.proxy.peer_suspect(link.peer, is_suspect)
+            case LinkMoved(link):
+                self.proxy.peer_suspect(link.peer, link.is_suspect)
+                self.proxy.peer_moved(link.peer)
+            case LinkUp(link) | LinkDown(link):
+                self.proxy.peer_suspect(link.peer, False)
 
     async def listen(self, address: str) -> None:
         """Accept calls from the site at `address`, or at a free address if it is empty. Raises Conflict, BadRequest."""

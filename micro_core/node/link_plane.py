@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from micro_core.contract.resolver import Resolver
 from micro_core.contract.tunnel import LinkDriver, LinkEvent, LinkEventHandler
 from micro_core.lifecycle.environment import Environment
+from micro_core.network.link_targets import PeerOptions
 from micro_core.network.messages import NodeRecord
 from micro_core.network.network import Network
-from micro_core.network.peers import PeerOptions
 from micro_core.node.description import NodeDescription
 from micro_core.tunnel.identity import NodeIdentity
 from micro_core.tunnel.tunnel import TunnelHost, TunnelOptions

@@ -15,6 +15,7 @@ from micro_core.contract.registry import Registry
 from micro_core.contract.resolver import Resolver
 from micro_core.contract.table import Table
 from micro_core.contract.transport import Transport
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.closing import Closing
 from micro_core.lifecycle.environment import Environment
 from micro_core.network.network import Network
@@ -60,6 +61,13 @@ class Node:
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     def __post_init__(self) -> None:
+        self._tasks = BackgroundTasks(
+            component="node",
+            logger=self.environment.logger,
+            counters=self.environment.counters,
+            failure_counter="node_tasks_failed",
+        )
+        self.links.add_resumed_handler(self._resumed)
         self._closing = Closing(
             timeout_s=CLOSE_TIMEOUT_S,
             logger=self.environment.logger,
@@ -115,6 +123,11 @@ class Node:
         self.hooks.node_started(self)
         self._is_announced = True
 
+    def _resumed(self, incarnation: int) -> None:  # noqa: ARG002 - the links use it
+        """Renew the records in the registry after a suspension of this process."""
+        if self._is_announced:
+            self._tasks.start(self._registrations.renew())
+
     async def _start_brokers(self) -> None:
         if self.broker_host is not None:
             host = self.broker_host
@@ -139,6 +152,7 @@ class Node:
         if self._is_announced:
             self._is_announced = False
             self.hooks.node_stopping(self)
+        await self._tasks.cancel()
         try:
             await self._registrations.withdraw(self._closing)
             if drain:
@@ -206,6 +220,7 @@ class Node:
             "tunnel": self.tunnel.address(),
             "drivers": list(self.driver_names),
             "in_flight": self.proxy.in_flight,
+            "loop_lag_us": round(self.tunnel.loop_watch.lag_s() * 1e6),
             "counters": self.counted(),
         }
 

@@ -42,6 +42,11 @@ class NodeRegistrations:
         self._registrations.append(registration)
         await registration.start()
 
+    async def renew(self) -> None:
+        """Renew all leases now: they may have expired while this process was suspended. Failures are counted and repeated."""
+        for registration in [*self._registrations]:
+            await registration.update(registration.instance)
+
     async def withdraw(self, closing: Closing) -> None:
         """Withdraw all records, in the order in which they were added. Safe to call twice.
 

@@ -58,6 +58,8 @@ def connection_view(link: LinkInfo, now: float) -> dict[str, Any]:
         "direction": "out" if link.dialed else "in",
         "rtt_us": _microseconds(link.rtt_s),
         "rtt_variance_us": _microseconds(link.rtt_variance_s),
+        "path_rtt_us": _microseconds(link.path_rtt_s),
+        "is_suspect": link.is_suspect,
         "loss": link.loss,
         "queue_delay_us": _microseconds(link.queue_delay_s),
         "bytes_in": link.bytes_in,

@@ -131,6 +131,10 @@ class Destination:
         """Return how long the next call is expected to wait."""
         return max(self.queueing_delay.delay_s(now), self.unmeasured_s(now))
 
+    def total_s(self, now: float) -> float:
+        """Return the cost of the way and the expected waiting time."""
+        return self.base_s + self.waiting_s(now)
+
     def unmeasured_s(self, now: float) -> float:
         """Return the advertised load if there is no own measurement of the waiting time, else 0."""
         return 0.0 if self._is_measured(now) else self.advertised_s

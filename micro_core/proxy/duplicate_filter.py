@@ -33,3 +33,8 @@ class DuplicateFilter:
             return False
         self._current.add(key)
         return True
+
+    def is_known(self, message_id: str, target: str) -> bool:
+        """Return whether this message id and target were seen."""
+        key = (message_id, target)
+        return key in self._current or key in self._previous

@@ -15,8 +15,14 @@ from micro_core.proxy.destination import Destination
 from micro_core.proxy.route_usage import RouteUsage
 from micro_core.routing.lookup import LOAD_SHARING_FACTOR
 
-REFRESH_S = 0.1
-"""Interval at which the order of the routes of a service and the windows of its destinations are computed."""
+ADJUST_S = 0.1
+"""Interval at which the windows of the destinations of a service are adjusted, while it is called."""
+
+ORDER_S = 1.0
+"""Interval at which the order of the destinations is computed, while routes do not change and the service is called."""
+
+MAX_ADJUSTED = 16
+"""Number of destinations with windows, in the order in which they are filled. Calls do not exceed the capacity of so many."""
 
 MAX_SERVICES = 4_096
 """Maximum number of services with a state. The one that was used first is forgotten; its calls in progress end as usual."""
@@ -42,11 +48,13 @@ class _Group:
 
 
 class _ServiceState:
-    __slots__ = ("destinations", "groups", "refresh_at", "routes", "sharing", "usage")
+    __slots__ = ("destinations", "groups", "order_at", "refresh_at", "routes", "sharing", "usage")
 
     def __init__(self) -> None:
         self.routes: Sequence[Route] = ()
+        self.order_at = 0.0
         self.refresh_at = 0.0
+        """When the order must be computed or the windows adjusted, whichever is first."""
         self.groups: list[_Group] = []
         """In the order in which they are filled."""
         self.sharing = 1
@@ -118,16 +126,19 @@ class RouteChooser:
         return leading[0] if len(leading) == 1 else self._less_busy_of_two(leading)
 
     def _less_busy_of_two(self, usages: list[RouteUsage]) -> RouteUsage:
-        count = len(usages)
-        first = int(self._random.random() * count)
-        second = (first + 1 + int(self._random.random() * (count - 1))) % count
+        first, second = self._two_of(len(usages))
         one, other = usages[first], usages[second]
         return one if one.outstanding <= other.outstanding else other
 
+    def _two_of(self, count: int) -> tuple[int, int]:
+        """Return two different random numbers below `count`, which is at least 2."""
+        number = self._random.random() * count
+        first = int(number)
+        return first, (first + 1 + int((number - first) * (count - 1))) % count
+
     def _shuffled(self, groups: list[_Group], sharing: int) -> list[_Group]:
         """Return the groups with the less busy of two random equally near ones first."""
-        first = int(self._random.random() * sharing)
-        second = (first + 1 + int(self._random.random() * (sharing - 1))) % sharing
+        first, second = self._two_of(sharing)
         if groups[second].destination.outstanding < groups[first].destination.outstanding:
             first = second
         return groups if not first else [groups[first], *groups[:first], *groups[first + 1 :]]
@@ -153,12 +164,14 @@ class RouteChooser:
 
     def peer_suspect(self, peer: str, is_suspect: bool) -> None:
         """Prefer routes through other next hops while `peer` (a node id) does not answer pings."""
+        if is_suspect is (peer in self._suspects):
+            return
         if is_suspect:
             self._suspects.add(peer)
         else:
-            self._suspects.discard(peer)
+            self._suspects.remove(peer)
         for state in self._states.values():
-            state.refresh_at = 0.0
+            state.order_at = state.refresh_at = 0.0
 
     def waiting_us(self, key: RouteKey, now: float) -> int:
         """Return how much longer than usual recent calls along a route have waited, in microseconds."""
@@ -169,7 +182,7 @@ class RouteChooser:
     def _refresh_soon(self, usage: RouteUsage) -> None:
         state = self._states.get(usage.route.service)
         if state is not None:
-            state.refresh_at = 0.0
+            state.order_at = state.refresh_at = 0.0
 
     # --------------------------------------------------------------------- state
 
@@ -181,18 +194,23 @@ class RouteChooser:
                 del self._states[next(iter(self._states))]
             state = self._states[service] = _ServiceState()
         if state.routes is not routes or now >= state.refresh_at:
-            self._refresh(state, routes, now)
+            if state.routes is not routes or now >= state.order_at:
+                self._order(state, routes, now)
+            state.refresh_at = state.order_at
+            if len(state.groups) > 1:
+                _adjust_windows(state.groups[:MAX_ADJUSTED], now)
+                state.refresh_at = min(state.order_at, now + ADJUST_S)
         return state
 
-    def _refresh(self, state: _ServiceState, routes: Sequence[Route], now: float) -> None:
-        state.refresh_at = now + REFRESH_S
+    def _order(self, state: _ServiceState, routes: Sequence[Route], now: float) -> None:
+        order_at = float("inf")
         groups: dict[str, _Group] = {}
         own_sites = {route.site for route in routes if route.link == LOCAL_LINK}
         for route in routes:
             if route.expires_at is not None:
                 if route.expires_at <= now:
                     continue
-                state.refresh_at = min(state.refresh_at, route.expires_at)
+                order_at = min(order_at, route.expires_at)
             name = _destination_of(route, own_sites)
             group = groups.get(name)
             if group is None:
@@ -203,6 +221,8 @@ class RouteChooser:
             usage = state.usage.get(route.key)
             if usage is None or usage.destination is not group.destination:
                 usage = state.usage[route.key] = RouteUsage(route, group.destination)
+            if usage.avoided_until > now:
+                order_at = min(order_at, usage.avoided_until)
             usage.route = route
             group.routes.append(usage)
         for group in groups.values():
@@ -210,9 +230,10 @@ class RouteChooser:
         state.groups = sorted(groups.values(), key=_preference)
         state.sharing = _count_sharing(state.groups)
         if len(state.groups) > 1:
-            _adjust_windows(state.groups, now)
-        elif state.groups:
-            state.groups[0].destination.window = float("inf")
+            order_at = min(order_at, now + ORDER_S)
+        for group in state.groups[MAX_ADJUSTED:] if len(state.groups) > 1 else state.groups:
+            group.destination.window = float("inf")
+        state.order_at = order_at
         if state.routes is not routes:
             state.routes = routes
             keys = {route.key for route in routes}
@@ -265,15 +286,13 @@ def _count_sharing(groups: Sequence[_Group]) -> int:
 
 
 def _adjust_windows(groups: Sequence[_Group], now: float) -> None:
-    costs_s = [group.destination.base_s + group.destination.waiting_s(now) for group in groups if not group.is_avoided]
-    for group in groups:
-        destination = group.destination
-        own_s = destination.base_s + destination.waiting_s(now)
-        others = sorted(costs_s)
-        if own_s in others:
-            others.remove(own_s)
-        next_s = others[0] if others else float("inf")
-        destination.adjust(next_s - destination.base_s, now)
+    """Adjust the window of each destination to the cost of the cheapest other one."""
+    costs_s = [float("inf") if one.is_avoided else one.destination.total_s(now) for one in groups]
+    cheapest = min(range(len(groups)), key=costs_s.__getitem__)
+    second_s = min(cost_s for number, cost_s in enumerate(costs_s) if number != cheapest)
+    for number, group in enumerate(groups):
+        next_s = second_s if number == cheapest else costs_s[cheapest]
+        group.destination.adjust(next_s - group.destination.base_s, now)
 
 
 def _fullness(group: _Group) -> tuple[bool, float]:

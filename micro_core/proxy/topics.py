@@ -4,39 +4,34 @@ Interest in a topic is a route (`~topic`), which every node of a site with a sub
 subscribe on its broker to the topics in which another site is interested. The leader of the site (`site_leaders`) sends
 each message to the leader of each such site; the other nodes keep it for a while (`handover`). The copy lists its targets,
 and every hop splits the list by next hop (explicit multicast, RFC 5058). A target publishes the message on the broker of
-its site, marked with a header so that no node of the site sends it to other sites again.
+its site (`deliveries`), marked with a header so that no node of the site sends it to other sites again. If the broker
+stores messages, they are sent as calls that are answered instead (`durable_topics`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from typing import Any
 
-from micro_core.contract.broker import Broker, Message, Subscription
+from micro_core.contract.broker import Broker, DurableBroker, Message, Subscription
 from micro_core.contract.errors import MicroError, Unreachable
 from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE, interest_name
 from micro_core.contract.table import ANY_SERVICE, NETWORK_LINK, OffersChanged, Route, TableEvent
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
+from micro_core.proxy.deliveries import Deliveries, DeliverRequest
 from micro_core.proxy.duplicate_filter import DuplicateFilter
+from micro_core.proxy.durable_topics import DurableTopics
 from micro_core.proxy.handover import Handover
+from micro_core.proxy.message_headers import DELIVERED_BY
 from micro_core.proxy.proxy import Proxy
 from micro_core.proxy.routes import RouteSource, changes_interests
 from micro_core.proxy.site_leaders import leaders_by_site, lesser_node
 from micro_core.wire import limits
 from micro_core.wire.frames import Kind, encode_message
 from micro_core.wire.header import EventHeader, encode_header
-
-DELIVERED_BY = "micro-delivered-by"
-"""Header of a message that a node published on the broker of its site: it came from another site and stays here."""
-
-ORIGIN = "micro-origin"
-"""Header with the id of the node that received the message from its publisher."""
-
-MAX_WAITING = 10_000
-"""Maximum number of messages that wait for the broker of the site; further ones are dropped and counted."""
 
 TICK_S = 1.0
 """Interval in seconds at which the leader of the site is determined again, while this node has subscriptions."""
@@ -64,6 +59,11 @@ class Topics:
         self._counters = environment.counters
         self._duplicates = DuplicateFilter()
         self._handover = Handover(environment.clock.now())
+        self._deliveries = Deliveries(broker=broker, environment=environment)
+        self._durable: DurableTopics | None = None
+        """Replaces the subscriptions and the handover if the broker stores messages."""
+        if isinstance(broker, DurableBroker) and broker.is_durable:
+            self._durable = DurableTopics(site=site, router=router, proxy=proxy, broker=broker, environment=environment)
         self._node_routes: Sequence[Route] | None = None
         """The routes of the nodes from which the next two values were computed."""
         self._has_lesser = False
@@ -75,9 +75,9 @@ class Topics:
         self._subscriptions: dict[str, Subscription] = {}
         self._changed_topics: dict[str, None] = {}
         """Topics whose interest has changed since they were compared with the subscriptions."""
-        self._waiting: deque[tuple[str, Message]] = deque()
+        self._durable_topics: dict[str, None] = {}
+        """Topics that are compared again when the leader of this site changes."""
         self._changed = asyncio.Event()
-        self._has_waiting = asyncio.Event()
         self._tasks = BackgroundTasks(
             component="topics",
             logger=environment.logger,
@@ -95,11 +95,14 @@ class Topics:
         self._update_role()
         await self._reconcile()
         self._tasks.start(self._reconcile_periodically())
-        self._tasks.start(self._deliver())
+        self._deliveries.start()
 
     async def close(self) -> None:
         """End all subscriptions."""
         await self._tasks.cancel()
+        await self._deliveries.close()
+        if self._durable is not None:
+            await self._durable.close()
         for subscription in self._subscriptions.values():
             try:
                 await subscription.close()
@@ -114,7 +117,11 @@ class Topics:
 
     def topics(self) -> list[str]:
         """Return the topics that are sent to other sites now."""
-        return sorted(self._subscriptions)
+        return sorted(self._subscriptions if self._durable is None else self._durable.topics())
+
+    async def deliver(self, request: DeliverRequest) -> dict[str, Any]:
+        """Publish a message of another site on the broker of this site. Raises BadRequest, TooLarge, Unreachable."""
+        return await self._deliveries.deliver(request)
 
     # --------------------------------------------------------------- interest
 
@@ -164,6 +171,12 @@ class Topics:
 
     async def _reconcile_topic(self, topic: str) -> None:
         is_of_interest = bool(leaders_by_site(self._router.lookup(interest_name(topic)), own_site=self._site))
+        if self._durable is not None:
+            self._durable_topics.pop(topic, None)
+            if is_of_interest:
+                self._durable_topics[topic] = None
+            await self._durable.reconcile(topic, is_leader=self.is_leader)
+            return
         if is_of_interest and topic not in self._subscriptions:
             if not self._subscriptions:
                 self._handover.begin(self._clock.now())
@@ -186,7 +199,13 @@ class Topics:
         if routes is not self._node_routes:
             # Tables return the same object until a route has changed.
             self._node_routes = routes
-            self._has_lesser = bool(lesser_node(routes, own_site=self._site, node_id=self._node_id))
+            was_leader, self._has_lesser = (
+                self.is_leader,
+                bool(lesser_node(routes, own_site=self._site, node_id=self._node_id)),
+            )
+            if self.is_leader is not was_leader:
+                self._changed_topics.update(self._durable_topics)
+                self._changed.set()
             self._has_others = any(route.link == NETWORK_LINK and route.site == self._site for route in routes)
         due = self._handover.update(has_lesser=self._has_lesser, has_others=self._has_others, now=self._clock.now())
         for kept in due:
@@ -263,34 +282,4 @@ class Topics:
             self._counters.add("topics_messages_passed_to_leader")
             self._send(header._replace(hops_left=header.hops_left - 1), [leader], body)
         else:
-            self._enqueue(header, body)
-
-    def _enqueue(self, header: EventHeader, body: bytes) -> None:
-        if len(self._waiting) >= MAX_WAITING:
-            self._counters.add("topics_messages_dropped_slow_broker")
-            return
-        headers = {**header.headers, DELIVERED_BY: self._node_id, ORIGIN: header.origin}
-        message = Message(id=header.id, body=bytes(body), content_type=header.content_type, headers=headers)
-        self._waiting.append((header.topic, message))
-        self._has_waiting.set()
-
-    async def _deliver(self) -> None:
-        """Publish waiting messages one after the other, which preserves the order of each publisher."""
-        while True:
-            await self._has_waiting.wait()
-            self._has_waiting.clear()
-            while self._waiting:
-                topic, message = self._waiting.popleft()
-                try:
-                    await self._broker.publish(topic, message)
-                except MicroError as error:
-                    self._counters.add("topics_messages_undelivered")
-                    self._logger.warning("message not delivered", extra={"topic": topic, "reason": str(error)})
-                else:
-                    self._counters.add("topics_messages_delivered")
-
-
-def without_node_headers(message: Message) -> Message:
-    """Return `message` without the headers that only nodes may set (`micro-...`)."""
-    headers = {name: value for name, value in message.headers.items() if not name.startswith("micro-")}
-    return replace(message, headers=headers)
+            self._deliveries.enqueue(header, body)

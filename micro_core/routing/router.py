@@ -119,6 +119,8 @@ class Router:
         """Number of routes to each origin that is reachable."""
         self.journal = Journal(table)
         table.watch(self._table_changed)
+        self._origins: frozenset[str] | None = None
+        """The answer of `origins`; None after the set of reachable origins has changed."""
 
     # --------------------------------------------------------------- lifecycle
 
@@ -175,9 +177,11 @@ class Router:
         """Return whether a neighbour has advertised a usable route to a node. The own node has none."""
         return node_id in self._routes_to
 
-    def reachable(self) -> set[str]:
-        """Return the ids of the nodes to which neighbours have advertised a usable route."""
-        return set(self._routes_to)
+    def origins(self) -> frozenset[str]:
+        """Return the ids of the nodes to which neighbours have advertised a usable route, without the own node."""
+        if self._origins is None:
+            self._origins = frozenset(self._routes_to)
+        return self._origins
 
     def is_expected(self, service: str) -> bool:
         """Return whether an origin offers a service and can probably be used soon, though no route to it is usable now.
@@ -373,6 +377,8 @@ class Router:
             # A stale route does not count: no neighbour has advertised it since the restart.
             was_known, is_known = (one is not None and one.expires_at is None for one in (event.before, event.after))
             number = self._routes_to.get(route.origin, 0) + is_known - was_known
+            if (number > 0) is not (route.origin in self._routes_to):
+                self._origins = None
             if number > 0:
                 self._routes_to[route.origin] = number
             else:

@@ -23,7 +23,7 @@ from typing import Any
 
 import msgpack
 
-from micro_core.contract.errors import BadRequest, Malformed, MicroError, TooLarge, Unauthorized
+from micro_core.contract.errors import BadRequest, Conflict, Malformed, MicroError, TooLarge, Unauthorized
 from micro_core.contract.names import check_network_name
 from micro_core.wire import limits
 
@@ -33,6 +33,15 @@ VERSIONS = (2, 1)
 NONCE_BYTES = 32
 MAX_TEXT_CHARS = 253
 MAX_LIST_ITEMS = 16
+
+OWN_NODE_ERROR_ID = "own-node"
+"""Id of the error when a node has dialled itself."""
+
+PROBE_ERROR_ID = "tunnel-probe"
+"""Id of the error that ends the handshake of a probe at both ends. It is not counted as a failure."""
+
+PROBE_REASON = "probe: the round trip was measured and no link is wanted"
+"""Sent in REFUSED by a node that only wants to know which node answers, and how fast."""
 
 _LENGTH = struct.Struct(">H")
 _HELLO, _PROOF, _REFUSED = 1, 2, 3
@@ -204,6 +213,8 @@ class Handshake:
         match fields:
             case [3, str() as reason, *_]:
                 self._move(HandshakeEvent.FAILURE)
+                if reason == PROBE_REASON:
+                    return [HandshakeFailed(Conflict(PROBE_REASON, id=PROBE_ERROR_ID))]
                 return [HandshakeFailed(Unauthorized(f"the peer refused the link: {reason[:MAX_TEXT_CHARS]}"))]
             case [1, *rest] if self.state is HandshakeState.WAIT_HELLO:
                 return self._hello_received(message, rest)
@@ -216,7 +227,9 @@ class Handshake:
         self._peer, self._peer_hello = peer, message
         self._peer_id = self._keys.node_id_of(peer.public_key)
         if peer.public_key == self._own.public_key:
-            raise Unauthorized("the node dialled itself", hint="remove its own address from the nodes to join")
+            raise Unauthorized(
+                "the node dialled itself", hint="remove its own address from the nodes to join", id=OWN_NODE_ERROR_ID
+            )
         if peer.network != self._own.network:
             raise Unauthorized(f"this node belongs to network {self._own.network}, the peer to {peer.network}")
         common = sorted(set(self._own.versions) & set(peer.versions), reverse=True)

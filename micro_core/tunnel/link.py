@@ -17,6 +17,7 @@ from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.loop_watch import LoopWatch
 from micro_core.tunnel.handshake import (
+    PROBE_ERROR_ID,
     Admit,
     Handshake,
     HandshakeDone,
@@ -291,7 +292,7 @@ class NodeLink:
             generation=self.own.generation if self.dialed else peer.generation,
             driver=self.link.driver,
             local=self.local,
-            remote=self.remote,
+            remote=self.link.remote,
             dialed=self.dialed,
             dialed_address=self.dialed_address,
             why=self.path_reason,
@@ -325,12 +326,13 @@ class NodeLink:
                 case Send(data):
                     self._writer.write_handshake(data)
                 case HandshakeFailed(error):
-                    if isinstance(error, Conflict):
+                    if error.id == PROBE_ERROR_ID:
+                        self._environment.counters.add("tunnel_probes")
+                    elif isinstance(error, Conflict):
                         self._environment.counters.add("tunnel_links_duplicate")
                     else:
                         self._environment.counters.add("tunnel_handshakes_failed")
-                        # Level info: a node that dialled reports the error itself, and here an unauthenticated peer
-                        # could fill the log.
+                        # Level info, so that an unauthenticated peer cannot fill the log. A node that dialled reports it.
                         details = {"remote": self.remote, "reason": error.detail}
                         self._environment.logger.info("link refused", extra=details)
                     self.abort(error)

@@ -186,8 +186,8 @@ class PathOptions:
     """Bounds of the interval between two probes of the preferred paths while a link uses another path."""
 
     redial_initial_s: float = 0.2
-    redial_max_s: float = 15.0
-    """Bounds of the pause between two races."""
+    redial_max_s: float = 5.0
+    """Bounds of the pause between two races. Even after a long partition, the nodes are linked a few seconds after its end."""
 
     redial_reported_min_s: float = 1.0
     """Minimum time between two races when a race starts because other nodes report the node as up: they may be wrong."""

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from micro_core.contract.errors import MicroError
+from micro_core.contract.errors import MicroError, Unreachable
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.tunnel.link import NodeLink
@@ -47,10 +47,11 @@ class DialPath(Protocol):
 
 
 class Reconnector:
-    """Establishes the link to the node at one address, again whenever it is lost.
+    """Establishes the link to the node at one address: once, or again whenever it is lost.
 
-    `find_link(peer_id)` returns the current link to a peer. `on_failure(error)` is called after each race in which every
-    path failed.
+    `find_link(peer_id)` returns the current link to a peer. Each race of the paths ends in exactly one call: of
+    `on_success(peer_id, was_linked)`, or of `on_failure(error)` if every path failed. `was_linked` is true if the node
+    was linked by other means.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Reconnector:
         find_link: Callable[[str], NodeLink | None],
         *,
         environment: Environment,
+        on_success: Callable[[str, bool], None],
         on_failure: Callable[[MicroError], None],
         is_forced: bool = False,
     ) -> None:
@@ -71,6 +73,7 @@ class Reconnector:
         self._clock = environment.clock
         self._logger = environment.logger
         self._counters = environment.counters
+        self._on_success = on_success
         self._on_failure = on_failure
         self._is_forced = is_forced
         self._events: asyncio.Queue[tuple[PathEvent, NodeLink | None]] = asyncio.Queue()
@@ -113,6 +116,18 @@ class Reconnector:
         finally:
             await self._tasks.cancel()
 
+    async def run_once(self) -> None:
+        """Race the paths once, and look after the path of the link until the link ends.
+
+        Return at once when no link was made, or when the node was linked by other means.
+        """
+        try:
+            self._carry_out(self._selector.handle(Start(), self._clock.now()))
+            while self._selector.phase not in (Phase.WAITING, Phase.LINKED_ELSEWHERE):
+                await self._process_next_event()
+        finally:
+            await self._tasks.cancel()
+
     def node_reported_up(self, peer_id: str, addresses: Collection[str]) -> None:
         """Dial now if the node is not linked and is the one that other nodes report as up at `addresses`."""
         is_ours = peer_id == self._peer_id or any(path in addresses for path in self._selector.paths)
@@ -137,7 +152,10 @@ class Reconnector:
             self._watch_link(link)
         if link is not None:
             self._peer_id = link.peer_id
+        is_racing = self._selector.phase is Phase.RACING
         self._carry_out(self._selector.handle(event, self._clock.now()))
+        if is_racing and isinstance(event, AttemptSucceeded | LinkedElsewhere):
+            self._on_success(self._peer_id, isinstance(event, LinkedElsewhere))
 
     def _carry_out(self, effects: Sequence[PathEffect]) -> None:
         for effect in effects:
@@ -166,6 +184,12 @@ class Reconnector:
             )
         except MicroError as error:
             self._events.put_nowait((AttemptFailed(path, error), None))
+            return
+        except Exception as error:  # drivers are plugins, and every attempt must have an outcome
+            self._counters.add("tunnel_tasks_failed")
+            self._logger.exception("connection attempt failed", extra={"address": self._selector.paths[path]})
+            unexpected = Unreachable(f"cannot connect to {self._selector.paths[path]}: {type(error).__name__}: {error}")
+            self._events.put_nowait((AttemptFailed(path, unexpected), None))
             return
         self._link_established(link)
 

@@ -6,13 +6,11 @@ Of two links to one peer, `link_precedence` determines which is kept.
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from micro_core.contract.errors import (
     BadRequest,
-    Closed,
     Conflict,
     LinkLost,
     MicroError,
@@ -23,7 +21,6 @@ from micro_core.contract.names import short_id
 from micro_core.contract.transport import Listener
 from micro_core.contract.tunnel import (
     ChannelListener,
-    DialFailed,
     DialMode,
     Link,
     LinkDown,
@@ -39,17 +36,23 @@ from micro_core.contract.tunnel import (
     Priority,
     Session,
 )
-from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.loop_watch import LoopWatch
 from micro_core.tunnel.channels import Channels
-from micro_core.tunnel.handshake import NONCE_BYTES, Admit, Handshake, HandshakeKeys, Hello
+from micro_core.tunnel.dialer import Dialer
+from micro_core.tunnel.handshake import (
+    NONCE_BYTES,
+    Admit,
+    Handshake,
+    HandshakeKeys,
+    Hello,
+)
 from micro_core.tunnel.identity import NodeIdentity, is_member, is_signed_by, membership_proof, node_id_of
 from micro_core.tunnel.link import LinkContext, NodeLink
 from micro_core.tunnel.link_precedence import is_move, supersedes
 from micro_core.tunnel.listening import listen_on_all
-from micro_core.tunnel.path_selection import PathOptions, PathSelector, paths_to
-from micro_core.tunnel.reconnector import Reconnector
+from micro_core.tunnel.path_selection import PathOptions
+from micro_core.tunnel.probing import ProbeResult
 from micro_core.tunnel.session import TunnelSession
 from micro_core.wire import limits
 
@@ -104,12 +107,6 @@ class TunnelHost:
         self._environment = environment
         self._logger = environment.logger
         self._counters = environment.counters
-        self._tasks = BackgroundTasks(
-            component="tunnel",
-            logger=environment.logger,
-            counters=environment.counters,
-            failure_counter="tunnel_tasks_failed",
-        )
         self._drivers = list(listeners)
         self._hello = Hello(
             public_key=identity.public_bytes,
@@ -146,8 +143,16 @@ class TunnelHost:
         self._retired: dict[NodeLink, None] = {}
         """Links that were replaced, until their sessions end."""
         self._open_listeners: list[Listener] = []
-        self._reconnectors: dict[str, tuple[Reconnector, asyncio.Task[None]]] = {}
         self._event_handler: LinkEventHandler | None = None
+        self._dialer = Dialer(
+            drivers=[driver for driver, _ in self._drivers],
+            dial_timeout_s=self._options.dial_timeout_s,
+            paths=self._options.paths,
+            start_link=self._start_link,
+            find_link=self._links.get,
+            emit=self._emit,
+            environment=environment,
+        )
         self._is_closed = False
 
     # -------------------------------------------------------------- lifecycle
@@ -169,8 +174,7 @@ class TunnelHost:
         """Close sessions, links and listeners within a few seconds. Safe to call twice."""
         self._is_closed = True
         self.loop_watch.stop()
-        self._reconnectors = {}
-        await self._tasks.cancel()
+        await self._dialer.close()
         for listener in self._open_listeners:
             await listener.close()
         links = [*self._links.values(), *self._pending, *self._retired]
@@ -210,56 +214,40 @@ class TunnelHost:
         If `address` stands for several paths, they are raced, each with a dial timeout of `timeout_s`. Raises Unreachable
         or Unauthorized.
         """
-        link = await self._reconnector(address, timeout_s=timeout_s, is_forced=True).link_once()
-        return link.info()
+        return (await self._dialer.link_to(address, timeout_s=timeout_s)).info()
 
-    async def dial_path(
-        self,
-        path: str,
-        *,
-        address: str,
-        reason: str,
-        replaces: NodeLink | None,
-        is_forced: bool,
-        timeout_s: float | None = None,
-    ) -> NodeLink:
-        """Make one connection attempt: implements `reconnector.DialPath`.
+    def keep_linked(self, address: str) -> None:
+        """Dial `address`, and dial again whenever the node there is not linked. Idempotent.
 
-        Raises Unreachable, Unauthorized. A Conflict with an existing link is not raised: that link is returned.
+        `address` may stand for several paths to one node, see `path_selection.paths_to`. Each attempt ends in a
+        DialSucceeded or DialFailed.
         """
-        existing: list[NodeLink] = []
+        self._dialer.keep_linked(address)
 
-        def admit(peer_id: str, hello: Hello) -> None:
-            current = self._links.get(peer_id)
-            if current is None or current is replaces or is_forced:
-                return
-            assert current.peer is not None
-            if hello.incarnation <= current.peer.incarnation:
-                # The peer has not proved its id yet, but the only consequence is that this attempt ends.
-                existing.append(current)
-                raise Conflict("another link to this node is established already")
+    def dial_once(self, address: str) -> None:
+        """Dial `address` in the background, but not again after a failure or when the link ends.
 
-        scheme, _, bare = path.partition("://")
-        driver = next(driver for driver, _ in self._drivers if driver.scheme == scheme)
-        dialed = await driver.dial(bare, timeout_s=timeout_s or self._options.dial_timeout_s)
-        link = self._start_link(dialed, dialed=True, address=address, admit=admit)
-        link.path, link.path_reason = path, reason
-        link.start()
-        try:
-            # The handshake has its own timeout, and `ready` completes when it ends.
-            await asyncio.shield(link.ready)
-        except asyncio.CancelledError:
-            if not link.has_sent_proof:
-                # Once the proof is sent, the peer may use the link, so it must stay open here, too.
-                link.abort(Closed("the connection attempt was cancelled"))
-            raise
-        except MicroError:
-            current = existing[0] if existing else self._links.get(link.peer_id)
-            if current is None or current.error is not None:
-                raise
-            # The attempt reached a peer that is linked already.
-            return current
-        return link
+        Exactly one DialSucceeded or DialFailed is reported, unless `stop_dialing` is called before. While the link is
+        open, the tunnel returns to a preferred path when it works again, as in `keep_linked`.
+        """
+        self._dialer.dial_once(address)
+
+    def stop_dialing(self, address: str) -> None:
+        """Undo `keep_linked` or `dial_once`. An established link stays open."""
+        self._dialer.stop(address)
+
+    def node_reported_up(self, peer: str, addresses: Collection[str]) -> None:
+        """Dial a node now if it is kept linked and has no link: other nodes report that it is up."""
+        self._dialer.node_reported_up(peer, addresses)
+
+    async def probe(self, address: str) -> ProbeResult:
+        """Find out which node answers at `address` and how far away it is, without making a link.
+
+        The paths are raced as for a link. The node states its id and its site without proof, so the result is only good
+        for choosing the next dial. Raises Unreachable, also after `PROBE_TIMEOUT_S`; Unauthorized if the node belongs to
+        another network or is this one.
+        """
+        return await self._dialer.probe(address)
 
     def find_link(self, peer_id: str) -> NodeLink | None:
         """Return the current link to a peer, if there is one."""
@@ -270,31 +258,6 @@ class TunnelHost:
         link = self._links.get(peer)
         if link is not None:
             await link.close()
-
-    def keep_linked(self, address: str) -> None:
-        """Dial `address`, and dial again whenever the node there is not linked. Idempotent.
-
-        `address` may stand for several paths to one node, see `path_selection.paths_to`. Failures are reported as
-        DialFailed.
-        """
-        if address not in self._reconnectors and not self._is_closed:
-            try:
-                reconnector = self._reconnector(address, timeout_s=None, is_forced=False)
-            except Unreachable as error:
-                asyncio.get_running_loop().call_soon(self._dial_failed, address, error)
-                return
-            self._reconnectors[address] = reconnector, self._tasks.start(reconnector.run())
-
-    def stop_dialing(self, address: str) -> None:
-        """Undo `keep_linked`. An established link stays open."""
-        found = self._reconnectors.pop(address, None)
-        if found is not None:
-            found[1].cancel()
-
-    def node_reported_up(self, peer: str, addresses: Collection[str]) -> None:
-        """Dial a node now if it should be linked and is not: other nodes report that it is up."""
-        for reconnector, _ in self._reconnectors.values():
-            reconnector.node_reported_up(peer, addresses)
 
     # --------------------------------------------------------------- channels
 
@@ -428,22 +391,6 @@ class TunnelHost:
         info = link.info()
         self._logger.info("link up", extra={"peer": info.peer_name, "driver": info.driver})
         self._emit(LinkMoved(info) if has_moved else LinkUp(info))
-
-    def _reconnector(self, address: str, *, timeout_s: float | None, is_forced: bool) -> Reconnector:
-        """Return a reconnector. Raises Unreachable when no driver in use supports `address`."""
-        paths = paths_to(address, [driver.scheme for driver, _ in self._drivers])
-        return Reconnector(
-            address,
-            PathSelector(paths, self._options.paths, self._environment.random),
-            functools.partial(self.dial_path, timeout_s=timeout_s),
-            self.find_link,
-            environment=self._environment,
-            on_failure=functools.partial(self._dial_failed, address),
-            is_forced=is_forced,
-        )
-
-    def _dial_failed(self, address: str, error: MicroError) -> None:
-        self._emit(DialFailed(address, error))
 
     def _emit(self, event: LinkEvent) -> None:
         if self._event_handler is not None:

@@ -113,7 +113,7 @@ def test_version_includes_contract_and_wire_protocol(micro: Any) -> None:
 
 def test_validate_reports_all_node_errors(micro: Any, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(
-        "[nodee]\nx = 1\n[node]\nsiet = 'eu'\ntarget_links = 'many'\ntimeout = -1\nsite = 'not a site'\n"
+        "[nodee]\nx = 1\n[node]\nsiet = 'eu'\nlinks_remote = 'many'\ntimeout = -1\nsite = 'not a site'\n"
         "damping = 'perhaps'\npolicies = ['nonsense']\nlisten = 'host:port'\nnodes = ['quic://::1:8085']\n"
     )
     monkeypatch.setenv("MICRO_NETWROK", "x")
@@ -123,7 +123,7 @@ def test_validate_reports_all_node_errors(micro: Any, file: Path, monkeypatch: p
     for detail, at in (
         ("unknown table or key 'nodee'", "micro.toml:1"),
         ("unknown setting 'node.siet'", "micro.toml:4"),
-        ("node.target_links: 'many' is not an integer", "micro.toml:5"),
+        ("node.links_remote: 'many' is not an integer", "micro.toml:5"),
         ("node.timeout: -1.0 is not more than 0 seconds", "micro.toml:6"),
         ("node.site: 'not a site' is not a site", "micro.toml:7"),
         ("node.listen: 'host:port' has no valid port", "micro.toml:10"),

@@ -17,7 +17,7 @@ site = "file"
 plugins = [
   "quic",
 ]
-target_links = 5
+links_remote = 5
 
 [plugins.quic]
 port = 1
@@ -83,7 +83,7 @@ def test_flag_that_is_not_given_has_no_effect(tmp_path: Path) -> None:
         ("MICRO_NODES", "a:1,b:2", "nodes", ("a:1", "b:2")),
         ("MICRO_TOKEN", "t", "token", "t"),
         ("MICRO_TOKEN_FILE", "f", "token_file", "f"),
-        ("MICRO_TARGET_LINKS", "4", "target_links", 4),
+        ("MICRO_LINKS_REMOTE", "4", "links_remote", 4),
         ("MICRO_STATE_DIR", "/s", "state_dir", "/s"),
         ("MICRO_LOG", "debug", "log", "debug"),
         ("MICRO_TIMEOUT", "1.5", "timeout", 1.5),
@@ -197,8 +197,8 @@ def test_named_file_replaces_the_default_file(tmp_path: Path) -> None:
         ("\nport = 1\n", "unknown table or key 'port'", "micro.toml:2", "the tables are [node] and [plugins.NAME]"),
         ("[plugins]\nquic = 1\n", "plugins.quic is not a table", "micro.toml:2", "[plugins.quic]"),
         ("[node]\n\nsit = 'eu'\n", "unknown setting 'node.sit'", "micro.toml:3", "did you mean 'site'?"),
-        ("[node]\ntarget_links = 'x'\n", "node.target_links: 'x' is not an integer", "micro.toml:2", ""),
-        ("[node]\ntarget_links = -1\n", "node.target_links: -1 is not 0 or more", "micro.toml:2", ""),
+        ("[node]\nlinks_remote = 'x'\n", "node.links_remote: 'x' is not an integer", "micro.toml:2", ""),
+        ("[node]\nlinks_remote = -1\n", "node.links_remote: -1 is not 0 or more", "micro.toml:2", ""),
         ("[node]\nlog = 'loud'\n", "node.log: 'loud' is not one of debug, info", "micro.toml:2", ""),
         ("[node]\ntimeout = 0\n", "node.timeout: 0.0 is not more than 0 seconds", "micro.toml:2", ""),
         ("[node]\nlease = 0.0\n", "node.lease: 0.0 is not more than 0 seconds", "micro.toml:2", ""),

@@ -17,7 +17,7 @@ from micro_core.routing.router import RouterOptions
 from micro_core.rpc.service import Service
 
 TOPIC = "orders"
-INTERVAL_S = 0.05
+INTERVAL_S = 0.1
 """Pause between two messages of a publisher."""
 
 
@@ -107,7 +107,7 @@ class Sites:
             for counts in self.received.values()
             if not counts[message_id]
         ]
-        return max(times) - min(times) + INTERVAL_S if times else 0.0
+        return max(times) - min(times) if times else 0.0
 
 
 async def started(broker: SiteBroker, seed: int = 1) -> Sites:
@@ -123,16 +123,16 @@ def test_calm_network_neither_doubles_nor_loses_messages(broker: SiteBroker) -> 
         await sites.publish_during(10.0)
         assert sites.doubled() == []
         assert sites.missing_s() == 0.0
-        assert len(sites.published) == 400
+        assert len(sites.published) == 200
         # One copy of each message for the only other site, and none dropped there.
-        assert sites.lab.counted("topics_messages_sent") - before == 400
+        assert sites.lab.counted("topics_messages_sent") - before == 200
         assert sites.lab.counted("topics_copies_dropped") == 0
         await sites.lab.close()
 
     run(scenario())
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_killed_leader_costs_only_messages_sent_to_it(broker: SiteBroker, seed: int) -> None:
     """The leader of one site dies without a message: `us` loses what was sent to it, `eu` loses nothing of `us`."""
 
@@ -153,7 +153,7 @@ def test_killed_leader_costs_only_messages_sent_to_it(broker: SiteBroker, seed: 
     run(scenario())
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_frozen_leader_that_continues_doubles_nothing(broker: SiteBroker, seed: int) -> None:
     """The leader of one site stops for 20 s. When it continues, it handles everything that arrived in between."""
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from micro_core.contract.table import LOCAL_LINK, NETWORK_LINK, Route
 from micro_core.proxy.destination import ANSWERS_PER_CHANGE
-from micro_core.proxy.route_choice import MAX_SERVICES, REFRESH_S, RouteChooser
+from micro_core.proxy.route_choice import ADJUST_S, MAX_SERVICES, RouteChooser
 from micro_core.proxy.route_usage import INITIAL_AVOIDANCE_S, MAX_AVOIDANCE_S, RouteUsage
 from micro_core.routing.lookup import LOAD_SHARING_FACTOR
 
@@ -184,15 +184,15 @@ def test_route_that_refuses_calls_quickly_is_avoided_for_a_growing_time() -> Non
         caller.chooser.refused(usage, caller.now)
         began_at = caller.now
         while (usage := caller.begin(routes)).gateway != "hole":
-            assert caller.now - began_at <= MAX_AVOIDANCE_S + 2 * REFRESH_S
-            caller.now += REFRESH_S
+            assert caller.now - began_at <= MAX_AVOIDANCE_S + 2 * ADJUST_S
+            caller.now += ADJUST_S
         times.append(caller.now - began_at)
-    assert times[0] == pytest.approx(INITIAL_AVOIDANCE_S, abs=2 * REFRESH_S)
+    assert times[0] == pytest.approx(INITIAL_AVOIDANCE_S, abs=2 * ADJUST_S)
     assert times == sorted(times)
     assert times[-1] >= MAX_AVOIDANCE_S
     caller.end(usage)
     caller.chooser.refused(usage, caller.now)
-    caller.now += INITIAL_AVOIDANCE_S + REFRESH_S
+    caller.now += INITIAL_AVOIDANCE_S + ADJUST_S
     assert caller.begin(routes).gateway == "hole", "an answer ends the history"
 
 

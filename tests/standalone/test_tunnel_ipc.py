@@ -7,7 +7,7 @@ import logging
 import random
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from micro_core.contract import (
     Session,
     Unreachable,
 )
-from micro_core.contract.tunnel import LinkDown, LinkEvent, LinkUp
+from micro_core.contract.tunnel import LinkDown, LinkEvent, LinkMeasured, LinkSuspect, LinkUp
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
 from micro_core.standalone.tunnel import protocol as ipc
@@ -281,11 +281,32 @@ async def test_links_that_end_and_return_are_reported(site: Site) -> None:
     await until(lambda: events == ["up far", "down far", "up far"])
 
 
+async def test_first_measurement_and_suspicion_of_a_link_are_reported(site: Site) -> None:
+    events: list[LinkEvent] = []
+    client = await site.client(connect=False)
+    client.set_event_handler(events.append)
+    await client.connect()
+    (link,) = site.near.links()
+    unmeasured = replace(link, path_rtt_s=None)
+    site.server.handle_link_event(LinkUp(unmeasured))
+    site.server.handle_link_event(LinkMeasured(replace(link, path_rtt_s=0.08)))
+    site.server.handle_link_event(LinkSuspect(replace(link, path_rtt_s=0.08, is_suspect=True), True))
+    await until(lambda: isinstance(events[-1], LinkSuspect))
+    expected = client.link(link.peer)
+    assert expected is not None
+    assert expected.is_suspect
+    assert [event.link.path_rtt_s for event in events if isinstance(event, LinkMeasured)] == [0.08]
+    site.server.handle_link_event(LinkSuspect(replace(link, path_rtt_s=0.08), False))
+    await until(lambda: isinstance(events[-1], LinkSuspect) and not events[-1].is_suspect)
+    assert client.link("a" * 32) is None
+
+
 async def test_stopped_server_ends_links_and_sessions_and_is_found_again(site: Site) -> None:
     events: list[str] = []
     accepted: list[Session] = []
     client = await site.client(connect=False)
-    client.set_event_handler(lambda event: events.append("up" if isinstance(event, LinkUp) else "down"))
+    names = {LinkUp: "up", LinkDown: "down"}
+    client.set_event_handler(lambda event: events.append(names[type(event)]) if type(event) in names else None)
     client.set_availability_handler(lambda error: events.append("available" if error is None else "unavailable"))
     client.listen("rpc", accepted.append)
     await client.connect()

@@ -17,6 +17,7 @@ from micro_core.contract import (
     CountersInMemory,
     DialFailed,
     DialMode,
+    DialSucceeded,
     DriverContext,
     LinkDown,
     LinkEvent,
@@ -443,3 +444,101 @@ async def test_link_event_precedes_a_session_that_follows_the_proof_immediately(
     await a.link_to("memory://b")
     await until(lambda: len(received) == 2)
     assert received == ["link", "session"]
+
+
+def outcomes_of(host: TunnelHost) -> list[DialSucceeded | DialFailed]:
+    found: list[DialSucceeded | DialFailed] = []
+    host.set_event_handler(lambda event: found.append(event) if isinstance(event, DialSucceeded | DialFailed) else None)
+    return found
+
+
+async def test_single_dial_ends_in_one_outcome_and_does_not_link_again(nodes: Nodes) -> None:
+    a, b = await nodes.node("a"), await nodes.node("b")
+    outcomes = outcomes_of(a)
+    a.dial_once("memory://b")
+    await until(lambda: bool(outcomes))
+    assert outcomes == [DialSucceeded("memory://b", b.node_id, was_linked=False)]
+    await a.unlink(b.node_id)
+    await asyncio.sleep(0.1)
+    assert a.links() == []
+    assert len(outcomes) == 1
+    a.dial_once("memory://b")
+    await until(lambda: len(outcomes) == 2)
+    assert len(a.links()) == 1
+
+
+async def test_single_dial_of_a_linked_node_reports_the_node_under_any_spelling(nodes: Nodes) -> None:
+    a, b = await nodes.node("a"), await nodes.node("b")
+    outcomes = outcomes_of(a)
+    await b.link_to("memory://a")
+    await until(lambda: bool(a.links()))
+    (link,) = a.links()
+    for spelling in ("memory://b", "b"):
+        a.dial_once(spelling)
+        await until(lambda spelling=spelling: bool(outcomes) and outcomes[-1].address == spelling)  # type: ignore[misc]
+    assert outcomes == [DialSucceeded(spelling, b.node_id, was_linked=True) for spelling in ("memory://b", "b")]
+    assert [current.link_id for current in a.links()] == [link.link_id]
+
+
+async def test_single_dial_that_fails_is_reported_once(nodes: Nodes) -> None:
+    a = await nodes.node("a")
+    outcomes = outcomes_of(a)
+    a.dial_once("memory://nowhere")
+    a.dial_once("carrier-pigeon://b")
+    await asyncio.sleep(0.1)
+    assert [(outcome.address, type(outcome)) for outcome in outcomes] == [
+        ("carrier-pigeon://b", DialFailed),
+        ("memory://nowhere", DialFailed),
+    ]
+
+
+async def test_unexpected_error_of_a_driver_is_an_outcome(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = await nodes.node("a")
+    outcomes = outcomes_of(a)
+
+    async def dial(_address: str, *, timeout_s: float) -> Any:
+        raise ZeroDivisionError("driver bug")
+
+    monkeypatch.setattr(nodes.drivers["a"], "dial", dial)
+    a.dial_once("memory://b")
+    await until(lambda: bool(outcomes))
+    (outcome,) = outcomes
+    assert isinstance(outcome, DialFailed)
+    assert "driver bug" in outcome.error.detail
+
+
+async def test_kept_address_whose_node_dials_this_one_reports_that_it_is_linked(nodes: Nodes) -> None:
+    a, b = await nodes.node("a"), await nodes.node("b")
+    outcomes = outcomes_of(a)
+    await b.link_to("memory://a")
+    a.keep_linked("memory://b")
+    await until(lambda: bool(outcomes))
+    assert outcomes == [DialSucceeded("memory://b", b.node_id, was_linked=True)]
+
+
+async def test_probe_names_the_node_and_leaves_no_link(nodes: Nodes) -> None:
+    a, b = await nodes.node("a"), await nodes.node("b")
+    events: list[LinkEvent] = []
+    a.set_event_handler(events.append)
+    b.set_event_handler(events.append)
+    found = await a.probe("b")
+    assert (found.peer, found.name, found.site) == (b.node_id, "b", "test")
+    assert 0.0 <= found.rtt_s < TIMEOUT_S
+    await until(lambda: not a._pending and not b._pending)
+    assert not events
+    assert a.links() == b.links() == []
+    assert b._counters.values == {"tunnel_probes": 1}  # type: ignore[attr-defined]
+    # A linked node answers, too.
+    await a.link_to("memory://b")
+    assert (await a.probe("memory://b")).peer == b.node_id
+    assert len(a.links()) == 1
+
+
+async def test_probe_of_this_node_or_of_another_network_or_without_answer_fails(nodes: Nodes) -> None:
+    a, _ = await nodes.node("a"), await nodes.node("b", network="another")
+    with pytest.raises(Unauthorized, match="itself"):
+        await a.probe("memory://a")
+    with pytest.raises(Unauthorized, match="network"):
+        await a.probe("memory://b")
+    with pytest.raises(Unreachable):
+        await a.probe("memory://nowhere")

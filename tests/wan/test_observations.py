@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from benchmarks.wan.observations import (
     Call,
     NodeSample,
@@ -25,7 +27,15 @@ def sample(at: float, node: str, *links: str, missing: int = 0, sent: int = 0) -
 
 
 def report(**events: Any) -> dict[str, Any]:
-    return {"calls": [], "published": [], "received": [], "samples": [], "max_lag_s": 0.0, **events}
+    return {
+        "calls": [],
+        "published": [],
+        "received": [],
+        "samples": [],
+        "poll_failures": [],
+        "max_lag_s": 0.0,
+        **events,
+    }
 
 
 def test_link_counts_if_both_ends_report_it() -> None:
@@ -47,7 +57,14 @@ def test_time_to_one_ends_when_the_network_stays_one() -> None:
     together = [(1.0, "b"), (2.0, ""), (5.0, "b"), (6.0, "b")]
     samples = [one for at, peer in together for one in (sample(at, "a", peer), sample(at + 0.1, "b", "a"))]
     assert time_to_one(samples, 0.5, 7.0, ("a", "b")) == 4.5
-    assert time_to_one(samples, 0.5, 2.5, ("a", "b")) is None
+    assert time_to_one(samples, 0.5, 4.5, ("a", "b")) is None
+
+
+def test_short_interruption_does_not_count_as_apart() -> None:
+    together = [(1.0, "b"), (2.0, ""), (3.0, "b"), (9.0, "b")]
+    samples = [one for at, peer in together for one in (sample(at, "a", peer), sample(at + 0.1, "b", "a"))]
+    assert time_to_one(samples, 0.5, 3.5, ("a", "b")) == pytest.approx(0.6)
+    assert time_to_one(samples, 0.5, 2.5, ("a", "b")) == pytest.approx(0.6)
 
 
 def test_rate_of_a_restarted_node_begins_at_zero() -> None:
@@ -74,5 +91,5 @@ def test_slow_path_is_left_after_the_last_slow_window() -> None:
         return Call(at, 1, "s", failure, took_s, 2)
 
     calls = [call(10.1, 0.4), call(11, 0.5), call(12.1, 0.4, "LinkLost"), call(12.2, 0.1), call(14.5, 0.15)]
-    assert slow_until(calls, 10.0, 0.25, lambda _: True) == 4.0
+    assert slow_until(calls, 10.0, 0.25, lambda _: True) == 3.0
     assert slow_until(calls, 14.0, 0.25, lambda _: True) == 0.0

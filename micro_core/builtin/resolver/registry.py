@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from micro_core.builtin.resolver.static import split_addresses
 from micro_core.contract import (
+    BadRequest,
     Candidate,
     ConfigError,
     Counters,
@@ -23,7 +24,14 @@ from micro_core.contract import (
     option,
 )
 from micro_core.contract.clock import Random
-from micro_core.contract.names import NETWORK_SERVICE, NODE_KEY, PATH_SEPARATOR, PRIORITY_KEY, TUNNEL_KEY
+from micro_core.contract.names import (
+    NETWORK_SERVICE,
+    NODE_KEY,
+    PATH_SEPARATOR,
+    PRIORITY_KEY,
+    TUNNEL_KEY,
+    check_node_id,
+)
 
 MAX_ADDRESSES_PER_NODE = 16
 """Addresses used of one node. Further ones are counted and ignored."""
@@ -95,6 +103,7 @@ class RegistryResolver:
             address=PATH_SEPARATOR.join(addresses[:MAX_ADDRESSES_PER_NODE]),
             priority=_parse_priority(instance.metadata.get(PRIORITY_KEY, "")),
             ttl_s=self._options.ttl_s,
+            node_id=_parse_node_id(instance.metadata.get(NODE_KEY, "")),
         )
 
 
@@ -103,6 +112,14 @@ def _parse_priority(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 5:
         return 0
     return min(int(text), MAX_PRIORITY)
+
+
+def _parse_node_id(text: str) -> str:
+    """Return a node id; an empty text if `text` is not one."""
+    try:
+        return check_node_id(text)
+    except BadRequest:
+        return ""
 
 
 def create(options: RegistryResolverOptions, context: DriverContext) -> RegistryResolver:

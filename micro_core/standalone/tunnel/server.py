@@ -14,6 +14,7 @@ from micro_core.contract.errors import BadRequest, Malformed, MicroError, NotFou
 from micro_core.contract.transport import Listener, Socket, Transport
 from micro_core.contract.tunnel import (
     DialFailed,
+    DialSucceeded,
     LinkDown,
     LinkEvent,
     LinkInfo,
@@ -194,7 +195,7 @@ class IpcServer:
                 self._send_to_watchers(link, "down", error)
             case LinkMeasured(link) | LinkSuspect(link, _):
                 self._send_to_watchers(link, "changed")
-            case DialFailed():
+            case DialSucceeded() | DialFailed():
                 # The network component of this process reports it.
                 pass
 

@@ -10,7 +10,7 @@ import pytest
 from micro_nats_broker.subjects import group_consumer
 from nats.js.api import ConsumerConfig
 
-from micro_core.contract import Message, OptionError
+from micro_core.contract import BadRequest, Message, OptionError
 
 TIMEOUT_S = 15.0
 
@@ -289,3 +289,52 @@ async def test_replay_without_durable_is_rejected(site: Any, shared_server: Any)
         await site.broker(shared_server, replay_from="all")
     with pytest.raises(OptionError, match="replay_from"):
         await site.broker(shared_server, durable=True, replay_from="yesterday")
+
+
+# ------------------------------------------------------------------- groups that forward messages
+
+
+async def test_group_handles_several_messages_at_a_time_in_order(site: Any, shared_server: Any) -> None:
+    broker, handler = await site.durable_broker(shared_server), site.handler()
+    handler.gate.clear()
+    await broker.subscribe_group("orders", handler, group="micro-site-us", max_concurrent=8)
+    for number in range(20):
+        await broker.publish("orders", site.message(number))
+    await site.until(lambda: handler.calls == 8)
+    await asyncio.sleep(0.1)
+    assert handler.calls == 8
+    handler.gate.set()
+    await site.until(lambda: handler.numbers == list(range(20)))
+
+
+async def test_messages_of_a_closed_member_of_a_group_are_handled_by_the_next_one(
+    site: Any, shared_server: Any
+) -> None:
+    publisher = await site.durable_broker(shared_server)
+    leader, slow = await site.durable_broker(shared_server), site.handler()
+    slow.gate.clear()
+    await leader.subscribe_group("orders", slow, group="micro-site-us", max_concurrent=8)
+    for number in range(20):
+        await publisher.publish("orders", site.message(number))
+    await site.until(lambda: slow.calls == 8)
+    await leader.close()
+    following, handler = await site.durable_broker(shared_server), site.handler()
+    await following.subscribe_group("orders", handler, group="micro-site-us", max_concurrent=8)
+    await site.until(lambda: sorted(handler.numbers) == list(range(20)))
+    assert slow.numbers == []
+
+
+async def test_group_begins_with_new_messages_for_any_replay_from(site: Any, shared_server: Any) -> None:
+    broker, handler = await site.durable_broker(shared_server, replay_from="all"), site.handler()
+    await broker.publish("orders", site.message(1))
+    await broker.subscribe_group("orders", handler, group="micro-site-us", max_concurrent=8)
+    await broker.publish("orders", site.message(2))
+    await site.until(lambda: handler.numbers)
+    assert handler.numbers == [2]
+
+
+async def test_group_requires_durable(site: Any, shared_server: Any) -> None:
+    broker = await site.broker(shared_server)
+    assert not broker.is_durable
+    with pytest.raises(BadRequest):
+        await broker.subscribe_group("orders", site.handler(), group="micro-site-us", max_concurrent=8)

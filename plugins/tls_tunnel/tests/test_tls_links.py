@@ -174,6 +174,16 @@ async def test_closed_listener_accepts_no_links_and_keeps_established_ones(node:
     await far.until(lambda: far.received == b"still here")
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_MAXSEG"), reason="the system has no such option")
+async def test_segments_fit_a_path_whose_mtu_shrinks(pair: tuple[Node, Node]) -> None:
+    # Loopback would allow 65,483 bytes.
+    for end in await pair[0].dial(pair[1]):
+        end.link.write(0, bytes(100_000))
+        connection: Any = end.link
+        own = connection._transport.get_extra_info("socket")
+        assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= 1_220
+
+
 async def test_occupied_port_raises_conflict(pair: tuple[Node, Node]) -> None:
     with pytest.raises(Conflict, match="another port"):
         await pair[0].driver.listen(pair[1].address, pair[0].accepted.put_nowait)
@@ -262,6 +272,7 @@ async def test_unusable_certificate_files_are_rejected_with_the_option_name(node
         {"handshake_timeout_s": 0.0},
         {"unsent_bytes": 1},
         {"port": 70_000},
+        {"max_segment_bytes": 100},
     ],
 )
 def test_invalid_options_are_rejected_by_name(node: NodeMaker, options: dict[str, Any]) -> None:

@@ -97,12 +97,33 @@ class NatsBroker:
         Closed.
         """
         check_pattern(topic)
+        return await self._subscribe(topic, handler, queue=queue, max_concurrent=1)
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether messages are stored in JetStream."""
+        return self._stream is not None
+
+    async def subscribe_group(
+        self, topic: str, handler: MessageHandler, *, group: str, max_concurrent: int
+    ) -> Subscription:
+        """Subscribe as a member of a group that handles several messages at a time.
+
+        The consumer of the group is kept for `keep_subscriber_s` without a member. Raises the errors of `subscribe`, and
+        BadRequest without `durable`.
+        """
+        check_topic(topic)
+        if self._stream is None:
+            raise BadRequest("a group that handles several messages at a time requires durable")
+        return await self._subscribe(topic, handler, queue=group, max_concurrent=max(2, max_concurrent))
+
+    async def _subscribe(self, topic: str, handler: MessageHandler, *, queue: str, max_concurrent: int) -> Subscription:
         check_queue(queue)
         if not queue.isprintable():
             raise BadRequest(f"the queue group {queue!r:.80} contains unprintable characters")
         if self._is_closed:
             raise Closed("this broker is closed")
-        subscription = self._make_subscription(topic, queue, handler)
+        subscription = self._make_subscription(topic, queue, handler, max_concurrent)
         self._subscriptions[subscription] = None
         try:
             async with asyncio.timeout(self._options.subscribe_timeout_s):
@@ -118,7 +139,7 @@ class NatsBroker:
     # ------------------------------------------------------------------------------------ internal
 
     def _make_subscription(
-        self, topic: str, queue: str, handler: MessageHandler
+        self, topic: str, queue: str, handler: MessageHandler, max_concurrent: int
     ) -> CoreSubscription | DurableSubscription:
         if self._stream is None:
             return CoreSubscription(
@@ -137,6 +158,7 @@ class NatsBroker:
             connection=self._connection,
             publish_dead_letter=self.publish,
             forget=self._forget,
+            max_concurrent=max_concurrent,
         )
 
     async def _activate(self, subscription: CoreSubscription | DurableSubscription) -> None:

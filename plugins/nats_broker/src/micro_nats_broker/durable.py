@@ -32,6 +32,12 @@ MAX_REMEMBERED = 1_024
 RETRY_S = 1.0
 """Pause in seconds after a failed pull request."""
 
+FORWARDING_ACK_WAIT_S = 5.0
+"""Seconds after which the next member of a forwarding group receives the messages of a member that died."""
+
+FORWARDING_MAX_DELIVERIES = 100
+"""Number of deliveries after which a message of a forwarding group becomes a dead letter. Each change of the member is one."""
+
 
 class DurableSubscription:
     """Implements `Subscription`; `attach` activates it on each new session."""
@@ -50,6 +56,7 @@ class DurableSubscription:
         connection: Connection,
         publish_dead_letter: Callable[[str, Message], Awaitable[None]],
         forget: Callable[[DurableSubscription], None],
+        max_concurrent: int = 1,
     ) -> None:
         self.topic = topic
         self.queue = queue
@@ -61,10 +68,20 @@ class DurableSubscription:
         self._connection = connection
         self._publish_dead_letter = publish_dead_letter
         self._forget = forget
+        self._is_forwarding = max_concurrent > 1
+        self._ack_wait_s = FORWARDING_ACK_WAIT_S if self._is_forwarding else options.ack_wait_s
+        self._max_deliveries = FORWARDING_MAX_DELIVERIES if self._is_forwarding else options.max_deliveries
+        max_held = max(MAX_HELD, 2 * max_concurrent) if self._is_forwarding else MAX_HELD
         self._mailbox = Mailbox(
-            topic, handler, context, max_waiting=2 * MAX_HELD, settle=self._settle, on_capacity=self._wake
+            topic,
+            handler,
+            context,
+            max_waiting=2 * max_held,
+            max_concurrent=max_concurrent,
+            settle=self._settle,
+            on_capacity=self._wake,
         )
-        self._pulls = Pulls(max_held=MAX_HELD)
+        self._pulls = Pulls(max_held=max_held)
         self._consumer = stream.consumer_name(topic, queue, number)
         self._incarnation: int | None = None
         """Incarnation of the stream when the consumer was created; None before."""
@@ -183,7 +200,15 @@ class DurableSubscription:
             after = self._delivered_to if self._incarnation == self._stream.incarnation else 0
         # Read the incarnation first, so that a loss of the stream in the meantime is noticed.
         incarnation = self._stream.incarnation
-        delivered = await self._stream.ensure_consumer(session, self.topic, self.queue, self.number, after)
+        delivered = await self._stream.ensure_consumer(
+            session,
+            self.topic,
+            self.queue,
+            self.number,
+            after,
+            ack_wait_s=self._ack_wait_s,
+            is_forwarding=self._is_forwarding,
+        )
         if self._incarnation != incarnation:
             self._incarnation, self._delivered_to = incarnation, 0
             self._handled.clear()
@@ -228,7 +253,7 @@ class DurableSubscription:
         elif sequence in self._handled:
             self._context.counters.add("broker_nats_redeliveries_ignored")
             await self._respond(received.reply, ACK)
-        elif metadata.num_delivered > self._options.max_deliveries:
+        elif metadata.num_delivered > self._max_deliveries:
             # No process survived to report a failure, so the message may crash its handlers.
             arrived = ReceivedMessage(*read, received.reply, sequence, metadata.num_delivered)
             await self._give_up(arrived, "no handler completed")
@@ -307,13 +332,13 @@ class DurableSubscription:
             self._context.counters.add("broker_nats_acknowledgements_lost")
 
     async def _extend_ack_waits(self) -> None:
-        """Extend the acknowledgement time of queued messages."""
+        """Extend the acknowledgement time of queued messages, and of those that are being forwarded."""
         while True:
-            await asyncio.sleep(self._options.ack_wait_s / 3)
+            await asyncio.sleep(self._ack_wait_s / 3)
             session = self._connection.session
             if session is None:
                 continue
-            for arrived in self._mailbox.waiting():
+            for arrived in self._mailbox.unsettled() if self._is_forwarding else self._mailbox.waiting():
                 try:
                     await session.write(arrived.reply, PROGRESS)
                 except MicroError:

@@ -1,4 +1,4 @@
-"""The bounded queue and the task of one subscription, which handles its messages in order."""
+"""The bounded queue and the task of one subscription, which handles its messages in order, one or several at a time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Settle(Protocol):
 
 
 class Mailbox:
-    """Queues messages and passes them to a handler one after the other."""
+    """Queues messages and passes them to a handler, at most `max_concurrent` at a time."""
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Mailbox:
         context: DriverContext,
         *,
         max_waiting: int,
+        max_concurrent: int = 1,
         settle: Settle | None = None,
         on_capacity: Callable[[], None] | None = None,
     ) -> None:
@@ -51,10 +52,13 @@ class Mailbox:
         self._handler = handler
         self._context = context
         self._max_waiting = max_waiting
+        self._max_concurrent = max_concurrent
         self._settle = settle
         self._on_capacity = on_capacity
         self._waiting: deque[ReceivedMessage] = deque()
         self._waiting_bytes = 0
+        self._handling: dict[asyncio.Task[None], ReceivedMessage] = {}
+        """With several messages at a time: the tasks that handle them."""
         self._is_handling = False
         self._changed = asyncio.Event()
         self._is_closed = False
@@ -64,7 +68,7 @@ class Mailbox:
     @property
     def held(self) -> int:
         """Number of messages that are queued or being handled."""
-        return len(self._waiting) + self._is_handling
+        return len(self._waiting) + self._is_handling + len(self._handling)
 
     @property
     def is_full(self) -> bool:
@@ -74,6 +78,10 @@ class Mailbox:
     def waiting(self) -> Iterable[ReceivedMessage]:
         """Return the queued messages."""
         return tuple(self._waiting)
+
+    def unsettled(self) -> Iterable[ReceivedMessage]:
+        """Return the messages that are being handled by several tasks, and the queued messages."""
+        return (*self._handling.values(), *self._waiting)
 
     def offer(self, arrived: ReceivedMessage) -> bool:
         """Queue a message and return True, or drop and count it and return False. Never waits."""
@@ -107,8 +115,14 @@ class Mailbox:
             if not done:
                 if self._is_handling:
                     self._context.counters.add("broker_handlers_cancelled")
-                left = list(self._waiting)
+                left = list(self.unsettled())
                 self._waiting.clear()
+                tasks = list(self._handling)
+                self._handling.clear()
+                for task in tasks:
+                    task.cancel()
+                if tasks:
+                    await asyncio.wait(tasks, timeout=1.0)
                 # Do not wait for a handler that ignores its cancellation.
                 try:
                     async with asyncio.timeout(1.0):
@@ -122,17 +136,43 @@ class Mailbox:
 
     async def _handle_all(self) -> None:
         while True:
-            while self._waiting:
+            while self._waiting and self._max_concurrent == 1:
                 await self._handle(self._waiting.popleft())
+            while self._waiting and len(self._handling) < self._max_concurrent:
+                self._start_handling(self._waiting.popleft())
             if self._lost_in_burst:
                 self._context.logger.info(
                     "subscriber has caught up", extra={"topic": self._topic, "lost": self._lost_in_burst}
                 )
                 self._lost_in_burst = 0
-            if self._is_closed:
+            if self._is_closed and not self._waiting and not self._handling:
                 return
             self._changed.clear()
             await self._changed.wait()
+
+    def _start_handling(self, arrived: ReceivedMessage) -> None:
+        self._waiting_bytes -= len(arrived.message.body)
+        task = asyncio.get_running_loop().create_task(self._call_handler(arrived))
+        self._handling[task] = arrived
+        task.add_done_callback(self._handled)
+
+    def _handled(self, task: asyncio.Task[None]) -> None:
+        self._handling.pop(task, None)
+        self._changed.set()
+        if self._on_capacity is not None:
+            self._on_capacity()
+
+    async def _call_handler(self, arrived: ReceivedMessage) -> None:
+        failure: Exception | None = None
+        try:
+            await self._handler(arrived.topic, arrived.message)
+        except Exception as error:
+            # Isolate the failure: other messages must still be handled.
+            failure = error
+            self._context.counters.add("broker_handlers_failed")
+            self._context.logger.exception("subscriber failed", extra={"topic": arrived.topic})
+        if self._settle is not None:
+            await self._settle(arrived, failure)
 
     async def _handle(self, arrived: ReceivedMessage) -> None:
         self._waiting_bytes -= len(arrived.message.body)

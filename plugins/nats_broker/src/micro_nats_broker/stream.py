@@ -92,10 +92,22 @@ class Stream:
                 )
             self._created = info.created
 
-    async def ensure_consumer(self, session: Session, topic: str, queue: str, number: int, after: int | None) -> int:
+    async def ensure_consumer(
+        self,
+        session: Session,
+        topic: str,
+        queue: str,
+        number: int,
+        after: int | None,
+        *,
+        ack_wait_s: float,
+        is_forwarding: bool = False,
+    ) -> int:
         """Create the consumer if it does not exist; return the last sequence number it has delivered.
 
-        A new consumer starts after sequence `after`, or, with None, as the options specify. Raises ConfigError, Unreachable.
+        A new consumer starts after sequence `after`, or, with None, as the options specify. One that forwards messages
+        starts with new messages, and is kept as long as that of a subscriber without a queue. Raises ConfigError,
+        Unreachable.
         """
         name = self.consumer_name(topic, queue, number)
         manager = self._manager(session)
@@ -103,10 +115,14 @@ class Stream:
             try:
                 found = await manager.consumer_info(self.name, name)
             except nats.js.errors.NotFoundError:
-                found = await self._create_consumer(manager, name, topic, queue, after)
+                config = self._consumer_config(name, topic, after, ack_wait_s=ack_wait_s, is_forwarding=is_forwarding)
+                if queue and not is_forwarding:
+                    # After this time, all messages for the group have expired anyway.
+                    config.inactive_threshold = self._options.max_age_s
+                found = await self._create_consumer(manager, config)
             else:
-                if found.config.ack_wait != self._options.ack_wait_s:
-                    await manager.add_consumer(self.name, replace(found.config, ack_wait=self._options.ack_wait_s))
+                if found.config.ack_wait != ack_wait_s:
+                    await manager.add_consumer(self.name, replace(found.config, ack_wait=ack_wait_s))
         except (nats.errors.Error, TimeoutError) as error:
             raise self._to_micro_error(error) from error
         return found.delivered.stream_seq if found.delivered is not None else 0
@@ -154,10 +170,9 @@ class Stream:
             # Another process may have created it with other limits; otherwise this raises the actual error.
             return await manager.stream_info(self.name)
 
-    async def _create_consumer(
-        self, manager: JetStreamContext, name: str, topic: str, queue: str, after: int | None
-    ) -> api.ConsumerInfo:
-        options = self._options
+    def _consumer_config(
+        self, name: str, topic: str, after: int | None, *, ack_wait_s: float, is_forwarding: bool
+    ) -> api.ConsumerConfig:
         config = api.ConsumerConfig(
             name=name,
             durable_name=name,
@@ -165,26 +180,30 @@ class Stream:
             filter_subject=self._subjects.of(topic),
             deliver_policy=api.DeliverPolicy.NEW,
             ack_policy=api.AckPolicy.EXPLICIT,
-            ack_wait=options.ack_wait_s,
+            ack_wait=ack_wait_s,
             # No limit: this plugin counts deliveries, so that a message that crashes its handlers becomes a dead letter.
             max_deliver=-1,
             max_ack_pending=MAX_ACK_PENDING,
-            # After this time, all messages for the group have expired anyway.
-            inactive_threshold=options.max_age_s if queue else options.keep_subscriber_s,
+            inactive_threshold=self._options.keep_subscriber_s,
         )
         if after is not None:
             config.deliver_policy = api.DeliverPolicy.BY_START_SEQUENCE
             config.opt_start_seq = after + 1
+        elif is_forwarding:
+            pass
         elif self._replay_start.is_everything:
             config.deliver_policy = api.DeliverPolicy.ALL
         elif self._replay_start.moment is not None:
             config.deliver_policy = api.DeliverPolicy.BY_START_TIME
             config.opt_start_time = self._replay_start.moment
+        return config
+
+    async def _create_consumer(self, manager: JetStreamContext, config: api.ConsumerConfig) -> api.ConsumerInfo:
         try:
             return await manager.add_consumer(self.name, config)
         except nats.js.errors.BadRequestError:
             # Another member may have created it with another start; otherwise this raises the actual error.
-            found: api.ConsumerInfo = await manager.consumer_info(self.name, name)
+            found: api.ConsumerInfo = await manager.consumer_info(self.name, str(config.durable_name))
             return found
 
     def _warn_about_limits(self, config: api.StreamConfig) -> None:

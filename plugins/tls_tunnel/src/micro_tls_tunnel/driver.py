@@ -210,6 +210,10 @@ class TlsTunnel:
                 f"cannot listen on TCP {join_host_port(host or options.host or '*', port)}: {_reason(error)}",
                 hint=_LISTEN_HINTS.get(error.errno or 0, "check the host name"),
             ) from error
+        if options.max_segment_bytes and hasattr(sockets, "TCP_MAXSEG"):
+            # Announced to the dialling end, and applied to this one (RFC 9293 section 3.7.1). If the MTU of the path shrinks and
+            # the routers report nothing, Linux would send segments that are too large until the link is lost.
+            sock.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_MAXSEG, options.max_segment_bytes)
         listener = TlsListener(
             sock,
             context=context,
@@ -250,6 +254,8 @@ def _check(options: TlsOptions) -> None:
         raise OptionError(f"tls.handshake_timeout_s is out of range: {options.handshake_timeout_s} (above 0)")
     if options.unsent_bytes < MIN_UNSENT_BYTES:
         raise OptionError(f"tls.unsent_bytes is out of range: {options.unsent_bytes} (at least {MIN_UNSENT_BYTES})")
+    if options.max_segment_bytes and not 536 <= options.max_segment_bytes <= 65_495:
+        raise OptionError(f"tls.max_segment_bytes is out of range: {options.max_segment_bytes} (0, or 536 to 65495)")
     if not 0 <= options.port <= 65_535:
         raise OptionError(f"tls.port is out of range: {options.port} (0 to 65535)")
 

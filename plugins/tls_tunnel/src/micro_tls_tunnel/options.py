@@ -29,3 +29,8 @@ class TlsOptions:
         65536,
         "Maximum number of unsent bytes of a link in the kernel, behind which small calls have to wait. At least 4096.",
     )
+    max_segment_bytes: int = option(
+        1220,
+        "Maximum TCP segment of accepted links in both directions, 536 to 65495. 1220 fits every path that carries IPv6, also "
+        "if its MTU shrinks while a link is open. 0: as large as the interface allows.",
+    )

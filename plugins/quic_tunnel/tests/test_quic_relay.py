@@ -1,0 +1,132 @@
+"""QUIC links over real sockets and a relay that loses datagrams: the measured loss, and a path whose MTU shrinks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from micro_quic_tunnel import create
+from micro_quic_tunnel.options import QuicOptions
+
+from micro_core.contract import CountersInMemory, DriverContext, Link, MicroError
+
+TIMEOUT_S = 15.0
+
+
+class SystemTime:
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time()
+
+
+class Relay(asyncio.DatagramProtocol):
+    """Forwards datagrams between one dialling node and `target`, except those that `drops` selects."""
+
+    def __init__(self) -> None:
+        self.drops: Callable[[bytes], bool] = lambda data: False
+        self.target: Any = None
+        self.dialing: Any = None
+        self.transport: Any = None
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        if address != self.target:
+            self.dialing = address
+        if not self.drops(data):
+            self.transport.sendto(data, self.dialing if address == self.target else self.target)
+
+
+class Reader:
+    """A receiver that counts bytes by lane."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.counts = [0] * 4
+        self.error: MicroError | None = None
+        link.start(self)
+
+    def data_received(self, lane: int, data: bytes) -> None:
+        self.counts[lane] += len(data)
+
+    def lane_writable(self, lane: int) -> None:
+        pass
+
+    def link_lost(self, error: MicroError) -> None:
+        self.error = error
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+class Ends:
+    """A link through the relay: its two ends, and the counters of the driver that dialled."""
+
+    def __init__(self, relay: Relay, near: Reader, far: Reader, counters: CountersInMemory) -> None:
+        self.relay, self.near, self.far, self.counters = relay, near, far, counters
+
+
+@pytest.fixture
+async def ends() -> AsyncIterator[Ends]:
+    def driver(counters: CountersInMemory) -> Any:
+        context = DriverContext(
+            node_id="test",
+            network="go.micro",
+            site="test",
+            state_dir="",
+            clock=SystemTime(),
+            random=random.Random(1),
+            logger=logging.getLogger("test"),
+            counters=counters,
+        )
+        return create(QuicOptions(max_datagram_bytes=1_452), context)
+
+    counters = CountersInMemory()
+    here, there = driver(counters), driver(CountersInMemory())
+    accepted: asyncio.Queue[Link] = asyncio.Queue()
+    listener = await there.listen("127.0.0.1:0", accepted.put_nowait)
+    transport, relay = await asyncio.get_running_loop().create_datagram_endpoint(Relay, local_addr=("127.0.0.1", 0))
+    relay.target = ("127.0.0.1", int(listener.address.rpartition(":")[2]))
+    port = transport.get_extra_info("sockname")[1]
+    near = Reader(await here.dial(f"127.0.0.1:{port}", timeout_s=10.0))
+    far = Reader(await asyncio.wait_for(accepted.get(), TIMEOUT_S))
+    yield Ends(relay, near, far, counters)
+    await here.close()
+    await there.close()
+    transport.close()
+
+
+async def test_link_continues_when_the_path_stops_carrying_large_datagrams(ends: Ends) -> None:
+    ends.near.link.write(1, bytes(5_000))
+    await until(lambda: ends.far.counts[1] == 5_000)
+    ends.relay.drops = lambda data: len(data) > 1_252
+    ends.near.link.write(3, bytes(300_000))
+    for number in range(1, 11):
+        ends.near.link.write(1, bytes(100))
+        await until(lambda number=number: ends.far.counts[1] == 5_000 + 100 * number)  # type: ignore[misc]
+    await until(lambda: ends.far.counts[3] == 300_000)
+    assert ends.near.error is None
+    assert ends.far.error is None
+    assert ends.counters.values["quic_datagram_fallbacks"] == 1
+
+
+async def test_loss_of_a_fifth_of_the_datagrams_is_measured(ends: Ends) -> None:
+    source = random.Random(7)
+    ends.relay.drops = lambda data: source.random() < 0.20
+    near: Any = ends.near.link
+    for _ in range(150):
+        near.write(0, bytes(20))
+        await asyncio.sleep(0.01)
+    assert 0.08 < near.transport_loss() < 0.35
+    assert ends.near.error is None
