@@ -132,7 +132,10 @@ class Network:
         self._is_open = False
         if self._timer is not None:
             self._timer.cancel()
-        self._multicast(Close(incarnation=self._graph.own.incarnation))
+        own = self._graph.own
+        # The record without addresses and links reaches nodes further away, which then do not try to link to this one.
+        self._multicast(Update(records=(replace(own, sequence=own.sequence + 1, addresses=(), neighbours=()),)))
+        self._multicast(Close(incarnation=own.incarnation))
         await self._peering.close()
         await self._tasks.cancel()
         for writer in list(self._writers.values()):
@@ -269,6 +272,8 @@ class Network:
                 started = [record for record in records if self._graph.is_new_incarnation(record)]
                 self._receive_records(records, peer, now)
                 for record in started:
+                    if _has_left(record):
+                        continue
                     self._tunnel.node_reported_up(record.id, record.addresses)
             case Close(incarnation=incarnation):
                 # A node can only announce that it leaves itself: its id is that of the link, not one in the message.
@@ -374,7 +379,13 @@ def _seen(record: NodeRecord, is_start: bool) -> NodeSeen:
         addresses=(PATH_SEPARATOR.join(record.addresses),) if record.addresses else (),
         neighbours=frozenset(neighbour for neighbour, _ in record.neighbours),
         is_start=is_start,
+        has_left=_has_left(record),
     )
+
+
+def _has_left(record: NodeRecord) -> bool:
+    """Return whether a record is the last one of a node that stops. A running node has links or addresses."""
+    return not record.addresses and not record.neighbours
 
 
 def _reason_suffix(link: LinkInfo) -> str:
