@@ -84,19 +84,21 @@ class Network:
         self._counters = environment.counters
         self._graph = Graph(record)
         self._reachability_source: Callable[[], frozenset[str]] | None = None
+        self._options = options or PeerOptions()
         self._peering = Peering(
             name=name,
             site=record.site,
             tunnel=tunnel,
             resolvers=resolvers,
             seeds=seeds,
-            options=options or PeerOptions(),
+            options=self._options,
             reachable=self._reachable,
             announce=self._decline,
             environment=environment,
         )
         self._writers: dict[str, MessageWriter] = {}
         self._failures: dict[str, str] = {}
+        """The last error of each address, so that it is reported once."""
         self._tasks = BackgroundTasks(
             component="network",
             logger=environment.logger,
@@ -164,13 +166,14 @@ class Network:
         """Return the graph within `radius` hops (at most 3), nearest first. The first entry is this node."""
         return self._graph.nodes(self._clock.now(), radius)
 
-    def dial_failures(self) -> dict[str, str]:
-        """Return the addresses that should be linked and are not, with the last error of each."""
-        return dict(self._failures)
-
     def sides(self) -> list[SideStatus]:
         """Return the wanted links and the present ones: inside the own site, and to other sites."""
         return self._peering.sides()
+
+    @property
+    def max_links(self) -> int:
+        """Number of links above which accepted links are closed."""
+        return self._options.max_links
 
     def candidates(self) -> list[CandidateStatus]:
         """Return the known nodes and addresses without a link, and why there is none."""
