@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from micro_core.contract.errors import BadRequest
 from micro_core.network.graph import RADIUS
 from micro_core.network.network import Network
 from micro_core.node.views import connection_view, graph_view, node_view
+from micro_core.routing.link_damping import LinkDampingStatus
 from micro_core.rpc.server import Server
 
 NETWORK_ENDPOINTS = ("Network.Nodes", "Network.Connections", "Network.Graph")
@@ -24,11 +25,14 @@ class NodesRequest:
 
 
 class NetworkEndpoints:
-    """Nodes, links and graph from the view of one node."""
+    """Nodes, links and graph from the view of one node. `link_flaps()` returns the links that have been lost lately."""
 
-    def __init__(self, *, network: Network, clock: Clock) -> None:
+    def __init__(
+        self, *, network: Network, clock: Clock, link_flaps: Callable[[], Sequence[LinkDampingStatus]] = tuple
+    ) -> None:
         self._network = network
         self._clock = clock
+        self._link_flaps = link_flaps
 
     def add_to(self, server: Server) -> None:
         """Add NETWORK_ENDPOINTS to `server`."""
@@ -41,12 +45,19 @@ class NetworkEndpoints:
         return {"nodes": [node_view(node) for node in self._network.nodes(_radius(request))]}
 
     async def connections(self) -> dict[str, Any]:
-        """Return the links of this node, and the addresses to which it cannot link."""
+        """Return the links of this node, and the addresses to which it cannot link.
+
+        A link is damped if it has been lost repeatedly: calls use it only if there is no other way.
+        """
         now = self._clock.now()
+        flaps = {flap.peer: flap for flap in self._link_flaps()}
         failing = [
             {"address": address, "reason": reason} for address, reason in sorted(self._network.dial_failures().items())
         ]
-        return {"connections": [connection_view(link, now) for link in self._network.links()], "failing": failing}
+        return {
+            "connections": [connection_view(link, now, flaps.get(link.peer)) for link in self._network.links()],
+            "failing": failing,
+        }
 
     async def graph(self, request: NodesRequest) -> dict[str, Any]:
         """Return the nodes within `radius` hops, and the links between them."""
