@@ -50,7 +50,7 @@ def show_nodes(config: str | None, address: str | None, as_json: bool) -> None:
 
 
 def show_connections(config: str | None, address: str | None, as_json: bool) -> None:
-    """Print the links of the node and the addresses without a link. Raises typer.Exit on failure."""
+    """Print the links of the node, how many it wants, and why other nodes have none. Raises typer.Exit on failure."""
 
     async def work() -> None:
         response = await call_node("Network.Connections", {}, config, address)
@@ -75,8 +75,8 @@ def show_connections(config: str | None, address: str | None, as_json: bool) -> 
         ]
         columns = ["node", "id", "site", "address", "driver", "direction", "rtt", "loss", "up", "state", "why"]
         show_table(columns, rows, "no links; join a network with `micro run --node ADDR`")
-        for failing in response["failing"]:
-            note(f"no link to {failing['address']}: {failing['reason']}")
+        for line in _link_notes(response):
+            note(line)
 
     run_command(work, as_json=as_json)
 
@@ -85,6 +85,21 @@ def _link_state(link: dict[str, Any]) -> str:
     if link.get("is_damped"):
         return f"damped for {link['reuse_in_s'] or 0:.0f} s"
     return "suspect" if link["is_suspect"] else "used"
+
+
+def _link_notes(response: dict[str, Any]) -> list[str]:
+    """Return the numbers of links, and a line for each node without a link."""
+    links, lines = response["links"], []
+    for key, where in (("site", "inside the site"), ("remote", "to other sites")):
+        lines.append(f"links {where}: {links[key]['open']}, wanted {links[key]['wanted']}")
+    for candidate in response["candidates"]:
+        name = f"{candidate['name']} ({candidate['site']})" if candidate["name"] else candidate["addresses"][0]
+        distance = f", {microseconds(candidate['rtt_us'])} away" if candidate["rtt_us"] is not None else ""
+        reason = f": {candidate['why']}" if candidate["why"] else ""
+        retry = f", next attempt in {candidate['retry_s']:.0f} s" if candidate["retry_s"] is not None else ""
+        unreachable = "" if candidate["is_reachable"] or not candidate["id"] else ", unreachable"
+        lines.append(f"no link to {name}{distance}{unreachable}: {candidate['state']}{reason}{retry}")
+    return lines
 
 
 def show_services(config: str | None, address: str | None, as_json: bool) -> None:

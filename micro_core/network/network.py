@@ -84,19 +84,21 @@ class Network:
         self._counters = environment.counters
         self._graph = Graph(record)
         self._reachability_source: Callable[[], frozenset[str]] | None = None
+        self._options = options or PeerOptions()
         self._peering = Peering(
             name=name,
             site=record.site,
             tunnel=tunnel,
             resolvers=resolvers,
             seeds=seeds,
-            options=options or PeerOptions(),
+            options=self._options,
             reachable=self._reachable,
             announce=self._decline,
             environment=environment,
         )
         self._writers: dict[str, MessageWriter] = {}
         self._failures: dict[str, str] = {}
+        """The last error of each address, so that it is reported once."""
         self._tasks = BackgroundTasks(
             component="network",
             logger=environment.logger,
@@ -132,7 +134,10 @@ class Network:
         self._is_open = False
         if self._timer is not None:
             self._timer.cancel()
-        self._multicast(Close(incarnation=self._graph.own.incarnation))
+        own = self._graph.own
+        # The record without addresses and links reaches nodes further away, which then do not try to link to this one.
+        self._multicast(Update(records=(replace(own, sequence=own.sequence + 1, addresses=(), neighbours=()),)))
+        self._multicast(Close(incarnation=own.incarnation))
         await self._peering.close()
         await self._tasks.cancel()
         for writer in list(self._writers.values()):
@@ -161,13 +166,14 @@ class Network:
         """Return the graph within `radius` hops (at most 3), nearest first. The first entry is this node."""
         return self._graph.nodes(self._clock.now(), radius)
 
-    def dial_failures(self) -> dict[str, str]:
-        """Return the addresses that should be linked and are not, with the last error of each."""
-        return dict(self._failures)
-
     def sides(self) -> list[SideStatus]:
         """Return the wanted links and the present ones: inside the own site, and to other sites."""
         return self._peering.sides()
+
+    @property
+    def max_links(self) -> int:
+        """Number of links above which accepted links are closed."""
+        return self._options.max_links
 
     def candidates(self) -> list[CandidateStatus]:
         """Return the known nodes and addresses without a link, and why there is none."""
@@ -269,6 +275,8 @@ class Network:
                 started = [record for record in records if self._graph.is_new_incarnation(record)]
                 self._receive_records(records, peer, now)
                 for record in started:
+                    if _has_left(record):
+                        continue
                     self._tunnel.node_reported_up(record.id, record.addresses)
             case Close(incarnation=incarnation):
                 # A node can only announce that it leaves itself: its id is that of the link, not one in the message.
@@ -374,7 +382,13 @@ def _seen(record: NodeRecord, is_start: bool) -> NodeSeen:
         addresses=(PATH_SEPARATOR.join(record.addresses),) if record.addresses else (),
         neighbours=frozenset(neighbour for neighbour, _ in record.neighbours),
         is_start=is_start,
+        has_left=_has_left(record),
     )
+
+
+def _has_left(record: NodeRecord) -> bool:
+    """Return whether a record is the last one of a node that stops. A running node has links or addresses."""
+    return not record.addresses and not record.neighbours
 
 
 def _reason_suffix(link: LinkInfo) -> str:

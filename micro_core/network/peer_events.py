@@ -99,6 +99,8 @@ class NodeSeen:
     """Ids of the nodes that it is linked to."""
     is_start: bool
     """Whether the node has started since its last record."""
+    has_left: bool = False
+    """Whether the record states that the node stops."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,10 @@ MAX_DIALS = 4
 MAX_PROBES = 8
 """Maximum number of probes at once."""
 
+START_S = 2.0
+MAX_START_PROBES = 2
+"""Maximum number of probes at once during the first seconds, until the first link is established."""
+
 MAX_ATTEMPT_S = 60.0
 """An attempt whose outcome was not reported for this long counts as failed."""
 
@@ -76,12 +80,14 @@ class Planner:
         self._options = options
         self._random = random
         self._exchange_at = self._pace_at = math.inf
+        self._started_at = 0.0
         self._is_deciding = False
         """Whether nodes were probed for an exchange, which is decided at `_exchange_at`."""
         self._paces = 0
 
     def start(self, now: float) -> None:
         """Start the clocks."""
+        self._started_at = now
         self._exchange_at = now + self.jittered(self._options.exchange_s)
         self._pace_at = now + self.jittered(PACE_S)
 
@@ -176,7 +182,7 @@ class Planner:
 
     def _is_measuring(self, side: Side, now: float) -> bool:
         """Return whether a choice should wait for probes that have just started. Without any link, it does not."""
-        if not self._table.linked() and not self._table.attempts(Attempt.LINK):
+        if self._is_alone():
             return False
         for address in self._table.attempts(Attempt.PROBE):
             node = self._table.nodes.get(address.owner)
@@ -227,7 +233,9 @@ class Planner:
         return Unlink(node.id, reason)
 
     def _dial(self, node: KnownNode, now: float) -> Dial:
-        address = node.ready_addresses(now)[0]
+        return self._start_dial(node.ready_addresses(now)[0], now)
+
+    def _start_dial(self, address: Address, now: float) -> Dial:
         self._table.start_attempt(address, Attempt.LINK, now)
         return Dial(address.text)
 
@@ -245,9 +253,18 @@ class Planner:
                 wanted += [found for node in unmeasured if (found := node.next_address()) is not None]
         unique = {address.text: address for address in wanted if address.attempt is None}.values()
         due = [address for address in unique if self.is_due(address.retry_at, now)]
-        due.sort(key=lambda address: (address.tried_at, address.priority, self._random.random()))
-        free = MAX_PROBES - len(self._table.attempts(Attempt.PROBE))
-        return [self._start_probe(address, now) for address in due[: max(0, free)]]
+        # Addresses of the registry of the site come first: their nodes are near.
+        due.sort(key=lambda entry: (entry.tried_at, not entry.stated_by, entry.priority, self._random.random()))
+        effects: list[PeerEffect] = []
+        if due and self._is_alone():
+            # Without any link, the first one matters more than the best one.
+            effects.append(self._start_dial(due.pop(0), now))
+        is_starting = now < self._started_at + START_S and not self._table.linked()
+        limit = MAX_START_PROBES if is_starting else MAX_PROBES
+        if due and is_starting:
+            self.wait_until(self._started_at + START_S)
+        free = limit - len(self._table.attempts(Attempt.PROBE))
+        return [*effects, *(self._start_probe(address, now) for address in due[: max(0, free)])]
 
     def _pace(self, now: float) -> list[PeerEffect]:
         """Probe the address of an unreachable node, or an unknown address, that was tried the longest time ago."""
@@ -293,6 +310,10 @@ class Planner:
     def _has_capacity(self, kind: Attempt) -> bool:
         limit = MAX_DIALS if kind is Attempt.LINK else MAX_PROBES
         return len(self._table.attempts(kind)) < limit
+
+    def _is_alone(self) -> bool:
+        """Return whether there is no link, and no dial in progress."""
+        return not self._table.linked() and not self._table.attempts(Attempt.LINK)
 
     def _is_dialled(self, node: KnownNode) -> bool:
         return any(address.owner == node.id for address in self._table.attempts(Attempt.LINK))

@@ -63,7 +63,7 @@ def _node_status(peers: Peers, node: KnownNode, now: float) -> CandidateStatus:
         node=node.id,
         name=node.name,
         site=node.site,
-        addresses=tuple(sorted(node.addresses)),
+        addresses=tuple(address.text for address in sorted(node.addresses.values(), key=_recency)),
         state=state,
         why=why,
         retry_s=None if retry_at is None else max(0.0, retry_at - now),
@@ -94,6 +94,10 @@ def _state(peers: Peers, node: KnownNode, now: float) -> tuple[str, str, float |
     if is_lost:
         return "waiting", "the node is unreachable and is dialled next", now
     return "not needed", "there are enough links" if not _is_short(peers, node) else "another node is preferred", None
+
+
+def _recency(address: Address) -> tuple[float, str]:
+    return -address.tried_at, address.text
 
 
 def _is_short(peers: Peers, node: KnownNode) -> bool:

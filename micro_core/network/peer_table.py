@@ -228,7 +228,7 @@ class PeerTable:
 
     def unidentified(self) -> list[Address]:
         """Return the addresses that the resolvers list and whose node is unknown."""
-        listed = [entry for entry in self.addresses.values() if entry.is_listed and not entry.owner]
+        listed = [entry for entry in self.addresses.values() if entry.is_listed and entry.owner not in self.nodes]
         return [entry for entry in listed if not entry.is_own and not entry.is_seed]
 
     def _is_needed(self, address: Address) -> bool:
@@ -250,6 +250,8 @@ class PeerTable:
                 self.dropped += 1
                 return None
             found = self.nodes[node_id] = KnownNode(node_id)
+            # The node may have been forgotten, e.g. because it stopped; the listed addresses remember it.
+            found.addresses = {entry.text: entry for entry in self.addresses.values() if entry.node == node_id}
         return found
 
     def linked(self) -> list[KnownNode]:
@@ -257,12 +259,12 @@ class PeerTable:
         return [node for node in self.nodes.values() if node.link is not None and not node.link.is_closing]
 
     def forget(self, node_id: str) -> None:
-        """Remove a node. Its addresses stay while a resolver lists them, without an owner."""
+        """Remove a node. Its addresses stay while a resolver lists them."""
         node = self.nodes.pop(node_id, None)
         if node is None:
             return
         for address in node.addresses.values():
-            address.node = address.stated_by = ""
+            address.stated_by = ""
             if not self._is_needed(address):
                 self.addresses.pop(address.text, None)
 

@@ -124,7 +124,7 @@ class Peers:
                 for seen in nodes:
                     self._node_seen(seen, now)
             case NodeLeft(node):
-                self._left(node)
+                self._left(node, now)
             case LinkDeclined(peer, reason):
                 if peer in self.table.nodes:
                     self.table.nodes[peer].declined = reason
@@ -183,7 +183,7 @@ class Peers:
         node.dial_at = now + max(pause_s, SEED_S if is_kept else 0.0)
         self._update_reachable(node, now)
         if node.has_left:
-            self._left(peer)
+            self._left(peer, now)
 
     def _dial_succeeded(self, event: DialSucceeded) -> list[PeerEffect]:
         node = self.table.learn(event.address, event.peer)
@@ -247,6 +247,9 @@ class Peers:
         return True
 
     def _node_seen(self, seen: NodeSeen, now: float) -> None:
+        if seen.has_left:
+            self._left(seen.id, now)
+            return
         node = self.table.node(seen.id)
         if node is None:
             return
@@ -263,11 +266,13 @@ class Peers:
             if not address.is_refused:
                 address.retry_at = min(address.retry_at, now + self._random.uniform(0.0, INITIAL_RETRY_S))
 
-    def _left(self, node_id: str) -> None:
+    def _left(self, node_id: str, now: float) -> None:
         node = self.table.nodes.get(node_id)
         if node is None:
             return
         node.has_left = True
+        for address in node.addresses.values():
+            address.retry_at = max(address.retry_at, now + self._planner.jittered(MAX_RECENT_RETRY_S))
         if not node.is_linked:
             self.table.forget(node_id)
 

@@ -10,7 +10,14 @@ from micro_core.contract.clock import Clock
 from micro_core.contract.errors import BadRequest
 from micro_core.network.graph import RADIUS
 from micro_core.network.network import Network
-from micro_core.node.views import connection_view, graph_view, node_view
+from micro_core.node.views import (
+    candidate_node_view,
+    connection_view,
+    failing_view,
+    graph_view,
+    links_view,
+    node_view,
+)
 from micro_core.routing.link_damping import LinkDampingStatus
 from micro_core.rpc.server import Server
 
@@ -45,18 +52,18 @@ class NetworkEndpoints:
         return {"nodes": [node_view(node) for node in self._network.nodes(_radius(request))]}
 
     async def connections(self) -> dict[str, Any]:
-        """Return the links of this node, and the addresses to which it cannot link.
+        """Return the links of this node, how many it wants, and the known nodes without a link with the reason.
 
         A link is damped if it has been lost repeatedly: calls use it only if there is no other way.
         """
         now = self._clock.now()
         flaps = {flap.peer: flap for flap in self._link_flaps()}
-        failing = [
-            {"address": address, "reason": reason} for address, reason in sorted(self._network.dial_failures().items())
-        ]
+        candidates = self._network.candidates()
         return {
             "connections": [connection_view(link, now, flaps.get(link.peer)) for link in self._network.links()],
-            "failing": failing,
+            "links": links_view(self._network.sides(), self._network.max_links),
+            "candidates": [candidate_node_view(candidate) for candidate in candidates],
+            "failing": failing_view(candidates),
         }
 
     async def graph(self, request: NodesRequest) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from micro_core.contract.names import INTEREST_PREFIX
 from micro_core.contract.table import LOCAL_LINK, Route
 from micro_core.contract.tunnel import LinkInfo
 from micro_core.network.graph import GraphNode
+from micro_core.network.peer_status import CandidateStatus, SideStatus
 from micro_core.routing.damping import DampingPolicy, FlapStatus
 from micro_core.routing.explain import RouteCandidate
 from micro_core.routing.journal import Change
@@ -73,6 +74,36 @@ def connection_view(link: LinkInfo, now: float, flap: LinkDampingStatus | None =
         "is_damped": flap is not None and flap.is_damped,
         "reuse_in_s": None if reuse_at is None else round(max(0.0, reuse_at - now), 1),
     }
+
+
+def links_view(sides: Sequence[SideStatus], max_links: int) -> dict[str, Any]:
+    """Return how many links the node wants and has, inside its site and to other sites."""
+    counts = {"site" if side.is_own_site else "remote": {"wanted": side.wanted, "open": side.open} for side in sides}
+    return {**counts, "max": max_links}
+
+
+def candidate_node_view(candidate: CandidateStatus) -> dict[str, Any]:
+    """Return one node without a link, or one address whose node is unknown, and why there is no link."""
+    return {
+        "id": candidate.node,
+        "name": candidate.name,
+        "site": candidate.site,
+        "addresses": list(candidate.addresses),
+        "state": candidate.state,
+        "why": candidate.why,
+        "retry_s": None if candidate.retry_s is None else round(candidate.retry_s, 1),
+        "rtt_us": _microseconds(candidate.rtt_s),
+        "is_reachable": candidate.is_reachable,
+    }
+
+
+def failing_view(candidates: Sequence[CandidateStatus]) -> list[dict[str, Any]]:
+    """Return the addresses without a link at which the last attempt failed, with the reason."""
+    return [
+        {"address": candidate.addresses[0], "reason": candidate.why}
+        for candidate in candidates
+        if candidate.state == "failing"
+    ]
 
 
 def route_view(route: Route, names: dict[str, str], now: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ MIN_LINK_COST_US = 100
 SIGNIFICANT_CHANGE = 0.25
 """Relative changes of a cost up to this are not advertised (hysteresis)."""
 
-SIGNIFICANT_CHANGE_US = 1_000
+SIGNIFICANT_US = 1_000
 """Nor are changes up to this, whatever their share: among nodes of one site they are noise."""
 
 LARGE_CHANGE = 2
@@ -83,7 +83,7 @@ class SteadyCost:
 
     def update(self, cost_us: int) -> bool:
         """Process a measurement. Return whether the advertised cost changed."""
-        if abs(cost_us - self.cost_us) <= max(SIGNIFICANT_CHANGE_US, SIGNIFICANT_CHANGE * self.cost_us):
+        if abs(cost_us - self.cost_us) <= max(SIGNIFICANT_US, SIGNIFICANT_CHANGE * self.cost_us):
             self._deviations = 0
             return False
         self._deviations += 1

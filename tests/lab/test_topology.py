@@ -42,9 +42,6 @@ async def heal_after_partition(seed: int, cut_clouds: int, spelling: Spelling) -
     return seconds
 
 
-@pytest.mark.xfail(
-    strict=True, reason="split for good: of six seeds, one heals; an address kept in two spellings is dialled for ever"
-)
 @pytest.mark.parametrize("seed", [2, 3])
 @pytest.mark.parametrize("cut_clouds", [1, 2])
 def test_partitioned_clouds_become_one_component(cut_clouds: int, seed: int) -> None:

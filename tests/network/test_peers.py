@@ -131,6 +131,7 @@ def test_only_seeds_are_linked_when_no_links_are_wanted() -> None:
 def test_node_linked_by_its_own_dial_is_not_counted_as_a_dial_in_progress() -> None:
     """Two addresses are dialled; meanwhile both nodes link by their own dials, so no link of ours comes up."""
     node = Node(links_site=0, links_remote=3)
+    node.link("s", site="eu")
     node.resolve("a:1", "b:1", "c:1")
     node.answer("a")
     node.answer("b", site="asia")
@@ -138,7 +139,7 @@ def test_node_linked_by_its_own_dial_is_not_counted_as_a_dial_in_progress() -> N
     for name, site in (("a", "us"), ("b", "asia")):
         node.link(name, site=site)
         node.handle(DialSucceeded(f"{name}:1", name, was_linked=True))
-    assert [(side.open, side.in_progress) for side in node.peers.sides()] == [(0, 0), (2, 0)]
+    assert [(side.open, side.in_progress) for side in node.peers.sides()] == [(1, 0), (2, 0)]
     node.answer("c", site="africa")
     assert dialled(node.run(2.0)) == ["c:1"]
 
@@ -170,12 +171,14 @@ def test_node_is_dialled_again_when_the_link_that_it_dialled_ends() -> None:
 
 def test_attempt_without_a_reported_outcome_counts_as_failed() -> None:
     node = Node(links_site=0, links_remote=1)
+    node.link("s", site="eu")
     assert probed(node.resolve("a:1")) == ["a:1"]
     assert probed(node.run(MAX_ATTEMPT_S + 5.0)) == ["a:1", "a:1"]
 
 
 def test_own_address_is_probed_once() -> None:
     node = Node()
+    node.link("s", site="eu")
     assert probed(node.resolve("me:1")) == ["me:1"]
     node.handle(ProbeFailed("me:1", "the node dialled itself", is_permanent=True, is_own=True))
     node.run(1.0)
@@ -197,15 +200,41 @@ def test_address_that_two_sites_use_belongs_to_the_node_that_answers() -> None:
 
 def test_nodes_are_probed_before_they_are_dialled() -> None:
     node = Node()
+    node.link("s", site="eu")
     effects = node.resolve("a:1", "b:1")
     assert sorted(probed(effects)) == ["a:1", "b:1"]
     assert dialled(effects) == []
 
 
-def test_first_node_that_answers_is_linked_at_once_while_there_is_no_link() -> None:
+def test_one_address_is_dialled_without_a_probe_while_there_is_no_link() -> None:
     node = Node()
-    node.resolve("a:1", "b:1")
-    assert dialled(node.answer("a")) == ["a:1"]
+    effects = node.resolve("a:1", "b:1", "c:1")
+    (first,) = dialled(effects)
+    assert sorted([first, *probed(effects)]) == ["a:1", "b:1", "c:1"]
+    assert len(probed(node.resolve(*(f"n{number}:1" for number in range(9))))) == 0, "the first link comes first"
+    assert len(dialled(node.handle(DialFailed(first, "no answer")))) == 1
+    other = probed(effects)[0].removesuffix(":1")
+    assert dialled(node.answer(other)) == [f"{other}:1"]
+
+
+def test_address_of_the_registry_of_the_site_is_dialled_first() -> None:
+    node = Node()
+    listed = [Candidate(address=f"a{number}:1") for number in range(20)]
+    effects = node.handle(Resolved([*listed, Candidate(address="near:1", node_id="near")]))
+    assert dialled(effects) == ["near:1"]
+
+
+def test_addresses_of_a_node_that_left_and_starts_again_need_no_probe() -> None:
+    node = full_node()
+    node.resolve("x:1", "quic://x:1")
+    for address in probed(node.run(1.0)):
+        node.answer("x", site="x", address=address)
+    node.handle(NodeLeft("x"))
+    node.handle(PeerLost("x"))
+    node.handle(Reachability(frozenset("yzx")))
+    node.handle(seen("x", site="x", is_start=True))
+    assert probed(node.run(30.0)) == []
+    assert sorted(node.peers.table.nodes["x"].addresses) == ["quic://x:1", "x:1"]
 
 
 def test_near_nodes_and_distinct_sites_come_first() -> None:
@@ -245,6 +274,7 @@ def test_nearly_equal_nodes_are_chosen_at_random() -> None:
 
 def test_number_of_probes_at_once_is_bounded() -> None:
     node = Node()
+    node.link("s", site="eu")
     assert len(probed(node.resolve(*(f"n{number}:1" for number in range(50))))) == MAX_PROBES
 
 

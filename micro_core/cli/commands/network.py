@@ -28,7 +28,7 @@ def nodes(config: Config = None, address: Address = None, json: Json = False) ->
 
 @network_app.command()
 def connections(config: Config = None, address: Address = None, json: Json = False) -> None:
-    """List the links of this site's node. Also lists the addresses to which it cannot establish a link."""
+    """List the links of this site's node, how many it wants, and why there is no link to other known nodes."""
     from micro_core.cli.network import show_connections
 
     show_connections(config, address, json)

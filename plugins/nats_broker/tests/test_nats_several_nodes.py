@@ -32,7 +32,7 @@ from micro_core.contract import (
     Unreachable,
 )
 from micro_core.lifecycle.environment import Environment
-from micro_core.network.peers import PeerOptions
+from micro_core.network.link_targets import PeerOptions
 from micro_core.node.composition import NodeComponents, compose
 from micro_core.node.description import NodeDescription
 from micro_core.node.forwarding_plane import ForwardingSettings
@@ -127,7 +127,7 @@ class TwoSites:
                     incarnation=1,
                     listeners=[(driver, address)],
                     seeds=tuple(f"memory://{other}" for other in addresses),
-                    peers=PeerOptions(target_links=0),
+                    peers=PeerOptions(links_site=0, links_remote=0),
                 ),
                 routing=RoutingSettings(
                     table=MemoryTable(logger=context.logger, counters=context.counters), incarnation=1
