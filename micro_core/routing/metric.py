@@ -71,7 +71,7 @@ def add(metric_us: int, cost_us: int) -> int:
 def is_significant(metric_us: int, advertised_us: int) -> bool:
     """Return whether a metric differs from the advertised one by more than a quarter and one millisecond (hysteresis)."""
     difference_us = abs(metric_us - advertised_us)
-    return difference_us > SIGNIFICANT_CHANGE_US and difference_us > SIGNIFICANT_CHANGE * advertised_us
+    return difference_us > SIGNIFICANT_US and difference_us > SIGNIFICANT_CHANGE * advertised_us
 
 
 @dataclass(slots=True)

@@ -292,7 +292,7 @@ def test_lost_messages_are_compensated(kind: str, seed: int) -> None:
     net.check_tables()
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32))
 def test_no_loop_exists_at_any_moment(seed: int) -> None:
     """Random costs, links, services and restarts with slow messages: installed routes never form a loop, even for a moment."""
@@ -307,7 +307,7 @@ def test_no_loop_exists_at_any_moment(seed: int) -> None:
             net.link(a, b, source.choice(costs))
     for name in names[:2]:
         net.up(name, "one")
-    for _ in range(source.randrange(20, 80)):
+    for _ in range(source.randrange(20, 60)):
         a, b = source.sample(names, 2)
         is_linked = frozenset((a, b)) in net.links
         match source.randrange(8):
@@ -323,5 +323,5 @@ def test_no_loop_exists_at_any_moment(seed: int) -> None:
             case 7 if source.random() < 0.2:
                 net._do(a, net.engines[a].handle(MessageReceived(b, Solicit()), net.now))
         net.run(source.choice([0.001, 0.02, 0.3, 2.0, 10.0]))
-    net.run(200)
+    net.run(130)
     net.check_tables()
