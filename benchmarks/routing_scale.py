@@ -224,7 +224,7 @@ def measure(nodes: int, minutes: float, services: int, seed: int) -> None:
     gc.freeze()
     start_s, start_sent = time.process_time() - started_at, sum(net.sent.values())
     wrong = list(net.differences())
-    print(f"\n{nodes} nodes × {services} services")
+    print(f"\n{nodes} nodes x {services} services")
     print(f"  start, 30 s     {start_s:8.1f} s CPU, {start_sent:,} messages, {net.bytes / 2**20:,.0f} MiB sent", end="")
     print(f", {len(wrong)} of 20 tables wrong", flush=True)
     before, bytes_before = Counter(net.sent), net.bytes
