@@ -107,13 +107,25 @@ class Checker:
             self._looping.pop(destination, None)
 
     def _loops(self) -> list[str]:
-        # A table that changed later during the same look may have resolved a loop, so they are checked again.
+        """Return the loops over links that are open at both ends.
+
+        A neighbour that was restarted does not know the links of its earlier run, and nothing is forwarded over them.
+        """
+        if not self._looping:
+            return []
+        linked = {node.id: {link.peer for link in node.node.network.links()} for node in self._lab.alive()}
+        found = []
         for destination in list(self._looping):
+            # A table that changed later during the same look may have resolved a loop, so all are checked again.
             self._check_loop(destination)
-        return [
-            f"loop for {_shown(destination)}: {' > '.join(self._name(node_id) for node_id in cycle)}"
-            for destination, cycle in self._looping.items()
-        ]
+            edges = {
+                node_id: frozenset(one for one in gateways if one in linked[node_id] and node_id in linked.get(one, ()))
+                for node_id, gateways in self._next_hops.get(destination, {}).items()
+            }
+            cycle = _cycle(edges)
+            if cycle:
+                found.append(f"loop for {_shown(destination)}: {' > '.join(self._name(one) for one in cycle)}")
+        return found
 
     def _routes_to_stopped_nodes(self) -> list[str]:
         """Return the routes to nodes that stopped so long ago that every route to them must have expired."""

@@ -87,7 +87,8 @@ def run(
     began = time.perf_counter()
 
     async def main() -> Outcome:
-        lab = Lab(seed, options=LabOptions(keep_log=count <= 200))
+        cpu = SCENARIOS[name].cpu if name in SCENARIOS else None
+        lab = Lab(seed, options=LabOptions(keep_log=count <= 200, cpu=cpu))
         observer = Observer(lab, is_checking=is_checking, on_sample=on_sample)
         failure = ""
         try:

@@ -1,15 +1,18 @@
-"""Soak test: random networks with faults and churn, one run per seed.
+"""Soak test: random networks with faults and churn, one run per seed and kind.
 
 Run by `make soak`, or `python tests/lab/soak.py --seeds 1000`. The invariants are checked after every step. When the
-faults have ended, the network must converge within `BOUND_S`.
+faults have ended, the network must converge within `BOUND_S`. `--kind seeds` runs networks with fixed links, `--kind found`
+networks whose nodes find each other (`soak_found.py`); every fourth seed of a run of both kinds is of the second kind.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import sys
 import time
+from pathlib import Path
 
 from micro_core.lab import loop
 from micro_core.lab.net import Lab
@@ -20,6 +23,12 @@ from micro_core.rpc.service import Service
 BOUND_S = 3.0 + 30.0 + 120.0 + 10.0
 """Detection of dead links + lease of a registry record + maximum suppression of a service + convergence."""
 STEPS = 40
+
+_spec = importlib.util.spec_from_file_location("soak_found", Path(__file__).with_name("soak_found.py"))
+assert _spec is not None
+assert _spec.loader is not None
+found = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(found)
 
 
 async def soak(seed: int) -> tuple[str, float]:
@@ -74,18 +83,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1_000, help="number of seeds")
     parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--kind", choices=["seeds", "found", "both"], default="both", help="kind of the networks")
     options = parser.parse_args()
     logging.getLogger("micro").setLevel(logging.CRITICAL)
     logging.getLogger("micro_core").setLevel(logging.CRITICAL)
     started_at, worst, failed = time.monotonic(), 0.0, 0
     for seed in range(options.first, options.first + options.seeds):
         try:
-            _, seconds = loop.run(soak(seed))
+            is_found = options.kind == "found" or (options.kind == "both" and seed % 4 == 3)
+            _, seconds = loop.run(found.soak_found(seed) if is_found else soak(seed))
             worst = max(worst, seconds)
         except Exception as error:  # noqa: BLE001 - reported; the other seeds are still run
             failed += 1
             sys.stdout.write(
-                f"seed {seed}: {type(error).__name__}: {error}\n  to repeat: {sys.argv[0]} --first {seed} --seeds 1\n"
+                f"seed {seed}: {type(error).__name__}: {error}\n  to repeat: {sys.argv[0]} --kind {options.kind} --first {seed} --seeds 1\n"
             )
     elapsed = time.monotonic() - started_at
     sys.stdout.write(
