@@ -68,16 +68,23 @@ def show_connections(config: str | None, address: str | None, as_json: bool) -> 
                 microseconds(link["rtt_us"]),
                 f"{100 * (link['loss'] or 0):.1f} %",
                 f"{link['up_s']:.0f} s",
+                _link_state(link),
                 link["why"],
             ]
             for link in response["connections"]
         ]
-        columns = ["node", "id", "site", "address", "driver", "direction", "rtt", "loss", "up", "why"]
+        columns = ["node", "id", "site", "address", "driver", "direction", "rtt", "loss", "up", "state", "why"]
         show_table(columns, rows, "no links; join a network with `micro run --node ADDR`")
         for line in _link_notes(response):
             note(line)
 
     run_command(work, as_json=as_json)
+
+
+def _link_state(link: dict[str, Any]) -> str:
+    if link.get("is_damped"):
+        return f"damped for {link['reuse_in_s'] or 0:.0f} s"
+    return "suspect" if link["is_suspect"] else "used"
 
 
 def _link_notes(response: dict[str, Any]) -> list[str]:

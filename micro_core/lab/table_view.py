@@ -7,11 +7,11 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from micro_core.contract.names import INTEREST_PREFIX
-from micro_core.contract.table import LOCAL_LINK
+from micro_core.contract.table import LOCAL_LINK, RouteQuery
 from micro_core.lab.lab_node import LabNode
 
 Destination = Hashable
-"""Where a route leads: an origin, or a service of an origin."""
+"""Where a route leads: the node id of an origin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +26,35 @@ class TableView:
     topics: frozenset[str]
     """The interests in topics of the site of the node."""
     expiring: tuple[tuple[str, float], ...]
-    """(service, end of the lease) of the stale routes."""
+    """(origin, end of the lease) of the stale routes."""
 
 
 def view_of(node: LabNode) -> TableView:
-    """Return the view of the table of a running node."""
-    next_hops: dict[Destination, set[str]] = defaultdict(set)
+    """Return the view of the table of a running node. The routes of services are not joined: there may be very many."""
+    table = node.node.router.table
+    next_hops: dict[str, set[str]] = defaultdict(set)
     services: dict[str, set[str]] = defaultdict(set)
     topics: set[str] = set()
     expiring: list[tuple[str, float]] = []
-    for route in node.routes():
+    for route in table.list(RouteQuery(link=LOCAL_LINK)):
         services[route.router].add(route.service)
-        if route.link != LOCAL_LINK:
-            next_hops[route.service, route.router].add(route.gateway)
-        elif route.service.startswith(INTEREST_PREFIX):
+        if route.service.startswith(INTEREST_PREFIX):
             topics.add(route.service)
-        if route.expires_at is not None:
-            expiring.append((route.service, route.expires_at))
+    offered: dict[str, frozenset[str]] = {}
+    for origin_route in table.origin_routes():
+        origin = origin_route.origin
+        if origin not in offered:
+            offered[origin] = frozenset(offer.service for offer in table.offers(origin))
+        next_hops[origin].add(origin_route.gateway)
+        # A partial route serves only some of the services.
+        reached = offered[origin] if origin_route.services is None else offered[origin] & origin_route.services
+        services[origin].update(reached)
+        if origin_route.expires_at is not None:
+            expiring.append((origin[:8], origin_route.expires_at))
     return TableView(
         node.table_version,
-        {destination: frozenset(gateways) for destination, gateways in next_hops.items()},
-        {origin: frozenset(names) for origin, names in services.items()},
+        {origin: frozenset(gateways) for origin, gateways in next_hops.items()},
+        {origin: frozenset(names) for origin, names in services.items() if names},
         frozenset(topics),
         tuple(expiring),
     )

@@ -59,7 +59,7 @@ class Control:
 
     def add_to(self, server: Server) -> None:
         """Add all endpoints to `server`."""
-        NetworkEndpoints(network=self._network, clock=self._clock).add_to(server)
+        NetworkEndpoints(network=self._network, clock=self._clock, link_flaps=self._router.link_flaps).add_to(server)
         RouterEndpoints(
             router=self._router,
             node_name=self._network.record.name,

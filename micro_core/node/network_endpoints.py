@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from micro_core.node.views import (
     links_view,
     node_view,
 )
+from micro_core.routing.link_damping import LinkDampingStatus
 from micro_core.rpc.server import Server
 
 NETWORK_ENDPOINTS = ("Network.Nodes", "Network.Connections", "Network.Graph")
@@ -31,11 +32,14 @@ class NodesRequest:
 
 
 class NetworkEndpoints:
-    """Nodes, links and graph from the view of one node."""
+    """Nodes, links and graph from the view of one node. `link_flaps()` returns the links that have been lost lately."""
 
-    def __init__(self, *, network: Network, clock: Clock) -> None:
+    def __init__(
+        self, *, network: Network, clock: Clock, link_flaps: Callable[[], Sequence[LinkDampingStatus]] = tuple
+    ) -> None:
         self._network = network
         self._clock = clock
+        self._link_flaps = link_flaps
 
     def add_to(self, server: Server) -> None:
         """Add NETWORK_ENDPOINTS to `server`."""
@@ -48,11 +52,15 @@ class NetworkEndpoints:
         return {"nodes": [node_view(node) for node in self._network.nodes(_radius(request))]}
 
     async def connections(self) -> dict[str, Any]:
-        """Return the links of this node, how many it wants, and the known nodes without a link with the reason."""
+        """Return the links of this node, how many it wants, and the known nodes without a link with the reason.
+
+        A link is damped if it has been lost repeatedly: calls use it only if there is no other way.
+        """
         now = self._clock.now()
+        flaps = {flap.peer: flap for flap in self._link_flaps()}
         candidates = self._network.candidates()
         return {
-            "connections": [connection_view(link, now) for link in self._network.links()],
+            "connections": [connection_view(link, now, flaps.get(link.peer)) for link in self._network.links()],
             "links": links_view(self._network.sides(), self._network.max_links),
             "candidates": [candidate_node_view(candidate) for candidate in candidates],
             "failing": failing_view(candidates),

@@ -16,6 +16,7 @@ from micro_core.network.peer_status import CandidateStatus, SideStatus
 from micro_core.routing.damping import DampingPolicy, FlapStatus
 from micro_core.routing.explain import RouteCandidate
 from micro_core.routing.journal import Change
+from micro_core.routing.link_damping import LinkDampingStatus
 from micro_core.routing.metric import loss_penalty_us
 
 
@@ -47,8 +48,9 @@ def graph_view(nodes: Sequence[GraphNode]) -> dict[str, Any]:
     }
 
 
-def connection_view(link: LinkInfo, now: float) -> dict[str, Any]:
-    """Return one link. `now` is in seconds of `Clock.now`."""
+def connection_view(link: LinkInfo, now: float, flap: LinkDampingStatus | None = None) -> dict[str, Any]:
+    """Return one link. `now` is in seconds of `Clock.now`. `flap` contains its recent losses, if there are any."""
+    reuse_at = flap.reuse_at if flap is not None else None
     return {
         "id": link.peer,
         "name": link.peer_name,
@@ -68,6 +70,9 @@ def connection_view(link: LinkInfo, now: float) -> dict[str, Any]:
         "sessions": link.sessions,
         "generation": link.generation,
         "up_s": round(now - link.up_since, 1),
+        "losses": flap.losses if flap is not None else 0,
+        "is_damped": flap is not None and flap.is_damped,
+        "reuse_in_s": None if reuse_at is None else round(max(0.0, reuse_at - now), 1),
     }
 
 

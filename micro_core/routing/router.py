@@ -50,6 +50,7 @@ from micro_core.routing.events import (
 from micro_core.routing.explain import RouteCandidate, stale_candidates
 from micro_core.routing.graceful_restart import StaleRoutes
 from micro_core.routing.journal import Journal
+from micro_core.routing.link_damping import LinkDampingStatus
 from micro_core.routing.options import EngineOptions
 from micro_core.routing.site_instances import SiteInstances
 
@@ -231,6 +232,10 @@ class Router:
     def flaps(self) -> list[FlapStatus]:
         """Return the services of this site that have been flapping, in descending order of the penalty."""
         return self._engine.damper.statuses(self._clock.now())
+
+    def link_flaps(self) -> list[LinkDampingStatus]:
+        """Return the links that have been lost lately, in descending order of the penalty."""
+        return self._engine.link_damper.statuses(self._clock.now())
 
     def remote_flaps(self) -> list[tuple[str, FlapStatus]]:
         """Return the flapping services of other origins as (origin, status), in descending order of the penalty.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
-
 from micro_core.lab import loop
 from micro_core.lab.net import Lab
 from micro_core.lab.options import LabOptions
@@ -34,9 +32,6 @@ async def failures_while_costs_rise(seed: int) -> tuple[int, int]:
     return result
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="19 of 1,150 calls: a higher metric is unusable until the origin answers"
-)
 def test_rising_cost_of_the_only_path_loses_no_route() -> None:
     failed, count = loop.run(failures_while_costs_rise(1))
     assert failed == 0, f"{failed} of {count} calls failed"
@@ -81,11 +76,6 @@ async def seconds_on_a_slow_path(after: float) -> float:
     return max(slow, default=jumped_at) - jumped_at
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="60 s: the faster route is infeasible, and no sequence number is requested",
-)
 def test_path_that_becomes_ten_times_slower_is_left_for_a_faster_one() -> None:
     seconds = loop.run(seconds_on_a_slow_path(0.2))
     assert seconds <= JUMP_S, f"calls used the slow path for {seconds:.1f} s"

@@ -11,7 +11,6 @@ from micro_core.contract.errors import MicroError
 from micro_core.lab.lab_node import LabNode
 from micro_core.lab.net import Lab
 from micro_core.lab.simulated_links import Conditions
-from micro_core.routing.options import EngineOptions
 
 NAME = "go.micro.srv.greeter"
 PER_S = 20.0
@@ -84,7 +83,13 @@ async def flap(net: Lab, one: LabNode, other: LabNode, period_s: float, seconds:
         await net.advance_time(period_s - silent_s)
 
 
-@pytest.mark.skipif(not hasattr(EngineOptions(), "link_damping"), reason="the engine does not damp links yet")
+async def damped_peers(node: LabNode) -> set[str]:
+    """Return the names of the peers whose links are damped, as `micro network connections` shows them."""
+    found = (await node.call("go.micro.network", "Network.Connections", {}))["connections"]
+    assert all((one["reuse_in_s"] is not None) is one["is_damped"] for one in found)
+    return {one["name"] for one in found if one["is_damped"]}
+
+
 @pytest.mark.parametrize(
     ("period_s", "silent_s"),
     [(3.0, 0.0), (5.0, 0.0), (11.0, 0.0), (3.0, 1.0), (5.0, 2.0), (11.0, 2.0), (5.0, 3.5), (11.0, 3.5)],
@@ -102,7 +107,11 @@ async def test_flapping_link_costs_at_most_one_call_in_a_hundred(
         # The link is lost with the calls of the time until it is suspect. From the second loss on it is damped.
         permitted = 2 * (SUSPECT_S + 0.5) * PER_S
     assert len(caller.failures) <= permitted, caller.failures
+    await micro_net.advance_time(4)
+    is_lost = not silent_s or silent_s > 3.0
+    assert await damped_peers(near) == ({far.name} if is_lost else set())
     await micro_net.advance_time(130)
+    assert await damped_peers(near) == set()
     before = near.counted("proxy_calls_rerouted")
     await caller.run(5)
     assert near.counted("proxy_calls_rerouted") == before
