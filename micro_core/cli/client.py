@@ -32,13 +32,21 @@ def load_client_settings(options: SettingOptions) -> Settings:
 
 
 @contextlib.asynccontextmanager
-async def open_client(settings: Settings) -> AsyncIterator[Client]:
-    """Create a client with the drivers of the settings, and close it when the context ends."""
-    client = Client(settings=settings, name="micro")
-    try:
+async def open_client(settings: Settings, *, needs_registry: bool = True) -> AsyncIterator[Client]:
+    """Create a client with the drivers of the settings, and close it when the context ends.
+
+    Without a registry, the client can only make calls to a given address.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        runtime = None
+        if not needs_registry:
+            from micro_core.drivers.runtime import build_runtime
+
+            runtime = await build_runtime(settings, starts_registry=False)
+            stack.push_async_callback(runtime.close)
+        client = Client(settings=settings, runtime=runtime, name="micro")
+        stack.push_async_callback(client.close)
         yield client
-    finally:
-        await client.close()
 
 
 def run_command(work: Callable[[], Awaitable[None]], *, as_json: bool) -> None:

@@ -21,7 +21,7 @@ MIN_ID_PREFIX_CHARS = 4
 async def call_node(endpoint: str, request: dict[str, Any], config: str | None, address: str | None) -> dict[str, Any]:
     """Call an endpoint of the site's node and return its response. Raises Unreachable if no node is running."""
     settings = load_settings(config=config)
-    async with open_client(settings) as client:
+    async with open_client(settings, needs_registry=address is None) as client:
         try:
             response: dict[str, Any] = await client.call(
                 NETWORK_SERVICE, endpoint, request, address=address, timeout_s=settings.node.timeout

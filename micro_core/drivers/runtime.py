@@ -71,9 +71,16 @@ class Runtime:
 
 
 async def build_runtime(
-    settings: Settings | None = None, *, catalog: Catalog | None = None, counters: CountersInMemory | None = None
+    settings: Settings | None = None,
+    *,
+    catalog: Catalog | None = None,
+    counters: CountersInMemory | None = None,
+    starts_registry: bool = True,
 ) -> Runtime:
     """Create and start transport and registry. The drivers count with `counters`.
+
+    With `starts_registry=False` the registry is not started, for calls to a given address: they work while its server
+    does not answer.
 
     Raises:
         ConfigError: or a subclass, if the settings or a plugin are invalid.
@@ -89,7 +96,8 @@ async def build_runtime(
         stack.push_async_callback(drivers.transport.close)
         await drivers.transport.start()
         stack.push_async_callback(drivers.registry.close)
-        await drivers.registry.start()
+        if starts_registry:
+            await drivers.registry.start()
         stack.pop_all()
     return Runtime(
         settings=settings,

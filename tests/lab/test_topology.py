@@ -16,6 +16,9 @@ from micro_core.lab.process import CpuModel
 from micro_core.lab.topologies import SitePlan, add_sites, flat, four_clouds, many_sites
 from micro_core.lab.traffic import time_until
 
+pytestmark = pytest.mark.timeout(240)
+"""Up to 6 s of processor time each, for two minutes of twelve nodes. The machine may be busy."""
+
 HEAL_S = 10.0
 """Time from the end of the last fault until the network is one component."""
 

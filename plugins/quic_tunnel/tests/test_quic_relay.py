@@ -121,6 +121,23 @@ async def test_link_continues_when_the_path_stops_carrying_large_datagrams(ends:
     assert ends.counters.values["quic_datagram_fallbacks"] == 1
 
 
+async def test_link_shows_the_new_port_of_the_peer_after_its_nat_was_rebound(ends: Ends) -> None:
+    old = ends.far.link.remote
+    rebound, relay = await asyncio.get_running_loop().create_datagram_endpoint(Relay, local_addr=("127.0.0.1", 0))
+    relay.target = ends.relay.target
+    # The dialling node still sends to the first port of the relay, which forwards from the second one.
+    dialing, first = ends.relay.dialing, ends.relay.transport
+    relay.datagram_received = lambda data, address: first.sendto(data, dialing)  # type: ignore[method-assign]
+    ends.relay.datagram_received = lambda data, address: rebound.sendto(data, relay.target)  # type: ignore[method-assign]
+    ends.near.link.write(1, bytes(100))
+    await until(lambda: ends.far.counts[1] == 100)
+    ends.far.link.write(1, bytes(100))
+    await until(lambda: ends.near.counts[1] == 100)
+    port = rebound.get_extra_info("sockname")[1]
+    assert ends.far.link.remote == f"quic://127.0.0.1:{port}" != old
+    rebound.close()
+
+
 async def test_loss_of_a_fifth_of_the_datagrams_is_measured(ends: Ends) -> None:
     source = random.Random(7)
     ends.relay.drops = lambda data: source.random() < 0.20

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from micro_core.contract import Counters
+from micro_core.contract.names import join_host_port
 
 BATCH = 64
 """Maximum number of datagrams read per wake-up, which limits one wake-up to a few milliseconds."""
@@ -250,3 +251,10 @@ def _set(sock: sockets.socket, level: int, name: int, value: int) -> None:
     with contextlib.suppress(OSError):
         # If the kernel refuses, QUIC is slower but still correct.
         sock.setsockopt(level, name, value)
+
+
+def socket_address(sockaddr: Any) -> str:
+    """Return a socket address of the system as `quic://host:port`."""
+    # On a dual-stack socket, IPv4 addresses appear as ::ffff:192.0.2.1 (RFC 4291 section 2.5.5.2).
+    host: str = sockaddr[0]
+    return f"quic://{join_host_port(host.removeprefix('::ffff:'), sockaddr[1])}"

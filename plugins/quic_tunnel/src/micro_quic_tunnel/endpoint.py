@@ -25,9 +25,8 @@ from aioquic.quic.packet import (
 )
 
 from micro_core.contract import Closed, Counters, LinkLost, Unreachable
-from micro_core.contract.names import join_host_port
 from micro_quic_tunnel.connection import LaneConnection
-from micro_quic_tunnel.datagrams import Control, Datagram, DatagramSocket, reply_control
+from micro_quic_tunnel.datagrams import Control, Datagram, DatagramSocket, reply_control, socket_address
 from micro_quic_tunnel.link import QuicLink
 from micro_quic_tunnel.retry import check_token, make_token
 
@@ -90,7 +89,7 @@ class QuicEndpoint:
             refused=self._refused if peer is not None else None,
             peer=peer,
         )
-        self.local = _address(self._datagrams.address)
+        self.local = socket_address(self._datagrams.address)
 
     def dial(self, configuration: QuicConfiguration) -> QuicLink:
         """Start a connection to the peer. `on_ready` of the link is called when it is established."""
@@ -272,7 +271,7 @@ class QuicEndpoint:
     def _add(self, quic: LaneConnection, *, dialed: bool, address: Any, control: Control) -> QuicLink:
         send = functools.partial(self._datagrams.send, control=control) if control else self._datagrams.send
         link = QuicLink(
-            quic, dialed=dialed, local=self.local, remote=_address(address), send=send, counters=self._counters
+            quic, dialed=dialed, local=self.local, remote=socket_address(address), send=send, counters=self._counters
         )
         link.on_end = self._link_ended
         link.on_fallback = self._link_fell_back
@@ -306,9 +305,3 @@ class QuicEndpoint:
         if self._accept_options is None and not self.links and not self._datagrams.is_closed:
             self._datagrams.close()
             self._on_empty(self)
-
-
-def _address(sockaddr: Any) -> str:
-    # On a dual-stack socket, IPv4 addresses appear as ::ffff:192.0.2.1 (RFC 4291 section 2.5.5.2).
-    host: str = sockaddr[0]
-    return f"quic://{join_host_port(host.removeprefix('::ffff:'), sockaddr[1])}"

@@ -15,6 +15,7 @@ from aioquic.quic import events
 
 from micro_core.contract import Closed, Counters, Ended, LinkLost, LinkReceiver, MicroError
 from micro_quic_tunnel.connection import LaneConnection
+from micro_quic_tunnel.datagrams import socket_address
 
 LANES = 4
 
@@ -77,6 +78,7 @@ class QuicLink:
         self._early_bytes = 0
         self._lanes_seen: set[int] = set()
         self._is_ready = False
+        self._remote_address: Any = None
         self._has_reported_fallback = False
         self._is_closing = False
         self._is_above = [False] * LANES
@@ -292,6 +294,9 @@ class QuicLink:
     def _send_datagrams(self) -> None:
         self._has_unsent = False
         for data, address in self.quic.datagrams_to_send(now=self._loop.time()):
+            if address != self._remote_address:
+                # The first datagram, or the peer has another address since its NAT was rebound (RFC 9000 section 9).
+                self._remote_address, self.remote = address, socket_address(address)
             if not self._send(data, address):
                 # The kernel has learned that the path does not carry this size. QUIC repairs the loss.
                 self.quic.fall_back()
