@@ -128,11 +128,6 @@ async def recycle(seed: int) -> tuple[float, float, int]:
     return result
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="up to 13 messages per second of one node: each instance changes the capacity",
-)
 def test_recycled_instances_cause_few_messages_of_other_nodes() -> None:
     mean, highest, failed = loop.run(recycle(1))
     assert failed == 0
