@@ -39,6 +39,7 @@ bench: $(STAMP) ## benchmark of the whole path, compared with two leaf-linked na
 
 bench-routing: $(STAMP) ## benchmark of the routing plane: update storms, convergence, tables
 	$(BIN)/python benchmarks/routing.py
+	$(BIN)/python benchmarks/routing_scale.py
 
 wan: $(STAMP) ## four clouds of three real nodes in network namespaces, through faults (root; ONLY=partition,halves, QUICK=1, JSON=FILE)
 	$(BIN)/python -m benchmarks.wan $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json $(JSON)) || test $$? -eq 77
