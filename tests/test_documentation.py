@@ -48,7 +48,7 @@ NOT_FOR_DRIVERS = {
     *("DialFailed", "DialSucceeded", "LinkDown", "LinkEvent", "LinkEventHandler"),
     *("LinkMeasured", "LinkMoved", "LinkSuspect", "LinkUp"),
     # Function types, documented with the parameters that they type, and names that only core and the kits use.
-    *("Interceptor", "MessageHandler", "Next", "hookspec", "CAPABILITIES", "Conformance", "requires"),
+    *("Interceptor", "MessageHandler", "Next", "TableEvent", "hookspec", "CAPABILITIES", "Conformance", "requires"),
 }
 
 
