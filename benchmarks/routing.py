@@ -200,7 +200,7 @@ def tables(origins: int = 1_000, services: int = 100) -> None:
         f"\n{count:,} services of {origins:,} origins (times with the table; tracing of memory doubles those of learning)"
     )
     print(f"learn a service           {durations[left] / count * 1e6:8.2f} µs (target 10 µs)")
-    print(f"hear of it once more      {durations[right] / count * 1e6:8.2f} µs")
+    print(f"receive it once more      {durations[right] / count * 1e6:8.2f} µs")
     print(f"memory                    {memory:8.0f} bytes per service and origin, two neighbours (target 400)")
     names = [
         f"svc.{number % origins}.{number % services}" for number in random.Random(1).choices(range(count), k=20_000)

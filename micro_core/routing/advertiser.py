@@ -23,7 +23,7 @@ from micro_core.routing.rib import Rib
 from micro_core.routing.rib_entry import TOMBSTONE_S, Adjacency, RibEntry
 from micro_core.routing.seqno_requests import SeqnoRequester
 
-KEEP_TOLD_S = TOMBSTONE_S / 2
+KEEP_ADVERTISED_S = TOMBSTONE_S / 2
 """If a route is advertised again within this time after its withdrawal, the neighbour still has the list of the offers."""
 
 
@@ -56,7 +56,7 @@ class Advertiser:
             if entry.export is not None:
                 entry.export = None
                 # A route that may become feasible soon is withdrawn a little later than one that is gone.
-                self._schedule_told(entry, now + self._relay_s() if entry.has_candidates() else now)
+                self._schedule_advertised(entry, now + self._relay_s() if entry.has_candidates() else now)
                 self._best_changed(_services_of(entry), now)
             return
         selected, export = entry.adjacencies[entry.selected], entry.export
@@ -91,7 +91,7 @@ class Advertiser:
         self._best_changed(services, now)
 
     def neighbour_lost_route(self, entry: RibEntry, neighbour: Neighbour, now: float) -> None:
-        """Schedule the route to an origin for a neighbour that has none any more, unless it was told."""
+        """Schedule the route to an origin for a neighbour that has none any more, unless it was advertised."""
         adjacency = entry.adjacencies.get(neighbour.peer)
         if entry.selected and (adjacency is None or adjacency.exported is None):
             neighbour.schedule(entry.origin, now + self._relay_s())
@@ -116,7 +116,7 @@ class Advertiser:
             else:
                 self._schedule_slow(neighbour, entry.origin, now)
 
-    def _schedule_told(self, entry: RibEntry, when: float) -> None:
+    def _schedule_advertised(self, entry: RibEntry, when: float) -> None:
         for peer, adjacency in entry.adjacencies.items():
             if adjacency.exported is not None and peer in self._neighbours:
                 self._neighbours[peer].schedule(entry.origin, when)
@@ -168,7 +168,7 @@ class Advertiser:
         for entry in self._rib.entries.values():
             adjacency = entry.adjacencies.get(neighbour.peer)
             if adjacency is not None:
-                adjacency.exported = adjacency.told_list = adjacency.told_view = None
+                adjacency.exported = adjacency.advertised_list = adjacency.advertised_view = None
         neighbour.begin_full_table(deque(self._rib.entries), now)
         self._continue_full_table(neighbour, now, effects, begins=True)
 
@@ -195,17 +195,17 @@ class Advertiser:
         if wanted is None:
             return self._withdrawal(neighbour, entry, now)
         adjacency = entry.adjacency(neighbour.peer)
-        told = adjacency.exported
+        advertised = adjacency.exported
         found: list[Entry] = []
-        if told is None:
-            is_kept = adjacency.told_list is entry.offers and now - adjacency.withdrawn_at <= KEEP_TOLD_S
+        if advertised is None:
+            is_kept = adjacency.advertised_list is entry.offers and now - adjacency.withdrawn_at <= KEEP_ADVERTISED_S
             if not is_kept:
-                adjacency.told_list = None
-            neighbour.count_advertised(1, wanted.checksum() + _told_checksum(origin, adjacency))
+                adjacency.advertised_list = None
+            neighbour.count_advertised(1, wanted.checksum() + _advertised_checksum(origin, adjacency))
             found.append(wanted)
-        elif told is not wanted:
-            neighbour.count_advertised(0, wanted.checksum() - told.checksum())
-            if told != wanted:
+        elif advertised is not wanted:
+            neighbour.count_advertised(0, wanted.checksum() - advertised.checksum())
+            if advertised != wanted:
                 found.append(wanted)
         adjacency.exported = wanted
         if entry.offers is not None and entry.offers.incarnation == wanted.seqno[0]:
@@ -217,10 +217,10 @@ class Advertiser:
         adjacency = entry.adjacencies.get(neighbour.peer)
         if adjacency is None or adjacency.exported is None:
             return []
-        neighbour.count_advertised(-1, -adjacency.exported.checksum() - _told_checksum(entry.origin, adjacency))
+        neighbour.count_advertised(-1, -adjacency.exported.checksum() - _advertised_checksum(entry.origin, adjacency))
         adjacency.exported, adjacency.withdrawn_at = None, now
         if entry.is_withdrawn:
-            adjacency.told_list = None
+            adjacency.advertised_list = None
         incarnation, sequence = entry.newest_seqno
         return [OriginWithdraw(entry.origin, incarnation, sequence, entry.is_withdrawn)]
 
@@ -230,22 +230,24 @@ class Advertiser:
     ) -> None:
         offers = entry.offers
         assert offers is not None
-        is_whole = adjacency.told_list is not offers or (adjacency.told_view is None) is not (is_visible is None)
+        is_whole = adjacency.advertised_list is not offers or (adjacency.advertised_view is None) is not (
+            is_visible is None
+        )
         version = offers.version
         if is_visible is None:
-            if not is_whole and adjacency.told_version == version:
+            if not is_whole and adjacency.advertised_version == version:
                 return
-            changes = offers.changes_since(entry.origin, 0 if is_whole else adjacency.told_version)
+            changes = offers.changes_since(entry.origin, 0 if is_whole else adjacency.advertised_version)
         else:
-            view = adjacency.told_view if adjacency.told_view is not None and not is_whole else {}
+            view = adjacency.advertised_view if adjacency.advertised_view is not None and not is_whole else {}
             changes = offers.view_changes(entry.origin, view, is_visible, is_whole=is_whole)
             version = max(1, version)
         if not changes:
             return
-        before = _told_checksum(entry.origin, adjacency)
-        adjacency.told_list, adjacency.told_version = offers, version
-        adjacency.told_view = None if is_visible is None else view
-        neighbour.count_advertised(0, _told_checksum(entry.origin, adjacency) - before)
+        before = _advertised_checksum(entry.origin, adjacency)
+        adjacency.advertised_list, adjacency.advertised_version = offers, version
+        adjacency.advertised_view = None if is_visible is None else view
+        neighbour.count_advertised(0, _advertised_checksum(entry.origin, adjacency) - before)
         found.extend(changes)
 
 
@@ -253,7 +255,7 @@ def _services_of(entry: RibEntry) -> Iterable[str]:
     return () if entry.offers is None else entry.offers.entries
 
 
-def _told_checksum(origin: str, adjacency: Adjacency) -> int:
-    if adjacency.told_list is None:
+def _advertised_checksum(origin: str, adjacency: Adjacency) -> int:
+    if adjacency.advertised_list is None:
         return 0
-    return list_checksum(origin, adjacency.told_list.incarnation, adjacency.told_version)
+    return list_checksum(origin, adjacency.advertised_list.incarnation, adjacency.advertised_version)

@@ -117,7 +117,7 @@ class Engine:
             requester=self._requester,
             history=self._history,
             observed=self.observed,
-            own_seqno_heard=self._own_seqno_heard,
+            own_seqno_received=self._own_seqno_received,
             entry_emptied=lambda now: self._schedule_expiry(now + TOMBSTONE_S),
             lease_s=options.lease_s,
         )
@@ -271,7 +271,7 @@ class Engine:
                 self._instance_up(service, instance_id, instance, now, effects)
 
     def _advance_origin(self, now: float) -> None:
-        """Add what is due to the list of offers of this router, and announce this router with its first offer."""
+        """Add the pending changes to the list of offers of this router, and announce this router with its first offer."""
         if self._origin.wake_at > now:
             return
         changed, suppressed = self._origin.advance(now)
@@ -287,7 +287,7 @@ class Engine:
         if entry.export is None or entry.export.seqno != origin.seqno:
             entry.export = origin.announcement()
 
-    def _own_seqno_heard(self, seqno: Seqno, now: float) -> None:
+    def _own_seqno_received(self, seqno: Seqno, now: float) -> None:
         """Raise the own sequence number if other routers know a later one, e.g. from before a restart."""
         if now - self._raised_at < MIN_RAISE_INTERVAL_S or self.router not in self._rib.entries:
             return
@@ -349,7 +349,7 @@ class Engine:
         origin = request.origin
         if origin == self.router:
             if origin in self._rib.entries and not self._origin.is_draining:
-                self._own_seqno_heard(request.seqno, now)
+                self._own_seqno_received(request.seqno, now)
                 neighbour.schedule(origin, now)
             return
         entry = self._rib.entries.get(origin)

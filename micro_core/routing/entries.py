@@ -37,7 +37,7 @@ class OriginAnnounce:
         network: Network of the origin.
         metric_us: Cost of `path` in microseconds.
         path: Node ids from the origin to the sender.
-        is_partial: The receiver can reach only those services of the origin that the sender has told it.
+        is_partial: The receiver can reach only those services of the origin that the sender has advertised to it.
     """
 
     __slots__ = (

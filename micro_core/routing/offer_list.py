@@ -94,31 +94,31 @@ class OfferList:
         return list(self._in_parts(origin, base, self.version, changed, removed))
 
     def view_changes(
-        self, origin: str, told: dict[str, int], is_visible: Callable[[str], bool], *, is_whole: bool
+        self, origin: str, advertised: dict[str, int], is_visible: Callable[[str], bool], *, is_whole: bool
     ) -> list[OfferChanges]:
-        """Return the changes of the part of the list that a neighbour sees, and update `told` (service to version).
+        """Return the changes of the part of the list that a neighbour sees, and update `advertised` (service to version).
 
         Args:
             origin: Node id of the origin.
-            told: What the neighbour knows.
+            advertised: The version of each service that was advertised to the neighbour.
             is_visible: Whether the neighbour may see a service.
             is_whole: Send the whole part: the neighbour knows nothing.
         """
         if is_whole:
-            told.clear()
+            advertised.clear()
         changed = [
             entry
             for service, entry in self.entries.items()
-            if told.get(service) != entry.version and is_visible(service)
+            if advertised.get(service) != entry.version and is_visible(service)
         ]
-        gone = [service for service in told if service not in self.entries or not is_visible(service)]
+        gone = [service for service in advertised if service not in self.entries or not is_visible(service)]
         removed = []
         for service in gone:
-            del told[service]
+            del advertised[service]
             is_removed = service not in self.entries
             version = (self._removed or {}).get(service, self.version) if is_removed else 0
             removed.append(RemovedOffer(service, version))
-        told.update((entry.offer.service, entry.version) for entry in changed)
+        advertised.update((entry.offer.service, entry.version) for entry in changed)
         if not is_whole and not changed and not removed:
             return []
         version = max(1, self.version)
@@ -169,11 +169,11 @@ class Merged:
 
 
 def merge(
-    offers: OfferList, changed: Iterable[OfferEntry], removed: Iterable[RemovedOffer], *, room: int
+    offers: OfferList, changed: Iterable[OfferEntry], removed: Iterable[RemovedOffer], *, max_added: int
 ) -> tuple[Merged, int]:
     """Merge entries of a neighbour into a list.
 
-    `room` is the number of services that may be added. Returns the changes, and the number of refused services.
+    `max_added` is the number of services that may be added. Returns the changes, and the number of refused services.
     """
     merged, refused = Merged(), 0
     for entry in changed:
@@ -181,10 +181,10 @@ def merge(
         if offers.knows(offer.service, version):
             continue
         if offer.service not in offers.entries:
-            if room <= 0:
+            if max_added <= 0:
                 refused += 1
                 continue
-            room -= 1
+            max_added -= 1
         before = offers.put(entry)
         if before == offer:
             continue

@@ -198,19 +198,19 @@ class Origin:
 
     def _schedule(self, service: str, own: OwnService, now: float) -> None:
         """Schedule the advertisement of what has changed about a service."""
-        offer, told = offer_of(service, own.instances), own.offer
-        if offer is None and told is None:
+        offer, advertised = offer_of(service, own.instances), own.offer
+        if offer is None and advertised is None:
             # Never advertised: nothing is to be withdrawn.
             self._drops.pop(service, None)
         elif offer is None:
             # A withdrawal that leaves no instance is sent at once.
             self._pending[service] = None
             self._pending_at = now
-        elif told is None or offer.versions != told.versions:
+        elif advertised is None or offer.versions != advertised.versions:
             self._pending[service] = None
             if self._pending_at == NEVER:
                 self._pending_at = now + self._options.coalesce_s * self._random.uniform(0.5, 1.0)
-        elif offer.capacity != told.capacity or offer.load_us != told.load_us:
+        elif offer.capacity != advertised.capacity or offer.load_us != advertised.load_us:
             self._slow[service] = None
             if self._slow_at == NEVER:
                 delay_s = self._options.coalesce_s * self._random.uniform(0.5, 1.0)
@@ -249,24 +249,24 @@ class Origin:
 
     def _steady(self, own: OwnService, offer: Offer, now: float) -> Offer:
         """Return `offer` with the advertised load and capacity if the current ones differ too little, or not for long."""
-        told = own.offer
-        if told is None:
+        advertised = own.offer
+        if advertised is None:
             return offer
-        capacity = told.capacity
-        if offer.capacity >= told.capacity:
+        capacity = advertised.capacity
+        if offer.capacity >= advertised.capacity:
             own.lower_since = None
             self._drops.pop(offer.service, None)
-            if offer.capacity > told.capacity * CAPACITY_GROWTH:
+            if offer.capacity > advertised.capacity * CAPACITY_GROWTH:
                 capacity = offer.capacity
         else:
             if own.lower_since is None:
                 own.lower_since = now
-            if offer.capacity < told.capacity / 2 or now >= own.lower_since + CAPACITY_DROP_S:
+            if offer.capacity < advertised.capacity / 2 or now >= own.lower_since + CAPACITY_DROP_S:
                 capacity, own.lower_since = offer.capacity, None
                 self._drops.pop(offer.service, None)
             else:
                 self._drops[offer.service] = own.lower_since + CAPACITY_DROP_S
-        load_us = offer.load_us if is_significant(offer.load_us, told.load_us) else told.load_us
+        load_us = offer.load_us if is_significant(offer.load_us, advertised.load_us) else advertised.load_us
         return replace(offer, capacity=capacity, load_us=load_us)
 
     # -------------------------------------------------------------------- explain

@@ -37,7 +37,7 @@ class Receiver:
     requester: SeqnoRequester
     history: History
     observed: Damper
-    own_seqno_heard: Callable[[Seqno, float], None]
+    own_seqno_received: Callable[[Seqno, float], None]
     """Called with a sequence number of this router that a neighbour has sent."""
     entry_emptied: Callable[[float], None]
     """Called when an entry has lost its last candidate."""
@@ -107,7 +107,7 @@ class Receiver:
         origin, peer, rib = announce.origin, neighbour.peer, self.rib
         if origin == rib.router:
             effects.append(Count("routing_own_entries_refused"))
-            self.own_seqno_heard(announce.seqno, now)
+            self.own_seqno_received(announce.seqno, now)
             return
         entry = rib.entries.get(origin)
         rejection = rejection_of(announce, router=rib.router, neighbour=neighbour, entry=entry)
@@ -179,7 +179,7 @@ class Receiver:
     def _withdrawal(self, neighbour: Neighbour, withdraw: OriginWithdraw, now: float, effects: list[Effect]) -> None:
         if withdraw.origin == self.rib.router:
             effects.append(Count("routing_own_entries_refused"))
-            self.own_seqno_heard(withdraw.seqno, now)
+            self.own_seqno_received(withdraw.seqno, now)
             return
         entry = self.rib.entries.get(withdraw.origin)
         adjacency = entry.adjacencies.get(neighbour.peer) if entry is not None else None
@@ -335,8 +335,8 @@ class Receiver:
                 len(one.offers.entries) for one in self.rib.entries_via(neighbour.peer) if one.offers is not None
             )
         size = len(offers.entries)
-        room = limits.MAX_OFFERS_PER_NEIGHBOUR - neighbour.offers_added
-        merged, refused = merge(offers, changed, removed, room=room)
+        max_added = limits.MAX_OFFERS_PER_NEIGHBOUR - neighbour.offers_added
+        merged, refused = merge(offers, changed, removed, max_added=max_added)
         neighbour.offers_added += max(0, len(offers.entries) - size)
         if refused:
             effects.append(Count("routing_offers_over_limit", refused))

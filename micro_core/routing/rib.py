@@ -1,4 +1,4 @@
-"""The routing information base: what is known about each origin, including this router itself. Pure."""
+"""The routing information base: the routes to each origin and its offers, including this router itself. Pure."""
 
 from __future__ import annotations
 

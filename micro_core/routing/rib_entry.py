@@ -25,6 +25,9 @@ class Adjacency:
     """What a neighbour has advertised about one origin, and what was advertised to it."""
 
     __slots__ = (
+        "advertised_list",
+        "advertised_version",
+        "advertised_view",
         "announce_checksum",
         "exported",
         "is_installed",
@@ -35,9 +38,6 @@ class Adjacency:
         "min_metric_us",
         "path",
         "seqno",
-        "told_list",
-        "told_version",
-        "told_view",
         "view",
         "withdrawn_at",
     )
@@ -60,10 +60,10 @@ class Adjacency:
         self.list_checksum = 0
         # Advertised to the neighbour.
         self.exported: OriginAnnounce | None = None
-        self.told_list: OfferList | None = None
-        self.told_version = 0
-        self.told_view: dict[str, int] | None = None
-        """If the neighbour sees a part of the list: the version of each service that it was told."""
+        self.advertised_list: OfferList | None = None
+        self.advertised_version = 0
+        self.advertised_view: dict[str, int] | None = None
+        """If the neighbour sees a part of the list: the version of each service that was advertised to it."""
         self.withdrawn_at = 0.0
 
 
@@ -103,7 +103,7 @@ class RibEntry:
         self.fd_metric_us = UNREACHABLE_US
         """The feasibility distance: the smallest metric that this router has advertised with `fd_seqno`."""
         self.export: OriginAnnounce | None = None
-        """What was advertised last. Neighbours share the object."""
+        """The announcement that was advertised last. Neighbours share the object."""
 
     # ------------------------------------------------------------------ queries
 

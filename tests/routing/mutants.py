@@ -168,7 +168,7 @@ MUTANTS = (
     Mutant(
         "an origin answers a request with a later sequence number",
         "engine.py",
-        "                self._own_seqno_heard(request.seqno, now)\n                neighbour",
+        "                self._own_seqno_received(request.seqno, now)\n                neighbour",
         "                neighbour",
     ),
     Mutant(
@@ -330,7 +330,7 @@ MUTANTS = (
     Mutant(
         "a slightly larger number of instances is not advertised",
         "origin.py",
-        "if offer.capacity > told.capacity * CAPACITY_GROWTH:",
+        "if offer.capacity > advertised.capacity * CAPACITY_GROWTH:",
         "if True:",
     ),
     Mutant(
@@ -347,7 +347,10 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
-        "offers of one neighbour are bounded", "offer_list.py", "            if room <= 0:", "            if False:"
+        "offers of one neighbour are bounded",
+        "offer_list.py",
+        "            if max_added <= 0:",
+        "            if False:",
     ),
     Mutant(
         "policies filter imports",

@@ -217,7 +217,7 @@ def transfer(sender: OfferList, receiver: OfferList, base: int) -> None:
         is_whole = is_whole or change.base == 0
         if is_whole and receiver.version:
             receiver.forget_removals(change.version)
-        merge(receiver, change.changed, change.removed, room=1_000)
+        merge(receiver, change.changed, change.removed, max_added=1_000)
         seen.update(one.offer.service for one in change.changed)
         receiver.version = max(receiver.version, change.version)
         if is_whole and change.is_end:
@@ -231,14 +231,14 @@ def test_forgotten_removals_are_replaced_by_the_whole_list() -> None:
     for number in range(1, MAX_REMOVALS + 12):
         one.version += 1
         one.put(entry(f"s{number}", one.version))
-    told = one.version
+    advertised = one.version
     for number in range(1, MAX_REMOVALS + 2):
         one.version += 1
         one.remove(f"s{number}", one.version)
-    (whole,) = one.changes_since(FAR, told)
+    (whole,) = one.changes_since(FAR, advertised)
     assert (whole.base, len(whole.changed), whole.removed) == (0, 10, ())
-    parts = one.changes_since(FAR, told + 1)
-    assert parts[0].base == told + 1
+    parts = one.changes_since(FAR, advertised + 1)
+    assert parts[0].base == advertised + 1
     assert sum(len(part.removed) for part in parts) == MAX_REMOVALS
 
 
@@ -256,7 +256,7 @@ def harness_with(policy: str, *neighbours: str) -> EngineHarness:
     return harness
 
 
-def told(harness: EngineHarness, peer: str = RIGHT) -> tuple[list[str], list[str]]:
+def sent_to(harness: EngineHarness, peer: str = RIGHT) -> tuple[list[str], list[str]]:
     """Return the announced origins with their first letter and "?" for a part, and the services."""
     entries = harness.take_entries(peer)
     announced = [one.origin[0] + "?" * one.is_partial for one in entries if isinstance(one, OriginAnnounce)]
@@ -270,11 +270,11 @@ def test_policy_hides_services() -> None:
     harness.up("a2")
     harness.up("b3")
     harness.run(1)
-    announced, services = told(harness)
+    announced, services = sent_to(harness)
     assert (sorted(announced), sorted(services)) == (["f?", "m?"], ["a1", "a2"])
     harness.receive_advert(LEFT, offers(FAR, "a3", "b4", base=2, removed=("a1",)))
     harness.run(1)
-    assert told(harness) == ([], ["a3", "-a1"])
+    assert sent_to(harness) == ([], ["a3", "-a1"])
     harness.receive_advert(LEFT, offers(FAR, base=5, removed=("a3",)))
     harness.run(1)
     assert [type(one) for one in harness.take_entries(RIGHT)] == [OriginWithdraw], "nothing visible is left"
@@ -285,32 +285,32 @@ def test_policy_restricts_sites_and_scopes() -> None:
     harness.receive_advert(LEFT, announce(FAR, LEFT, site="elsewhere"), offers(FAR, "a"))
     harness.learn(OTHER, LEFT)
     harness.run(1)
-    assert told(harness)[0] == ["o"]
+    assert sent_to(harness)[0] == ["o"]
     harness = harness_with("export=local", LEFT)
     harness.learn(FAR, LEFT)
     harness.up("mine")
     harness.run(1)
-    assert told(harness) == (["m"], ["mine"])
+    assert sent_to(harness) == (["m"], ["mine"])
     harness = harness_with("export=none", LEFT)
     harness.learn(FAR, LEFT)
     harness.up("mine")
     harness.run(1)
-    assert told(harness) == ([], [])
+    assert sent_to(harness) == ([], [])
 
 
 def test_export_best_advertises_the_best_origin_of_each_service() -> None:
     harness = harness_with("export=best", LEFT)
     harness.learn(FAR, LEFT, metric_us=5_000, services=("x", "y"))
     harness.run(1)
-    assert told(harness) == (["f?"], ["x", "y"])
+    assert sent_to(harness) == (["f?"], ["x", "y"])
     harness.learn(OTHER, LEFT, metric_us=100, services=("x",))
     harness.run(1)
-    announced, services = told(harness)
+    announced, services = sent_to(harness)
     assert announced == ["o?"]
     assert sorted(services) == ["-x", "x"]
     harness.up("y")
     harness.run(1)
-    announced, services = told(harness)
+    announced, services = sent_to(harness)
     assert announced == ["m?"]
     assert "y" in services
     harness.receive_advert(LEFT, withdraw(OTHER, sequence=2, is_final=True))
@@ -318,7 +318,7 @@ def test_export_best_advertises_the_best_origin_of_each_service() -> None:
     harness.run(1)
     entries = harness.take_entries(RIGHT)
     assert {one.origin for one in entries if isinstance(one, OriginWithdraw)} >= {OTHER}
-    assert harness.engine._rib.entries[FAR].adjacencies[RIGHT].told_view == {"x": 1, "y": 2}
+    assert harness.engine._rib.entries[FAR].adjacencies[RIGHT].advertised_view == {"x": 1, "y": 2}
 
 
 def test_policy_restricts_imports() -> None:
@@ -364,15 +364,15 @@ def test_router_with_views_advertises_what_it_reaches() -> None:
     harness = EngineHarness(LEFT, RIGHT, OTHER)
     harness.receive_advert(LEFT, *partial(FAR, "a", peer=LEFT))
     harness.run(1)
-    assert told(harness, OTHER) == (["f?"], ["a"])
+    assert sent_to(harness, OTHER) == (["f?"], ["a"])
     harness.receive_advert(
         RIGHT, announce(FAR, RIGHT, is_partial=True), OfferChanges(FAR, 1, 0, 7, (entry("b", 2), entry("c", 7)))
     )
     harness.run(5)
-    assert told(harness, OTHER)[1] == ["b", "c"]
+    assert sent_to(harness, OTHER)[1] == ["b", "c"]
     harness.receive_advert(RIGHT, withdraw(FAR))
     harness.run(5)
-    assert sorted(told(harness, OTHER)[1]) == ["-b", "-c"]
+    assert sorted(sent_to(harness, OTHER)[1]) == ["-b", "-c"]
 
 
 def test_route_to_all_services_is_advertised_rather_than_one_to_a_part() -> None:
@@ -380,7 +380,7 @@ def test_route_to_all_services_is_advertised_rather_than_one_to_a_part() -> None
     harness.receive_advert(LEFT, *partial(FAR, "a", peer=LEFT))
     harness.receive_advert(RIGHT, announce(FAR, RIGHT, metric_us=70_000), offers(FAR, "a", "b"))
     harness.run(5)
-    assert told(harness, OTHER) == (["f"], ["a", "b"])
+    assert sent_to(harness, OTHER) == (["f"], ["a", "b"])
 
 
 def test_view_survives_a_short_withdrawal() -> None:

@@ -413,7 +413,7 @@ def test_clearly_better_infeasible_route_is_requested_without_losing_the_present
     harness.learn(FAR, RIGHT, metric_us=140_000)
     assert harness.gateways() == [LEFT]
     harness.run(5)
-    assert harness.take_requests() == [], "it is no better"
+    assert harness.take_requests() == [], "the other one is not better"
     harness.receive_advert(LEFT, announce(FAR, LEFT, metric_us=400_000))
     assert harness.gateways() == [LEFT], "the present route stays in use"
     assert harness.take_requests() == [(RIGHT, SeqnoRequest(FAR, 1, 1, limits.MAX_HOPS))]

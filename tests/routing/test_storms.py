@@ -89,7 +89,7 @@ def test_heal_of_clouds_causes_a_bounded_number_of_messages() -> None:
     entries = [entry for advert in adverts for entry in advert.entries]
     announced = [entry for entry in entries if isinstance(entry, OriginAnnounce | OriginWithdraw)]
     slow_adverts = 2 * links * (net.now - started_at) / SLOW_S
-    assert len(adverts) <= 2 * links + slow_adverts / 3, "after the first exchange, there is little to say"
+    assert len(adverts) <= 2 * links + slow_adverts / 3, "after the first exchange, few changes are left"
     assert len(announced) <= 3 * origins * 2 * links
     assert len([entry for entry in entries if isinstance(entry, OfferChanges)]) <= 2 * origins * 2 * links
     requests = [message for _, _, message in sent if isinstance(message, SeqnoRequests)]
@@ -119,7 +119,7 @@ def test_changing_costs_cause_at_most_one_message_per_link_and_two_seconds() -> 
     assert requests <= directions * seconds / 5
 
 
-def test_recycling_of_instances_is_no_news_at_other_nodes() -> None:
+def test_recycling_of_instances_changes_nothing_at_other_nodes() -> None:
     net, groups, _ = clouds()
     name = groups[0][0]
     for index in range(20):
@@ -137,7 +137,7 @@ def test_recycling_of_instances_is_no_news_at_other_nodes() -> None:
     assert per_node_and_second < 0.5
 
 
-def test_new_service_is_told_once_per_link() -> None:
+def test_new_service_is_advertised_once_per_link() -> None:
     net, groups, _ = clouds()
     net.run(30)
     before = len(net.sent)
