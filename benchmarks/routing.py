@@ -214,14 +214,17 @@ def tables(origins: int = 1_000, services: int = 100) -> None:
         origin=node_id(7), incarnation=1, sequence=1, site="s", network="n", metric_us=9_000, path=(node_id(7), left)
     )
     payload = messages.encode(Advert(number=len(payloads[left]) + 1, entries=(change,)))
+    # Send what was learned to the other neighbour first, so that it is not measured.
+    apply(table, engine.wake(1.9))
     started_at = time.perf_counter()
     apply(table, engine.handle(MessageReceived(left, messages.decode(payload)), 2.0))
     print(f"change one origin         {(time.perf_counter() - started_at) * 1e6:8.0f} µs")
     durations_s = []
     for cost_us in (40_000, 10_000, 90_000, 10_000):
-        apply(table, engine.handle(NeighbourCost(left, cost_us), 3.0))
         started_at = time.perf_counter()
-        apply(table, engine.handle(NeighbourCost(left, cost_us), 3.0))
+        effects = engine.handle(NeighbourCost(left, cost_us), 3.0)
+        apply(table, effects)
+        assert len(effects) >= origins, "the change of the cost was not large enough to take effect at once"
         durations_s.append(time.perf_counter() - started_at)
     print(
         f"change the cost of a link {statistics.median(durations_s) * 1e3:8.2f} ms"
