@@ -16,13 +16,13 @@ from micro_core.routing.entries import (
     Seqno,
     list_checksum,
 )
-from micro_core.routing.events import UNREACHABLE_US, Advert, ChangeOffers, Count, Effect, FullTableReceived
+from micro_core.routing.events import Advert, ChangeOffers, Count, Effect, FullTableReceived
 from micro_core.routing.history import History
 from micro_core.routing.import_filter import rejection_of
 from micro_core.routing.neighbour import Neighbour
 from micro_core.routing.offer_list import Merged, OfferList, merge
 from micro_core.routing.rib import Rib
-from micro_core.routing.rib_entry import NO_SEQNO, Adjacency, RibEntry
+from micro_core.routing.rib_entry import Adjacency, RibEntry
 from micro_core.routing.seqno_requests import SeqnoRequester
 from micro_core.wire import limits
 
@@ -92,7 +92,7 @@ class Receiver:
         adjacency = entry.adjacencies.get(peer)
         if adjacency is None or not adjacency.path:
             return
-        _clear_candidate(adjacency)
+        adjacency.path = ()
         neighbour.origins -= 1
         self.history.record(now, entry.origin, "via {:.8}: {}", peer, reason)
         self.candidate_changed(entry, peer, now, effects)
@@ -364,8 +364,3 @@ class Receiver:
             self.history.record(now, service, "removed by {:.8}", origin)
         if merged:
             self.advertiser.offers_changed(entry, merged, now)
-
-
-def _clear_candidate(adjacency: Adjacency) -> None:
-    adjacency.path, adjacency.seqno = (), NO_SEQNO
-    adjacency.metric_us = adjacency.min_metric_us = UNREACHABLE_US

@@ -112,7 +112,7 @@ MUTANTS = (
         "a withdrawal forgets the smallest metric",
         "receiver.py",
         "is_fresh = not adjacency.path or announce",
-        "is_fresh = announce.seqno == (0, 0) or announce",
+        "is_fresh = announce",
     ),
     Mutant("a full table forgets the smallest metric", "receiver.py", "or neighbour.confirmed is not None\n", "\n"),
     Mutant("the feasibility distance only falls", "rib_entry.py", "elif metric_us < self.fd_metric_us:", "else:"),
