@@ -235,7 +235,7 @@ class Advertiser:
         )
         version = offers.version
         if is_visible is None:
-            if not is_whole and adjacency.advertised_version == version:
+            if not is_whole and (adjacency.advertised_version == version or _has_sent(entry, adjacency)):
                 return
             changes = offers.changes_since(entry.origin, 0 if is_whole else adjacency.advertised_version)
         else:
@@ -253,6 +253,14 @@ class Advertiser:
 
 def _services_of(entry: RibEntry) -> Iterable[str]:
     return () if entry.offers is None else entry.offers.entries
+
+
+def _has_sent(entry: RibEntry, adjacency: Adjacency) -> bool:
+    """Return whether the neighbour has itself sent the current version of the whole list, so that it needs no changes."""
+    offers = entry.offers
+    if offers is None or not adjacency.path or adjacency.is_partial:
+        return False
+    return adjacency.list_checksum == list_checksum(entry.origin, offers.incarnation, offers.version)
 
 
 def _advertised_checksum(origin: str, adjacency: Adjacency) -> int:

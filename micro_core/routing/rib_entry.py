@@ -147,7 +147,11 @@ class RibEntry:
 
     def is_partial(self) -> bool:
         """Return whether this router reaches only a part of the services of the origin."""
-        return not any(adjacency.is_installed and adjacency.view is None for adjacency in self.adjacencies.values())
+        # A loop instead of `any`, because this is part of every comparison with the last advert.
+        for adjacency in self.adjacencies.values():  # noqa: SIM110
+            if adjacency.is_installed and adjacency.view is None:
+                return False
+        return True
 
     def is_visible(self, service: str) -> bool:
         """Return whether this router reaches a service of the origin."""

@@ -67,6 +67,23 @@ def test_change_of_the_offers_is_one_small_delta() -> None:
     assert (delta.base, delta.version, names_of([delta])) == (200, 201, ["new"])
 
 
+def test_change_that_a_neighbour_has_sent_itself_is_not_sent_to_it() -> None:
+    """In a network with many paths, each change passes each link about once."""
+    harness = EngineHarness(LEFT, RIGHT, OTHER)
+    harness.learn(FAR, LEFT, services=("a",))
+    harness.learn(FAR, RIGHT, services=("a",))
+    harness.run(5)
+    assert names_of(harness.take_entries(RIGHT)) == ["a"]
+    for peer in (LEFT, RIGHT):
+        harness.receive_advert(peer, offers(FAR, "b", base=1))
+    harness.run(5)
+    sent = [(peer, names_of([*m.entries])) for peer, m in harness.take_sent() if isinstance(m, Advert)]
+    assert sent == [(OTHER, ["b"])]
+    harness.receive_advert(LEFT, offers(FAR, "c", base=2))
+    harness.run(5)
+    assert names_of(harness.take_entries(RIGHT)) == ["b", "c"], "its base is the version that RIGHT was sent"
+
+
 def test_removal_is_passed_on_at_once_and_a_new_service_after_the_relay_delay() -> None:
     harness = EngineHarness(LEFT, RIGHT)
     harness.learn(FAR, LEFT, services=("a", "b"))
