@@ -181,12 +181,7 @@ class RemovedOffer(NamedTuple):
     version: int
 
 
-class OfferChanges(NamedTuple):
-    """The changes of the list of an origin from version `base` to `version`.
-
-    Base 0 begins the whole list, which may be continued in further entries: `is_end` is True in the last of them.
-    """
-
+class _OfferChanges(NamedTuple):
     origin: str
     incarnation: int
     base: int
@@ -195,8 +190,22 @@ class OfferChanges(NamedTuple):
     removed: tuple[RemovedOffer, ...] = ()
     is_end: bool = True
 
+
+class OfferChanges(_OfferChanges):
+    """The changes of the list of an origin from version `base` to `version`.
+
+    Base 0 begins the whole list, which may be continued in further entries: `is_end` is True in the last of them.
+    """
+
+    _packed: bytes | None = None
+
     def packed(self) -> bytes:
-        """Return the encoded entry."""
+        """Return the encoded entry. It is encoded once."""
+        if self._packed is None:
+            self._packed = self._encode()
+        return self._packed
+
+    def _encode(self) -> bytes:
         return _pack(
             [
                 OFFERS,

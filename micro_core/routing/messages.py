@@ -52,6 +52,11 @@ _paths: dict[tuple[str, ...], tuple[str, ...]] = {}
 _MAX_CACHED_PATHS = 65_536
 """Several neighbours send the same few paths again and again. One checked object of each is kept."""
 
+_lists: dict[bytes, OfferChanges] = {}
+_MAX_CACHED_LISTS = 4_096
+_MAX_CACHED_LIST_BYTES = 512
+"""Each neighbour sends the same short lists of offers. They are decoded once."""
+
 
 def encode(message: RoutingMessage) -> bytes:
     """Encode a message for a neighbour."""
@@ -115,12 +120,20 @@ def _unpack(data: bytes) -> Any:
 def _entry(packed: object) -> Entry:
     if type(packed) is not bytes:
         raise Malformed("invalid routing message: an entry is not a byte string")
+    cached = _lists.get(packed)
+    if cached is not None:
+        return cached
     fields = _unpack(packed)
     if type(fields) is list and fields:
         if fields[0] == ANNOUNCE and len(fields) >= 9:
             return _announcement(fields, packed)
         if fields[0] == OFFERS and len(fields) >= 8:
-            return _offer_changes(fields)
+            changes = _offer_changes(fields)
+            if len(packed) <= _MAX_CACHED_LIST_BYTES:
+                if len(_lists) >= _MAX_CACHED_LISTS:
+                    _lists.clear()
+                _lists[packed] = changes
+            return changes
         if fields[0] == WITHDRAW and len(fields) >= 5 and type(fields[4]) is bool:
             return OriginWithdraw(_id(fields[1]), _checked_version(fields[2]), _checked_version(fields[3]), fields[4])
     raise Malformed("invalid routing message: unknown kind of entry")
