@@ -369,6 +369,8 @@ class Engine:
         for entry in self._rib.entries.values():
             if entry.export is not None:
                 entry.export.release()
+            if entry.offers is not None:
+                entry.offers.release()
         self.observed.advance(now)
         self._requester.expire(now)
 

@@ -30,7 +30,17 @@ class OfferList:
     Entries of later versions were received over neighbours that see only a part of the list.
     """
 
-    __slots__ = ("_forgotten", "_is_ordered", "_last", "_removed", "entries", "incarnation", "is_settled", "version")
+    __slots__ = (
+        "_forgotten",
+        "_is_ordered",
+        "_last",
+        "_removed",
+        "_whole",
+        "entries",
+        "incarnation",
+        "is_settled",
+        "version",
+    )
 
     def __init__(self, incarnation: int) -> None:
         self.incarnation = incarnation
@@ -42,6 +52,8 @@ class OfferList:
         self._removed: dict[str, int] | None = None
         self._forgotten = 0
         """Removals up to this version may have been forgotten."""
+        self._whole: list[OfferChanges] = []
+        """The whole list as it was sent last, for other neighbours."""
         self._last = 0
         self._is_ordered = True
 
@@ -69,6 +81,10 @@ class OfferList:
         if len(self._removed) > MAX_REMOVALS:
             self._forgotten = max(self._forgotten, self._removed.pop(next(iter(self._removed))))
 
+    def release(self) -> None:
+        """Release the memory of the encoded list. It is encoded again when it is needed."""
+        self._whole = []
+
     def forget_removals(self, version: int) -> None:
         """Record that removals up to this version are unknown: a neighbour has sent the whole list instead."""
         self._forgotten = max(self._forgotten, version)
@@ -84,6 +100,8 @@ class OfferList:
         """Return the changes from version `base` to `version`, or the whole list if earlier removals were forgotten."""
         if base < self._forgotten:
             base = 0
+        if base == 0 and self._whole and self._whole[-1].version == self.version:
+            return self._whole
         removed: list[RemovedOffer] = []
         if base > 0 and self._removed:
             found = [RemovedOffer(service, version) for service, version in self._removed.items() if version > base]
@@ -91,7 +109,10 @@ class OfferList:
         changed = list(itertools.takewhile(lambda entry: entry.version > base, self._newest_first()))
         changed.reverse()
         changed = [entry for entry in changed if entry.version <= self.version]
-        return list(self._in_parts(origin, base, self.version, changed, removed))
+        changes = list(self._in_parts(origin, base, self.version, changed, removed))
+        if base == 0:
+            self._whole = changes
+        return changes
 
     def view_changes(
         self, origin: str, advertised: dict[str, int], is_visible: Callable[[str], bool], *, is_whole: bool
