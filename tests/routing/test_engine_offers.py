@@ -377,6 +377,13 @@ def test_neighbour_with_a_view_is_used_for_its_services_only() -> None:
     assert harness.gateways("b") == [LEFT, RIGHT]
 
 
+def test_neighbour_with_a_view_is_used_for_nothing_before_it_has_sent_its_view() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(FAR, RIGHT, services=("a", "b"))
+    harness.receive_advert(LEFT, announce(FAR, LEFT, is_partial=True))
+    assert harness.gateways("a") == harness.gateways("b") == [RIGHT]
+
+
 def test_router_with_views_advertises_what_it_reaches() -> None:
     harness = EngineHarness(LEFT, RIGHT, OTHER)
     harness.receive_advert(LEFT, *partial(FAR, "a", peer=LEFT))
