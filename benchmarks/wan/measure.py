@@ -154,7 +154,7 @@ def _is_untouched(run: Run, call: Call) -> bool:
 
 
 def _last_failure_s(run: Run, failed: Iterable[Call]) -> float | None:
-    return max((call.at - run.heal_at for call in failed if call.at > run.heal_at), default=None)
+    return max((call.at - run.heal_at for call in failed if run.heal_at and call.at > run.heal_at), default=None)
 
 
 def _is_between_1_and_2(call: Call) -> bool:

@@ -36,6 +36,9 @@ class LinkEnvironment:
     bytes_carried: int = 0
 
 
+END_RETRY_S = 0.001
+"""Delay until the end of a link is delivered again while data before it is still under way."""
+
 FALLBACK_ROUND_TRIPS = 7
 FALLBACK_S = 0.1
 """Three probe timeouts of QUIC, each with the round trip of its probe, take this number of round trips and seconds."""
@@ -232,8 +235,8 @@ class LabLink:
     def _deliver_end(self) -> None:
         if self.other is not None and not self.is_stuck:
             if any(self._in_transit):
-                # The other end is busy and has not processed the data before the end yet.
-                self._loop.call_at(self._loop.time(), self._deliver_end, context=self._far_context())
+                # The other end is busy and has not processed the data before the end yet, or data was sent again after a cut.
+                self._loop.call_later(END_RETRY_S, self._deliver_end, context=self._far_context())
                 return
             self.other.fail(Ended(f"{self.local} closed the link"))
         self._environment.forget(self)
