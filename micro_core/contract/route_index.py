@@ -168,6 +168,10 @@ class RouteIndex:
         """Return the services with a route or an offer that are interests in topics (`~topic`), in alphabetical order."""
         return sorted(self._interests)
 
+    def origins_of(self, service: str) -> tuple[str, ...]:
+        """Return the node ids of the origins that offer a service, in alphabetical order. They may have no route now."""
+        return tuple(sorted(self._offering(service)))
+
     def offers(self, origin: str) -> list[Offer]:
         """Return the offers of an origin, ordered by service. Empty for an unknown origin."""
         offers = self._offers.get(origin, {})
@@ -203,17 +207,17 @@ class RouteIndex:
             return sorted({*self._local, *self._offers.get(query.router, ())})
         return self._services()
 
-    def _origins_of(self, service: str) -> tuple[str, ...]:
+    def _offering(self, service: str) -> tuple[str, ...]:
         origins = self._origins.get(service, ())
         return (origins,) if isinstance(origins, str) else origins
 
     def _add_origin(self, service: str, origin: str) -> None:
-        others = self._origins_of(service)
+        others = self._offering(service)
         self._origins[service] = (*others, origin) if others else origin
         self._count_interest(service, 1)
 
     def _remove_origin(self, service: str, origin: str) -> None:
-        others = tuple(other for other in self._origins_of(service) if other != origin)
+        others = tuple(other for other in self._offering(service) if other != origin)
         if others:
             self._origins[service] = others if len(others) > 1 else others[0]
         else:
@@ -242,7 +246,7 @@ class RouteIndex:
             version.is_current = False
 
     def _join(self, service: str, outdated: _Answer | None) -> tuple[Route, ...]:
-        origins = self._origins_of(service)
+        origins = self._offering(service)
         local = self._local.get(service)
         if not origins and local is None:
             # Not cached: callers can ask for any number of names without routes, which would fill the memory.
@@ -264,7 +268,7 @@ class RouteIndex:
 
     def _routes_of(self, service: str) -> Iterator[Route]:
         yield from self._local.get(service, {}).values()
-        for origin in self._origins_of(service):
+        for origin in self._offering(service):
             yield from self._routes_to(origin, self._offers[origin][service])
 
     def _routes_to(self, origin: str, offer: Offer) -> Iterator[Route]:

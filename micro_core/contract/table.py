@@ -237,6 +237,13 @@ class Table(Protocol):
         """Return the services with a route or an offer that are interests in topics (`~topic`), in alphabetical order."""
         ...
 
+    def origins_of(self, service: str) -> tuple[str, ...]:
+        """Return the node ids of the origins that offer a service, in alphabetical order. They may have no route now.
+
+        Takes constant time for a service that few origins offer. Instances of this site are not included.
+        """
+        ...
+
     def offers(self, origin: str) -> list[Offer]:
         """Return the offers of an origin, ordered by service. Empty for an unknown origin."""
         ...

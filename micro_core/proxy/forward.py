@@ -24,6 +24,9 @@ REQUIRED_SITE_KEY = "micro-site"
 REQUIRED_GATEWAY_KEY = "micro-gateway"
 """Metadata key that restricts a call to routes through one next hop (a node id)."""
 
+RESTRICTING_KEYS = (REQUIRED_ROUTER_KEY, REQUIRED_SITE_KEY, REQUIRED_GATEWAY_KEY)
+"""All metadata keys that restrict the routes of a call."""
+
 CACHED_ELAPSED_MS = 16
 """Headers are cached only for calls that spent at most this time at this hop; a busy node takes 1 or 2 ms."""
 

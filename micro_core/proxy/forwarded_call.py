@@ -12,6 +12,7 @@ from typing import Protocol
 
 from micro_core.contract.errors import Malformed, MicroError, error_from_wire
 from micro_core.contract.table import RouteKey
+from micro_core.proxy.call_wait import Wait
 from micro_core.proxy.route_usage import RouteUsage
 from micro_core.rpc.calls import HANDLER_STARTED
 from micro_core.rpc.connection import Connection
@@ -42,6 +43,10 @@ class CallForwarder(Protocol):
 
     def refuse_unread(self, call: ForwardedCall, receiver: str) -> None:
         """End a call because `receiver` does not read, and its unread data exceeds the limit."""
+        ...
+
+    def caller_sent(self, call: ForwardedCall, size_bytes: int) -> None:
+        """Note that data of the caller waits for the connection to the next hop. This may end the call."""
         ...
 
     def callee_lost(self, call: ForwardedCall, error: MicroError) -> None:
@@ -76,6 +81,7 @@ class ForwardedCall:
         "started_at",
         "tried",
         "usage",
+        "wait",
         "waiting",
         "waiting_bytes",
     )
@@ -95,6 +101,8 @@ class ForwardedCall:
         """The route along which the call was sent, while this call is counted there."""
         self.tried: list[RouteKey] = []
         """The routes along which the call was sent so far."""
+        self.wait: Wait | None = None
+        """Set if the call waits for a route, or has waited for one."""
         self.waiting: list[Frame] = []
         """Frames of the caller that wait for the connection to the next hop. Bounded by the credit of the stream."""
         self.waiting_bytes = 0
@@ -132,6 +140,7 @@ class ForwardedCall:
             self.refuse(Malformed("the caller sent more than its credit allows", at=self.forwarder.at))
             return
         self.waiting.append(frame)
+        self.forwarder.caller_sent(self, len(frame.body) + FRAME_COST_BYTES)
 
     def caller_lost(self) -> None:
         """Cancel the call: the connection of the caller ended."""

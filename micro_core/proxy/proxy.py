@@ -17,19 +17,21 @@ from micro_core.contract.errors import (
     Malformed,
     MicroError,
     Overloaded,
-    RouteNotFound,
-    ServiceNotFound,
     Unreachable,
 )
+from micro_core.contract.names import short_id
 from micro_core.contract.table import LOCAL_LINK, Route, RouteKey
 from micro_core.contract.tunnel import Priority, Session
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
+from micro_core.proxy.call_accounts import CallAccounts
 from micro_core.proxy.forward import check_may_pass, next_hop_header, no_route, usable_routes
 from micro_core.proxy.forwarded_call import CalleeEnd, CallerEnd, ForwardedCall
+from micro_core.proxy.peer_connections import PeerConnections, SessionDialer
 from micro_core.proxy.route_choice import RouteChooser
 from micro_core.proxy.route_usage import RouteUsage
 from micro_core.proxy.routes import RouteSource
+from micro_core.proxy.waiting_calls import WaitingCalls
 from micro_core.rpc.connection import Connection
 from micro_core.rpc.deadlines import Deadlines
 from micro_core.rpc.graceful_shutdown import flush_all, send_goaway_and_flush
@@ -43,12 +45,6 @@ CHANNEL = "rpc"
 
 CONNECT_TIMEOUT_S = 3.0
 """Seconds that a next hop has to accept a connection before the next route is tried."""
-
-_FAULTS_OF_ROUTE = (Unreachable, RouteNotFound, ServiceNotFound, Draining)
-"""Errors after which other routes are preferred for a time. Others concern only the call, e.g. its path or its deadline."""
-
-SessionDialer = Callable[[str, Priority], Session]
-"""`dial(peer, priority)`: opens a session on `CHANNEL`; raises Unreachable when there is no link to the peer."""
 
 MessageHandler = Callable[[EventHeader, bytes], None]
 """Called with (header, body) for each message that a peer sends."""
@@ -78,12 +74,22 @@ class Proxy:
         self._server = server
         self._own_services = frozenset(own_services)
         self._pool = pool
-        self._dial_session = dial_session
         self._now = environment.clock.now
         self._counters = environment.counters
         self._calls: dict[ForwardedCall, None] = {}
         self._chooser = RouteChooser(environment.random)
-        self._peer_connections: dict[tuple[str, Priority], Connection] = {}
+        self._accounts = CallAccounts(self._chooser, self._now)
+        # A method of the accounts, because a wrapper would cost one more function call for each call.
+        self.answered = self._accounts.answered
+        self._waiting = WaitingCalls(
+            router,
+            own_names=("", at, self.node_id, short_id(self.node_id)),
+            now=self._now,
+            counters=self._counters,
+            resume=lambda call: self._forward(call, None),
+        )
+        # Retired connections are kept like accepted ones: they end with their link, or with this proxy.
+        self._peers = PeerConnections(dial_session, connect=self._connect, retire=self.accept_socket)
         self._tasks = BackgroundTasks(
             component="proxy",
             logger=environment.logger,
@@ -125,13 +131,11 @@ class Proxy:
 
     def peer_connection(self, peer: str) -> Connection:
         """Return the connection on which messages are sent to `peer`. Raises Unreachable when there is no link."""
-        return self._peer_connection(peer, Priority.EVENTS)
+        return self._peers.get(peer, Priority.EVENTS)
 
     def peer_moved(self, peer: str) -> None:
         """Send new calls over the link that replaced another one to `peer`. Calls in flight end on the old link."""
-        for key in [key for key in self._peer_connections if key[0] == peer]:
-            # Kept like an accepted connection: it ends with its link, or with this proxy.
-            self.accept_socket(self._peer_connections.pop(key))
+        self._peers.retire_peer(peer)
 
     def peer_suspect(self, peer: str, is_suspect: bool) -> None:
         """Send new calls through other next hops while `peer` does not answer pings, if there are other ones."""
@@ -172,9 +176,7 @@ class Proxy:
     def connection_lost(self, connection: Connection, error: MicroError) -> None:  # noqa: ARG002 - calls get the error
         """Forget a connection. Its calls have been notified before."""
         self._accepted.pop(connection, None)
-        for key, peer_connection in list(self._peer_connections.items()):
-            if peer_connection is connection:
-                del self._peer_connections[key]
+        self._peers.forget(connection)
 
     # ------------------------------------------------------------- forwarding
 
@@ -185,11 +187,7 @@ class Proxy:
         refused_hops: list[tuple[str, str]] = []
         while routes and (usage := self._choose(call, routes, refused_hops)) is not None:
             route = usage.route
-            call.tried.append(route.key)
-            call.usage = usage
-            usage.outstanding += 1
-            if header.mode == CallMode.UNARY:
-                usage.destination.call_started(self._now())
+            self._accounts.started(call, usage)
             if route.link == LOCAL_LINK:
                 connection = self._pool.find(route.address)
                 if connection is None:
@@ -200,11 +198,13 @@ class Proxy:
                 refusal = self._attach_to_peer(call, route.gateway)
             if refusal is None:
                 return
-            self._release_refused(call, refusal)
+            self._accounts.refused(call, refusal)
             reason = refusal
             # The other routes through the same next hop would be refused as well.
             refused_hops.append((route.address, route.gateway))
-        call.refuse(reason or no_route(header, len(routes), at=self.at))
+        error = reason or (call.wait.reason if call.wait else None) or no_route(header, len(routes), at=self.at)
+        if not self._waiting.hold(call, error, routes, is_refusal=reason is not None):
+            call.refuse(error)
 
     def _choose(
         self, call: ForwardedCall, routes: Sequence[Route], refused_hops: Collection[tuple[str, str]] = ()
@@ -221,7 +221,7 @@ class Proxy:
 
     def _attach_to_peer(self, call: ForwardedCall, peer: str) -> MicroError | None:
         try:
-            connection = self._peer_connection(peer, _priority(call))
+            connection = self._peers.get(peer, _priority(call))
         except Unreachable as error:
             return error
         return self._attach(call, connection)
@@ -256,24 +256,16 @@ class Proxy:
         except MicroError as error:
             if not call.is_finished:
                 error.at = error.at or self.at
-                self._release_refused(call, error)
+                self._accounts.refused(call, error)
                 self._forward(call, error)
             return
         refusal = self._attach(call, connection)
         if refusal is not None:
-            self._release_refused(call, refusal)
+            self._accounts.refused(call, refusal)
             self._forward(call, refusal)
 
-    def _peer_connection(self, peer: str, priority: Priority) -> Connection:
-        connection = self._peer_connections.get((peer, priority))
-        if connection is None or connection.is_out_of_stream_ids:
-            if connection is not None:
-                # Kept like an accepted connection, for its calls in flight.
-                self.accept_socket(connection)
-            session = self._dial_session(peer, priority)
-            connection = Connection(session, dialed=True, handler=self, node_id=self.node_id, counters=self._counters)
-            self._peer_connections[(peer, priority)] = connection
-        return connection
+    def _connect(self, session: Session) -> Connection:
+        return Connection(session, dialed=True, handler=self, node_id=self.node_id, counters=self._counters)
 
     # ---------------------------------------------------------- CallForwarder
 
@@ -284,34 +276,34 @@ class Proxy:
         """
         if not error.retry_is_safe or self._now() >= call.deadline:
             return False
-        self._release_refused(call, error)
-        routes = usable_routes(call.header, self._router.lookup(call.header.service), came_from=call.caller.peer_id)
+        self._accounts.refused(call, error)
+        found = self._router.lookup(call.header.service)
+        routes = usable_routes(call.header, found, came_from=call.caller.peer_id)
         if all(route.key in call.tried for route in routes):
-            return False
+            is_held = self._waiting.hold(call, error, found, is_refusal=True)
+            if is_held:
+                call.detach_callee()
+            return is_held
         self._counters.add("proxy_calls_rerouted")
         call.detach_callee()
         self._forward(call, error)
         return True
-
-    def answered(self, call: ForwardedCall) -> None:
-        """Measure the time until the first frame of the answer, which shows the load at the end of the route."""
-        usage, header = call.usage, call.header
-        if usage is None:
-            return
-        self._chooser.answered(usage)
-        if header.mode == CallMode.UNARY:
-            now = self._now()
-            usage.destination.answered(header.endpoint, now - call.sent_at, now)
 
     def refuse_unread(self, call: ForwardedCall, receiver: str) -> None:
         """End a call with Overloaded because `receiver` does not read, and its unread data exceeds the limit."""
         self._counters.add("proxy_calls_overloaded")
         call.refuse(Overloaded(f"{receiver} of {call.header.service} does not read: too much unsent data", at=self.at))
 
+    def caller_sent(self, call: ForwardedCall, size_bytes: int) -> None:
+        """Refuse a call that waits for a route when the data of such calls exceeds the limit."""
+        wait = call.wait
+        if wait is not None and not self._waiting.grown(wait, size_bytes) and wait.reason is not None:
+            call.refuse(wait.reason)
+
     def callee_lost(self, call: ForwardedCall, error: MicroError) -> None:
         """Reroute a call whose connection to the next hop ended if that is safe; otherwise end it with LinkLost."""
         peer = "the service" if call.usage is None or not call.usage.gateway else "the next node"
-        self._release_refused(call, error)
+        self._accounts.refused(call, error)
         if call.request is not None and error.retry_is_safe:
             # The peer never accepted the connection, so it cannot have processed the request.
             self._forward(call, error)
@@ -335,41 +327,19 @@ class Proxy:
     def finished(self, call: ForwardedCall) -> None:
         """Forget a call that has ended."""
         self._calls.pop(call, None)
+        if call.wait is not None:
+            self._waiting.remove(call)
         self._deadlines.discard(call.deadline, call)
         if not self._calls:
             self._idle.set()
-        usage, header = call.usage, call.header
-        if usage is not None and not call.is_answered and call.callee_stream and header.mode == CallMode.UNARY:
-            # A call that was given up shows load, too, if it has already taken longer than usual.
-            now = self._now()
-            if usage.destination.is_slow(now - call.sent_at):
-                usage.destination.answered(header.endpoint, now - call.sent_at, now)
-        self._release_route(call)
-
-    def _release_refused(self, call: ForwardedCall, error: MicroError) -> None:
-        """Release the route of a call that failed with `error` before it was answered, and note why."""
-        usage = call.usage
-        self._release_route(call)
-        if usage is None:
-            return
-        if isinstance(error, Overloaded):
-            usage.destination.refused(self._now())
-        elif isinstance(error, _FAULTS_OF_ROUTE):
-            self._chooser.refused(usage, self._now())
-
-    def _release_route(self, call: ForwardedCall) -> None:
-        usage = call.usage
-        if usage is not None:
-            usage.outstanding -= 1
-            if call.header.mode == CallMode.UNARY:
-                usage.destination.call_ended()
-            call.usage = None
+        self._accounts.ended(call)
 
     # --------------------------------------------------------------------- end
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new calls on all connections (GOAWAY) and wait at most `timeout_s` for the calls in flight."""
         self._is_draining = True
+        self._waiting.close(Draining("the node is stopping", at=self.at))
         await send_goaway_and_flush(self._accepted)
         if self._calls:
             self._idle.clear()
@@ -382,10 +352,11 @@ class Proxy:
 
     async def close(self) -> None:
         """End all calls in flight with Cancelled, then close all connections."""
+        self._waiting.close(Cancelled("the node stopped", at=self.at))
         for call in list(self._calls):
             call.refuse(Cancelled("the node stopped", at=self.at))
         await self._tasks.cancel()
-        connections = [*self._accepted, *self._peer_connections.values()]
+        connections = [*self._accepted, *self._peers.all()]
         await asyncio.gather(*(connection.close() for connection in connections), return_exceptions=True)
         await self._pool.close()
 

@@ -30,6 +30,10 @@ class RouteSource(Protocol):
         """Return the routes that match `query`, or all routes."""
         ...
 
+    def is_expected(self, service: str) -> bool:
+        """Return whether an origin offers a service and will probably have a route soon, though it has none now."""
+        ...
+
     def interests(self) -> list[str]:
         """Return the services that are interests in topics (`~topic`) of this or other sites. They may have no route now."""
         ...

@@ -226,9 +226,10 @@ class Engine:
         learned = candidates_of(entries, service, self._rib.costs, damped)
         return compare([*local, *learned, *stale], waiting_us)
 
-    def is_expected(self, service: str) -> bool:
-        """Return whether an origin offers a service and has routes, but none of them is feasible at the moment."""
-        return any(self._rib.entries[origin].is_starved(self._rib.costs) for origin in self._rib.origins_of(service))
+    def is_starved(self, origin: str) -> bool:
+        """Return whether there are routes to an origin, but none of them is feasible at the moment."""
+        entry = self._rib.entries.get(origin)
+        return entry is not None and entry.is_starved(self._rib.costs)
 
     def configured_us(self, peer: str) -> int:
         """Return the cost that the policy adds to the link to a neighbour, 0 for an unknown peer."""

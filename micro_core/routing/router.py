@@ -16,7 +16,6 @@ from micro_core.contract.registry import Registry, RegistryEventKind
 from micro_core.contract.table import (
     ANY_SERVICE,
     LOCAL_LINK,
-    OriginRouteChanged,
     Route,
     RouteKey,
     RouteQuery,
@@ -52,6 +51,7 @@ from micro_core.routing.graceful_restart import StaleRoutes
 from micro_core.routing.journal import Journal
 from micro_core.routing.link_damping import LinkDampingStatus
 from micro_core.routing.options import EngineOptions
+from micro_core.routing.reachable_origins import ReachableOrigins
 from micro_core.routing.site_instances import SiteInstances
 
 
@@ -116,12 +116,9 @@ class Router:
         )
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
-        self._routes_to: dict[str, int] = {}
-        """Number of routes to each origin that is reachable."""
+        self._reachable = ReachableOrigins(table)
         self.journal = Journal(table)
         table.watch(self._table_changed)
-        self._origins: frozenset[str] | None = None
-        """The answer of `origins`; None after the set of reachable origins has changed."""
 
     # --------------------------------------------------------------- lifecycle
 
@@ -176,20 +173,23 @@ class Router:
 
     def has_route_to(self, node_id: str) -> bool:
         """Return whether a neighbour has advertised a usable route to a node. The own node has none."""
-        return node_id in self._routes_to
+        return node_id in self._reachable
 
     def origins(self) -> frozenset[str]:
         """Return the ids of the nodes to which neighbours have advertised a usable route, without the own node."""
-        if self._origins is None:
-            self._origins = frozenset(self._routes_to)
-        return self._origins
+        return self._reachable.all()
 
     def is_expected(self, service: str) -> bool:
         """Return whether an origin offers a service and can probably be used soon, though no route to it is usable now.
 
-        That is the case while the router waits for the answer to a request for a newer sequence number.
+        That is the case while the router waits for the answer to a request for a newer sequence number, and for
+        `EXPECTED_S` after the last route was lost, since a neighbour may have to request one first.
         """
-        return self._engine.is_expected(service)
+        now = self._clock.now()
+        return any(
+            self._reachable.is_lost_recently(origin, now) or self._engine.is_starved(origin)
+            for origin in self._reachable.without_route(service)
+        )
 
     def services(self) -> list[str]:
         """Return the names of all services that have a route, without interests in topics."""
@@ -376,18 +376,7 @@ class Router:
 
     def _table_changed(self, event: TableEvent) -> None:
         self.journal.record(event, self._clock.wall())
-        if isinstance(event, OriginRouteChanged):
-            route = event.after or event.before
-            assert route is not None
-            # A stale route does not count: no neighbour has advertised it since the restart.
-            was_known, is_known = (one is not None and one.expires_at is None for one in (event.before, event.after))
-            number = self._routes_to.get(route.origin, 0) + is_known - was_known
-            if (number > 0) is not (route.origin in self._routes_to):
-                self._origins = None
-            if number > 0:
-                self._routes_to[route.origin] = number
-            else:
-                self._routes_to.pop(route.origin, None)
+        self._reachable.observe(event, self._clock.now())
 
     def _set_timer(self) -> None:
         if self._timer is not None:

@@ -294,6 +294,11 @@ class TableConformance(Conformance[Table]):
         table.delete(replace(LOCAL, service="~local").key)
         assert table.interests() == ["~t"], "interests returns the current interests only"
         assert table.offers("unknown") == [], "an unknown origin has no offers"
+        table.change_offers("a", [Offer("b")])
+        assert table.origins_of("b") == ("a", "c"), "origins_of returns the origins with the offer, in order"
+        table.change_offers("a", removed=["b"])
+        assert table.origins_of("b") == ("c",), "origins_of returns the current origins only"
+        assert table.origins_of("unknown") == (), "no origin offers an unknown service"
         table.change_offers("a", [Offer("x")])
         assert table.origins() == ["a", "c", "d"], "origins returns all origins with a route or offers, in order"
         table.change_offers("a", removed=["x"])

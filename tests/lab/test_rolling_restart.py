@@ -122,7 +122,7 @@ async def test_draining_neighbour_with_many_routes_is_tried_once(micro_net: Lab)
                 version="",
             )
         )
-    connection = calling.node.proxy._peer_connection(draining.id, Priority.CALLS)
+    connection = calling.node.proxy._peers.get(draining.id, Priority.CALLS)
     await micro_net.advance_time(0.1)
     for accepted in list(draining.node.proxy._accepted):
         accepted.send_goaway()

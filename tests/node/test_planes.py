@@ -105,7 +105,7 @@ def test_local_and_remote_ends_implement_the_same_protocols() -> None:
     for method in ("links", "unlink", "dial", "listen", "set_event_handler"):
         assert hasattr(TunnelHost, method)
         assert hasattr(RemoteTunnel, method)
-    for method in ("lookup", "routes", "watch"):
+    for method in ("lookup", "routes", "watch", "is_expected"):
         assert hasattr(Router, method)
         assert hasattr(RemoteRouter, method)
 

@@ -345,11 +345,11 @@ def test_starved_router_requests_a_sequence_number_and_uses_it() -> None:
     harness.handle(NeighbourDown(LEFT))
     ((peer, asked),) = harness.take_requests()
     assert (peer, asked.origin, asked.seqno) == (RIGHT, FAR, (1, 4))
-    assert harness.engine.is_expected("greeter")
-    assert not harness.engine.is_expected("other")
+    assert harness.engine.is_starved(FAR)
+    assert not harness.engine.is_starved(OTHER)
     harness.receive_advert(RIGHT, announce(FAR, RIGHT, sequence=5, metric_us=5_000))
     assert harness.gateways() == [RIGHT]
-    assert not harness.engine.is_expected("greeter")
+    assert not harness.engine.is_starved(FAR)
     harness.run(0.05)
     (entry,) = harness.take_announced(OTHER)
     assert entry.sequence == 5

@@ -119,6 +119,12 @@ class ForgetsLocalInterests(Correct):
         return sorted(set(super().interests()) - {route.service for route in self.list(RouteQuery(link="local"))})
 
 
+class ForgetsOffersWithoutRoute(Correct):
+    def origins_of(self, service: str) -> tuple[str, ...]:
+        reachable = {route.origin for route in self.origin_routes()}
+        return tuple(origin for origin in super().origins_of(service) if origin in reachable)
+
+
 class DoesNotReportUpdates(Correct):
     def watch(self, callback: Callable[[TableEvent], None]) -> Callable[[], None]:
         def report(event: TableEvent) -> None:
@@ -225,6 +231,10 @@ class TestForgetsOriginsWithoutRoute(Kit):
 
 class TestForgetsLocalInterests(Kit):
     driver_class = ForgetsLocalInterests
+
+
+class TestForgetsOffersWithoutRoute(Kit):
+    driver_class = ForgetsOffersWithoutRoute
 
 
 class TestDoesNotReportUpdates(Kit):

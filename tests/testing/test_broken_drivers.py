@@ -96,6 +96,7 @@ BROKEN: Mapping[str, Mapping[str, Mapping[str, str]]] = {
         "ListsOriginRoutesByGateway": {"origin_routes_and_offers_are_ordered": "then metric, then gateway"},
         "ForgetsOriginsWithoutRoute": {"origin_routes_and_offers_are_ordered": "all origins with a route or offers"},
         "ForgetsLocalInterests": {"origin_routes_and_offers_are_ordered": "each interest in a topic once"},
+        "ForgetsOffersWithoutRoute": {"origin_routes_and_offers_are_ordered": "the origins with the offer"},
         "DoesNotReportUpdates": {"watchers_receive_each_change_after_it_is_applied": "also of the metric"},
         "ReportsEqualChanges": {"equal_change_is_not_reported": "not a change"},
         "NotifiesBeforeTheChange": {"watchers_receive_each_change_after_it_is_applied": "after it was applied"},

@@ -25,6 +25,7 @@ from micro_core.contract.table import (
 )
 from micro_core.drivers.runtime import Runtime
 from micro_core.lifecycle.background_tasks import BackgroundTasks, ends_before
+from micro_core.routing.reachable_origins import ReachableOrigins
 from micro_core.rpc.client import Client
 from micro_core.standalone.discovery import find_component
 from micro_core.standalone.router.protocol import ChangeReader, weight_of
@@ -64,6 +65,8 @@ class RemoteRouter:
             counters=context.counters,
         )
         self._table = MemoryTable(logger=context.logger, counters=context.counters)
+        self._reachable = ReachableOrigins(self._table)
+        self._table.watch(lambda event: self._reachable.observe(event, context.clock.now()))
         self._first_sync = asyncio.Event()
         self._stale_timer: asyncio.TimerHandle | None = None
         self._is_synced = False
@@ -117,6 +120,12 @@ class RemoteRouter:
     def routes(self, query: RouteQuery | None = None) -> list[Route]:
         """Return the routes that match `query`."""
         return self._table.list(query)
+
+    def is_expected(self, service: str) -> bool:
+        """Return whether an origin offers a service and its last route was removed from the copy a moment ago."""
+        now = self._context.clock.now()
+        reachable = self._reachable
+        return any(reachable.is_lost_recently(origin, now) for origin in reachable.without_route(service))
 
     def interests(self) -> list[str]:
         """Return the services that are interests in topics (`~topic`). They may have no route now."""
