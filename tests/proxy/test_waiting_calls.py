@@ -172,6 +172,8 @@ async def test_call_is_sent_when_its_route_appears(proxy: Proxy) -> None:
     assert proxy.sent == [], "calls are sent after the router has processed all changes of this moment"
     await asyncio.sleep(0.1)
     assert proxy.sent == [(0.3, call)]
+    await asyncio.sleep(MAX_WAIT_S)
+    assert proxy.caller.refusals == [], "a call that was sent is no longer subject to the limit of the wait"
     assert proxy.counters.values == {"proxy_calls_held": 1}
 
 
@@ -369,6 +371,19 @@ async def test_data_that_a_stream_sends_while_it_waits_is_bounded(proxy: Proxy) 
     assert 70 < len(proxy.waiting) < 100
     assert proxy.counters.values["proxy_calls_not_held_limit"] == 200 - len(proxy.waiting)
     await asyncio.sleep(MAX_WAIT_S + 0.1)
+
+
+@on_virtual_time
+async def test_size_of_a_call_that_waits_again_includes_the_data_sent_so_far(proxy: Proxy) -> None:
+    proxy.answer = REFUSED
+    call = proxy.call()
+    proxy.forward(call)
+    call.forward_to_callee(Frame(int(Kind.DATA), 0, 1, b"", bytes(64 * 1024)))
+    size = proxy.waiting.size_bytes
+    proxy.add_route()
+    await asyncio.sleep(0.01)
+    assert (proxy.attempts, proxy.waiting.size_bytes) == (2, size)
+    call.finish()
 
 
 @on_virtual_time

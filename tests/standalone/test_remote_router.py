@@ -197,6 +197,23 @@ async def test_lookup_of_an_unknown_service_returns_the_default_route(site: Site
     assert site.router.lookup("~topic") == ()
 
 
+async def test_service_is_expected_while_its_origin_lost_its_route_a_moment_ago(site: Site) -> None:
+    site.table.change_offers(ORIGIN, [Offer("greeter")])
+    await site.serve()
+    copy = await site.copy()
+    assert not copy.is_expected("greeter"), "it had no route before the copy was complete"
+    site.table.put_origin_route(VIA_G)
+    await until(lambda: bool(copy.lookup("greeter")))
+    assert not copy.is_expected("greeter")
+    site.table.delete_origin_route(VIA_G.key)
+    await until(lambda: not copy.lookup("greeter"))
+    assert copy.is_expected("greeter")
+    assert not copy.is_expected("other")
+    site.table.change_offers(ORIGIN, is_complete=True)
+    await until(lambda: copy._table.origins_of("greeter") == ())
+    assert not copy.is_expected("greeter")
+
+
 async def test_copy_is_kept_while_the_router_is_down_and_updated_when_it_is_back(site: Site) -> None:
     kept, removed, new = local("kept"), local("removed"), local("new")
     other = replace(VIA_G, gateway="h" * 32)
