@@ -101,6 +101,15 @@ class Link(Protocol):
     #
     # def transport_loss(self) -> float | None:
     #     """Return the share of sent packets that were lost, 0 to 1, averaged over about ten seconds, or None."""
+    #
+    # A driver whose protocol acknowledges packets may also have this method. Without it, a link is suspect only when a ping
+    # is unanswered for more than a second.
+    #
+    # def watch_silence(self, report: Callable[[bool], None]) -> None:
+    #     """Call `report(True)` when sent packets are unanswered for too long, and `report(False)` when anything arrives.
+    #
+    #     Too long is about three round trips, and at least 0.3 s. A busy peer may be reported, too: the link is only
+    #     avoided for new work. Core calls this at most once."""
 
     async def close(self) -> None:
         """Send queued data for at most one second, then close the connection. Safe to call twice, and before `start`.
@@ -210,7 +219,7 @@ class LinkInfo:
     queue_delay_s: float
     """Moving average of the round-trip time above `path_rtt_s`, in seconds: the delay in queues on the path."""
     is_suspect: bool = False
-    """Whether a ping is unanswered for so long that the peer may be unreachable. Anything that arrives resets it."""
+    """Whether a ping, or other data, is unanswered for so long that the peer may be unreachable. Anything that arrives resets it."""
     bytes_in: int
     """Bytes received since the link was established."""
     bytes_out: int
@@ -249,8 +258,9 @@ class LinkMeasured:
 class LinkSuspect:
     """The peer of a link may be unreachable, or it is reachable again.
 
-    A link becomes suspect when a ping is unanswered for about 1.25 s, and nothing else has arrived meanwhile. Prefer other links
-    for new work until something arrives (`is_suspect` is then False) or the link ends.
+    A link becomes suspect when a ping is unanswered for about 1.25 s, and nothing else has arrived meanwhile; with QUIC, when any
+    data is unacknowledged for three round trips and at least 0.3 s. Prefer other links for new work until something arrives
+    (`is_suspect` is then False) or the link ends.
     """
 
     link: LinkInfo

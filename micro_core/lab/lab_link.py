@@ -23,6 +23,9 @@ LOW_WATER_BYTES = 16 * 1024
 """`lane_writable` is called when the unsent bytes of a lane fall to this."""
 PACKET_BYTES = 1_200
 """Number of bytes that are lost together."""
+SILENCE_S = 0.3
+SILENCE_ROUND_TRIPS = 3
+"""Data that is unanswered for this number of round trips, and for this time, is reported as by the QUIC driver."""
 
 
 @dataclass(slots=True)
@@ -87,6 +90,12 @@ class LabLink:
         self._is_stalled = False
         """Whether datagrams are lost because they are larger than those which the path carries now."""
         self._error: MicroError | None = None
+        self._report_silence: Callable[[bool], None] | None = None
+        self._heard_at = 0.0
+        """When data last arrived; also when an acknowledgement did, while there is doubt."""
+        self._doubt: asyncio.TimerHandle | None = None
+        """Judges whether the other end is silent."""
+        self._is_silent = False
 
     # ------------------------------------------------------------------------ Link
 
@@ -135,6 +144,10 @@ class LabLink:
     def transport_rtt_s(self) -> float | None:
         """Return None: the driver does not measure the round-trip time."""
         return None
+
+    def watch_silence(self, report: Callable[[bool], None]) -> None:
+        """Call `report(True)` when nothing is acknowledged any more, and `report(False)` when anything arrives."""
+        self._report_silence = report
 
     async def close(self) -> None:
         """Close the link. Data in transit still arrives before the other end sees the end."""
@@ -203,8 +216,13 @@ class LabLink:
         self._timers[lane] = None
         if self.is_stuck:
             # `resume` sets a new timer.
+            self._begin_doubt()
             return
         queue, now, other = self._in_transit[lane], self._loop.time(), self.other
+        if other is not None and other.is_stuck:
+            self._begin_doubt()
+        else:
+            self._acknowledged()
         while queue and queue[0][0] <= now:
             _, data = queue.popleft()
             if other is not None:
@@ -218,12 +236,45 @@ class LabLink:
         """Process data that arrived from the other end."""
         if self._error is not None:
             return
+        self._heard()
         if self.process is not None:
             self.process.work(len(data))
         if self._receiver is None:
             self._received_early.append((lane, data))
         else:
             self._receiver.data_received(lane, data)
+
+    # Acknowledgements are not simulated while both directions work: that would double the number of events of a lab.
+
+    def _begin_doubt(self) -> None:
+        """Data has not reached the other end, or its acknowledgement will not reach this one. Judge this a moment later."""
+        if self._doubt is None and not self._is_silent and self._error is None and self._report_silence is not None:
+            # A delay that changes meanwhile does not matter: the silence is judged a bit earlier or later.
+            delay_s = self._paths.conditions(self.source, self.target).delay_s
+            round_trip_s = delay_s + self._paths.conditions(self.target, self.source).delay_s
+            sent_at = self._loop.time() - delay_s
+            due_at = sent_at + max(SILENCE_S, SILENCE_ROUND_TRIPS * round_trip_s)
+            self._doubt = self._loop.call_at(due_at, self._judge, sent_at, context=self.context)
+
+    def _judge(self, sent_at: float) -> None:
+        self._doubt = None
+        if self._heard_at < sent_at and self._error is None and self._report_silence is not None:
+            self._is_silent = True
+            self._report_silence(True)
+
+    def _acknowledged(self) -> None:
+        """Data of this end has arrived at the other one, whose acknowledgement arrives later."""
+        if self._doubt is not None or self._is_silent:
+            delay_s = self._paths.conditions(self.target, self.source).delay_s
+            self._loop.call_at(self._loop.time() + delay_s, self._heard, context=self.context)
+
+    def _heard(self) -> None:
+        """Note that data or an acknowledgement has arrived."""
+        self._heard_at = self._loop.time()
+        if self._is_silent:
+            self._is_silent = False
+            if self._report_silence is not None and self._error is None:
+                self._report_silence(False)
 
     def _sent(self, lane: int, count: int) -> None:
         self._unsent[lane] -= count

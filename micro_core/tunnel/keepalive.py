@@ -93,6 +93,17 @@ class Keepalive:
             self.quality.is_suspect = False
             self._link.peer_suspect(False)
 
+    def transport_silent(self, is_silent: bool, now: float) -> None:
+        """Account for what a driver reports that sees acknowledgements: nothing arrives any more, or something has arrived."""
+        if is_silent is self.quality.is_suspect:
+            return
+        if is_silent:
+            self.quality.is_suspect = True
+            self._environment.counters.add("tunnel_links_suspect")
+        else:
+            self.quality.packet_received(now)
+        self._link.peer_suspect(is_silent)
+
     def lag_s(self) -> float:
         """Return how long this end may delay an answer because its event loop is busy, in seconds."""
         lag_s = self._loop_watch.lag_s()

@@ -348,6 +348,9 @@ class NodeLink:
             self.abort(Unauthorized("another link to this node is established already"))
             return
         self._keepalive.start()
+        watch_silence: Callable[[Callable[[bool], None]], None] | None = getattr(self.link, "watch_silence", None)
+        if watch_silence is not None:
+            watch_silence(self._transport_silent)
         if not self.ready.done():
             self.ready.set_result(None)
         early, self._early = [(0, rest), *self._early], []
@@ -366,6 +369,10 @@ class NodeLink:
     def _loss(self) -> float:
         measured = self._transport_loss() if self._transport_loss is not None else None
         return self._quality.loss if measured is None else measured
+
+    def _transport_silent(self, is_silent: bool) -> None:
+        if self.error is None:
+            self._keepalive.transport_silent(is_silent, self._environment.clock.now())
 
     def _handle(self, event: MuxEvent, now: float) -> None:
         match event:

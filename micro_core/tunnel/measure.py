@@ -67,7 +67,7 @@ class LinkQuality:
     last_received_at: float = 0.0
     """When any data last arrived. Set by the owner."""
     is_suspect: bool = False
-    """Whether the peer may be unreachable. Set by `check_suspect`, reset by the owner when anything arrives."""
+    """Whether the peer may be unreachable. Set by `check_suspect` and by the owner, who resets it when anything arrives."""
     _outstanding: dict[int, float] = field(default_factory=dict)
     _samples: deque[float] = field(default_factory=lambda: deque(maxlen=PATH_SAMPLES))
     _unreported_s: float | None = None
@@ -102,6 +102,12 @@ class LinkQuality:
         self._unreported_s = sample_s
         self._add(sample_s)
         return True
+
+    def packet_received(self, now: float) -> None:
+        """Account for a packet without data, which ends the suspicion. The time for the answer to a ping starts again."""
+        self.is_suspect = False
+        if self._asked_at is not None and self.last_received_at < self._asked_at:
+            self._asked_at = max(self._asked_at, now)
 
     def peer_measured(self, rtt_s: float) -> None:
         """Account for a sample that the peer has measured, whose pings serve both ends."""

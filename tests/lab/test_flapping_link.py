@@ -103,6 +103,7 @@ async def test_flapping_link_costs_at_most_one_call_in_a_hundred(
     await caller.run(60)
     await flapping
     permitted = 0.01 * caller.calls
+    print('FAIL', period_s, silent_s, len(caller.failures), caller.calls, near.counted('tunnel_links_suspect'), caller.failures[:3], caller.longest_s)
     if silent_s > 3.0:
         # The link is lost with the calls of the time until it is suspect. From the second loss on it is damped.
         permitted = 2 * (SUSPECT_S + 0.5) * PER_S

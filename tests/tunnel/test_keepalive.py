@@ -164,6 +164,50 @@ def test_suspicion_ends_when_anything_arrives() -> None:
     simulate(test)
 
 
+@pytest.mark.parametrize("interval_s", [0.05, 0.2])
+def test_link_with_unanswered_data_is_suspect_within_400_ms_and_clears_with_the_next_packet(interval_s: float) -> None:
+    async def test(net: Net) -> None:
+        a, b = await net.connect()
+        b.host.listen("calls", lambda session: None)
+        session = a.host.dial("calls", peer=b.host.node_id)
+        for number in range(200):
+            # b sends nothing but acknowledgements and the answers to pings.
+            session.write(b"call")
+            await asyncio.sleep(interval_s)
+            assert not a.times(LinkSuspect), number
+        cut_at = net.loop.time()
+        net.links.cut("b", "a")
+        while net.loop.time() - cut_at < 0.8:
+            session.write(b"call")
+            await asyncio.sleep(interval_s)
+        (suspect,) = a.times(LinkSuspect)
+        assert suspect - cut_at <= 0.400 + interval_s
+        assert not b.times(LinkSuspect), "data of a arrives"
+        healed_at = net.loop.time()
+        net.links.heal("b", "a")
+        session.write(b"call")
+        await asyncio.sleep(1.0)
+        _, cleared = a.times(LinkSuspect)
+        assert cleared - healed_at <= 0.041
+        assert a.counters.values["tunnel_links_suspect"] == 1
+
+    simulate(test)
+
+
+def test_ping_on_a_calm_link_makes_it_suspect_within_400_ms() -> None:
+    async def test(net: Net) -> None:
+        a, _ = await net.connect()
+        await asyncio.sleep(10.0)
+        cut_at = net.loop.time()
+        net.links.cut("a", "b")
+        net.links.cut("b", "a")
+        await asyncio.sleep(1.6)
+        (suspect,) = a.times(LinkSuspect)
+        assert suspect - cut_at <= 1.1 + 0.4
+
+    simulate(test)
+
+
 def test_calm_link_is_never_suspect_whatever_the_path() -> None:
     async def test(net: Net) -> None:
         net.links.default_conditions = Conditions(delay_s=0.400, jitter_s=0.200)

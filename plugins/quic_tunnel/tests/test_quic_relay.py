@@ -147,3 +147,28 @@ async def test_loss_of_a_fifth_of_the_datagrams_is_measured(ends: Ends) -> None:
         await asyncio.sleep(0.01)
     assert 0.08 < near.transport_loss() < 0.35
     assert ends.near.error is None
+
+
+async def test_path_that_loses_all_datagrams_is_reported_before_the_probes_give_up(ends: Ends) -> None:
+    reports: list[tuple[float, bool]] = []
+    clock = asyncio.get_running_loop().time
+    near: Any = ends.near.link
+    near.write(0, bytes(20))
+    await until(lambda: ends.far.counts[0] == 20)
+    near.watch_silence(lambda is_silent: reports.append((clock(), is_silent)))
+    ends.relay.drops = lambda data: True
+    cut_at, wrote = clock(), 20
+    while not reports:
+        # Traffic that continues starts the probe timeout again and again.
+        near.write(0, bytes(20))
+        wrote += 20
+        await asyncio.sleep(0.02)
+        assert clock() - cut_at < TIMEOUT_S
+    assert reports[0][1] is True
+    assert reports[0][0] - cut_at >= 0.3
+    ends.relay.drops = lambda data: False
+    await until(lambda: len(reports) == 2)
+    assert reports[1][1] is False
+    await until(lambda: ends.far.counts[0] == wrote)
+    await asyncio.sleep(0.5)
+    assert len(reports) == 2, "an idle link is not silent"

@@ -9,7 +9,7 @@ from typing import Any
 
 from aioquic import tls
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
-from aioquic.quic.connection import QuicConnection, QuicConnectionState
+from aioquic.quic.connection import NetworkAddress, QuicConnection, QuicConnectionState, QuicReceiveContext
 from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.quic.rangeset import RangeSet
@@ -18,6 +18,7 @@ from cryptography import x509
 from micro_quic_tunnel.black_hole import BlackHoleDetector
 from micro_quic_tunnel.congestion import ObservedCubic, ObservedReno
 from micro_quic_tunnel.loss import LossMeter
+from micro_quic_tunnel.silence import SilenceDetector
 
 MAX_EXPIRED = 64
 """Packets whose probe timeout has expired, and which may still turn out to have arrived."""
@@ -46,6 +47,7 @@ class LaneConnection(QuicConnection):
         self._ack_delay = ack_delay_s
         self.has_fallen_back = False
         """Whether the datagrams have become smaller than the configuration allows, because the path does not carry them."""
+        self.silence = SilenceDetector()
         self._loss_meter = LossMeter()
         self._has_judged = False
         self._black_hole = BlackHoleDetector(SMALLEST_MAX_DATAGRAM_SIZE)
@@ -92,11 +94,22 @@ class LaneConnection(QuicConnection):
         """Return the share of packets sent by this end that were lost, or None before the first one was acknowledged."""
         return self._loss_meter.share() if self._has_judged else None
 
+    def silence_due_at(self) -> float | None:
+        """Return when the peer becomes silent unless a packet arrives, or None. See `SilenceDetector`."""
+        loss = self._loss
+        return self.silence.due_at(loss._rtt_smoothed, loss._rtt_variance) if loss._rtt_initialized else None
+
     def fall_back(self) -> None:
         """Use the smallest datagrams from now on: the path does not carry larger ones."""
         self.has_fallen_back = self.has_fallen_back or self._large_bytes > SMALLEST_MAX_DATAGRAM_SIZE
         self._large_bytes = SMALLEST_MAX_DATAGRAM_SIZE
         self._set_datagram_bytes(SMALLEST_MAX_DATAGRAM_SIZE)
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
+        """Return the datagrams to send now, with their destinations."""
+        datagrams = super().datagrams_to_send(now)
+        self.silence.packets_sent(self._loss._time_of_last_sent_ack_eliciting_packet)
+        return datagrams
 
     def handle_timer(self, now: float) -> None:
         """Handle the timer of `get_timer`."""
@@ -129,6 +142,13 @@ class LaneConnection(QuicConnection):
                 del self._expired[next(iter(self._expired))]
 
     # --------------------------------------------------------------- internals
+
+    def _payload_received(
+        self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
+    ) -> tuple[bool, bool]:
+        # Only packets that were decrypted reach this: a third party cannot end the silence of the peer.
+        self.silence.packet_received(context.time)
+        return super()._payload_received(context, plain, crypto_frame_required=crypto_frame_required)
 
     def _ack_received(self, *, ack_rangeset: RangeSet, now: float, space: Any, **others: Any) -> None:
         if self._expired and space.is_application_data:

@@ -88,6 +88,8 @@ class QuicLink:
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at: float | None = None
         self._acknowledged: asyncio.Event | None = None
+        self._report_silence: Callable[[bool], None] | None = None
+        self._was_silent = False
 
     # ------------------------------------------------------------------- Link
 
@@ -128,6 +130,10 @@ class QuicLink:
         """Return the share of packets sent by this end that were lost recently, 0 to 1, or None before the first sample."""
         return self.quic.lost_share()
 
+    def watch_silence(self, report: Callable[[bool], None]) -> None:
+        """Call `report(True)` when nothing is acknowledged any more, and `report(False)` with the next packet of the peer."""
+        self._report_silence = report
+
     async def close(self) -> None:
         """Wait up to one second for acknowledgements of all data, then close the connection. Safe to call twice."""
         if self.ended.done():
@@ -156,6 +162,7 @@ class QuicLink:
 
         Replies are sent at the end of the event loop iteration, together with the data that core writes in response.
         """
+        self._check_silence()
         event = self.quic.next_event()
         while event is not None:
             self._handle(event)
@@ -303,7 +310,7 @@ class QuicLink:
         if self.quic.has_fallen_back and not self._has_reported_fallback:
             self._has_reported_fallback = True
             self.on_fallback(self)
-        self._set_timer(None if self.ended.done() else self.quic.get_timer())
+        self._set_timer(None if self.ended.done() else self._next_timer())
 
     def _report_writable(self) -> None:
         for lane in range(LANES):
@@ -342,6 +349,10 @@ class QuicLink:
         if timer is None and when is not None:
             self._timer = self._loop.call_at(when, self._timed_out)
 
+    def _next_timer(self) -> float | None:
+        when, silence_at = self.quic.get_timer(), self.quic.silence_due_at()
+        return when if silence_at is None or (when is not None and when < silence_at) else silence_at
+
     def _timed_out(self) -> None:
         self._timer = None
         now = self._loop.time()
@@ -350,8 +361,19 @@ class QuicLink:
         if now < self._wake_at:
             self._set_timer(self._wake_at)
             return
+        silence_at = self.quic.silence_due_at()
+        if silence_at is not None and now >= silence_at:
+            # What has arrived meanwhile was processed before: the event loop runs readers before timers.
+            self.quic.silence.is_silent = True
         self.quic.handle_timer(now=now)
         self.process()
+
+    def _check_silence(self) -> None:
+        is_silent = self.quic.silence.is_silent
+        if is_silent is not self._was_silent:
+            self._was_silent = is_silent
+            if self._report_silence is not None and not self.ended.done():
+                self._report_silence(is_silent)
 
 
 def _ignore(link: QuicLink) -> None:
