@@ -91,7 +91,7 @@ class LabLink:
         """Whether datagrams are lost because they are larger than those which the path carries now."""
         self._error: MicroError | None = None
         self._report_silence: Callable[[bool], None] | None = None
-        self._heard_at = 0.0
+        self._received_at = 0.0
         """When data last arrived; also when an acknowledgement did, while there is doubt."""
         self._doubt: asyncio.TimerHandle | None = None
         """Judges whether the other end is silent."""
@@ -236,7 +236,7 @@ class LabLink:
         """Process data that arrived from the other end."""
         if self._error is not None:
             return
-        self._heard()
+        self._packet_arrived()
         if self.process is not None:
             self.process.work(len(data))
         if self._receiver is None:
@@ -258,7 +258,7 @@ class LabLink:
 
     def _judge(self, sent_at: float) -> None:
         self._doubt = None
-        if self._heard_at < sent_at and self._error is None and self._report_silence is not None:
+        if self._received_at < sent_at and self._error is None and self._report_silence is not None:
             self._is_silent = True
             self._report_silence(True)
 
@@ -266,11 +266,11 @@ class LabLink:
         """Data of this end has arrived at the other one, whose acknowledgement arrives later."""
         if self._doubt is not None or self._is_silent:
             delay_s = self._paths.conditions(self.target, self.source).delay_s
-            self._loop.call_at(self._loop.time() + delay_s, self._heard, context=self.context)
+            self._loop.call_at(self._loop.time() + delay_s, self._packet_arrived, context=self.context)
 
-    def _heard(self) -> None:
+    def _packet_arrived(self) -> None:
         """Note that data or an acknowledgement has arrived."""
-        self._heard_at = self._loop.time()
+        self._received_at = self._loop.time()
         if self._is_silent:
             self._is_silent = False
             if self._report_silence is not None and self._error is None:

@@ -128,8 +128,10 @@ class Adverts:
                 self._link_measured(link)
             case LinkDown(link):
                 self._link_down(link)
-            case LinkSuspect() | DialFailed():
-                # Routes are kept while a link is suspect. Before a dial, no link existed.
+            case LinkSuspect(link, is_suspect):
+                self._router.neighbour_suspect(link.peer, is_suspect=is_suspect)
+            case DialFailed():
+                # Before a dial, no link existed.
                 pass
 
     def _link_up(self, link: LinkInfo) -> None:
@@ -190,6 +192,7 @@ class Adverts:
             self._counters.add("network_links_lost_at_start")
             return
         self._tasks.start(previous.close())
+        self._router.neighbour_suspect(link.peer, is_suspect=link.is_suspect)
         self._send_full_table(link.peer)
 
     def _link_down(self, link: LinkInfo) -> None:

@@ -40,6 +40,7 @@ from micro_core.routing.events import (
     MessageReceived,
     NeighbourCost,
     NeighbourDown,
+    NeighbourSuspect,
     NeighbourUp,
     ReuseService,
     RoutingEvent,
@@ -163,6 +164,8 @@ class Engine:
                 neighbour = self._neighbours.get(peer)
                 if neighbour is not None and neighbour.cost.update(cost_us + neighbour.policy.cost_us):
                     self._cost_changed(neighbour, now, effects)
+            case NeighbourSuspect(peer, is_suspect):
+                self._neighbour_suspect(peer, now, effects, is_suspect=is_suspect)
             case NeighbourDown(peer, is_graceful):
                 self._neighbour_down(peer, now, effects, is_graceful=is_graceful)
             case ReuseService(service):
@@ -332,6 +335,15 @@ class Engine:
         self._rib.costs[peer] = add(neighbour.cost.cost_us, self.link_damper.penalty_us(peer, now))
         for entry in self._rib.entries_via(peer):
             self._receiver.candidate_changed(entry, peer, now, effects)
+
+    def _neighbour_suspect(self, peer: str, now: float, effects: list[Effect], *, is_suspect: bool) -> None:
+        neighbour = self._neighbours.get(peer)
+        if neighbour is None or neighbour.is_suspect is is_suspect:
+            return
+        neighbour.is_suspect = is_suspect
+        if is_suspect:
+            for entry in self._rib.entries_via(peer):
+                effects += self._requester.endangered(entry, now)
 
     def _neighbour_down(self, peer: str, now: float, effects: list[Effect], *, is_graceful: bool) -> None:
         neighbour = self._neighbours.get(peer)

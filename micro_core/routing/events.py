@@ -143,6 +143,14 @@ class NeighbourCost:
 
 
 @dataclass(frozen=True, slots=True)
+class NeighbourSuspect:
+    """A neighbour does not answer, or something has arrived from it again. Its routes are kept, and others are prepared."""
+
+    peer: str
+    is_suspect: bool
+
+
+@dataclass(frozen=True, slots=True)
 class NeighbourDown:
     """The link to a neighbour was closed or lost. All routes through it are removed.
 
@@ -179,6 +187,7 @@ RoutingEvent = (
     | InstanceDown
     | NeighbourUp
     | NeighbourCost
+    | NeighbourSuspect
     | NeighbourDown
     | MessageReceived
     | WithdrawAll

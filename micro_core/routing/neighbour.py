@@ -60,6 +60,7 @@ class Neighbour:
         "full_at",
         "full_table",
         "is_over_limit",
+        "is_suspect",
         "last_full_at",
         "next_number",
         "number",
@@ -85,6 +86,8 @@ class Neighbour:
         self.number = number
         """Number of the last advert sent."""
         self.policy = policy
+        self.is_suspect = False
+        """The neighbour does not answer: it may be unreachable, or busy."""
         # Scheduled changes. Dictionaries keep the order, so that runs are reproducible.
         self.urgent: dict[str, None] = {}
         self.urgent_at = NEVER

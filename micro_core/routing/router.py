@@ -37,6 +37,7 @@ from micro_core.routing.events import (
     MessageReceived,
     NeighbourCost,
     NeighbourDown,
+    NeighbourSuspect,
     NeighbourUp,
     PutOriginRoute,
     PutRoute,
@@ -275,6 +276,10 @@ class Router:
     def neighbour_cost(self, peer: str, cost_us: int) -> None:
         """Process a measurement of the cost of the link to a neighbour."""
         self._handle(NeighbourCost(peer, cost_us))
+
+    def neighbour_suspect(self, peer: str, *, is_suspect: bool) -> None:
+        """Prepare other routes than those through a neighbour that does not answer. It is reset when anything arrives."""
+        self._handle(NeighbourSuspect(peer, is_suspect))
 
     def neighbour_down(self, peer: str, *, is_graceful: bool = False) -> None:
         """Remove all routes through a neighbour: the link to it is closed.

@@ -1,7 +1,7 @@
 """Seqno requests: ask the origin for a newer sequence number (RFC 8966 section 3.8). Pure.
 
-A router asks when none of its routes is feasible, and when an infeasible route is clearly better than the selected one, which it
-keeps using meanwhile. The request follows routes that are possibly not free of loops. Unlike a call, it may go round in
+A router asks when none of its routes is feasible, when an infeasible route is clearly better than the selected one, which it
+keeps using meanwhile, and when the next hops of all feasible routes are suspect. The request follows routes that are possibly not free of loops. Unlike a call, it may go round in
 circles until its hop limit is reached or a router recognises that it has already forwarded it.
 """
 
@@ -20,6 +20,9 @@ MAX_RETRY_S = 30.0
 BETTER_RETRY_S = 10.0
 """Minimum time in seconds between two requests because of a better route."""
 
+ENDANGERED_RETRY_S = 2.0
+"""Minimum time in seconds between two requests because the next hops of all feasible routes are suspect."""
+
 NEVER = float("inf")
 
 
@@ -30,6 +33,7 @@ class _State:
         "asked",
         "asked_at",
         "better_at",
+        "endangered_at",
         "forwarded",
         "forwarded_at",
         "requesters",
@@ -46,7 +50,7 @@ class _State:
         """The neighbours to which the last request was sent."""
         self.retry_at = NEVER
         self.retry_s = RETRY_S
-        self.better_at = -NEVER
+        self.better_at = self.endangered_at = -NEVER
         self.forwarded = NO_SEQNO
         self.forwarded_at = -NEVER
         self.requesters: dict[str, Seqno] = {}
@@ -88,6 +92,21 @@ class SeqnoRequester:
         state.better_at = now
         return self._ask(entry, [peer])
 
+    def endangered(self, entry: RibEntry, now: float) -> list[Effect]:
+        """Send requests if the next hops of all feasible routes are suspect, so that an infeasible one can be used, too.
+
+        The answer comes along a way that works. The present routes remain: a neighbour that is suspect may be busy.
+        """
+        state = self._state(entry.origin)
+        candidates = [peer for peer, one in entry.adjacencies.items() if one.path]
+        reliable = [peer for peer in candidates if not self._neighbours[peer].is_suspect]
+        if any(entry.adjacencies[peer].is_installed for peer in reliable):
+            return []
+        if not reliable or now - state.endangered_at < ENDANGERED_RETRY_S:
+            return []
+        state.endangered_at = now
+        return self._ask(entry, reliable)
+
     def outdated_origin(self, entry: RibEntry, peer: str, now: float) -> list[Effect]:
         """Inform an origin, which is a neighbour, that its sequence number is older than one that it has used before."""
         state = self._state(entry.origin)
@@ -101,14 +120,14 @@ class SeqnoRequester:
     def forward(self, request: SeqnoRequest, entry: RibEntry, sender: str, now: float) -> list[Effect]:
         """Forward a request towards its origin, once per `RETRY_S`: along the selected route, or along all without one.
 
-        A request whose hops are used up is dropped. The sender gets the new sequence number in any case.
+        A selected route whose next hop is suspect counts as none. A request whose hops are used up is dropped. The sender gets the new sequence number in any case.
         """
         state = self._state(request.origin)
         state.requesters[sender] = request.seqno
         if request.hops_left <= 1 or (state.forwarded >= request.seqno and now - state.forwarded_at < RETRY_S):
             return []
         state.forwarded, state.forwarded_at = request.seqno, now
-        if entry.selected and entry.selected != sender:
+        if entry.selected and entry.selected != sender and not self._neighbours[entry.selected].is_suspect:
             next_hops = [entry.selected]
         else:
             next_hops = [peer for peer, one in entry.adjacencies.items() if one.path and peer != sender]
@@ -141,7 +160,7 @@ class SeqnoRequester:
     def expire(self, now: float) -> None:
         """Delete the requests that are older than a minute."""
         for origin, state in [*self._states.items()]:
-            last_at = max(state.asked_at, state.better_at, state.forwarded_at)
+            last_at = max(state.asked_at, state.better_at, state.endangered_at, state.forwarded_at)
             if state.retry_at == NEVER and now - last_at > 2 * MAX_RETRY_S:
                 del self._states[origin]
 

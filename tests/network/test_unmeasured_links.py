@@ -97,6 +97,9 @@ class FakeRouter:
     def neighbour_cost(self, peer: str, cost_us: int) -> None:
         self.calls.append(("cost", cost_us))
 
+    def neighbour_suspect(self, peer: str, *, is_suspect: bool) -> None:
+        self.calls.append(("suspect", is_suspect))
+
     def neighbour_down(self, peer: str) -> None:
         self.calls.append(("down",))
 

@@ -142,6 +142,24 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "an infeasible route is requested when the feasible ones are suspect",
+        "engine.py",
+        "                effects += self._requester.endangered(entry, now)",
+        "                pass",
+    ),
+    Mutant(
+        "requests because of suspect next hops are limited",
+        "seqno_requests.py",
+        "now - state.endangered_at < ENDANGERED_RETRY_S",
+        "False",
+    ),
+    Mutant(
+        "requests are forwarded around suspect next hops",
+        "seqno_requests.py",
+        " and not self._neighbours[entry.selected].is_suspect",
+        "",
+    ),
+    Mutant(
         "an unanswered request is repeated",
         "seqno_requests.py",
         "found = [origin for origin, state in self._states.items() if state.retry_at <= now]",

@@ -11,6 +11,7 @@ from micro_core.routing.events import (
     Count,
     NeighbourCost,
     NeighbourDown,
+    NeighbourSuspect,
     SeqnoRequest,
     SeqnoRequests,
 )
@@ -425,6 +426,40 @@ def test_clearly_better_infeasible_route_is_requested_without_losing_the_present
     harness.run(5)
     (entry,) = harness.take_announced(OTHER)
     assert entry.path == (FAR, RIGHT, ME)
+
+
+def test_infeasible_route_is_requested_when_the_next_hops_of_all_feasible_ones_are_suspect() -> None:
+    harness = EngineHarness(LEFT, RIGHT, OTHER)
+    harness.learn(FAR, LEFT, metric_us=40_000)
+    harness.learn(FAR, OTHER, metric_us=40_500)
+    harness.run(5)
+    harness.learn(FAR, RIGHT, metric_us=60_000)
+    assert harness.gateways() == [LEFT, OTHER]
+    harness.take_sent()
+    harness.handle(NeighbourSuspect(LEFT, True))
+    assert harness.take_requests() == [], "the other feasible one can be used"
+    harness.handle(NeighbourSuspect(OTHER, True))
+    assert harness.take_requests() == [(RIGHT, SeqnoRequest(FAR, 1, 1, limits.MAX_HOPS))], "not to suspect neighbours"
+    assert harness.gateways() == [LEFT, OTHER], "they may be busy"
+    harness.handle(NeighbourSuspect(OTHER, False))
+    harness.now += 1.9
+    harness.handle(NeighbourSuspect(OTHER, True))
+    assert harness.take_requests() == [], "at most one request in two seconds"
+    harness.receive_advert(RIGHT, announce(FAR, RIGHT, metric_us=60_000, sequence=2))
+    assert harness.gateways() == [LEFT, OTHER, RIGHT]
+    harness.run(5)
+    assert harness.take_announced(RIGHT) == [], "the route that is advertised stays the same"
+
+
+def test_seqno_request_is_forwarded_along_all_routes_while_the_next_hop_is_suspect() -> None:
+    harness = EngineHarness(LEFT, RIGHT, OTHER)
+    harness.learn(FAR, LEFT, sequence=4, metric_us=40_000)
+    harness.run(5)
+    harness.learn(FAR, OTHER, sequence=4, metric_us=60_000)
+    harness.handle(NeighbourSuspect(LEFT, True))
+    harness.take_sent()
+    harness.receive(RIGHT, request())
+    assert {peer for peer, _ in harness.take_requests()} == {LEFT, OTHER}
 
 
 def test_origin_answers_a_seqno_request_at_once_with_a_later_sequence_number() -> None:

@@ -363,7 +363,7 @@ class QuicLink:
             return
         silence_at = self.quic.silence_due_at()
         if silence_at is not None and now >= silence_at:
-            # What has arrived meanwhile was processed before: the event loop runs readers before timers.
+            # Packets that arrived meanwhile were processed before: the event loop runs readers before timers.
             self.quic.silence.is_silent = True
         self.quic.handle_timer(now=now)
         self.process()
