@@ -128,6 +128,9 @@ class LabLink:
             round_trip_s = conditions.delay_s + self._paths.conditions(self.target, self.source).delay_s
             after_s = FALLBACK_ROUND_TRIPS * round_trip_s + FALLBACK_S
             self._loop.call_at(sent_at + after_s, self._fall_back, context=self.context)
+        if self.other is not None and self.other.process is not None and self.other.process.is_held:
+            # A busy process acknowledges late, and a stopped one not at all.
+            self._begin_doubt(sent_at)
         queue = self._in_transit[lane]
         arrives_at = sent_at + self._transit_time_s(conditions, len(data))
         if queue:
@@ -216,11 +219,12 @@ class LabLink:
         self._timers[lane] = None
         if self.is_stuck:
             # `resume` sets a new timer.
-            self._begin_doubt()
+            now = self._loop.time()
+            self._begin_doubt(now - self._paths.conditions(self.source, self.target).delay_s)
             return
         queue, now, other = self._in_transit[lane], self._loop.time(), self.other
         if other is not None and other.is_stuck:
-            self._begin_doubt()
+            self._begin_doubt(now - self._paths.conditions(self.source, self.target).delay_s)
         else:
             self._acknowledged()
         while queue and queue[0][0] <= now:
@@ -246,13 +250,12 @@ class LabLink:
 
     # Acknowledgements are not simulated while both directions work: that would double the number of events of a lab.
 
-    def _begin_doubt(self) -> None:
+    def _begin_doubt(self, sent_at: float) -> None:
         """Data has not reached the other end, or its acknowledgement will not reach this one. Judge this a moment later."""
         if self._doubt is None and not self._is_silent and self._error is None and self._report_silence is not None:
             # A delay that changes meanwhile does not matter: the silence is judged a bit earlier or later.
             delay_s = self._paths.conditions(self.source, self.target).delay_s
             round_trip_s = delay_s + self._paths.conditions(self.target, self.source).delay_s
-            sent_at = self._loop.time() - delay_s
             due_at = sent_at + max(SILENCE_S, SILENCE_ROUND_TRIPS * round_trip_s)
             self._doubt = self._loop.call_at(due_at, self._judge, sent_at, context=self.context)
 
