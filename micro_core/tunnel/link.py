@@ -16,6 +16,7 @@ from micro_core.contract.tunnel import Link, LinkInfo, Priority
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.loop_watch import LoopWatch
+from micro_core.tunnel.early_data import MAX_EARLY_BYTES, EarlyData
 from micro_core.tunnel.handshake import (
     PROBE_ERROR_ID,
     Admit,
@@ -43,9 +44,6 @@ from micro_core.tunnel.mux_frames import (
 )
 from micro_core.tunnel.session import TunnelSession
 from micro_core.wire import limits
-
-MAX_EARLY_BYTES = 256 * 1024
-"""Buffered from the other lanes during the handshake, because the first data may overtake the last handshake message."""
 
 RETIRE_S = limits.DEFAULT_TIMEOUT_S
 """Seconds for which sessions may continue on a link that was replaced by a link over another driver: the default timeout of
@@ -139,8 +137,7 @@ class NodeLink:
         self._quality = self._keepalive.quality
         # Optional, see `contract.Link`.
         self._transport_loss: Callable[[], float | None] | None = getattr(link, "transport_loss", None)
-        self._early: list[tuple[int, bytes]] = []
-        self._early_bytes = 0
+        self._early = EarlyData()
         self._superseded: asyncio.Future[None] = self._loop.create_future()
         self._handshake_timer = self._loop.call_later(limits.HANDSHAKE_TIMEOUT_S, self._handshake_expired)
         self._retire_timer: asyncio.TimerHandle | None = None
@@ -314,11 +311,8 @@ class NodeLink:
         if lane == 0:
             self._carry_out(self._handshake.receive_data(data))
             return
-        self._early_bytes += len(data)
-        if self._early_bytes > MAX_EARLY_BYTES:
+        if not self._early.add(lane, data):
             self.abort(TooLarge(f"the peer sent more than {MAX_EARLY_BYTES} bytes before the handshake was done"))
-            return
-        self._early.append((lane, data))
 
     def _carry_out(self, effects: list[HandshakeEffect]) -> None:
         for effect in effects:
@@ -353,8 +347,7 @@ class NodeLink:
             watch_silence(self._transport_silent)
         if not self.ready.done():
             self.ready.set_result(None)
-        early, self._early = [(0, rest), *self._early], []
-        for lane, data in early:
+        for lane, data in [(0, rest), *self._early.pop_all()]:
             if data and self.error is None:
                 self.bytes_in -= len(data)
                 self.data_received(lane, data)
@@ -363,6 +356,25 @@ class NodeLink:
         self._environment.counters.add("tunnel_handshakes_expired")
         timeout = f"{limits.HANDSHAKE_TIMEOUT_S:.0f} s"
         self.abort(Unauthorized(f"the handshake with {self.remote} did not complete within {timeout}"))
+
+    # -------------------------------------------------------------- PingedLink
+
+    def send_ping(self, token: int, measured_s: float | None) -> None:
+        """Send a ping that reports the round trip that was measured last, if it was not reported before."""
+        self._mux.ping(token, 0 if measured_s is None else max(1, round(measured_s * 1e6)))
+        self._schedule_flush()
+
+    def peer_measured(self) -> None:
+        """Note that the first round trip is known."""
+        self._owner.link_measured(self)
+
+    def peer_suspect(self, is_suspect: bool) -> None:
+        """Note that the peer may be unreachable, or that something has arrived from it again."""
+        self._owner.link_suspect(self, is_suspect)
+
+    def peer_dead(self, silent_s: float) -> None:
+        """End the link: nothing arrived for `silent_s` seconds."""
+        self.abort(LinkLost(f"nothing received from {self.remote} for {silent_s:.3g} s"))
 
     # --------------------------------------------------------------- internals
 
@@ -407,27 +419,6 @@ class NodeLink:
         if len(self.sessions) > len(self._mux.sessions):
             for number in [number for number in self.sessions if number not in self._mux.sessions]:
                 self.sessions.pop(number).flushed()
-
-    # -------------------------------------------------------------- PingedLink
-
-    def send_ping(self, token: int, measured_s: float | None) -> None:
-        """Send a ping that reports the round trip that was measured last, if it was not reported before."""
-        self._mux.ping(token, 0 if measured_s is None else max(1, round(measured_s * 1e6)))
-        self._schedule_flush()
-
-    def peer_measured(self) -> None:
-        """Note that the first round trip is known."""
-        self._owner.link_measured(self)
-
-    def peer_suspect(self, is_suspect: bool) -> None:
-        """Note that the peer may be unreachable, or that something has arrived from it again."""
-        self._owner.link_suspect(self, is_suspect)
-
-    def peer_dead(self, silent_s: float) -> None:
-        """End the link: nothing arrived for `silent_s` seconds."""
-        self.abort(LinkLost(f"nothing received from {self.remote} for {silent_s:.3g} s"))
-
-    # --------------------------------------------------------------- internals
 
     def _schedule_flush(self) -> None:
         if self.error is None:

@@ -83,7 +83,7 @@ def test_broken_guarantee_is_reported_with_its_check(process: Any, install: Any)
     assert (report["distribution"], report["version"]) == ("acme-table", "1.2.3")
     (broken,) = [check for check in report["checks"] if check["check"] == "test_route_is_returned_unchanged"]
     assert broken["outcome"] == "failed"
-    assert "lookup returns routes unchanged" in broken["reason"]
+    assert "lookup returns a local route unchanged" in broken["reason"]
     assert report["totals"]["failed"] == len([check for check in report["checks"] if check["outcome"] == "failed"])
     stored = json.loads(process("plugin", "info", "acme", "--json", site=site).stdout)["verification"]
     assert (stored["result"], stored["totals"]) == ("failed", report["totals"])

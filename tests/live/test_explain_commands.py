@@ -52,9 +52,11 @@ def output(done: Any) -> str:
 
 
 def test_routes_of_three_nodes_in_a_line_are_explained(lab: Any) -> None:
-    a = lab.site("a")
-    b = lab.site("b", joins=[a])
-    c = lab.site("c", joins=[b])
+    # Otherwise a and c would link to each other.
+    seeds_only = "links_site = 0\nlinks_remote = 0"
+    a = lab.site("a", extra=seeds_only)
+    b = lab.site("b", joins=[a], extra=seeds_only)
+    c = lab.site("c", joins=[b], extra=seeds_only)
     for site in (a, b, c):
         lab.node(site)
     lab.python("greeter", a, GREETER_SOURCE)

@@ -60,10 +60,11 @@ def test_service_is_called_by_name_from_another_site(lab: Any) -> None:
 
 
 def test_line_of_three_nodes_carries_calls_and_removes_routes_within_five_seconds_of_a_kill(lab: Any) -> None:
-    a = lab.site("a")
-    b = lab.site("b", joins=[a])
-    # Otherwise c would link to a when b is dead.
-    c = lab.site("c", joins=[b], extra="links_site = 0\nlinks_remote = 0")
+    # Otherwise a and c would link to each other.
+    seeds_only = "links_site = 0\nlinks_remote = 0"
+    a = lab.site("a", extra=seeds_only)
+    b = lab.site("b", joins=[a], extra=seeds_only)
+    c = lab.site("c", joins=[b], extra=seeds_only)
     lab.node(a)
     middle = lab.node(b)
     lab.node(c)
