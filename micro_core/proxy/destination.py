@@ -122,11 +122,6 @@ class Destination:
         """Record that a call was sent elsewhere because the window is full."""
         self._filled_at = now
 
-    @property
-    def has_space(self) -> bool:
-        """Whether the destination may get another call."""
-        return self.outstanding < self.window
-
     def waiting_s(self, now: float) -> float:
         """Return how long the next call is expected to wait."""
         return max(self.queueing_delay.delay_s(now), self.unmeasured_s(now))

@@ -24,8 +24,7 @@ REQUIRED_SITE_KEY = "micro-site"
 REQUIRED_GATEWAY_KEY = "micro-gateway"
 """Metadata key that restricts a call to routes through one next hop (a node id)."""
 
-RESTRICTING_KEYS = (REQUIRED_ROUTER_KEY, REQUIRED_SITE_KEY, REQUIRED_GATEWAY_KEY)
-"""All metadata keys that restrict the routes of a call."""
+_RESTRICTING_KEYS = (REQUIRED_ROUTER_KEY, REQUIRED_SITE_KEY, REQUIRED_GATEWAY_KEY)
 
 CACHED_ELAPSED_MS = 16
 """Headers are cached only for calls that spent at most this time at this hop; a busy node takes 1 or 2 ms."""
@@ -48,6 +47,12 @@ def check_may_pass(header: CallHeader, node_id: str, *, at: str) -> MicroError |
     if header.timeout_ms <= 0:
         return DeadlineExceeded(f"the deadline of the call to {header.service} has passed", at=at)
     return None
+
+
+def is_restricted(header: CallHeader) -> bool:
+    """Return whether the caller has restricted the routes of a call. Other metadata, e.g. a trace id, does not."""
+    metadata = header.metadata
+    return any(key in metadata for key in _RESTRICTING_KEYS)
 
 
 def usable_routes(header: CallHeader, routes: Sequence[Route], *, came_from: str) -> list[Route]:

@@ -25,7 +25,7 @@ from micro_core.contract.tunnel import Priority, Session
 from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.proxy.call_accounts import CallAccounts
-from micro_core.proxy.forward import check_may_pass, next_hop_header, no_route, usable_routes
+from micro_core.proxy.forward import check_may_pass, is_restricted, next_hop_header, no_route, usable_routes
 from micro_core.proxy.forwarded_call import CalleeEnd, CallerEnd, ForwardedCall
 from micro_core.proxy.peer_connections import PeerConnections, SessionDialer
 from micro_core.proxy.route_choice import RouteChooser
@@ -210,14 +210,14 @@ class Proxy:
         self, call: ForwardedCall, routes: Sequence[Route], refused_hops: Collection[tuple[str, str]] = ()
     ) -> RouteUsage | None:
         header, came_from = call.header, call.caller.peer_id
-        if not call.tried and not header.metadata:
+        if not call.tried and not (header.metadata and is_restricted(header)):
             return self._chooser.choose(routes, self._now(), via=header.via, came_from=came_from)
-        permitted = [
-            route
+        permitted = {
+            route.key
             for route in usable_routes(header, routes, came_from=came_from)
             if route.key not in call.tried and (route.address, route.gateway) not in refused_hops
-        ]
-        return self._chooser.choose_among(routes, permitted, self._now()) if permitted else None
+        }
+        return self._chooser.choose(routes, self._now(), permitted=permitted) if permitted else None
 
     def _attach_to_peer(self, call: ForwardedCall, peer: str) -> MicroError | None:
         try:

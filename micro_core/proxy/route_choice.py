@@ -6,6 +6,7 @@ for each service when its routes change and a few times per second, so that a ca
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -74,7 +75,13 @@ class RouteChooser:
     # -------------------------------------------------------------------- choice
 
     def choose(
-        self, routes: Sequence[Route], now: float, *, via: Collection[str] = (), came_from: str = ""
+        self,
+        routes: Sequence[Route],
+        now: float,
+        *,
+        via: Collection[str] = (),
+        came_from: str = "",
+        permitted: Collection[RouteKey] | None = None,
     ) -> RouteUsage | None:
         """Return the route for a new call, or None if there is none.
 
@@ -83,40 +90,40 @@ class RouteChooser:
             now: The current time.
             via: Node ids that the call has passed. It is not sent there again.
             came_from: Node id from which the call came.
+            permitted: The only routes that may be chosen, for calls that are restricted or were refused elsewhere. `via` and
+                `came_from` are ignored then.
         """
         state = self._state(routes, now)
-        groups = state.groups
-        if state.sharing > 1:
-            groups = self._shuffled(groups, state.sharing)
+        groups, sharing = state.groups, state.sharing
+        if permitted is not None:
+            is_permitted = [any(one.route.key in permitted for one in group.routes) for group in groups]
+            sharing = sum(is_permitted[:sharing])
+            groups = list(itertools.compress(groups, is_permitted))
+        if sharing > 1:
+            groups = self._shuffled(groups, sharing)
         is_full = False
         for group in groups:
             if is_full and group.is_avoided:
                 break
             destination = group.destination
             if destination.outstanding < destination.window:
-                usage = self._pick(group, via, came_from)
+                usage = self._pick(group, via, came_from, permitted)
                 if usage is not None:
                     return usage
             else:
                 destination.filled(now)
                 is_full = True
-        return self._least_full(groups, via, came_from) if is_full else None
+        return self._least_full(groups, via, came_from, permitted) if is_full else None
 
-    def choose_among(self, routes: Sequence[Route], permitted: Collection[Route], now: float) -> RouteUsage | None:
-        """Return the best of the `permitted` ones among `routes`: for calls that are restricted or were refused elsewhere."""
-        state = self._state(routes, now)
-        keys = {route.key for route in permitted}
-        found: RouteUsage | None = None
-        for group in state.groups:
-            usage = next((usage for usage in group.routes if usage.route.key in keys), None)
-            if usage is not None and group.destination.has_space:
-                return usage
-            found = found or usage
-        return found
-
-    def _pick(self, group: _Group, via: Collection[str], came_from: str) -> RouteUsage | None:
+    def _pick(
+        self, group: _Group, via: Collection[str], came_from: str, permitted: Collection[RouteKey] | None
+    ) -> RouteUsage | None:
         leading = group.leading
-        if not group.is_local:
+        if permitted is not None:
+            leading = [one for one in leading if one.route.key in permitted]
+            if not leading:
+                return next((one for one in group.routes if one.route.key in permitted), None)
+        elif not group.is_local:
             if len(leading) == 1 and (gateway := leading[0].gateway) not in via and gateway != came_from:
                 return leading[0]
             leading = [one for one in leading if one.gateway not in via and one.gateway != came_from]
@@ -143,9 +150,11 @@ class RouteChooser:
             first = second
         return groups if not first else [groups[first], *groups[:first], *groups[first + 1 :]]
 
-    def _least_full(self, groups: list[_Group], via: Collection[str], came_from: str) -> RouteUsage | None:
+    def _least_full(
+        self, groups: list[_Group], via: Collection[str], came_from: str, permitted: Collection[RouteKey] | None
+    ) -> RouteUsage | None:
         for group in sorted(groups, key=_fullness):
-            usage = self._pick(group, via, came_from)
+            usage = self._pick(group, via, came_from, permitted)
             if usage is not None:
                 return usage
         return None

@@ -14,7 +14,7 @@ from micro_core.contract.driver import Counters
 from micro_core.contract.errors import Draining, MicroError, RouteNotFound, Unreachable
 from micro_core.contract.table import LOCAL_LINK, LocalRouteChanged, OffersChanged, Route, TableEvent
 from micro_core.proxy.call_wait import Wait
-from micro_core.proxy.forward import RESTRICTING_KEYS
+from micro_core.proxy.forward import is_restricted
 from micro_core.proxy.forwarded_call import ForwardedCall
 from micro_core.proxy.routes import RouteSource
 from micro_core.rpc.credit import FRAME_COST_BYTES
@@ -190,7 +190,7 @@ class WaitingCalls:
         A next hop for which the caller has restricted the routes, or the next hop of the default route, is probably right.
         """
         header = call.header
-        if header.metadata and any(key in header.metadata for key in RESTRICTING_KEYS):
+        if is_restricted(header):
             return False
         return any(
             route.link != LOCAL_LINK and route.service == header.service and route.key in call.tried for route in routes

@@ -52,7 +52,7 @@ class Site:
             if self.now >= next_adjust:
                 self.destination.adjust(allowed_s, self.now)
                 next_adjust = self.now + 0.1
-            if not self.destination.has_space:
+            if self.destination.outstanding >= self.destination.window:
                 self.destination.filled(self.now)
                 self.elsewhere += 1
                 continue
@@ -133,7 +133,7 @@ def test_destination_that_stops_answering_gets_a_window() -> None:
     site.call_started(0.5)
     site.adjust(0.05, 5.0)
     assert site.window <= MIN_STALLED_CALLS
-    assert not site.has_space
+    assert site.outstanding >= site.window
 
 
 def test_refusal_as_overloaded_reduces_the_window_to_what_the_destination_accepts() -> None:

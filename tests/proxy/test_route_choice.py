@@ -233,18 +233,32 @@ def test_new_calls_avoid_a_next_hop_that_does_not_answer_pings() -> None:
 
 def test_restricted_calls_use_only_permitted_routes() -> None:
     caller, routes = Caller(), (route("a", 10), route("b", 100), route("c", 1_000))
-    for permitted, gateway in ((routes[1:], "b"), (routes[2:], "c")):
-        usage = caller.chooser.choose_among(routes, permitted, 0.0)
+    keys = [one.key for one in routes]
+    for permitted, gateway in ((keys[1:], "b"), (keys[2:], "c")):
+        usage = caller.chooser.choose(routes, 0.0, permitted=permitted)
         assert usage is not None
         assert usage.gateway == gateway
-    usage = caller.chooser.choose_among(routes, routes, 0.0)
-    assert usage is not None
-    usage.destination.window = 0.0
-    second = caller.chooser.choose_among(routes, routes, 0.0)
+    usage = caller.begin(routes)
+    usage.destination.window = 1.0
+    second = caller.chooser.choose(routes, 0.0, permitted=keys)
     assert second is not None
     assert second.gateway == "b"
-    assert caller.chooser.choose_among(routes, routes[:1], 0.0) is usage, "a full destination that is the only one"
-    assert caller.chooser.choose_among(routes, (), 0.0) is None
+    assert caller.chooser.choose(routes, 0.0, permitted=keys[:1]) is usage, "a full destination that is the only one"
+    assert caller.chooser.choose(routes, 0.0, permitted=()) is None
+
+
+@pytest.mark.parametrize("link", [LOCAL_LINK, NETWORK_LINK])
+def test_restricted_calls_are_spread_over_equal_permitted_routes(link: str) -> None:
+    caller, routes = Caller(), tuple(route(name, 1_000, link=link) for name in "abcd")
+    permitted = [one.key for one in routes[1:]]
+    count: Counter[Route] = Counter()
+    for _ in range(300):
+        usage = caller.chooser.choose(routes, 0.0, permitted=permitted)
+        assert usage is not None
+        usage.outstanding += 1
+        usage.destination.call_started(0.0)
+        count[usage.route] += 1
+    assert all(80 <= count[one] <= 120 for one in routes[1:])
 
 
 def test_state_follows_the_routes_and_is_bounded() -> None:
