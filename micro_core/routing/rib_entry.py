@@ -171,7 +171,8 @@ class RibEntry:
             effects: Receives the changes of the table.
         """
         fd_seqno, fd_metric_us = self.fd_seqno, self.fd_metric_us
-        best, best_rank, selected_rank = "", (True, UNREACHABLE_US), (True, UNREACHABLE_US)
+        best, best_rank = "", (True, UNREACHABLE_US)
+        selected_rank: tuple[bool, int] | None = None
         for peer, adjacency in self.adjacencies.items():
             seqno = adjacency.seqno
             total_us = adjacency.metric_us + costs[peer]
@@ -192,10 +193,12 @@ class RibEntry:
             elif adjacency.is_installed:
                 adjacency.is_installed = False
                 effects.append(DeleteOriginRoute(OriginRouteKey(self.origin, peer)))
-        if best_rank[0] is not selected_rank[0] or best_rank[1] < selected_rank[1] * (1 - SIGNIFICANT_CHANGE):
+        if (
+            selected_rank is None
+            or best_rank[0] is not selected_rank[0]
+            or best_rank[1] < selected_rank[1] * (1 - SIGNIFICANT_CHANGE)
+        ):
             self.selected = best
-        elif not best:
-            self.selected = ""
 
     def route(self, peer: str, adjacency: Adjacency, total_us: int) -> OriginRoute:
         """Return the route through a neighbour for the table."""

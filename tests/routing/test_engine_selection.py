@@ -192,6 +192,17 @@ def test_entries_about_this_router_are_rejected() -> None:
     assert harness.counted.count("routing_own_entries_refused") == 2
 
 
+def test_selected_route_is_replaced_by_a_partial_one_with_a_huge_metric() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    for peer, metric_us in ((LEFT, 1_000), (RIGHT, UNREACHABLE_US - 10_000)):
+        harness.receive_advert(peer, announce(FAR, peer, metric_us=metric_us, is_partial=True), offers(FAR, "greeter"))
+    assert harness.gateways() == [LEFT, RIGHT]
+    harness.handle(NeighbourDown(LEFT))
+    assert harness.gateways() == [RIGHT]
+    harness.receive_advert(RIGHT, announce(FAR, RIGHT, metric_us=UNREACHABLE_US - 20_000, is_partial=True))
+    assert harness.gateways() == [RIGHT]
+
+
 # ---------------------------------------------------------------------- split horizon
 
 
