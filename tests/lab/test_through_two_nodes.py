@@ -22,6 +22,7 @@ from micro_core.contract.errors import (
     TooLarge,
 )
 from micro_core.lab.net import Lab
+from micro_core.wire import limits
 from micro_core.wire.codec import BYTES
 from micro_core.wire.header import CallMode
 
@@ -203,16 +204,13 @@ async def test_metadata_selects_the_site_of_a_call(micro_net: Lab) -> None:
         assert answers == {node.name}
 
 
-async def test_call_over_the_hop_limit_is_refused(micro_net: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    from micro_core.wire import limits
-
-    monkeypatch.setattr(limits, "MAX_HOPS", 16)
-    nodes = await micro_net.line(17)
+async def test_call_over_the_hop_limit_is_refused(micro_net: Lab) -> None:
+    nodes = await micro_net.line(limits.MAX_HOPS + 1)
     await nodes[0].serve(Worker("a").service)
     await micro_net.advance_time(15.0)
-    assert await nodes[14].call(NAME, "Do.Busy", timeout_s=5.0) == {"by": "a"}
+    assert await nodes[limits.MAX_HOPS - 2].call(NAME, "Do.Busy", timeout_s=5.0) == {"by": "a"}
     with pytest.raises((RouteNotFound, LoopDetected)):
-        await nodes[16].call(NAME, "Do.Busy")
+        await nodes[limits.MAX_HOPS].call(NAME, "Do.Busy")
 
 
 async def test_calls_over_the_concurrency_limit_are_refused(micro_net: Lab) -> None:

@@ -30,6 +30,7 @@ from tests.routing.engine_harness import (
     offers,
     withdraw,
 )
+from tests.routing.engine_network import ALPHABET
 
 
 def request(origin: str = FAR, *, sequence: int = 4, incarnation: int = 1, hops_left: int = 3) -> SeqnoRequests:
@@ -177,7 +178,7 @@ def test_route_that_now_leads_through_this_router_is_removed() -> None:
 
 def test_too_long_path_is_rejected() -> None:
     harness = EngineHarness(LEFT)
-    between = ["abcdeghijkpqstuv"[index] * 32 for index in range(limits.MAX_HOPS - 2)]
+    between = [(letter + "x") * 16 for letter in ALPHABET[: limits.MAX_HOPS - 2]]
     harness.learn(FAR, *between, LEFT)
     assert harness.table.routes() == []
     harness.receive_advert(LEFT, announce(FAR, *between[1:], LEFT), offers(FAR, "greeter"))

@@ -30,6 +30,14 @@ def test_metrics_add_up_along_a_line() -> None:
     net.check_tables()
 
 
+def test_route_may_be_as_long_as_the_longest_one_of_a_thousand_nodes() -> None:
+    net, names = line(27)
+    net.up(names[0], "greeter")
+    net.run(5)
+    assert [len(net.routes(name, "greeter")) for name in names] == [1] * 27
+    assert net.counted["routing_paths_too_long"] == 0
+
+
 def test_new_service_reaches_neighbours_within_the_coalescing_time() -> None:
     net, (a, b) = line(2)
     net.up(a, "greeter")
