@@ -308,6 +308,17 @@ async def test_change_that_exceeds_the_limit_alone_is_sent(site: Site, monkeypat
     assert site.availability == [None]
 
 
+async def test_change_after_one_that_exceeds_the_limit_alone_is_not_lost(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_UNREAD_EVENTS", 50)
+    site.table.put_origin_route(VIA_G)
+    copy = await site.copy()
+    site.table.change_offers(ORIGIN, [Offer(f"service.{number}") for number in range(500)])
+    site.table.put(local("near"))
+    await until(lambda: len(copy.routes()) == 501)
+
+
 async def test_watcher_that_does_not_read_has_a_limited_number_of_changes(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

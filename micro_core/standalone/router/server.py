@@ -65,22 +65,25 @@ class TableEndpoints:
             raise Overloaded(f"cannot watch the route table: {MAX_WATCHERS} watches are open")
         pending: deque[TableEvent] = deque()
         unread = 0
+        is_behind = False
         wakeup = asyncio.Event()
         self._wakeups[wakeup] = None
 
         def on_event(event: TableEvent) -> None:
-            nonlocal unread
-            # With one event too many, the watch ends when its client reads again.
+            nonlocal unread, is_behind
             if unread <= MAX_UNREAD_EVENTS:
                 pending.append(event)
                 unread += weight_of(event)
+            else:
+                # The event is lost, so the watch ends when its client reads again.
+                is_behind = True
             wakeup.set()
 
         unsubscribe = self._router.watch(on_event)
         try:
             yield {"node": self._node_id}
             pending.clear()
-            unread = 0
+            unread, is_behind = 0, False
             for item in items_of_table(self._table):
                 yield {"table": item}
             yield {"synced": True}
@@ -88,7 +91,7 @@ class TableEndpoints:
                 if not pending:
                     wakeup.clear()
                     await _wait_at_most(wakeup, HEARTBEAT_S)
-                if unread > MAX_UNREAD_EVENTS and len(pending) > 1:
+                if is_behind:
                     self._counters.add("router_watchers_slow")
                     return
                 events = [*pending]
