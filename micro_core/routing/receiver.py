@@ -94,6 +94,7 @@ class Receiver:
             return
         adjacency.path = ()
         neighbour.origins -= 1
+        neighbour.confirmed_offers.pop(entry.origin, None)
         self.history.record(now, entry.origin, "via {:.8}: {}", peer, reason)
         self.candidate_changed(entry, peer, now, effects)
         if not entry.has_candidates():
@@ -275,7 +276,8 @@ class Receiver:
                 offers.forget_removals(changes.version)
             offers.version = max(offers.version, changes.version)
             if confirmed is not None:
-                confirmed.update(one.offer.service for one in changes.changed)
+                # Only known services: those over the limit of the neighbour would fill the memory.
+                confirmed.update(one.offer.service for one in changes.changed if one.offer.service in offers.entries)
                 if changes.is_end:
                     neighbour.confirmed_offers.pop(origin, None)
                     self._remove_unconfirmed(offers, confirmed, changes.version, merged)

@@ -668,3 +668,15 @@ def test_offers_over_the_limit_of_a_neighbour_are_rejected_and_counted(monkeypat
     harness.receive_advert(LEFT, withdraw(FAR, sequence=2, is_final=True))
     harness.receive_advert(LEFT, offers(OTHER, "e", base=2))
     assert harness.services() == {"c", "e"}, "removed services do not count"
+
+
+def test_names_in_an_endless_list_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_OFFERS_PER_NEIGHBOUR", 3)
+    harness = EngineHarness(LEFT)
+    harness.receive_advert(LEFT, announce(FAR, LEFT), offers(FAR, "a", is_end=False))
+    for version in range(1, 50):
+        harness.receive_advert(LEFT, offers(FAR, f"service.{version}", base=version, is_end=False))
+    assert len(harness.table.offers[FAR]) == 3
+    assert len(harness.engine._neighbours[LEFT].confirmed_offers[FAR]) == 3
+    harness.receive_advert(LEFT, withdraw(FAR))
+    assert harness.engine._neighbours[LEFT].confirmed_offers == {}
