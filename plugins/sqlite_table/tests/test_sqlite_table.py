@@ -147,6 +147,26 @@ async def test_offers_of_an_origin_without_a_route_are_not_restored(tmp_path: Pa
     assert names_in(file_of(tmp_path), "origin", "offers") == [ROUTE.origin]
 
 
+async def test_offer_with_hundreds_of_instances_is_restored(tmp_path: Path) -> None:
+    many = replace(OFFER, capacity=500)
+    async with opened(tmp_path) as table:
+        table.put_origin_route(ROUTE)
+        table.change_offers(ROUTE.origin, [many])
+    async with opened(tmp_path) as table:
+        assert table.offers(ROUTE.origin) == [many]
+
+
+async def test_rewritten_file_contains_offers_of_an_origin_whose_route_is_learned_later(tmp_path: Path) -> None:
+    async with opened(tmp_path, flush_s=0.01) as table:
+        table._must_rewrite = True
+        table.change_offers(ROUTE.origin, [OFFER])
+        table._due.set()
+        await until(lambda: not table._must_rewrite and not table._unwritten, "the file is rewritten")
+        table.put_origin_route(ROUTE)
+    async with opened(tmp_path) as table:
+        assert table.offers(ROUTE.origin) == [OFFER]
+
+
 async def test_routes_of_a_node_that_ended_long_ago_are_not_restored(tmp_path: Path) -> None:
     clock = ManualClock()
     async with opened(tmp_path, clock) as table:

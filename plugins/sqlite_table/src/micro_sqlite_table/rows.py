@@ -23,8 +23,8 @@ MAX_VERSIONS = 16
 MAX_VERSION_CHARS = 253
 """Maximum number of versions of an offer, and maximum length of each."""
 
-MAX_CAPACITY = 64
-"""Maximum capacity of an offer."""
+MAX_CAPACITY = 2**31 - 1
+"""Maximum number of instances of an offer. Routers accept no more from each other, either."""
 
 MAX_LIST_CHARS = 32_000
 """Maximum length of a list of services or versions. A route with a longer list is not stored."""

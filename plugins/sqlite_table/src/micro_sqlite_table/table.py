@@ -241,9 +241,11 @@ class SqliteTable(RouteIndex):
 
     def _everything(self) -> Changes:
         changes = Changes()
-        routes = self.origin_routes()
-        changes.routes.update((route.key, route) for route in routes if self._stored_routes.contains(route.key))
-        for origin in {route.origin for route in routes}:
+        changes.routes.update(
+            (route.key, route) for route in self.origin_routes() if self._stored_routes.contains(route.key)
+        )
+        # Including origins without a route now, since their later changes contain the changed offers only.
+        for origin in self.origins():
             for offer in self.offers(origin):
                 if self._stored_offers.contains((origin, offer.service)):
                     changes.offers[origin, offer.service] = offer
