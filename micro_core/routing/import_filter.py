@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from micro_core.routing.entries import OriginAnnounce
+from micro_core.routing.events import Count
 from micro_core.routing.neighbour import Neighbour
 from micro_core.routing.rib_entry import RibEntry
 from micro_core.wire import limits
 
 
-def rejection_of(announce: OriginAnnounce, *, router: str, neighbour: Neighbour, entry: RibEntry | None) -> str:
-    """Return the counter of the reason for which an announcement is rejected, an empty string if it is accepted.
+def rejection_of(
+    announce: OriginAnnounce, *, router: str, neighbour: Neighbour, entry: RibEntry | None
+) -> Count | None:
+    """Return the effect that counts the reason for which an announcement is rejected, None if it is accepted.
 
     Args:
         announce: The announcement.
@@ -19,15 +22,15 @@ def rejection_of(announce: OriginAnnounce, *, router: str, neighbour: Neighbour,
     """
     path = announce.path
     if router in path:
-        return "routing_loops_refused"
+        return Count("routing_loops_refused")
     if path[0] != announce.origin or path[-1] != neighbour.peer:
-        return "routing_paths_refused"
+        return Count("routing_paths_refused")
     if len(path) >= limits.MAX_HOPS:
-        return "routing_paths_too_long"
+        return Count("routing_paths_too_long")
     if entry is not None and (
         announce.seqno[0] < entry.newest_seqno[0] or (entry.is_withdrawn and announce.seqno <= entry.newest_seqno)
     ):
-        return "routing_entries_outdated"
+        return Count("routing_entries_outdated")
     if not neighbour.policy.permits_import(announce.site):
-        return "routing_entries_refused_by_policy"
-    return ""
+        return Count("routing_entries_refused_by_policy")
+    return None

@@ -125,9 +125,9 @@ class Receiver:
             assert entry is not None
             neighbour.count_received(0, announce.checksum() - adjacency.announce_checksum)
         adjacency.announce_checksum = announce.checksum()
-        if rejection:
-            effects.append(Count(rejection))
-            self._rejected(entry, neighbour, announce, rejection, now, effects)
+        if rejection is not None:
+            effects.append(rejection)
+            self._rejected(entry, neighbour, announce, rejection.name, now, effects)
             return
         self._record_seqno(entry, announce, now, effects)
         is_fresh = not adjacency.path or announce.seqno != adjacency.seqno or neighbour.confirmed is not None
