@@ -14,7 +14,7 @@ import pytest
 from micro_core.builtin.broker import memory as memory_broker
 from micro_core.builtin.broker import node as node_broker
 from micro_core.builtin.broker.host import BrokerHost
-from micro_core.builtin.broker.mailbox import MAX_QUEUED
+from micro_core.builtin.broker.mailbox import MAX_QUEUED, Mailbox
 from micro_core.builtin.broker.node import NodeBrokerOptions
 from micro_core.builtin.registry import memory as memory_registry
 from micro_core.builtin.registry.memory import MemoryRegistry
@@ -222,3 +222,22 @@ async def test_publish_without_a_host_is_unreachable_with_a_hint(hosted: Site) -
     with pytest.raises(Unreachable) as caught:
         await broker.publish("orders", message(1))
     assert "micro run" in caught.value.hint
+
+
+async def test_handler_that_was_cancelled_elsewhere_does_not_end_the_subscription() -> None:
+    counters, received = CountersInMemory(), RecordingHandler()
+    calls = 0
+
+    async def handle(topic: str, one: Message) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise asyncio.CancelledError
+        await received(topic, one)
+
+    mailbox = Mailbox("orders", "", handle, counters, lambda _: None)
+    for number in range(2):
+        mailbox.offer(message(number))
+    await until(lambda: received.numbers == [1])
+    assert counters.values["broker_handlers_failed"] == 1
+    await mailbox.close()

@@ -84,7 +84,18 @@ class Mailbox:
                 self._queued_bytes -= len(message.body)
                 try:
                     await self._handler(self.topic, message)
+                except asyncio.CancelledError:
+                    if _is_being_cancelled():
+                        raise
+                    # The handler awaited something that was cancelled elsewhere, which must not end the subscription.
+                    self._counters.add("broker_handlers_failed")
+                    log.warning("a subscriber raised CancelledError", extra={"topic": self.topic})
                 except Exception:
                     # A failed handler does not prevent the delivery of the next message.
                     self._counters.add("broker_handlers_failed")
                     log.exception("a subscriber failed", extra={"topic": self.topic})
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

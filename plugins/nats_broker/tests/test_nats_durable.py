@@ -324,6 +324,23 @@ async def test_messages_of_a_closed_member_of_a_group_are_handled_by_the_next_on
     assert slow.numbers == []
 
 
+async def test_message_of_a_group_whose_handler_was_cancelled_elsewhere_is_delivered_again(
+    site: Any, shared_server: Any
+) -> None:
+    broker = await site.durable_broker(shared_server, redelivery_delay_s=0.05)
+    calls = 0
+
+    async def handle(topic: str, message: Message) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise asyncio.CancelledError
+
+    await broker.subscribe_group("orders", handle, group="micro-site-us", max_concurrent=8)
+    await broker.publish("orders", site.message(1))
+    await site.until(lambda: calls == 2)
+
+
 async def test_group_begins_with_new_messages_for_any_replay_from(site: Any, shared_server: Any) -> None:
     broker, handler = await site.durable_broker(shared_server, replay_from="all"), site.handler()
     await broker.publish("orders", site.message(1))

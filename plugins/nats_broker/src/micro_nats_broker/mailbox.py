@@ -152,7 +152,7 @@ class Mailbox:
 
     def _start_handling(self, arrived: ReceivedMessage) -> None:
         self._waiting_bytes -= len(arrived.message.body)
-        task = asyncio.get_running_loop().create_task(self._call_handler(arrived))
+        task = asyncio.get_running_loop().create_task(self._handle_in_task(arrived))
         self._handling[task] = arrived
         task.add_done_callback(self._handled)
 
@@ -162,40 +162,37 @@ class Mailbox:
         if self._on_capacity is not None:
             self._on_capacity()
 
-    async def _call_handler(self, arrived: ReceivedMessage) -> None:
-        failure: Exception | None = None
-        try:
-            await self._handler(arrived.topic, arrived.message)
-        except Exception as error:
-            # Isolate the failure: other messages must still be handled.
-            failure = error
-            self._context.counters.add("broker_handlers_failed")
-            self._context.logger.exception("subscriber failed", extra={"topic": arrived.topic})
-        if self._settle is not None:
-            await self._settle(arrived, failure)
-
     async def _handle(self, arrived: ReceivedMessage) -> None:
         self._waiting_bytes -= len(arrived.message.body)
         self._is_handling = True
-        failure: Exception | None = None
         try:
-            await self._handler(arrived.topic, arrived.message)
-        except asyncio.CancelledError:
-            if self._is_being_cancelled():
-                raise
-            failure = RuntimeError("the handler raised CancelledError")
-            self._context.counters.add("broker_handlers_failed")
-        except Exception as error:
-            # Isolate the failure: the next message must still be handled.
-            failure = error
-            self._context.counters.add("broker_handlers_failed")
-            self._context.logger.exception("subscriber failed", extra={"topic": arrived.topic})
+            failure = await self._call_handler(arrived)
         finally:
             self._is_handling = False
         if self._settle is not None:
             await self._settle(arrived, failure)
         if self._on_capacity is not None:
             self._on_capacity()
+
+    async def _handle_in_task(self, arrived: ReceivedMessage) -> None:
+        failure = await self._call_handler(arrived)
+        if self._settle is not None:
+            await self._settle(arrived, failure)
+
+    async def _call_handler(self, arrived: ReceivedMessage) -> Exception | None:
+        """Return the exception of the handler, which must not prevent the handling of other messages."""
+        try:
+            await self._handler(arrived.topic, arrived.message)
+        except asyncio.CancelledError:
+            if self._is_being_cancelled():
+                raise
+            self._context.counters.add("broker_handlers_failed")
+            return RuntimeError("the handler raised CancelledError")
+        except Exception as error:
+            self._context.counters.add("broker_handlers_failed")
+            self._context.logger.exception("subscriber failed", extra={"topic": arrived.topic})
+            return error
+        return None
 
     def _is_being_cancelled(self) -> bool:
         task = asyncio.current_task()
