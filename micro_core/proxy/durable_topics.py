@@ -13,8 +13,17 @@ import asyncio
 from functools import partial
 
 from micro_core.contract.broker import DurableBroker, Message, Subscription
-from micro_core.contract.errors import BadRequest, Forbidden, MicroError, Overloaded, RouteNotFound, TooLarge
+from micro_core.contract.errors import (
+    BadRequest,
+    Forbidden,
+    InternalError,
+    MicroError,
+    Overloaded,
+    RouteNotFound,
+    TooLarge,
+)
 from micro_core.contract.names import NETWORK_SERVICE, interest_name
+from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.proxy.forward import REQUIRED_ROUTER_KEY
 from micro_core.proxy.message_headers import DELIVERED_BY
@@ -38,6 +47,9 @@ MAX_RETRY_S = 1.0
 
 MAX_CONCURRENT = 128
 """Maximum number of messages per topic and site that are sent and not acknowledged."""
+
+MAX_INTERNAL_ERRORS = 10
+"""Number of attempts that may fail with an internal error of the target: a message that causes one must not be repeated for ever."""
 
 _PERMANENT = (BadRequest, Forbidden, TooLarge)
 """Errors with which a target refuses the message itself."""
@@ -66,6 +78,13 @@ class DurableTopics:
         self._deadlines = Deadlines()
         self._subscriptions: dict[str, dict[str, Subscription]] = {}
         """By topic and site."""
+        self._closing = BackgroundTasks(
+            component="topics",
+            logger=environment.logger,
+            counters=environment.counters,
+            failure_counter="topics_tasks_failed",
+        )
+        """Subscriptions that are being closed. A broker may wait for calls to an unreachable site, so nothing waits for them."""
 
     def topics(self) -> list[str]:
         """Return the topics that this node sends to other sites now."""
@@ -80,7 +99,7 @@ class DurableTopics:
         subscriptions = self._subscriptions.setdefault(topic, {})
         try:
             for site in [site for site in subscriptions if site not in sites]:
-                await subscriptions.pop(site).close()
+                self._closing.start(self._close(subscriptions.pop(site)))
             for site in sorted(sites):
                 if site not in subscriptions:
                     subscriptions[site] = await self._broker.subscribe_group(
@@ -92,11 +111,17 @@ class DurableTopics:
 
     async def close(self) -> None:
         """End all subscriptions. Messages that no site has acknowledged are delivered to the next leader."""
-        subscriptions = [one for by_site in self._subscriptions.values() for one in by_site.values()]
+        for by_site in self._subscriptions.values():
+            for subscription in by_site.values():
+                self._closing.start(self._close(subscription))
         self._subscriptions.clear()
-        for result in await asyncio.gather(*(one.close() for one in subscriptions), return_exceptions=True):
-            if isinstance(result, BaseException):
-                self._logger.info("subscription not closed", extra={"reason": str(result)})
+        await self._closing.wait()
+
+    async def _close(self, subscription: Subscription) -> None:
+        try:
+            await subscription.close()
+        except MicroError as error:
+            self._logger.info("subscription not closed", extra={"reason": str(error)})
 
     async def _deliver(self, site: str, topic: str, message: Message) -> None:
         """Return once `site` has the message. Raises the error with which the site refuses it."""
@@ -113,15 +138,19 @@ class DurableTopics:
             }
         )
         pause_s = INITIAL_RETRY_S
+        internal_errors = 0
         while True:
             try:
                 await self._call(site, topic, body)
-            except _PERMANENT as error:
-                self._counters.add("topics_messages_refused")
-                self._logger.warning("message refused by another site", extra={"topic": topic, "reason": str(error)})
-                raise
-            except MicroError:
-                # The leader of the site, or the way to it, may change. The subscription ends if the site is gone.
+            except MicroError as error:
+                internal_errors += isinstance(error, InternalError)
+                if isinstance(error, _PERMANENT) or internal_errors >= MAX_INTERNAL_ERRORS:
+                    self._counters.add("topics_messages_refused")
+                    self._logger.warning(
+                        "message refused by another site", extra={"topic": topic, "reason": str(error)}
+                    )
+                    raise
+                # The leader of the site, or the route to it, may change. The subscription ends if the site is gone.
                 self._counters.add("topics_deliveries_retried")
             else:
                 self._counters.add("topics_messages_sent")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 from typing import Any
 
 import pytest
 
-from micro_core.contract import CountersInMemory, Message, MicroError, TooLarge, Unreachable
+from micro_core.contract import CountersInMemory, InternalError, Message, MicroError, TooLarge, Unreachable
 from micro_core.contract.table import NETWORK_LINK, Route
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
@@ -45,6 +46,8 @@ class GroupBroker:
 
     def __init__(self) -> None:
         self.handlers: dict[str, Any] = {}
+        self.may_close = asyncio.Event()
+        self.may_close.set()
 
     async def subscribe_group(self, topic: str, handler: Any, *, group: str, max_concurrent: int) -> Any:
         broker = self
@@ -53,6 +56,7 @@ class GroupBroker:
         class Subscription:
             async def close(self) -> None:
                 del broker.handlers[group]
+                await broker.may_close.wait()
 
         assert max_concurrent > 1
         return Subscription()
@@ -95,6 +99,7 @@ async def test_leader_has_one_group_per_interested_site(
     assert sorted(broker.handlers) == ["micro-site-asia", "micro-site-us"]
     router.interest = [("b", "us")]
     await topics.reconcile("orders", is_leader=True)
+    await asyncio.sleep(0)
     assert (list(broker.handlers), topics.topics()) == (["micro-site-us"], ["orders"])
     await topics.close()
     assert broker.handlers == {}
@@ -108,7 +113,26 @@ async def test_other_nodes_of_the_site_have_no_group(
     assert (broker.handlers, topics.topics()) == ({}, [])
     await topics.reconcile("orders", is_leader=True)
     await topics.reconcile("orders", is_leader=False)
+    await asyncio.sleep(0)
     assert (broker.handlers, topics.topics()) == ({}, [])
+
+
+async def test_group_that_closes_slowly_does_not_delay_others(
+    topics: DurableTopics, router: Router, broker: GroupBroker
+) -> None:
+    router.interest = [("a", "us")]
+    await topics.reconcile("orders", is_leader=True)
+    broker.may_close.clear()
+    router.interest = [("c", "asia")]
+    async with asyncio.timeout(5.0):
+        await topics.reconcile("orders", is_leader=True)
+    assert "micro-site-asia" in broker.handlers
+    closing = asyncio.create_task(topics.close())
+    await asyncio.sleep(0)
+    assert not closing.done(), "`close` waits for it"
+    broker.may_close.set()
+    await closing
+    assert broker.handlers == {}
 
 
 async def deliver(
@@ -155,6 +179,22 @@ async def test_message_that_the_site_refuses_is_not_repeated(
     with pytest.raises(TooLarge):
         await deliver(topics, router, broker, monkeypatch, TooLarge("more than 1 MiB"))
     assert counters.values == {"topics_messages_refused": 1}
+
+
+async def test_message_that_causes_internal_errors_is_not_repeated_for_ever(
+    topics: DurableTopics,
+    router: Router,
+    broker: GroupBroker,
+    counters: CountersInMemory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    errors = [InternalError("bug")] * module.MAX_INTERNAL_ERRORS
+    with pytest.raises(InternalError):
+        await deliver(topics, router, broker, monkeypatch, *errors)
+    assert counters.values == {
+        "topics_deliveries_retried": module.MAX_INTERNAL_ERRORS - 1,
+        "topics_messages_refused": 1,
+    }
 
 
 async def test_message_of_another_site_stays_on_this_site(
