@@ -14,7 +14,7 @@ from micro_core.contract.clock import Random
 from micro_core.contract.table import LOCAL_LINK, Route, RouteKey
 from micro_core.proxy.destination import Destination
 from micro_core.proxy.route_usage import RouteUsage
-from micro_core.routing.lookup import LOAD_SHARING_FACTOR
+from micro_core.routing.lookup import DEFAULT_SITE, LOAD_SHARING_FACTOR, destination_name
 
 ADJUST_S = 0.1
 """Interval at which the windows of the destinations of a service are adjusted, while it is called."""
@@ -27,9 +27,6 @@ MAX_ADJUSTED = 16
 
 MAX_SERVICES = 4_096
 """Maximum number of services with a state. The one that was used first is forgotten; its calls in progress end as usual."""
-
-DEFAULT_SITE = "local"
-"""Name of sites without a configured name. Two sites with this name have nothing in common."""
 
 
 @dataclass(slots=True)
@@ -276,10 +273,8 @@ class RouteChooser:
 
 def _destination_of(route: Route, own_sites: Collection[str]) -> str:
     """Return the name of the destination of a route: empty for this site."""
-    has_name = route.site not in {"", DEFAULT_SITE}
-    if route.link == LOCAL_LINK or (has_name and route.site in own_sites):
-        return ""
-    return f"site {route.site}" if has_name else route.router
+    is_local = route.link == LOCAL_LINK or (route.site in own_sites and route.site not in {"", DEFAULT_SITE})
+    return "" if is_local else destination_name(route.site, route.router)
 
 
 def _preference(group: _Group) -> tuple[bool, bool, float]:

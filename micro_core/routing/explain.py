@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from micro_core.contract.table import LOCAL_LINK, NETWORK_LINK, Route, RouteKey
 from micro_core.routing.events import UNREACHABLE_US
-from micro_core.routing.lookup import LOAD_SHARING_FACTOR, SHARED_UNDER_LOAD, is_preferred_local
+from micro_core.routing.lookup import LOAD_SHARING_FACTOR, destination_name, is_preferred_local
 from micro_core.routing.rib_entry import RibEntry
 
 
@@ -18,7 +18,7 @@ class CandidateStatus(enum.Enum):
     BEST = "best"
     """The best route."""
     SHARES = "shares"
-    """Nearly as good as the best route: it gets a share of the calls."""
+    """It gets a share of the calls: nearly as good as the best route, or calls wait on all better routes."""
     SPARE = "spare"
     """Usable, but worse: it is tried when better routes refuse a call."""
     INFEASIBLE = "infeasible"
@@ -148,39 +148,54 @@ def stale_candidates(routes: Iterable[Route], is_usable: Callable[[Route], bool]
 def compare(candidates: list[RouteCandidate], waiting_us: Callable[[RouteKey], int]) -> list[RouteCandidate]:
     """Return the candidates, best first, with their final status: usable ones are compared with the best one.
 
-    `waiting_us` returns the waiting time that the proxy measured on a route. The comparison is the same as for calls
-    (lookup.py).
+    `waiting_us` returns the waiting time that the proxy measured on a route. It does not change the order, but the calls for
+    which a destination has no space go to the next one (proxy/route_choice.py).
     """
     usable = []
     for candidate in candidates:
         if candidate.status in _USABLE:
             measured_us = waiting_us(candidate.key)
             usable.append(replace(candidate, waiting_us=measured_us, total_us=candidate.total_us + measured_us))
-    usable.sort(key=lambda one: (not _is_preferred(one), one.total_us, one.origin, one.via))
+    usable.sort(key=lambda one: (not _is_preferred(one), _cost_us(one), one.origin, one.via))
     others = [candidate for candidate in candidates if candidate.status not in _USABLE]
     if not usable:
         return others
     best = usable[0]
     compared = []
-    factor = SHARED_UNDER_LOAD if any(candidate.waiting_us for candidate in usable) else LOAD_SHARING_FACTOR
+    better: set[str] = set()
+    is_waiting = True
     for candidate in usable:
+        extra_us = _cost_us(candidate) - _cost_us(best)
+        destination = destination_name(candidate.site, candidate.origin)
+        is_next = is_waiting and destination not in better
+        is_waiting = is_waiting and candidate.waiting_us > 0
+        better.add(destination)
         if candidate is best:
             why = "lowest cost" if candidate.via else "on this site"
             if candidate.status is CandidateStatus.DAMPED:
                 why = "the only way, although the link to the next hop has been flapping"
             compared.append(replace(candidate, status=CandidateStatus.BEST, why=why))
-        elif _is_preferred(candidate) is _is_preferred(best) and candidate.total_us <= best.total_us * factor:
-            why = f"{candidate.total_us - best.total_us} µs more than the best route: nearly as good, so it shares the calls"
+        elif (
+            _is_preferred(candidate) is _is_preferred(best)
+            and _cost_us(candidate) <= _cost_us(best) * LOAD_SHARING_FACTOR
+        ):
+            why = f"{extra_us} µs more than the best route: nearly as good, so it shares the calls"
+            compared.append(replace(candidate, status=CandidateStatus.SHARES, why=why))
+        elif is_next and candidate.status is not CandidateStatus.DAMPED:
+            why = f"{extra_us} µs more than the best route: it gets calls that would wait for too long on better routes"
             compared.append(replace(candidate, status=CandidateStatus.SHARES, why=why))
         elif candidate.status is CandidateStatus.DAMPED:
             compared.append(candidate)
         elif not _is_preferred(candidate) and _is_preferred(best):
             compared.append(replace(candidate, why="this site has an instance of its own"))
         else:
-            compared.append(
-                replace(candidate, why=f"{candidate.total_us - best.total_us} µs worse than the best route")
-            )
+            compared.append(replace(candidate, why=f"{extra_us} µs worse than the best route"))
     return compared + others
+
+
+def _cost_us(candidate: RouteCandidate) -> int:
+    """Return the cost by which routes are ordered: the waiting time that the proxy measured limits the calls instead."""
+    return candidate.total_us - candidate.waiting_us
 
 
 def _is_preferred(candidate: RouteCandidate) -> bool:
