@@ -46,7 +46,8 @@ class Rib:
         """Remove the tombstones that are older than `TOMBSTONE_S`.
 
         An entry that a neighbour still has from this router is kept: until the neighbour has received the withdrawal, the
-        feasibility distance must not be forgotten.
+        feasibility distance must not be forgotten. Announcements that were rejected are remembered for the digests only: the
+        sequence number that was newer may have been wrong, and the neighbour that has sent it may be gone.
 
         Returns the removed origins, and the clock seconds at which the next tombstone expires, None without tombstones.
         """
@@ -56,12 +57,16 @@ class Rib:
             if origin == self.router or entry.has_candidates():
                 continue
             expires_at = entry.empty_since + TOMBSTONE_S
-            if any(one.exported is not None or one.announce_checksum for one in entry.adjacencies.values()):
+            if any(one.exported is not None for one in entry.adjacencies.values()):
                 expires_at = max(expires_at, now + TOMBSTONE_S / 4)
             if now >= expires_at:
                 expired.append(origin)
             elif next_at is None or expires_at < next_at:
                 next_at = expires_at
         for origin in expired:
-            del self.entries[origin]
+            rejected = self.entries.pop(origin).rejected()
+            if rejected:
+                entry = self.entries[origin] = RibEntry(origin)
+                entry.adjacencies, entry.empty_since = rejected, now
+                next_at = now + TOMBSTONE_S if next_at is None else next_at
         return expired, next_at

@@ -118,6 +118,16 @@ class RibEntry:
         """Return whether any neighbour has a route."""
         return any(adjacency.path for adjacency in self.adjacencies.values())
 
+    def rejected(self) -> dict[str, Adjacency]:
+        """Return, by neighbour, what is remembered of announcements that were rejected: their part of the digests."""
+        found = {}
+        for peer, before in self.adjacencies.items():
+            if before.announce_checksum:
+                found[peer] = adjacency = Adjacency()
+                adjacency.announce_checksum, adjacency.list_checksum = before.announce_checksum, before.list_checksum
+                adjacency.is_skipped = True
+        return found
+
     def is_feasible(self, adjacency: Adjacency) -> bool:
         """Return whether the route of a candidate is guaranteed to be free of loops."""
         seqno = adjacency.seqno

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import pytest
 
+from micro_core.contract.table import OriginRouteKey
 from micro_core.routing.entries import OriginAnnounce, OriginWithdraw
 from micro_core.routing.events import (
     UNREACHABLE_US,
     Advert,
     Count,
+    Digest,
     NeighbourCost,
     NeighbourDown,
     NeighbourSuspect,
     SeqnoRequest,
     SeqnoRequests,
+    Solicit,
 )
+from micro_core.routing.messages import MAX_INTEGER
 from micro_core.routing.rib import Rib
 from micro_core.routing.rib_entry import TOMBSTONE_S
 from micro_core.wire import limits
@@ -119,6 +123,39 @@ def test_tombstone_is_kept_until_every_neighbour_has_received_the_withdrawal() -
     harness.handle(NeighbourDown(LEFT))
     harness.now += TOMBSTONE_S + 1
     assert harness.engine._rib.expire_tombstones(harness.now)[0] == []
+
+
+def test_absurd_incarnation_is_forgotten_after_its_sender_is_gone() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(FAR, RIGHT, incarnation=MAX_INTEGER)
+    harness.learn(FAR, LEFT, incarnation=5)
+    assert harness.gateways() == [RIGHT]
+    harness.handle(NeighbourDown(RIGHT))
+    harness.run(TOMBSTONE_S + 1)
+    before = len(harness.sent)
+    harness.receive_advert(LEFT, announce(FAR, LEFT, incarnation=5, sequence=2))
+    assert list(harness.table.origins) == [OriginRouteKey(FAR, LEFT)]
+    assert (LEFT, Solicit()) in harness.sent[before:], "the list is requested, too"
+    harness.receive_advert(
+        LEFT,
+        announce(FAR, LEFT, incarnation=5, sequence=2),
+        offers(FAR, "greeter", incarnation=5),
+        begins=True,
+        ends=True,
+    )
+    assert harness.gateways() == [LEFT]
+
+
+def test_rejected_announcements_remain_part_of_the_digest() -> None:
+    harness = EngineHarness(LEFT)
+    rejected = announce(FAR, OTHER)
+    harness.receive_advert(LEFT, rejected)
+    harness.run(3 * TOMBSTONE_S)
+    harness.receive(LEFT, Digest(harness.numbers[LEFT], 1, rejected.checksum()))
+    assert "routing_digests_differ" not in harness.counted
+    harness.receive_advert(LEFT, withdraw(FAR))
+    harness.run(3 * TOMBSTONE_S)
+    assert harness.engine._rib.entries == {}
 
 
 def test_later_incarnation_replaces_all_routes_and_offers_of_the_earlier_one() -> None:
