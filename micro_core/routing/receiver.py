@@ -114,7 +114,8 @@ class Receiver:
         rejection = rejection_of(announce, router=rib.router, neighbour=neighbour, entry=entry)
         adjacency = entry.adjacencies.get(peer) if entry is not None else None
         if adjacency is None or not adjacency.announce_checksum:
-            if neighbour.received_count >= limits.MAX_ORIGINS_PER_NEIGHBOUR:
+            is_full = entry is None and len(rib.entries) >= limits.MAX_ORIGINS
+            if is_full or neighbour.received_count >= limits.MAX_ORIGINS_PER_NEIGHBOUR:
                 effects.append(Count("routing_routes_over_limit"))
                 neighbour.is_over_limit = True
                 return

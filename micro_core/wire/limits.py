@@ -85,6 +85,10 @@ MAX_ORIGINS_PER_NEIGHBOUR = 10_000
 """Number of origins, i.e. of nodes that offer services, for which one neighbour may advertise a route. Ten times the number of
 nodes that the routing plane is made for."""
 
+MAX_ORIGINS = 40_000
+"""Number of origins that a router remembers: those with a route, those that have left within two minutes, and those whose routes
+were refused. Announcements of further ones are refused and counted, so that a neighbour cannot fill the memory with new names."""
+
 MAX_EVENTS_PER_ADVERT = 1_000
 """Number of route events in one advert. Longer lists are split into several adverts."""
 

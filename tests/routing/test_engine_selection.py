@@ -695,6 +695,18 @@ def test_origins_over_the_limit_of_a_neighbour_are_rejected_and_counted(monkeypa
     assert harness.gateways() == [LEFT, LEFT, RIGHT], "the limit applies to each neighbour"
 
 
+def test_origins_that_come_and_go_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_ORIGINS", 10)
+    harness = EngineHarness(LEFT)
+    for letter in ALPHABET[:20]:
+        harness.receive_advert(LEFT, announce((letter + "x") * 16, LEFT), withdraw((letter + "x") * 16))
+    assert len(harness.engine._rib.entries) == 10
+    assert harness.counted.count("routing_routes_over_limit") == 10
+    harness.run(TOMBSTONE_S + 1)
+    harness.learn(FAR, LEFT)
+    assert harness.gateways() == [LEFT]
+
+
 def test_offers_over_the_limit_of_a_neighbour_are_rejected_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_OFFERS_PER_NEIGHBOUR", 3)
     harness = EngineHarness(LEFT)
