@@ -84,6 +84,8 @@ def show_connections(config: str | None, address: str | None, as_json: bool) -> 
 def _link_state(link: dict[str, Any]) -> str:
     if link.get("is_damped"):
         return f"damped for {link['reuse_in_s'] or 0:.0f} s"
+    if link.get("is_closing"):
+        return "closing"
     return "suspect" if link["is_suspect"] else "used"
 
 

@@ -219,7 +219,9 @@ class LinkInfo:
     queue_delay_s: float
     """Moving average of the round-trip time above `path_rtt_s`, in seconds: the delay in queues on the path."""
     is_suspect: bool = False
-    """Whether a ping, or other data, is unanswered for so long that the peer may be unreachable. Anything that arrives resets it."""
+    """Whether something is unanswered for so long that the peer may be unreachable, until something arrives; or `is_closing`."""
+    is_closing: bool = False
+    """Whether one of the two nodes gives up this link on purpose, e.g. for one to a nearer node. It ends a few seconds later."""
     bytes_in: int
     """Bytes received since the link was established."""
     bytes_out: int
@@ -260,7 +262,7 @@ class LinkSuspect:
 
     A link becomes suspect when a ping is unanswered for about 1.25 s, and nothing else has arrived meanwhile; with QUIC, when any
     data is unacknowledged for three round trips and at least 0.3 s. Prefer other links for new work until something arrives
-    (`is_suspect` is then False) or the link ends.
+    (`is_suspect` is then False) or the link ends. It is also sent when a link is given up on purpose (`link.is_closing`).
     """
 
     link: LinkInfo
@@ -269,7 +271,10 @@ class LinkSuspect:
 
 @dataclass(frozen=True, slots=True)
 class LinkDown:
-    """The only link to a peer ended. Not sent for a link that was replaced."""
+    """The only link to a peer ended. Not sent for a link that was replaced.
+
+    If the link was given up on purpose (`link.is_closing`), its open sessions continue for a while.
+    """
 
     link: LinkInfo
     error: MicroError

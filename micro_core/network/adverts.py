@@ -18,6 +18,7 @@ from micro_core.contract.errors import MicroError
 from micro_core.contract.tunnel import (
     ChannelListener,
     DialFailed,
+    DialSucceeded,
     LinkDown,
     LinkEvent,
     LinkInfo,
@@ -130,8 +131,8 @@ class Adverts:
                 self._link_down(link)
             case LinkSuspect(link, is_suspect):
                 self._router.neighbour_suspect(link.peer, is_suspect=is_suspect)
-            case DialFailed():
-                # Before a dial, no link existed.
+            case DialSucceeded() | DialFailed():
+                # LinkUp or LinkMoved follows the link that a dial makes.
                 pass
 
     def _link_up(self, link: LinkInfo) -> None:
@@ -199,7 +200,7 @@ class Adverts:
         self._stop_waiting(link.peer)
         self._forget(link.peer)
         if self._is_open:
-            self._router.neighbour_down(link.peer)
+            self._router.neighbour_down(link.peer, is_graceful=link.is_closing)
 
     def _forget(self, peer: str) -> bool:
         self._pauses.pop(peer, None)

@@ -80,7 +80,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decline:
-    """The sender closes this link on purpose, and stays in the network."""
+    """The sender gives up this link on purpose, and stays in the network. Both ends drain the link."""
 
     reason: str
 

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from micro_core.contract.errors import Malformed, MicroError, Unreachable
+from micro_core.contract.errors import LinkLost, Malformed, MicroError, Unreachable
 from micro_core.contract.names import PATH_SEPARATOR, short_id
 from micro_core.contract.resolver import Resolver
 from micro_core.contract.tunnel import (
@@ -93,7 +93,7 @@ class Network:
             seeds=seeds,
             options=self._options,
             reachable=self._reachable,
-            announce=self._decline,
+            give_up=self._give_up,
             environment=environment,
         )
         self._writers: dict[str, MessageWriter] = {}
@@ -284,7 +284,8 @@ class Network:
                 self._peering.handle(NodeLeft(peer))
                 self._tasks.start(self._tunnel.unlink(peer))
             case Decline(reason=reason):
-                self._report(f"node {short_id(peer)} closes the link: {reason}")
+                self._report(f"node {short_id(peer)} gives up the link: {reason}")
+                self._tunnel.drain(peer, LinkLost(f"the peer has given up the link: {reason}"))
                 self._peering.handle(LinkDeclined(peer, reason))
         self._schedule_timer()
 
@@ -305,9 +306,10 @@ class Network:
         in_graph = frozenset(self._graph.distances())
         return in_graph if self._reachability_source is None else in_graph | self._reachability_source()
 
-    def _decline(self, peer: str, reason: str) -> None:
-        """Send a peer the reason why this node closes the link."""
+    def _give_up(self, peer: str, reason: str) -> None:
+        """Announce to a peer that this node gives up the link, and why. Both ends then drain it."""
         self._send_to(peer, Decline(reason=reason))
+        self._tunnel.drain(peer, LinkLost(f"this node has given up the link: {reason}"))
 
     def _flood(self, changes: list[NodeRecord], now: float, *, except_to: str) -> None:
         """Send changed records to all neighbours, if there are others than the one they came from."""

@@ -119,7 +119,7 @@ class NodeLeft:
 
 @dataclass(frozen=True, slots=True)
 class LinkDeclined:
-    """A peer announced that it closes the link, and why."""
+    """A peer announced that it gives up the link, and why."""
 
     peer: str
     reason: str
@@ -180,7 +180,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Unlink:
-    """Send the reason to a node and close the link."""
+    """Send the reason to a node and give up the link. PeerLost follows when it carries no routes any more."""
 
     peer: str
     reason: str

@@ -85,7 +85,7 @@ class KnownLink:
     """The address that this node dialled, or None for an accepted link."""
     up_since: float
     is_closing: bool = False
-    """Whether this node has decided to close the link."""
+    """Whether one of the two nodes gives up the link."""
 
 
 @dataclass(slots=True)

@@ -45,7 +45,7 @@ class Peering:
         seeds: Addresses that are always kept linked.
         options: Numbers of links.
         reachable: Returns the ids of the nodes that are reachable now.
-        announce: Called with (peer, reason) before this node closes a link on purpose.
+        give_up: Called with (peer, reason) to give up the link to a peer.
         environment: Clock, random numbers, counters.
     """
 
@@ -59,14 +59,14 @@ class Peering:
         seeds: Sequence[str],
         options: PeerOptions,
         reachable: Callable[[], frozenset[str]],
-        announce: Callable[[str, str], None],
+        give_up: Callable[[str, str], None],
         environment: Environment,
     ) -> None:
         self._name = name
         self._tunnel = tunnel
         self._resolvers = resolvers
         self._reachable = reachable
-        self._announce = announce
+        self._give_up = give_up
         self._clock = environment.clock
         self._logger = environment.logger
         self._counters = environment.counters
@@ -152,8 +152,7 @@ class Peering:
                     self._tasks.start(self._probe(address))
                 case events.Unlink(peer, reason):
                     self._counters.add("network_links_given_up")
-                    self._announce(peer, reason)
-                    self._tasks.start(self._tunnel.unlink(peer))
+                    self._give_up(peer, reason)
                 case events.Resolve():
                     self._tasks.start(self._resolve())
 

@@ -126,9 +126,11 @@ class Peers:
             case NodeLeft(node):
                 self._left(node, now)
             case LinkDeclined(peer, reason):
-                if peer in self.table.nodes:
-                    self.table.nodes[peer].declined = reason
-                    self.table.nodes[peer].declined_until = now + DECLINED_S
+                declining = self.table.nodes.get(peer)
+                if declining is not None:
+                    declining.declined, declining.declined_until = reason, now + DECLINED_S
+                    if declining.link is not None:
+                        declining.link.is_closing = True
             case Measured(rtts_s):
                 for peer, rtt_s in rtts_s.items():
                     self._measured(self.table.nodes.get(peer), rtt_s, now)
@@ -175,7 +177,8 @@ class Peers:
         node = self.table.nodes.get(peer)
         if node is None or node.link is None:
             return
-        node.flaps = node.flaps + 1 if now - node.link.up_since < SHORT_LIVED_S else 0
+        is_flap = now - node.link.up_since < SHORT_LIVED_S and not node.link.is_closing
+        node.flaps = node.flaps + 1 if is_flap else 0
         node.link, node.is_random = None, False
         node.alive_at = node.answered_at = now
         pause_s = self._planner.jittered(min(MAX_RETRY_S, REDIAL_S * 2 ** min(node.flaps, 10)))

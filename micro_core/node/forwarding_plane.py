@@ -99,8 +99,12 @@ class ForwardingPlane:
             case LinkMoved(link):
                 self.proxy.peer_suspect(link.peer, link.is_suspect)
                 self.proxy.peer_moved(link.peer)
-            case LinkUp(link) | LinkDown(link):
+            case LinkUp(link):
                 self.proxy.peer_suspect(link.peer, False)
+            case LinkDown(link):
+                self.proxy.peer_suspect(link.peer, False)
+                # If the link was given up, its sessions are still open. A later link needs its own.
+                self.proxy.peer_moved(link.peer)
 
     async def listen(self, address: str) -> None:
         """Accept calls from the site at `address`, or at a free address if it is empty. Raises Conflict, BadRequest."""

@@ -63,6 +63,7 @@ def connection_view(link: LinkInfo, now: float, flap: LinkDampingStatus | None =
         "rtt_variance_us": _microseconds(link.rtt_variance_s),
         "path_rtt_us": _microseconds(link.path_rtt_s),
         "is_suspect": link.is_suspect,
+        "is_closing": link.is_closing,
         "loss": link.loss,
         "queue_delay_us": _microseconds(link.queue_delay_s),
         "bytes_in": link.bytes_in,

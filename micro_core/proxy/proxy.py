@@ -46,6 +46,9 @@ CHANNEL = "rpc"
 CONNECT_TIMEOUT_S = 3.0
 """Seconds that a next hop has to accept a connection before the next route is tried."""
 
+IDLE_CHECK_S = 0.5
+"""Seconds between two checks whether the calls on a retired connection have ended."""
+
 MessageHandler = Callable[[EventHeader, bytes], None]
 """Called with (header, body) for each message that a peer sends."""
 
@@ -88,8 +91,7 @@ class Proxy:
             counters=self._counters,
             resume=lambda call: self._forward(call, None),
         )
-        # Retired connections are kept like accepted ones: they end with their link, or with this proxy.
-        self._peers = PeerConnections(dial_session, connect=self._connect, retire=self.accept_socket)
+        self._peers = PeerConnections(dial_session, connect=self._connect, retire=self._retire)
         self._tasks = BackgroundTasks(
             component="proxy",
             logger=environment.logger,
@@ -134,7 +136,7 @@ class Proxy:
         return self._peers.get(peer, Priority.EVENTS)
 
     def peer_moved(self, peer: str) -> None:
-        """Send new calls over the link that replaced another one to `peer`. Calls in flight end on the old link."""
+        """Send new calls over another link to `peer` than the present one. Calls in flight end on the old link."""
         self._peers.retire_peer(peer)
 
     def peer_suspect(self, peer: str, is_suspect: bool) -> None:
@@ -266,6 +268,16 @@ class Proxy:
 
     def _connect(self, session: Session) -> Connection:
         return Connection(session, dialed=True, handler=self, node_id=self.node_id, counters=self._counters)
+
+    def _retire(self, connection: Connection) -> None:
+        """Keep a connection like an accepted one until its calls have ended."""
+        self.accept_socket(connection)
+        self._tasks.start(self._close_when_idle(connection))
+
+    async def _close_when_idle(self, connection: Connection) -> None:
+        while connection.error is None and connection.open_streams:  # noqa: ASYNC110 - an event costs time for each call
+            await asyncio.sleep(IDLE_CHECK_S)
+        await connection.close()
 
     # ---------------------------------------------------------- CallForwarder
 

@@ -17,6 +17,7 @@ from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.loop_watch import LoopWatch
 from micro_core.tunnel.early_data import MAX_EARLY_BYTES, EarlyData
+from micro_core.tunnel.gradual_end import GradualEnd
 from micro_core.tunnel.handshake import (
     PROBE_ERROR_ID,
     Admit,
@@ -45,10 +46,6 @@ from micro_core.tunnel.mux_frames import (
 from micro_core.tunnel.session import TunnelSession
 from micro_core.wire import limits
 
-RETIRE_S = limits.DEFAULT_TIMEOUT_S
-"""Seconds for which sessions may continue on a link that was replaced by a link over another driver: the default timeout of
-a call."""
-
 
 class LinkOwner(Protocol):
     """The tunnel that owns a link, and what the link reports to it."""
@@ -63,6 +60,10 @@ class LinkOwner(Protocol):
 
     def link_suspect(self, link: NodeLink, is_suspect: bool) -> None:
         """Note that the peer of a link may be unreachable, or that something has arrived from it again."""
+        ...
+
+    def link_retired(self, link: NodeLink, error: MicroError) -> None:
+        """Note that a link that was given up carries nothing new from now on. `link_ended` follows."""
         ...
 
     def link_ended(self, link: NodeLink, error: MicroError) -> None:
@@ -114,6 +115,8 @@ class NodeLink:
         self.version = 0
         self.error: MicroError | None = None
         """Why the link has ended; None while it is open."""
+        self.ending = GradualEnd(self, context.environment.counters)
+        """Replaces or gives up the link without interrupting its sessions."""
         self.up_since = 0.0
         self.bytes_in = 0
         self.sessions: dict[int, TunnelSession] = {}
@@ -138,9 +141,7 @@ class NodeLink:
         # Optional, see `contract.Link`.
         self._transport_loss: Callable[[], float | None] | None = getattr(link, "transport_loss", None)
         self._early = EarlyData()
-        self._superseded: asyncio.Future[None] = self._loop.create_future()
         self._handshake_timer = self._loop.call_later(limits.HANDSHAKE_TIMEOUT_S, self._handshake_expired)
-        self._retire_timer: asyncio.TimerHandle | None = None
         self._tasks = BackgroundTasks(
             component="tunnel link",
             logger=context.environment.logger,
@@ -262,15 +263,19 @@ class NodeLink:
         if self._closing is not None:
             await asyncio.wait([self._closing], timeout=2.0)
 
-    def retire(self, error: MicroError) -> None:
-        """Give way to a new link: serve the open sessions for at most `RETIRE_S`, then end with `error`."""
-        if self.error is None and self._retire_timer is None:
-            self._retire_timer = self._loop.call_later(RETIRE_S, self.abort, error)
-            self._set_superseded()
+    # -------------------------------------------------------------- EndingLink
 
-    async def wait_until_superseded(self) -> None:
-        """Wait until this is no longer the current link to its peer: it has ended, or another link replaced it."""
-        await asyncio.shield(self._superseded)
+    def closing_started(self) -> None:
+        """Report the link as suspect from now on."""
+        self._owner.link_suspect(self, True)
+
+    def drained(self, error: MicroError) -> None:
+        """Report that the link carries nothing new from now on."""
+        self._owner.link_retired(self, error)
+
+    def has_open_sessions(self) -> bool:
+        """Return whether sessions are open, except those of control data."""
+        return any(session.priority is not Priority.CONTROL for session in self._mux.sessions.values())
 
     @property
     def has_sent_proof(self) -> bool:
@@ -296,7 +301,8 @@ class NodeLink:
             rtt_s=quality.rtt_s,
             rtt_variance_s=quality.rtt_variance_s,
             path_rtt_s=quality.path_rtt_s,
-            is_suspect=quality.is_suspect,
+            is_suspect=quality.is_suspect or self.ending.is_closing,
+            is_closing=self.ending.is_closing,
             loss=self._loss(),
             queue_delay_s=quality.queue_delay_s,
             bytes_in=self.bytes_in,
@@ -370,7 +376,8 @@ class NodeLink:
 
     def peer_suspect(self, is_suspect: bool) -> None:
         """Note that the peer may be unreachable, or that something has arrived from it again."""
-        self._owner.link_suspect(self, is_suspect)
+        if not self.ending.is_closing:
+            self._owner.link_suspect(self, is_suspect)
 
     def peer_dead(self, silent_s: float) -> None:
         """End the link: nothing arrived for `silent_s` seconds."""
@@ -424,10 +431,6 @@ class NodeLink:
         if self.error is None:
             self._writer.schedule()
 
-    def _set_superseded(self) -> None:
-        if not self._superseded.done():
-            self._superseded.set_result(None)
-
     def _end(self, error: MicroError) -> None:
         if self.error is not None:
             return
@@ -442,7 +445,5 @@ class NodeLink:
         sessions, self.sessions = list(self.sessions.values()), {}
         for session in sessions:
             session.end(error)
-        self._set_superseded()
-        if self._retire_timer is not None:
-            self._retire_timer.cancel()
+        self.ending.link_ended()
         self._owner.link_ended(self, error)

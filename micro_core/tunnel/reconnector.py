@@ -206,7 +206,7 @@ class Reconnector:
 
     async def _follow(self, link: NodeLink) -> None:
         """Wait until `link` is not the current link to its peer, then report to the selector."""
-        await link.wait_until_superseded()
+        await link.ending.wait_until_superseded()
         current = self._find_link(link.peer_id)
         if current is None:
             self._events.put_nowait((LinkEnded(), None))

@@ -141,7 +141,7 @@ class TunnelHost:
         self._pending: dict[NodeLink, None] = {}
         """Links whose handshake is in progress."""
         self._retired: dict[NodeLink, None] = {}
-        """Links that were replaced, until their sessions end."""
+        """Links that were replaced or given up, until their sessions end."""
         self._open_listeners: list[Listener] = []
         self._event_handler: LinkEventHandler | None = None
         self._dialer = Dialer(
@@ -259,6 +259,16 @@ class TunnelHost:
         if link is not None:
             await link.close()
 
+    def drain(self, peer: str, error: MicroError) -> None:
+        """Give up the link to `peer`, if there is one, without interrupting calls. To be called at both ends.
+
+        The link is suspect at once. A few seconds later it is reported as down with `error`, so that its routes are
+        withdrawn. Open sessions continue for a while, as on a link that was replaced.
+        """
+        link = self._links.get(peer)
+        if link is not None:
+            link.ending.drain(error)
+
     # --------------------------------------------------------------- channels
 
     def dial(self, channel: str, *, peer: str, priority: Priority = Priority.CALLS) -> Session:
@@ -315,7 +325,7 @@ class TunnelHost:
             replaced = LinkLost("replaced by a newer link to the same node")
             if has_moved:
                 self._retired[current] = None
-                current.retire(replaced)
+                current.ending.retire(replaced)
             else:
                 current.abort(replaced)
         self._links[link.peer_id] = link
@@ -333,12 +343,20 @@ class TunnelHost:
         if self._links.get(link.peer_id) is link:
             self._emit(LinkSuspect(link.info(), is_suspect))
 
+    def link_retired(self, link: NodeLink, error: MicroError) -> None:
+        """Report that a link that was given up is down. Its open sessions continue."""
+        if self._links.get(link.peer_id) is link:
+            self._retired[link] = None
+            self._remove(link, error)
+
     def link_ended(self, link: NodeLink, error: MicroError) -> None:
         """Note the end of a link, authenticated or not."""
         self._pending.pop(link, None)
         self._retired.pop(link, None)
-        if link.peer is None or self._links.get(link.peer_id) is not link:
-            return
+        if link.peer is not None and self._links.get(link.peer_id) is link:
+            self._remove(link, error)
+
+    def _remove(self, link: NodeLink, error: MicroError) -> None:
         del self._links[link.peer_id]
         self._emit(LinkDown(link.info(), error))
 

@@ -458,6 +458,25 @@ def test_accepted_link_above_the_limit_is_closed_but_not_the_only_link_to_a_site
     assert not any(isinstance(effect, Unlink) for effect in effects), "each link is the only one to its site"
 
 
+def test_link_that_the_peer_gives_up_is_replaced_before_it_ends() -> None:
+    node = Node(links_site=0, links_remote=2)
+    node.link("x")
+    node.link("a", site="asia", address="a:1")
+    node.handle(Reachability(frozenset("xab")))
+    node.answer("b", site="africa")
+    assert dialled(node.run(3.0)) == [], "there are enough links"
+    node.handle(LinkDeclined("a", "exchanged"))
+    assert dialled(node.run(2.0)) == ["b:1"]
+
+
+def test_link_that_was_given_up_soon_does_not_count_as_flap() -> None:
+    node = Node(links_site=0, links_remote=2)
+    node.link("a", site="asia", address="a:1")
+    node.handle(LinkDeclined("a", "exchanged"))
+    node.handle(PeerLost("a"))
+    assert node.peers.table.nodes["a"].flaps == 0
+
+
 def test_node_that_closed_the_link_is_not_dialled_again_unless_it_is_unreachable() -> None:
     node = Node(links_site=0, links_remote=2)
     node.link("x")

@@ -100,8 +100,8 @@ class FakeRouter:
     def neighbour_suspect(self, peer: str, *, is_suspect: bool) -> None:
         self.calls.append(("suspect", is_suspect))
 
-    def neighbour_down(self, peer: str) -> None:
-        self.calls.append(("down",))
+    def neighbour_down(self, peer: str, *, is_graceful: bool = False) -> None:
+        self.calls.append(("down gracefully",) if is_graceful else ("down",))
 
     def receive(self, peer: str, payload: bytes) -> None:
         if payload == b"malformed":
@@ -219,6 +219,15 @@ def test_malformed_held_message_closes_the_link() -> None:
         await asyncio.sleep(0.1)
         assert setting.tunnel.unlinked == [PEER]
         assert ("received", b"two") not in setting.router.calls
+
+    simulate(test)
+
+
+def test_end_of_a_link_that_was_given_up_does_not_count_as_loss() -> None:
+    async def test(setting: Setting) -> None:
+        setting.measure()
+        setting.adverts.handle_link_event(LinkDown(replace(MEASURED, is_closing=True), LinkLost("given up")))
+        assert setting.router.calls[-1] == ("down gracefully",)
 
     simulate(test)
 

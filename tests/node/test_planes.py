@@ -180,7 +180,7 @@ def link(peer: str = PEER) -> LinkInfo:
 EVENTS: list[tuple[LinkEvent, list[str]]] = [
     (LinkMoved(link()), ["proxy", "adverts", "network"]),
     (LinkUp(link()), ["adverts", "network"]),
-    (LinkDown(link(), LinkLost("gone")), ["adverts", "network"]),
+    (LinkDown(link(), LinkLost("gone")), ["proxy", "adverts", "network"]),
     (DialFailed("memory://x", Unreachable("no answer")), ["adverts", "network"]),
 ]
 

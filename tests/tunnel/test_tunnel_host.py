@@ -22,6 +22,8 @@ from micro_core.contract import (
     LinkDown,
     LinkEvent,
     LinkLost,
+    LinkMeasured,
+    LinkSuspect,
     LinkUp,
     MicroError,
     Priority,
@@ -31,6 +33,7 @@ from micro_core.contract import (
 )
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
+from micro_core.tunnel import gradual_end
 from micro_core.tunnel.identity import NodeIdentity
 from micro_core.tunnel.path_selection import PathOptions
 from micro_core.tunnel.tunnel import TunnelHost, TunnelOptions
@@ -465,6 +468,60 @@ async def test_single_dial_ends_in_one_outcome_and_does_not_link_again(nodes: No
     a.dial_once("memory://b")
     await until(lambda: len(outcomes) == 2)
     assert len(a.links()) == 1
+
+
+async def test_link_that_is_given_up_carries_its_sessions_to_their_end(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for constant in ("DRAIN_S", "IDLE_CHECK_S"):
+        monkeypatch.setattr(gradual_end, constant, 0.05)
+    a, b = await nodes.node("a"), await nodes.node("b")
+    events: list[LinkEvent] = []
+    a.set_event_handler(events.append)
+    accepted: list[Reader] = []
+    b.listen("calls", lambda session: accepted.append(Reader(session)))
+    await a.link_to("memory://b")
+    answers = Reader(a.dial("calls", peer=b.node_id))
+    await until(lambda: bool(accepted))
+    requests = accepted[0]
+    error = LinkLost("given up")
+    a.drain(b.node_id, error)
+    b.drain(a.node_id, error)
+    b.drain(a.node_id, error)
+    requests.session.write(b"before")
+    await until(lambda: answers.data == b"before")
+    assert a.links()[0].is_suspect, "whatever arrives on it"
+    await until(lambda: not a.links() and not b.links())
+    kinds = [type(event) for event in events if not isinstance(event, LinkMeasured | DialSucceeded)]
+    assert kinds == [LinkUp, LinkSuspect, LinkDown]
+    with pytest.raises(Unreachable):
+        a.dial("calls", peer=b.node_id)
+    answers.session.write(b"request")
+    await until(lambda: requests.data == b"request")
+    requests.session.write(b" and after")
+    await until(lambda: answers.data == b"before and after")
+    await answers.session.close()
+    await until(lambda: not a._retired and not b._retired)
+
+
+async def test_link_that_is_given_up_ends_after_a_while_although_it_is_used_and_the_peer_does_not_respond(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for constant in ("DRAIN_S", "IDLE_CHECK_S", "GIVEN_UP_S"):
+        monkeypatch.setattr(gradual_end, constant, 0.05)
+    a, b = await nodes.node("a"), await nodes.node("b")
+    readers: list[Reader] = []
+    b.listen("calls", lambda session: readers.append(Reader(session)))
+    await a.link_to("memory://b")
+    answers = Reader(a.dial("calls", peer=b.node_id))
+    a.drain(b.node_id, LinkLost("given up"))
+    await until(lambda: answers.error is not None)
+    assert answers.error is not None
+    assert answers.error.detail == "given up"
+    assert not a.links()
+    assert isinstance(a._counters, CountersInMemory)
+    assert a._counters.values["tunnel_links_retired_in_use"] == 1
+    await until(lambda: not b.links())
 
 
 async def test_single_dial_of_a_linked_node_reports_the_node_under_any_spelling(nodes: Nodes) -> None:

@@ -188,7 +188,7 @@ def _is_valid(name: str, value: object) -> bool:
         return isinstance(value, str) and len(value) <= 1_024
     if name in _INTEGER_FIELDS:
         return type(value) is int
-    if name in ("dialed", "is_suspect"):
+    if name in ("dialed", "is_suspect", "is_closing"):
         return type(value) is bool
     if name == "queue_delay_s":
         return type(value) in (int, float)
