@@ -59,6 +59,8 @@ def compose(components: NodeComponents) -> Node:
     # The proxy comes first: when a link has moved, new calls use the new link at once.
     links.add_event_handler(forwarding.handle_link_event)
     links.add_event_handler(routing.handle_link_event)
+    links.add_resumed_handler(routing.router.resumed)
+    forwarding.proxy.set_suspension_check(links.tunnel.loop_watch.check)
     links.network.set_reachability_source(routing.router.origins)
     node = Node(
         description=description,

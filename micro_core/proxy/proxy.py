@@ -100,6 +100,7 @@ class Proxy:
         )
         self._deadlines = Deadlines()
         self._message_handler: MessageHandler | None = None
+        self._check_suspension: Callable[[], object] = _do_nothing
         self._accepted: dict[Connection, None] = {}
         self._idle = asyncio.Event()
         self._is_draining = False
@@ -116,6 +117,14 @@ class Proxy:
     def set_message_handler(self, handler: MessageHandler) -> None:
         """Pass the messages that peers send to `handler`. Without a handler, messages are dropped and counted."""
         self._message_handler = handler
+
+    def set_suspension_check(self, check: Callable[[], object]) -> None:
+        """Call `check` before each call is forwarded. After a suspension of this process, it ends the links to the peers.
+
+        A call of the site is often received before a timer can notice the suspension. Sent on a link that the peer has
+        given up, it would fail; without the link, it waits for a route.
+        """
+        self._check_suspension = check
 
     # ------------------------------------------------------------ connections
 
@@ -162,6 +171,7 @@ class Proxy:
             self._counters.add("proxy_calls_refused")
             connection.refuse(frame.stream, refusal)
             return
+        self._check_suspension()
         call = ForwardedCall(self, connection, frame, header, self._now())
         connection.attach(frame.stream, CallerEnd(call))
         self._calls[call] = None
@@ -380,3 +390,7 @@ def _priority(call: ForwardedCall) -> Priority:
     if header.bulk or header.mode != CallMode.UNARY or (request is not None and request.flags & MORE):
         return Priority.BULK
     return Priority.CALLS
+
+
+def _do_nothing() -> None:
+    """Check nothing: the process of the tunnel notices a suspension."""

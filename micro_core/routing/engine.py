@@ -42,6 +42,7 @@ from micro_core.routing.events import (
     NeighbourDown,
     NeighbourSuspect,
     NeighbourUp,
+    Resumed,
     ReuseService,
     RoutingEvent,
     SendMessage,
@@ -172,6 +173,8 @@ class Engine:
                 if self.damper.reuse(service):
                     self._history.record(now, service, "suppression ended by an operator")
                     self._origin.reuse(service, now)
+            case Resumed(incarnation):
+                self._resumed(incarnation)
             case WithdrawAll():
                 self._withdraw_all(now)
         self._flush(now, effects)
@@ -303,6 +306,16 @@ class Engine:
                 self._advertiser.schedule(self.router, now)
             else:
                 self._advertiser.schedule_slow(self.router, now)
+
+    def _resumed(self, incarnation: int) -> None:
+        """Continue as a later incarnation: what other routers still know of the earlier one is outdated.
+
+        It is sent to each neighbour with the full table on its new link.
+        """
+        if not self._origin.is_draining:
+            self._origin.restart(max(incarnation, self._origin.incarnation + 1))
+            if self.router in self._rib.entries:
+                self._announce_own()
 
     def _withdraw_all(self, now: float) -> None:
         # Routes to other origins are withdrawn, too: this router does not forward any more.

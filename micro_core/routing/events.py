@@ -170,6 +170,13 @@ class MessageReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumed:
+    """This process was suspended, and continues as a later incarnation. NeighbourDown follows for every link."""
+
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
 class WithdrawAll:
     """This node is draining: withdraw all advertised routes, so that calls use other routes before the node stops."""
 
@@ -190,6 +197,7 @@ RoutingEvent = (
     | NeighbourSuspect
     | NeighbourDown
     | MessageReceived
+    | Resumed
     | WithdrawAll
     | ReuseService
 )

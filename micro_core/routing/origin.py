@@ -189,12 +189,16 @@ class Origin:
         if incarnation == self.incarnation:
             self.sequence = sequence + 1
             return True
-        self.incarnation, self.sequence = incarnation + 1, 1
+        self.restart(incarnation + 1)
+        return True
+
+    def restart(self, incarnation: int) -> None:
+        """Continue as a later incarnation, with the same offers."""
+        self.incarnation, self.sequence = incarnation, 1
         before, self.offers = self.offers, OfferList(self.incarnation)
         for entry in before.entries.values():
             self.offers.put(OfferEntry(entry.offer, self.offers.version + 1))
             self.offers.version += 1
-        return True
 
     def _schedule(self, service: str, own: OwnService, now: float) -> None:
         """Schedule the advertisement of what has changed about a service."""

@@ -41,6 +41,7 @@ from micro_core.routing.events import (
     NeighbourUp,
     PutOriginRoute,
     PutRoute,
+    Resumed,
     ReuseService,
     RoutingEvent,
     SendMessage,
@@ -299,6 +300,10 @@ class Router:
     def send_full_table(self, peer: str) -> None:
         """Send the full table to a neighbour whose router has restarted or may have missed adverts."""
         self._handle(MessageReceived(peer, Solicit()))
+
+    def resumed(self, incarnation: int) -> None:
+        """Continue as a later incarnation: this process was suspended. `neighbour_down` follows for every link."""
+        self._handle(Resumed(incarnation))
 
     def withdraw_all(self) -> None:
         """Withdraw all advertised routes, and advertise nothing from now on: the node is draining."""

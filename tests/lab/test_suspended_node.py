@@ -48,6 +48,47 @@ def test_node_that_continues_after_a_stop_fails_no_calls_of_other_sites() -> Non
     assert after == 0, f"{after} of {count} calls failed after the node continued, {asleep} while it was stopped"
 
 
+def once(name: str) -> Service:
+    """Return a service whose calls are not repeated if a link breaks."""
+    service = Service(name)
+
+    @service.endpoint("Do.Once")
+    async def do() -> str:
+        return name
+
+    return service
+
+
+async def test_call_that_arrived_before_the_node_noticed_its_stop_waits_for_a_route(micro_net: Lab) -> None:
+    _, sleeper, _, serving = await micro_net.line(4)
+    await serving.serve(once("svc.once"))
+    await micro_net.converged()
+    assert await sleeper.call("svc.once", "Do.Once") == "svc.once"
+    sleeper.sleep(8.0)
+    # The request is processed before the timers of the node, as in a real event loop.
+    await micro_net.advance_time(0.01)
+    answers = [asyncio.ensure_future(sleeper.call("svc.once", "Do.Once", timeout_s=20.0, retries=0))]
+    for _ in range(4):
+        await micro_net.advance_time(2.0)
+        answers += [asyncio.ensure_future(sleeper.call("svc.once", "Do.Once", timeout_s=20.0, retries=0))]
+    await micro_net.advance_time(2.0)
+    assert [answer.result() for answer in answers] == ["svc.once"] * 5
+    assert sleeper.counted("tunnel_suspensions") == 1
+
+
+async def test_node_that_continues_advertises_its_offers_as_a_later_incarnation(micro_net: Lab) -> None:
+    other, sleeper, _ = await micro_net.line(3)
+    await sleeper.serve(once("svc.once"))
+    await micro_net.converged()
+    before = sleeper.node.network.record.incarnation
+    sleeper.sleep(8.0)
+    await micro_net.advance_time(10.0)
+    after = sleeper.node.network.record.incarnation
+    assert after > before
+    assert other.node.router._engine._rib.entries[sleeper.id].newest_seqno[0] == after
+    assert await other.call("svc.once", "Do.Once", retries=0) == "svc.once"
+
+
 LARGE = "svc.large"
 
 

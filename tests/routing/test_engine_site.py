@@ -12,6 +12,7 @@ from micro_core.routing.events import (
     LocalServices,
     NeighbourDown,
     NeighbourUp,
+    Resumed,
     ReuseService,
     WithdrawAll,
 )
@@ -219,6 +220,37 @@ def test_draining_withdraws_everything_at_once_and_announces_nothing_more() -> N
     assert harness.take_entries(LEFT) == []
     assert harness.services() == {"greeter", "late", "far", "further"}
     harness.handle(NeighbourUp(LEFT, COST_US))
+    assert harness.take_entries(LEFT) == []
+
+
+def test_resumed_router_sends_its_offers_as_a_later_incarnation_on_new_links_only() -> None:
+    harness = EngineHarness(LEFT)
+    harness.up()
+    harness.run(1)
+    harness.take_sent()
+    harness.handle(Resumed(20))
+    harness.handle(NeighbourDown(LEFT))
+    assert harness.take_sent() == []
+    harness.handle(NeighbourUp(LEFT, COST_US))
+    harness.run(1)
+    entries = harness.take_entries(LEFT)
+    assert {(one.incarnation, one.sequence) for one in entries if isinstance(one, OriginAnnounce)} == {(20, 1)}
+    assert {one.incarnation for one in entries if isinstance(one, OfferChanges)} == {20}
+    assert names_of(entries) == ["greeter"]
+    harness.handle(Resumed(5))
+    assert harness.engine._origin.incarnation == 21, "other routers may know the present one"
+
+
+def test_resumed_router_that_is_draining_announces_nothing() -> None:
+    harness = EngineHarness(LEFT)
+    harness.up()
+    harness.run(1)
+    harness.handle(WithdrawAll())
+    harness.take_sent()
+    harness.handle(Resumed(20))
+    harness.handle(NeighbourDown(LEFT))
+    harness.handle(NeighbourUp(LEFT, COST_US))
+    harness.run(1)
     assert harness.take_entries(LEFT) == []
 
 
