@@ -14,7 +14,7 @@ from micro_core.lab.connectivity import possible_components
 from micro_core.lab.lab_node import LabNode
 from micro_core.lab.options import LabOptions
 from micro_core.lab.simulated_links import SimulatedLinks
-from micro_core.lab.table_view import Destination, TableView, view_of
+from micro_core.lab.table_view import TableView, view_of
 from micro_core.network.graph import RADIUS
 
 TOLERANCE_S = 0.01
@@ -54,10 +54,10 @@ class Checker:
         """Name of the node with each id."""
         self._views: dict[str, TableView] = {}
         """View of the table of each running node, by node id."""
-        self._next_hops: dict[Destination, dict[str, frozenset[str]]] = defaultdict(dict)
-        """The gateways of each node by destination."""
-        self._looping: dict[Destination, list[str]] = {}
-        """The destinations whose next hops form a loop, with the node ids on it."""
+        self._next_hops: dict[str, dict[str, frozenset[str]]] = defaultdict(dict)
+        """The gateways of each node to an origin, by the node id of the origin."""
+        self._looping: dict[str, list[str]] = {}
+        """The origins to which the next hops form a loop, with the node ids on it."""
         self._compared: dict[str, tuple[TableView, Mapping[str, frozenset[str]], list[str]]] = {}
         """The last comparison of each node: its view, what was expected, and the differences."""
 
@@ -84,27 +84,27 @@ class Checker:
     def _replace(
         self,
         node_id: str,
-        before: Mapping[Destination, frozenset[str]],
-        after: Mapping[Destination, frozenset[str]],
+        before: Mapping[str, frozenset[str]],
+        after: Mapping[str, frozenset[str]],
     ) -> None:
-        for destination in before.keys() - after.keys():
-            gateways = self._next_hops[destination]
+        for origin in before.keys() - after.keys():
+            gateways = self._next_hops[origin]
             gateways.pop(node_id, None)
             if not gateways:
-                del self._next_hops[destination]
-            if node_id in self._looping.get(destination, ()):
-                self._check_loop(destination)
-        for destination, gateways_after in after.items():
-            if before.get(destination) != gateways_after:
-                self._next_hops[destination][node_id] = gateways_after
-                self._check_loop(destination)
+                del self._next_hops[origin]
+            if node_id in self._looping.get(origin, ()):
+                self._check_loop(origin)
+        for origin, gateways_after in after.items():
+            if before.get(origin) != gateways_after:
+                self._next_hops[origin][node_id] = gateways_after
+                self._check_loop(origin)
 
-    def _check_loop(self, destination: Destination) -> None:
-        cycle = _cycle(self._next_hops.get(destination, {}))
+    def _check_loop(self, origin: str) -> None:
+        cycle = _cycle(self._next_hops.get(origin, {}))
         if cycle:
-            self._looping[destination] = cycle
+            self._looping[origin] = cycle
         else:
-            self._looping.pop(destination, None)
+            self._looping.pop(origin, None)
 
     def _loops(self) -> list[str]:
         """Return the loops over links that are open at both ends.
@@ -115,16 +115,16 @@ class Checker:
             return []
         linked = {node.id: {link.peer for link in node.node.network.links()} for node in self._lab.alive()}
         found = []
-        for destination in list(self._looping):
+        for origin in list(self._looping):
             # A table that changed later during the same look may have resolved a loop, so all are checked again.
-            self._check_loop(destination)
+            self._check_loop(origin)
             edges = {
                 node_id: frozenset(one for one in gateways if one in linked[node_id] and node_id in linked.get(one, ()))
-                for node_id, gateways in self._next_hops.get(destination, {}).items()
+                for node_id, gateways in self._next_hops.get(origin, {}).items()
             }
             cycle = _cycle(edges)
             if cycle:
-                found.append(f"loop for {_shown(destination)}: {' > '.join(self._name(one) for one in cycle)}")
+                found.append(f"loop of routes to {self._name(origin)}: {' > '.join(self._name(one) for one in cycle)}")
         return found
 
     def _routes_to_stopped_nodes(self) -> list[str]:
@@ -160,8 +160,8 @@ class Checker:
                 if expires_at < latest:
                     found.append(f"{node.name} has routes of {self._name(peer)} whose lease ended at {expires_at:.3f}")
             found += [
-                f"{node.name} has a stale route to {service} whose lease ended at {expires_at:.3f}"
-                for service, expires_at in self._views[node.id].expiring
+                f"{node.name} has a stale route to {self._name(origin)} whose lease ended at {expires_at:.3f}"
+                for origin, expires_at in self._views[node.id].expiring
                 if expires_at < latest
             ]
             found += [
@@ -254,13 +254,6 @@ def violations(lab: LabState) -> list[str]:
 def differences(lab: LabState) -> list[str]:
     """Return the differences from a converged network. For one look; a `Checker` is faster for many."""
     return Checker(lab).differences()
-
-
-def _shown(destination: Destination) -> str:
-    if isinstance(destination, tuple):
-        service, origin = destination
-        return f"{service} at {origin[:8]}"
-    return str(destination)[:8]
 
 
 def _cycle(edges: Mapping[str, frozenset[str]]) -> list[str]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from micro_core.contract.names import INTEREST_PREFIX
 from micro_core.contract.table import LOCAL_LINK, RouteQuery
 from micro_core.lab.lab_node import LabNode
-
-Destination = Hashable
-"""Where a route leads: the node id of an origin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +16,8 @@ class TableView:
     """The table of one node at one version."""
 
     version: int
-    next_hops: Mapping[Destination, frozenset[str]]
-    """The node ids of the gateways of each destination."""
+    next_hops: Mapping[str, frozenset[str]]
+    """The node ids of the gateways to each origin, by its node id."""
     services: Mapping[str, frozenset[str]]
     """The services with a route to each origin, by node id."""
     topics: frozenset[str]
@@ -50,7 +47,7 @@ def view_of(node: LabNode) -> TableView:
         reached = offered[origin] if origin_route.services is None else offered[origin] & origin_route.services
         services[origin].update(reached)
         if origin_route.expires_at is not None:
-            expiring.append((origin[:8], origin_route.expires_at))
+            expiring.append((origin, origin_route.expires_at))
     return TableView(
         node.table_version,
         {origin: frozenset(gateways) for origin, gateways in next_hops.items()},
