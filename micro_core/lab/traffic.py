@@ -80,6 +80,7 @@ class Calls:
         if retries is not None:
             self._options["retries"] = retries
         self._running: dict[asyncio.Task[None], None] = {}
+        self._errors: list[BaseException] = []
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
@@ -90,6 +91,8 @@ class Calls:
             raise error
         if self._running:
             await asyncio.wait([*self._running])
+        if self._errors:
+            raise self._errors[0]
 
     def failed(self, since: float = 0.0, until: float = float("inf")) -> list[CallRecord]:
         """Return the failed calls that began in an interval."""
@@ -116,9 +119,14 @@ class Calls:
             if caller.is_alive:
                 task = loop.create_task(self._call(caller, service))
                 self._running[task] = None
-                task.add_done_callback(lambda done: self._running.pop(done, None) and None)
+                task.add_done_callback(self._ended)
             number += 1
             await asyncio.sleep(max(0.0, begin + number * self._interval_s - self._lab.now))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._errors.append(error)
 
     async def _call(self, caller: LabNode, service: str) -> None:
         lab, began_at = self._lab, self._lab.now
