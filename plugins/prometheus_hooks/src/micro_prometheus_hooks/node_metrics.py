@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from typing import TypeVar
 
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from micro_core.contract import (
     LocalRouteChanged,
+    Offer,
     OffersChanged,
     OriginRoute,
     OriginRouteChanged,
@@ -19,6 +21,8 @@ from micro_core.contract import (
     Table,
     TableEvent,
 )
+
+K = TypeVar("K", bound=Hashable)
 
 
 class NodeMetrics(Collector):
@@ -80,8 +84,11 @@ class RouteCounts:
         """Routes to instances of the site."""
         self.network = 0
         """Routes to services of other sites: one per service, origin and next hop."""
-        self._offers = Counter({origin: len(table.offers(origin)) for origin in table.origins()})
-        self._routes_to_all_services: Counter[str] = Counter()
+        self._offered = {origin: {offer.service for offer in table.offers(origin)} for origin in table.origins()}
+        self._routes_to_all: Counter[str] = Counter()
+        """Number of routes to all services of each origin."""
+        self._routes_to_some: Counter[tuple[str, str]] = Counter()
+        """Number of routes to only some services of an origin, by origin and service, whether it is offered or not."""
         for route in table.origin_routes():
             self._origin_route_changed(None, route)
 
@@ -93,20 +100,35 @@ class RouteCounts:
             case OriginRouteChanged(route_before, route_after):
                 self._origin_route_changed(route_before, route_after)
             case OffersChanged(origin, changes):
-                more = sum((after is not None) - (before is not None) for before, after in changes)
-                self._offers[origin] += more
-                self.network += more * self._routes_to_all_services[origin]
-                if not self._offers[origin]:
-                    del self._offers[origin]
+                self._offers_changed(origin, changes)
+
+    def _offers_changed(self, origin: str, changes: Iterable[tuple[Offer | None, Offer | None]]) -> None:
+        offered = self._offered.setdefault(origin, set())
+        for before, after in changes:
+            if before is None and after is not None:
+                offered.add(after.service)
+                self.network += self._routes_to_all[origin] + self._routes_to_some[origin, after.service]
+            elif before is not None and after is None:
+                offered.remove(before.service)
+                self.network -= self._routes_to_all[origin] + self._routes_to_some[origin, before.service]
+        if not offered:
+            del self._offered[origin]
 
     def _origin_route_changed(self, before: OriginRoute | None, after: OriginRoute | None) -> None:
         for route, sign in ((before, -1), (after, 1)):
             if route is None:
                 continue
-            if route.services is not None:
-                self.network += sign * len(route.services)
+            offered = self._offered.get(route.origin, set())
+            if route.services is None:
+                self.network += sign * len(offered)
+                _add(self._routes_to_all, route.origin, sign)
                 continue
-            self.network += sign * self._offers[route.origin]
-            self._routes_to_all_services[route.origin] += sign
-            if not self._routes_to_all_services[route.origin]:
-                del self._routes_to_all_services[route.origin]
+            self.network += sign * len(offered & route.services)
+            for service in route.services:
+                _add(self._routes_to_some, (route.origin, service), sign)
+
+
+def _add(counts: Counter[K], key: K, number: int) -> None:
+    counts[key] += number
+    if not counts[key]:
+        del counts[key]
