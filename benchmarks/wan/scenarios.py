@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.wan import layout
 from benchmarks.wan.layout import CLOUDS, NODES
@@ -76,22 +77,14 @@ async def rolling_restart(run: Run) -> None:
     run.heal()
 
 
-async def _kill(run: Run, name: str) -> None:
-    run.facts["node"] = name
+async def kill(run: Run, choose: Callable[[WanNetwork, int], str]) -> None:
+    name = run.facts["node"] = choose(run.net, 2)
     run.fault()
     run.grace_s = DETECTION_S
     await run.net.stop_node(name, signal.SIGKILL)
     run.repairs.append(lambda: run.net.start_node(name))
     # The registry contains the node until its lease of 30 s ends.
     await run.sleep(20, 15)
-
-
-async def kill_ordinary(run: Run) -> None:
-    await _kill(run, ordinary(run.net, 2))
-
-
-async def kill_leader(run: Run) -> None:
-    await _kill(run, run.net.leader(2))
 
 
 async def stop_continue(run: Run) -> None:
@@ -105,20 +98,12 @@ async def stop_continue(run: Run) -> None:
     run.net.live.add(name)
 
 
-async def _separate(run: Run, part: tuple[int, ...], seconds: float, quick_s: float) -> None:
+async def separate(run: Run, *, part: tuple[int, ...]) -> None:
     pairs = [(a, b) for a in CLOUDS for b in CLOUDS if (a in part) != (b in part)]
     run.apart.update(pairs)
     run.fault(await run.net.paths.change(pairs, is_cut=True))
-    await run.sleep(seconds, quick_s)
+    await run.sleep(60, 40)
     run.heal(await run.net.paths.change(pairs, is_cut=False))
-
-
-async def partition(run: Run) -> None:
-    await _separate(run, (2,), 60, 40)
-
-
-async def halves(run: Run) -> None:
-    await _separate(run, (1, 2), 60, 40)
 
 
 async def one_way(run: Run) -> None:
@@ -127,7 +112,7 @@ async def one_way(run: Run) -> None:
     run.heal(await run.net.paths.change([(1, 2)], is_cut=False))
 
 
-async def _flap(run: Run, period_s: float) -> None:
+async def flap(run: Run, *, period_s: float) -> None:
     pairs = [(1, 2), (2, 1)]
     end = time.monotonic() + (33 if run.quick else 66)
     run.fault()
@@ -138,18 +123,6 @@ async def _flap(run: Run, period_s: float) -> None:
         run.heal()
         if time.monotonic() < end:
             await run.sleep(period_s)
-
-
-async def flap_3(run: Run) -> None:
-    await _flap(run, 3)
-
-
-async def flap_5(run: Run) -> None:
-    await _flap(run, 5)
-
-
-async def flap_11(run: Run) -> None:
-    await _flap(run, 11)
 
 
 async def delay_jump(run: Run) -> None:
@@ -190,36 +163,21 @@ async def overload(run: Run) -> None:
     run.facts["flood"] = json.loads(flood.lines()[-1])
 
 
-async def _narrow(run: Run, *, has_icmp: bool) -> None:
+async def narrow(run: Run, *, has_icmp: bool) -> None:
     pairs = [(a, b) for a in CLOUDS for b in CLOUDS if a != b and 2 in (a, b)]
     run.fault(await run.net.paths.change(pairs, mtu=1280, has_icmp=has_icmp))
     await run.sleep(40, 20)
     run.heal(await run.net.paths.change(pairs, mtu=0))
 
 
-async def mtu(run: Run) -> None:
-    await _narrow(run, has_icmp=False)
-
-
-async def mtu_icmp(run: Run) -> None:
-    await _narrow(run, has_icmp=True)
-
-
-async def _server_killed(run: Run, title: str) -> None:
+async def kill_server(run: Run, *, title: str, carries_messages: bool = False) -> None:
+    if carries_messages:
+        run.apart.update((a, b) for a in CLOUDS for b in CLOUDS if 2 in (a, b))
     run.fault()
     run.net.servers[title].kill()
     await run.sleep(20, 12)
     await run.net.restart_server(title)
     run.heal()
-
-
-async def redis(run: Run) -> None:
-    await _server_killed(run, "redis-c2")
-
-
-async def nats(run: Run) -> None:
-    run.apart.update((a, b) for a in CLOUDS for b in CLOUDS if 2 in (a, b))
-    await _server_killed(run, "nats-c2")
 
 
 SCENARIOS = (
@@ -247,13 +205,13 @@ SCENARIOS = (
     Scenario(
         name="kill",
         summary="kill -9 of an ordinary node",
-        play=kill_ordinary,
+        play=partial(kill, choose=ordinary),
         checks=HEALED,
     ),
     Scenario(
         name="kill-leader",
         summary="kill -9 of the leading node of a cloud (the least id)",
-        play=kill_leader,
+        play=partial(kill, choose=WanNetwork.leader),
         checks=(*HEALED, "span"),
     ),
     Scenario(
@@ -266,13 +224,13 @@ SCENARIOS = (
     Scenario(
         name="partition",
         summary="cloud 2 is cut off for 60 s (--quick: 40 s)",
-        play=partition,
+        play=partial(separate, part=(2,)),
         checks=(*HEALED, "untouched"),
     ),
     Scenario(
         name="halves",
         summary="clouds 1, 2 and clouds 3, 4 are separated for 60 s (--quick: 40 s)",
-        play=halves,
+        play=partial(separate, part=(1, 2)),
         checks=(*HEALED, "untouched"),
     ),
     Scenario(
@@ -285,10 +243,10 @@ SCENARIOS = (
         Scenario(
             name=f"flap-{period_s}",
             summary=f"the path between clouds 1 and 2 is cut for {period_s} s every {2 * period_s} s",
-            play=play,
+            play=partial(flap, period_s=period_s),
             checks=("one", "late", "storm", "doubled", "share"),
         )
-        for period_s, play in ((3, flap_3), (5, flap_5), (11, flap_11))
+        for period_s in (3, 5, 11)
     ),
     Scenario(
         name="delay",
@@ -313,26 +271,26 @@ SCENARIOS = (
     Scenario(
         name="mtu",
         summary="packets above 1280 bytes from and to cloud 2 vanish without ICMP",
-        play=mtu,
+        play=partial(narrow, has_icmp=False),
         checks=HEALED,
     ),
     Scenario(
         name="mtu-icmp",
         summary="packets above 1280 bytes from and to cloud 2 are refused with an ICMP message",
-        play=mtu_icmp,
+        play=partial(narrow, has_icmp=True),
         checks=HEALED,
     ),
     Scenario(
         name="redis",
         summary="the Redis of cloud 2 is killed and comes back empty",
-        play=redis,
+        play=partial(kill_server, title="redis-c2"),
         checks=("failed", *HEALED),
         after_s=15.0,
     ),
     Scenario(
         name="nats",
         summary="the NATS server of cloud 2 is killed and comes back",
-        play=nats,
+        play=partial(kill_server, title="nats-c2", carries_messages=True),
         checks=("failed", *HEALED),
         after_s=15.0,
         brokers=("nats", "nats-durable"),
