@@ -61,26 +61,19 @@ class Caller:
         self.longest_s = max(self.longest_s, self.net.now - began_at)
 
 
-async def triangle(net: Lab) -> tuple[LabNode, LabNode, LabNode]:
-    """Create `near`, `far` (where the service runs) and `other`. The way over `other` takes longer, but is usable at once."""
+async def triangle(net: Lab, *, to_other_s: float, onward_s: float) -> tuple[LabNode, LabNode]:
+    """Create `near` and `far` (where the service runs), 20 ms apart, and a longer way over a third node. Return these two.
+
+    `to_other_s` is the delay from `near` to the third node, `onward_s` that from there to `far`. If it is below 20 ms, the
+    longer way is usable at once. Otherwise, its route is infeasible while the direct one is used.
+    """
     near, far, other = await net.mesh(3)
     net.links.set(near.name, far.name, Conditions(delay_s=0.020))
-    net.links.set(near.name, other.name, Conditions(delay_s=0.020))
-    net.links.set(far.name, other.name, Conditions(delay_s=0.010))
+    net.links.set(near.name, other.name, Conditions(delay_s=to_other_s))
+    net.links.set(far.name, other.name, Conditions(delay_s=onward_s))
     await far.serve(greeter())
     await net.advance_time(20)
-    return near, far, other
-
-
-async def detour(net: Lab) -> tuple[LabNode, LabNode, LabNode]:
-    """The same, but `other` is farther from `far` than `near` is: its route is infeasible while the direct one is used."""
-    near, far, other = await net.mesh(3)
-    net.links.set(near.name, far.name, Conditions(delay_s=0.020))
-    net.links.set(near.name, other.name, Conditions(delay_s=0.040))
-    net.links.set(far.name, other.name, Conditions(delay_s=0.030))
-    await far.serve(greeter())
-    await net.advance_time(20)
-    return near, far, other
+    return near, far
 
 
 async def flap(net: Lab, one: LabNode, other: LabNode, period_s: float, seconds: float, *, silent_s: float) -> None:
@@ -110,7 +103,7 @@ async def damped_peers(node: LabNode) -> set[str]:
 async def test_flapping_link_costs_at_most_one_call_in_a_hundred(
     micro_net: Lab, period_s: float, silent_s: float
 ) -> None:
-    near, far, _ = await triangle(micro_net)
+    near, far = await triangle(micro_net, to_other_s=0.020, onward_s=0.010)
     caller = Caller(micro_net, near)
     flapping = asyncio.get_running_loop().create_task(flap(micro_net, near, far, period_s, 60, silent_s=silent_s))
     await caller.run(60)
@@ -136,7 +129,7 @@ async def test_flapping_link_costs_at_most_one_call_in_a_hundred(
 async def test_calls_take_a_longer_way_while_the_short_one_does_not_answer(
     micro_net: Lab, period_s: float, silent_s: float
 ) -> None:
-    near, far, _ = await detour(micro_net)
+    near, far = await triangle(micro_net, to_other_s=0.040, onward_s=0.030)
     caller = Caller(micro_net, near)
     flapping = asyncio.get_running_loop().create_task(flap(micro_net, near, far, period_s, 60, silent_s=silent_s))
     await caller.run(60)

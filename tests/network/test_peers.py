@@ -33,7 +33,7 @@ from micro_core.network.peer_events import (
 )
 from micro_core.network.peer_plan import MAX_ATTEMPT_S, MAX_PROBES
 from micro_core.network.peer_status import candidate_statuses
-from micro_core.network.peer_table import MAX_CANDIDATES, MAX_NODES
+from micro_core.network.peer_table import MAX_ADDRESSES_PER_NODE, MAX_CANDIDATES, MAX_NODES, Attempt
 from micro_core.network.peers import Peers
 
 
@@ -138,8 +138,10 @@ def test_node_linked_by_its_own_dial_is_not_counted_as_a_dial_in_progress() -> N
     assert sorted(dialled(node.run(2.0))) == ["a:1", "b:1"]
     for name, site in (("a", "us"), ("b", "asia")):
         node.link(name, site=site)
+        assert [(side.open, side.in_progress) for side in node.peers.sides()][1] == (1 + (name == "b"), name == "a")
         node.handle(DialSucceeded(f"{name}:1", name, was_linked=True))
     assert [(side.open, side.in_progress) for side in node.peers.sides()] == [(1, 0), (2, 0)]
+    assert node.peers.table.attempts(Attempt.LINK) == []
     node.answer("c", site="africa")
     assert dialled(node.run(2.0)) == ["c:1"]
 
@@ -499,11 +501,21 @@ def test_number_of_known_nodes_and_addresses_is_bounded() -> None:
     node = Node()
     node.resolve(*(f"r{number}:1" for number in range(2 * MAX_CANDIDATES)))
     assert len(node.peers.table.addresses) == MAX_CANDIDATES
-    for number in range(2 * MAX_NODES):
-        node.peers.handle(seen(f"n{number}"), node.now)
+    for first in range(0, 2 * MAX_NODES, 64):
+        records = [one for number in range(first, first + 64) for one in seen(f"n{number}").nodes]
+        node.peers.handle(Seen(tuple(records)), node.now)
     assert len(node.peers.table.nodes) == MAX_NODES
     assert node.peers.table.dropped >= MAX_NODES
     assert len(node.peers.table.addresses) <= MAX_CANDIDATES + MAX_NODES
+
+
+def test_addresses_of_one_record_are_bounded() -> None:
+    node = Node()
+    addresses = tuple(f"a:{port}" for port in range(1, 2 * MAX_ADDRESSES_PER_NODE))
+    node.handle(
+        Seen((NodeSeen(id="a", name="a", site="us", addresses=addresses, neighbours=frozenset(), is_start=False),))
+    )
+    assert len(node.peers.table.addresses) == MAX_ADDRESSES_PER_NODE
 
 
 def test_node_that_does_not_answer_for_an_hour_is_forgotten() -> None:

@@ -165,3 +165,15 @@ def test_small_waiting_times_never_make_calls_leave() -> None:
     site.run(101.0, 60.0, allowed_s=0.0)
     assert site.run(101.0, 10.0, allowed_s=0.0) < 0.05
     assert MIN_ALLOWED_S >= 0.010
+
+
+def test_calls_that_wait_for_less_than_the_minimum_get_no_window() -> None:
+    site, now = Destination(0.0), 0.0
+    for number in range(320):
+        now += 0.01
+        site.call_started(now)
+        site.call_ended()
+        site.answered("Work.Do", 0.005 if number < 20 else 0.025, now)
+        site.adjust(0.0, now)
+    assert 0.005 < site.queueing_delay.delay_s(now) < MIN_ALLOWED_S
+    assert site.window == UNLIMITED
