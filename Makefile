@@ -47,8 +47,8 @@ wan: $(STAMP) ## four clouds of three real nodes in network namespaces, through 
 soak: $(STAMP) ## random faults and churn in the lab for 1,000 seeds (SEEDS=n for another number)
 	$(BIN)/python tests/lab/soak.py --seeds $(or $(SEEDS),1000)
 
-mutants: $(STAMP) ## break each rule of the routing engine on purpose and show which test fails
-	$(BIN)/python tests/routing/mutants.py
+mutants: $(STAMP) ## break each rule of routing, topology, links, calls and messages on purpose and show which test fails
+	cd tools && $(abspath $(BIN))/python -m mutants
 
 coverage: $(STAMP) ## branch coverage of the tests, which must not fall below COVERAGE_FLOOR percent
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest --numprocesses $(or $(JOBS),4) --dist loadfile --cov --cov-branch --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR)

@@ -1,10 +1,14 @@
-"""Settings for all tests: the hypothesis profile, and the order in which files run."""
+"""Settings for all tests: the hypothesis profiles, and the order in which files run."""
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # The number of examples is limited, not their duration, because the machine may be busy.
 settings.register_profile("micro", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# For `make mutants`, which only asks whether a test fails: with the same examples every time, not reduced to smaller ones.
+settings.register_profile(
+    "mutants", settings.get_profile("micro"), derandomize=True, phases=[Phase.explicit, Phase.generate]
+)
 settings.load_profile("micro")
 
 SLOWEST = (

@@ -1,0 +1,1 @@
+"""Mutation tests: one list of mutants per area. Run by `make mutants`."""

@@ -1,0 +1,135 @@
+"""The rules by which a link is measured, suspected, declared dead or replaced."""
+
+from __future__ import annotations
+
+from mutants.mutant import Area, Mutant
+
+MUTANTS = (
+    Mutant(
+        "an unanswered ping makes a link suspect",
+        "keepalive.py",
+        "if quality.check_suspect(now, self.lag_s()):",
+        "if False:",
+    ),
+    Mutant(
+        "anything that arrives ends the suspicion",
+        "keepalive.py",
+        "            self.quality.is_suspect = False\n            self._link.peer_suspect(False)",
+        "            pass",
+    ),
+    Mutant(
+        "the lag of the own event loop delays the suspicion",
+        "measure.py",
+        "now < suspect_at + lag_s",
+        "now < suspect_at",
+    ),
+    Mutant(
+        "a missing ping of the peer makes the suspicion sooner",
+        "measure.py",
+        "SUSPECT_AFTER_SILENT_KEEPALIVES if self.is_silent(now) else ",
+        "",
+    ),
+    Mutant(
+        "a link is not suspect before an answer can arrive",
+        "measure.py",
+        "max(intervals * self.keepalive_s, usual_s)",
+        "intervals * self.keepalive_s",
+    ),
+    Mutant("a silent link is dead", "keepalive.py", "if quality.is_dead(now):", "if False:"),
+    Mutant(
+        "a stop of this process does not mean that the peer is dead",
+        "measure.py",
+        "if self._checked_at is not None and now - self._checked_at > 2 * self.keepalive_s:",
+        "if False:",
+    ),
+    Mutant(
+        "the lag of event loops is not measured",
+        "measure.py",
+        "return min(sample_s, max(sample_s - lag_s, self.path_rtt_s))",
+        "return sample_s",
+    ),
+    Mutant(
+        "one late answer does not move the cost",
+        "measure.py",
+        "path_rtt_s = min(self._samples)",
+        "path_rtt_s = self._samples[-1]",
+    ),
+    Mutant(
+        "a slower path is not counted as a queue, too",
+        "measure.py",
+        "self.queue_delay_s = max(0.0, self.queue_delay_s - max(0.0, path_rtt_s - self.path_rtt_s))",
+        "pass",
+    ),
+    Mutant("samples of the peer are bounded", "measure.py", "min(MAX_RTT_S, rtt_s)", "rtt_s"),
+    Mutant("one end of a calm link pings", "keepalive.py", "(self._is_pinger or quality.is_silent(now))", "True"),
+    Mutant(
+        "the outcome of a dial is reported once",
+        "reconnector.py",
+        "if is_racing and isinstance(event, AttemptSucceeded | LinkedElsewhere):",
+        "if isinstance(event, AttemptSucceeded | LinkedElsewhere):",
+    ),
+    Mutant(
+        "a dial that finds the node linked is reported",
+        "reconnector.py",
+        "if is_racing and isinstance(event, AttemptSucceeded | LinkedElsewhere):",
+        "if is_racing and isinstance(event, AttemptSucceeded):",
+    ),
+    Mutant(
+        "a dial that finds the node linked is reported as such",
+        "reconnector.py",
+        "self._on_success(self._peer_id, isinstance(event, LinkedElsewhere))",
+        "self._on_success(self._peer_id, False)",
+    ),
+    Mutant(
+        "a dial ends when it finds the node linked",
+        "reconnector.py",
+        "not in (Phase.WAITING, Phase.LINKED_ELSEWHERE):",
+        "is not Phase.WAITING:",
+    ),
+    Mutant(
+        "a dial whose driver raises an unexpected error has an outcome",
+        "reconnector.py",
+        "            self._events.put_nowait((AttemptFailed(path, unexpected), None))",
+        "            pass",
+    ),
+    Mutant(
+        "an address without a driver has an outcome",
+        "dialer.py",
+        "            asyncio.get_running_loop().call_soon(self._dial_failed, address, error)\n",
+        "",
+    ),
+    Mutant(
+        "a link that is given up carries calls while others take over",
+        "gradual_end.py",
+        "self._call_later(DRAIN_S, self._drained, error)",
+        "self._drained(error)",
+    ),
+    Mutant(
+        "a link that is given up is avoided by new calls",
+        "gradual_end.py",
+        "            self._link.closing_started()\n",
+        "",
+    ),
+    Mutant(
+        "a retired link ends after its last call",
+        "gradual_end.py",
+        "if is_used and remaining_s > 0:",
+        "if False:",
+    ),
+    Mutant(
+        "calls on a retired link are bounded",
+        "gradual_end.py",
+        "if is_used and remaining_s > 0:",
+        "if is_used:",
+    ),
+)
+
+AREA = Area(
+    name="links",
+    folder="micro_core/tunnel",
+    tests=(
+        ("tests/tunnel/test_measure.py", "tests/tunnel/test_keepalive.py"),
+        ("tests/tunnel",),
+    ),
+    mutants=MUTANTS,
+)

@@ -1,0 +1,123 @@
+"""The rules by which messages go to other sites: one leader per site, one copy per site, nothing lost or doubled."""
+
+from __future__ import annotations
+
+from mutants.mutant import Area, Mutant
+
+MUTANTS = (
+    Mutant("the own site gets no copy", "site_leaders.py", " or route.site == own_site:", ":"),
+    Mutant(
+        "the leader of another site has the smallest id", "site_leaders.py", " or route.router < leader.router:", ":"
+    ),
+    Mutant(
+        "the leader of the own site has the smallest id", "site_leaders.py", "        and route.router < node_id\n", ""
+    ),
+    Mutant(
+        "a default route leads to no leader",
+        "site_leaders.py",
+        "        and route.service != ANY_SERVICE\n        and route.site == own_site",
+        "        and route.site == own_site",
+    ),
+    Mutant("only the leader sends", "handover.py", "(not self._has_lesser or now < self._sends_until)", "True"),
+    Mutant("a former leader sends for a while", "handover.py", " or now < self._sends_until)", ")"),
+    Mutant("kept messages expire", "handover.py", "        self._forget(now - KEEP_S)\n", ""),
+    Mutant(
+        "kept messages are bounded",
+        "handover.py",
+        "while len(self._kept) > MAX_KEPT or self._kept_bytes > MAX_KEPT_BYTES:",
+        "while False:",
+    ),
+    Mutant("a node that stalled does not send", "handover.py", "if stalled_s > STALL_S and has_others:", "if False:"),
+    Mutant("messages of a long stall are dropped", "handover.py", "if stalled_s > MAX_STALL_S:", "if False:"),
+    Mutant(
+        "a new leader sends the kept messages", "topics.py", "        for kept in due:", "        for kept in due[:0]:"
+    ),
+    Mutant("messages of other sites do not return", "topics.py", "if DELIVERED_BY in message.headers:", "if False:"),
+    Mutant("copies are dropped", "topics.py", " if self._duplicates.is_first(header.id, target, now)]", "]"),
+    Mutant(
+        "a message for another leader of the site is passed on",
+        "topics.py",
+        "if leader and header.hops_left > 0:",
+        "if False:",
+    ),
+    Mutant(
+        "repeated deliveries are published once",
+        "deliveries.py",
+        "if self._delivered.is_known(message.id, topic):",
+        "if False:",
+    ),
+    Mutant(
+        "messages that wait for the broker are bounded",
+        "deliveries.py",
+        "if len(self._waiting) >= MAX_WAITING:",
+        "if False:",
+    ),
+    Mutant("only the leader subscribes for other sites", "durable_topics.py", " if is_leader else {}", ""),
+    Mutant(
+        "each site has messages of its own", "durable_topics.py", 'group=f"micro-site-{site}"', 'group="micro-site"'
+    ),
+    Mutant(
+        "a message that a site refuses is not repeated",
+        "durable_topics.py",
+        "if isinstance(error, _PERMANENT) or internal_errors",
+        "if internal_errors",
+    ),
+    Mutant(
+        "a delivery that fails with internal errors is not repeated for ever",
+        "durable_topics.py",
+        " or internal_errors >= MAX_INTERNAL_ERRORS:",
+        ":",
+    ),
+    Mutant(
+        "a delivery that failed is repeated",
+        "durable_topics.py",
+        '                self._counters.add("topics_deliveries_retried")\n',
+        '                self._counters.add("topics_deliveries_retried")\n                return\n',
+    ),
+    Mutant(
+        "copies are remembered by target",
+        "duplicate_filter.py",
+        "        key = (message_id, target)\n        if key in self._current or",
+        '        key = (message_id, "")\n        if key in self._current or',
+    ),
+    Mutant(
+        "the leader of a site is found in the routes, not in the registry",
+        "site_leaders.py",
+        "        if route.link == NETWORK_LINK\n        and route.service != ANY_SERVICE\n        and route.site == own_site",
+        "        if route.service != ANY_SERVICE\n        and route.site in (own_site, '')",
+    ),
+    Mutant(
+        "the role is determined again when a route has changed",
+        "topics.py",
+        "        if routes is not self._node_routes:",
+        "        if self._node_routes is None:",
+    ),
+    Mutant(
+        "each interested site gets one copy",
+        "site_leaders.py",
+        "        site = route.site or route.router\n",
+        "        site = route.router\n",
+    ),
+    Mutant(
+        "one copy goes along each next hop",
+        "topics.py",
+        "            self._send_to(gateway, header._replace(targets=tuple(through)), body)",
+        "            for one in through:\n                self._send_to(gateway, header._replace(targets=(one,)), body)",
+    ),
+    Mutant(
+        "kept messages wait while the routes are outdated after a stall",
+        "handover.py",
+        "if has_lesser or now < self._recovered_at:",
+        "if has_lesser:",
+    ),
+)
+
+AREA = Area(
+    name="messages",
+    folder="micro_core/proxy",
+    tests=(
+        ("tests/proxy/test_site_leaders.py", "tests/proxy/test_deliveries.py", "tests/proxy/test_durable_topics.py"),
+        ("tests/lab/test_site_messages.py", "tests/lab/test_messages_once.py"),
+    ),
+    mutants=MUTANTS,
+)

@@ -1,0 +1,168 @@
+"""The rules that bound the number of routing messages: slow clocks, requests, thresholds, and what is exempt."""
+
+from __future__ import annotations
+
+from mutants.mutant import Area, Mutant
+from mutants.routing import TESTS
+
+MUTANTS = (
+    Mutant(
+        "requests because of a better route are limited",
+        "seqno_requests.py",
+        "if now - state.better_at < BETTER_RETRY_S:",
+        "if False:",
+    ),
+    Mutant(
+        "requests because of suspect next hops are limited",
+        "seqno_requests.py",
+        "now - state.endangered_at < ENDANGERED_RETRY_S",
+        "False",
+    ),
+    Mutant(
+        "an unanswered request is repeated",
+        "seqno_requests.py",
+        "            state.retry_at = now + state.retry_s\n",
+        "",
+    ),
+    Mutant(
+        "a request is forwarded once",
+        "seqno_requests.py",
+        "(state.forwarded >= request.seqno and now - state.forwarded_at < RETRY_S)",
+        "False",
+    ),
+    Mutant(
+        "a requested sequence number is passed on at once",
+        "advertiser.py",
+        "for peer in self._requester.answered(entry):",
+        "for peer in ():",
+    ),
+    Mutant(
+        "the own sequence number is raised once per second",
+        "engine.py",
+        "now - self._raised_at < MIN_RAISE_INTERVAL_S or ",
+        "",
+    ),
+    Mutant(
+        "adverts in flight are bounded", "neighbour.py", "return len(self._in_flight) < MAX_IN_FLIGHT", "return True"
+    ),
+    Mutant(
+        "full tables are limited",
+        "advertiser.py",
+        "max(now, neighbour.last_full_at + MIN_FULL_TABLE_INTERVAL_S)",
+        "now",
+    ),
+    Mutant(
+        "changes at the origin are combined",
+        "origin.py",
+        "self._pending_at = now + self._options.coalesce_s * self._random.uniform(0.5, 1.0)",
+        "self._pending_at = now",
+    ),
+    Mutant(
+        "metrics wait for the slow clock",
+        "advertiser.py",
+        "            self.schedule_slow(entry.origin, now)\n        else:\n            return",
+        "            self.schedule(entry.origin, now)\n        else:\n            return",
+    ),
+    Mutant(
+        "the slow clock has a minimum interval",
+        "neighbour.py",
+        "self.slow_at = max(earliest, self.slow_sent_at + interval_s)",
+        "self.slow_at = earliest",
+    ),
+    Mutant(
+        "small changes of a metric are not advertised",
+        "metric.py",
+        "return difference_us > SIGNIFICANT_US and difference_us > SIGNIFICANT_CHANGE * advertised_us",
+        "return difference_us > 0",
+    ),
+    Mutant(
+        "a removal is passed on at once",
+        "advertiser.py",
+        "now if merged.removed else now + self._relay_s()",
+        "now + self._relay_s()",
+    ),
+    Mutant("load is passed on with the slow clock", "advertiser.py", "if merged.is_only_load:", "if False:"),
+    Mutant(
+        "a change of load is not a flap",
+        "origin.py",
+        "(own.offer.versions, own.offer.capacity) != (offer.versions, offer.capacity)",
+        "own.offer != offer",
+    ),
+    Mutant(
+        "a smaller number of instances must last", "origin.py", "or now >= own.lower_since + CAPACITY_DROP_S", "or True"
+    ),
+    Mutant(
+        "a slightly larger number of instances is not advertised",
+        "origin.py",
+        "if offer.capacity > advertised.capacity * CAPACITY_GROWTH:",
+        "if True:",
+    ),
+    Mutant(
+        "origins of one neighbour are bounded",
+        "receiver.py",
+        " or neighbour.received_count >= limits.MAX_ORIGINS_PER_NEIGHBOUR:",
+        ":",
+    ),
+    Mutant(
+        "remembered origins are bounded",
+        "receiver.py",
+        "is_full = entry is None and len(rib.entries) >= limits.MAX_ORIGINS",
+        "is_full = False",
+    ),
+    Mutant(
+        "offers of one neighbour are bounded",
+        "offer_list.py",
+        "            if max_added <= 0:",
+        "            if False:",
+    ),
+    Mutant(
+        "costs have hysteresis",
+        "metric.py",
+        "if abs(cost_us - self.cost_us) <= max(SIGNIFICANT_US, SIGNIFICANT_CHANGE * self.cost_us):",
+        "if cost_us == self.cost_us:",
+    ),
+    Mutant(
+        "a change of cost must last",
+        "metric.py",
+        "if self._deviations < INTERVALS_BEFORE_CHANGE and not is_large:",
+        "if False:",
+    ),
+    Mutant(
+        "a withdrawal is sent at once",
+        "advertiser.py",
+        "self._schedule_advertised(entry, now + self._relay_s() if entry.has_candidates() else now)",
+        "self._schedule_advertised(entry, now + self._options.slow_s)",
+    ),
+    Mutant(
+        "a first route is advertised at once",
+        "advertiser.py",
+        "            self._schedule_first(entry, selected, now)\n",
+        "            self.schedule_slow(entry.origin, now)\n",
+    ),
+    Mutant(
+        "a neighbour with a route needs no other at once",
+        "advertiser.py",
+        "if peer not in selected.path and not has_route:",
+        "if peer not in selected.path:",
+    ),
+    Mutant(
+        "the requests for one origin have a minimum interval",
+        "seqno_requests.py",
+        "or now - state.asked_at >= RETRY_S:",
+        "or True:",
+    ),
+    Mutant(
+        "repeated requests become rarer",
+        "seqno_requests.py",
+        "state.retry_s = min(MAX_RETRY_S, 2 * state.retry_s)",
+        "state.retry_s = RETRY_S",
+    ),
+    Mutant(
+        "a neighbour is asked again only after the interval",
+        "seqno_requests.py",
+        " if one.path and peer not in state.asked]",
+        " if one.path]",
+    ),
+)
+
+AREA = Area(name="rates", folder="micro_core/routing", tests=TESTS, mutants=MUTANTS)
