@@ -351,8 +351,8 @@ class Sessions(Protocol):
         """Return the current link to `peer`, or None. Its cost does not depend on the number of links."""
         ...
 
-    async def unlink(self, peer: str) -> None:
-        """Close the link to `peer` and its sessions. Does nothing if there is no link."""
+    async def unlink(self, peer: str, error: MicroError | None = None) -> None:
+        """End the link to `peer` and its sessions with `error`. Does nothing if there is no link."""
         ...
 
     def dial(self, channel: str, *, peer: str, priority: Priority = Priority.CALLS) -> Session:

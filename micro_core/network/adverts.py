@@ -235,7 +235,7 @@ class Adverts:
         def refused(error: MicroError) -> None:
             self._counters.add("network_messages_refused")
             self._logger.warning("message of a peer refused", extra={"peer": peer, "reason": str(error)})
-            self._tasks.start(self._tunnel.unlink(peer))
+            self._tasks.start(self._tunnel.unlink(peer, error))
 
         self._accepted[session] = None
         session.start(

@@ -282,7 +282,7 @@ class Network:
                 # A node can only announce that it leaves itself: its id is that of the link, not one in the message.
                 self._graph.forget(peer, incarnation)
                 self._peering.handle(NodeLeft(peer))
-                self._tasks.start(self._tunnel.unlink(peer))
+                self._tunnel.node_left(peer)
             case Decline(reason=reason):
                 self._report(f"node {short_id(peer)} gives up the link: {reason}")
                 self._tunnel.drain(peer, LinkLost(f"the peer has given up the link: {reason}"))
@@ -334,7 +334,7 @@ class Network:
         def refused(error: MicroError) -> None:
             self._counters.add("network_messages_refused")
             self._logger.warning("message of a peer refused", extra={"peer": peer, "reason": str(error)})
-            self._tasks.start(self._tunnel.unlink(peer))
+            self._tasks.start(self._tunnel.unlink(peer, error))
 
         session.start(MessageReader(lambda payload: self._message_received(peer, payload), refused))
 

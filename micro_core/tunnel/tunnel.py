@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from micro_core.contract.errors import (
     BadRequest,
+    Closed,
     Conflict,
     LinkLost,
     MicroError,
@@ -178,7 +179,8 @@ class TunnelHost:
         for listener in self._open_listeners:
             await listener.close()
         links = [*self._links.values(), *self._pending, *self._retired]
-        await asyncio.gather(*(link.close() for link in links))
+        stopped = Closed("this node stops")
+        await asyncio.gather(*(link.close(stopped) for link in links))
         for driver, _ in self._drivers:
             await driver.close()
 
@@ -253,11 +255,18 @@ class TunnelHost:
         """Return the current link to a peer, if there is one."""
         return self._links.get(peer_id)
 
-    async def unlink(self, peer: str) -> None:
-        """Close the link to `peer`, if there is one."""
+    async def unlink(self, peer: str, error: MicroError | None = None) -> None:
+        """Close the link to `peer`, if there is one, with `error` as the reason that is reported."""
         link = self._links.get(peer)
         if link is not None:
-            await link.close()
+            await link.close(error)
+
+    def node_left(self, peer: str) -> None:
+        """End the link to `peer`, if there is one, because the peer announced that it stops. This is not a loss."""
+        link = self._links.get(peer)
+        if link is not None:
+            link.ending.is_closing = True
+            link.abort(LinkLost("the node at the other end stops"))
 
     def drain(self, peer: str, error: MicroError) -> None:
         """Give up the link to `peer`, if there is one, without interrupting calls. To be called at both ends.

@@ -147,3 +147,17 @@ async def test_node_that_was_down_for_long_is_linked_as_soon_as_others_report_it
         assert is_linked(waiting, absent)
         await absent.kill()
         await micro_net.advance_time(60.0)
+
+
+async def test_stop_of_a_node_is_the_reported_reason_and_not_a_flap(micro_net: Lab) -> None:
+    first, second = await micro_net.line(2)
+    await micro_net.converged()
+    for _ in range(4):
+        await second.stop()
+        await micro_net.advance_time(1.0)
+        await second.start()
+        await micro_net.converged()
+    lost = [line.split(maxsplit=1)[1] for line in micro_net.log if " lost " in line]
+    stops = ["b lost a (a): this node stops", "a lost b (b): the node at the other end stops"]
+    assert [line.strip() for line in lost] == stops * 4
+    assert first.node.router.link_flaps() == []

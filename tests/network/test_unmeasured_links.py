@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from micro_core.contract import CountersInMemory, LinkDown, LinkInfo, LinkLost, LinkMeasured, LinkMoved, LinkUp
-from micro_core.contract.errors import Malformed
+from micro_core.contract.errors import Malformed, MicroError
 from micro_core.lab.loop import LabClock, run
 from micro_core.lifecycle.environment import Environment
 from micro_core.network.adverts import MAX_HELD_MESSAGES, MAX_WAIT_S, Adverts
@@ -78,7 +78,7 @@ class FakeTunnel:
         self.accept = accept
         return FakeListener()
 
-    async def unlink(self, peer: str) -> None:
+    async def unlink(self, peer: str, error: MicroError | None = None) -> None:
         self.unlinked.append(peer)
 
 

@@ -17,7 +17,7 @@ from micro_core.builtin.registry.memory import MemoryRegistry
 from micro_core.builtin.table.memory import MemoryTable
 from micro_core.builtin.transport.memory import MemoryTransport
 from micro_core.contract import CountersInMemory, DriverContext
-from micro_core.contract.errors import LinkLost, Unreachable
+from micro_core.contract.errors import LinkLost, MicroError, Unreachable
 from micro_core.contract.names import NETWORK_SERVICE
 from micro_core.contract.tunnel import DialFailed, LinkDown, LinkEvent, LinkInfo, LinkMoved, LinkUp, Sessions
 from micro_core.lifecycle.closing import Closing
@@ -269,7 +269,7 @@ class RemoteSessions:
     def links(self) -> list[LinkInfo]:
         return [link()]
 
-    async def unlink(self, peer: str) -> None: ...
+    async def unlink(self, peer: str, error: MicroError | None = None) -> None: ...
 
     def dial(self, channel: str, *, peer: str, priority: Any = None) -> Any:
         self.dialed.append((channel, peer))

@@ -267,18 +267,19 @@ async def test_links_that_end_and_return_are_reported(site: Site) -> None:
         match event:
             case LinkUp(link):
                 events.append(f"up {link.peer_name}")
-            case LinkDown(link):
-                events.append(f"down {link.peer_name}")
+            case LinkDown(link, error):
+                events.append(f"down {link.peer_name}: {error.detail}")
 
     client = await site.client(connect=False)
     client.set_event_handler(note)
     await client.connect()
     assert events == ["up far"]
-    await client.unlink(site.far.node_id)
-    await until(lambda: events == ["up far", "down far"])
+    await client.unlink(site.far.node_id, Malformed("not an advert"))
+    down = "down far: not an advert"
+    await until(lambda: events == ["up far", down])
     assert client.links() == []
     await site.near.link_to("memory://far")
-    await until(lambda: events == ["up far", "down far", "up far"])
+    await until(lambda: events == ["up far", down, "up far"])
 
 
 async def test_first_measurement_and_suspicion_of_a_link_are_reported(site: Site) -> None:

@@ -133,10 +133,11 @@ class RemoteTunnel:
         """Return the current link to `peer`; None also while the tunnel process is not available."""
         return self._links.get(peer)
 
-    async def unlink(self, peer: str) -> None:
-        """Close the link to `peer`, if there is one."""
+    async def unlink(self, peer: str, error: MicroError | None = None) -> None:
+        """Close the link to `peer`, if there is one, with `error` as the reason that is reported."""
         if self._watch is not None:
-            self._watch.ipc.send(ipc.encode_map(Kind.EVENT, {"unlink": peer}))
+            reason = {} if error is None else {"error": error.to_wire()}
+            self._watch.ipc.send(ipc.encode_map(Kind.EVENT, {"unlink": peer, **reason}))
 
     def dial(self, channel: str, *, peer: str, priority: Priority = Priority.CALLS) -> Session:
         """Open a session to `peer` without waiting. A refusal arrives as `socket_lost`.

@@ -11,7 +11,7 @@ of the network, and a verb. The server answers with OPEN, or with END and the er
     listen {channel}                 OPEN, then an EVENT {ticket, peer} for each session that a peer opens
     accept {ticket}                  OPEN, then DATA in both directions
     watch {}                         OPEN {node_id, ...}, an EVENT for each link, an EVENT {synced}, then an EVENT for
-                                     each change; the client may send EVENT {unlink: peer}
+                                     each change; the client may send EVENT {unlink: peer, error}
 
 Either end may send END, which ends the connection. Its payload is an error in wire form; the client sends it empty.
 """

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from micro_core.contract.clock import Clock
 from micro_core.contract.driver import Counters
-from micro_core.contract.errors import Malformed, MicroError, Overloaded
+from micro_core.contract.errors import Malformed, MicroError, Overloaded, error_from_wire
 from micro_core.contract.transport import Socket
 from micro_core.contract.tunnel import Session, Sessions
 from micro_core.standalone.tunnel import protocol as ipc
@@ -227,8 +227,10 @@ class LinkWatcher:
             self._connection.end(None)
             self.connection_ended()
         elif kind is Kind.EVENT:
-            peer = ipc.string_field(ipc.decode_map(payload), "unlink")
-            self._server.run_in_background(self._server.tunnel.unlink(peer))
+            event = ipc.decode_map(payload)
+            peer = ipc.string_field(event, "unlink")
+            error = error_from_wire(event["error"]) if "error" in event else None
+            self._server.run_in_background(self._server.tunnel.unlink(peer, error))
         else:
             raise Malformed(f"tunnel IPC: unexpected {kind.name} from a watcher")
 
