@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from micro_core.contract import Closed, Counters, Ended, LinkLost, LinkReceiver, MicroError
 from micro_core.contract.names import join_host_port
+from micro_tls_tunnel.loss import LossMeter, tcp_info
 from micro_tls_tunnel.pipe import PipeState, TlsPipe
 
 SCHEME = "tls"
@@ -71,6 +72,7 @@ class TlsLink(asyncio.BufferedProtocol):
         self._is_scheduled = False
         self._is_above = False
         self._is_closing = False
+        self._loss_meter = LossMeter()
 
     # ------------------------------------------------------------------- Link
 
@@ -108,6 +110,16 @@ class TlsLink(asyncio.BufferedProtocol):
     def transport_rtt_s(self) -> float | None:
         """Return None: TCP does not report its round-trip time on all systems."""
         return None
+
+    def transport_loss(self) -> float | None:
+        """Return the share of segments sent by this end that were lost recently, 0 to 1, or None if it is unknown."""
+        now = self._loop.time()
+        if self._transport is not None and not self.ended.done() and self._loss_meter.is_due(now):
+            info = tcp_info(self._transport.get_extra_info("socket"))
+            if info is None:
+                return None
+            self._loss_meter.add(info, now)
+        return self._loss_meter.share()
 
     async def close(self) -> None:
         """Send queued data and close_notify for at most one second, then close the connection. Safe to call twice."""
