@@ -64,6 +64,8 @@ class Advertiser:
             self._schedule_first(entry, selected, now)
         elif entry.differs_from_export(self._rib.costs):
             self.schedule_slow(entry.origin, now)
+        elif entry.has_newer_seqno():
+            self._schedule_seqno(entry, now)
         else:
             return
         for peer in self._requester.answered(entry):
@@ -120,6 +122,18 @@ class Advertiser:
         for peer, adjacency in entry.adjacencies.items():
             if adjacency.exported is not None and peer in self._neighbours:
                 self._neighbours[peer].schedule(entry.origin, when)
+
+    def _schedule_seqno(self, entry: RibEntry, now: float) -> None:
+        for peer, adjacency in entry.adjacencies.items():
+            if adjacency.exported is not None and peer in self._neighbours:
+                self._neighbours[peer].newer_seqnos[entry.origin] = None
+        self.advertise_seqnos(now)
+
+    def advertise_seqnos(self, now: float) -> None:
+        """Schedule newer sequence numbers that nobody has requested, as many as the limit of each neighbour permits."""
+        for neighbour in self._neighbours.values():
+            for origin in neighbour.take_newer_seqnos(now):
+                self._schedule_slow(neighbour, origin, now)
 
     def _schedule_slow(self, neighbour: Neighbour, origin: str, now: float) -> None:
         if neighbour.slow_at < now + 1e9:

@@ -391,6 +391,8 @@ class Engine:
 
     def _send_digests(self, now: float, effects: list[Effect]) -> None:
         self._digest_at = now + self._options.lease_s / 3 * self._random.uniform(0.9, 1.0)
+        self._advertiser.advertise_seqnos(now)
+        self._advertiser.flush(now, effects)
         effects += [SendMessage(peer, neighbour.digest()) for peer, neighbour in self._neighbours.items()]
         for entry in self._rib.entries.values():
             if entry.export is not None:

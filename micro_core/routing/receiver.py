@@ -71,6 +71,11 @@ class Receiver:
     def candidate_changed(self, entry: RibEntry, peer: str, now: float, effects: list[Effect]) -> None:
         """Select a route again after the candidate of `peer` has changed, and schedule what follows."""
         costs, adjacency = self.rib.costs, entry.adjacencies[peer]
+        if entry.update_alternative(costs, peer, effects):
+            better = entry.better_infeasible(costs)
+            if better:
+                effects += self.requester.better(entry, better, now)
+            return
         was_installed = adjacency.is_installed
         entry.select(costs, peer, effects)
         if adjacency.is_installed is not was_installed and adjacency.view is not None:

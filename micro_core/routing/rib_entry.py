@@ -76,6 +76,7 @@ class RibEntry:
         "export",
         "fd_metric_us",
         "fd_seqno",
+        "is_export_current",
         "is_withdrawn",
         "network",
         "newest_seqno",
@@ -104,6 +105,8 @@ class RibEntry:
         """The feasibility distance: the smallest metric that this router has advertised with `fd_seqno`."""
         self.export: OriginAnnounce | None = None
         """The announcement that was advertised last. Neighbours share the object."""
+        self.is_export_current = False
+        """`export` was compared with the selected route since that was last changed."""
 
     # ------------------------------------------------------------------ queries
 
@@ -180,6 +183,7 @@ class RibEntry:
             changed: The neighbour whose candidate has changed, "" if none has.
             effects: Receives the changes of the table.
         """
+        self.is_export_current = False
         fd_seqno, fd_metric_us = self.fd_seqno, self.fd_metric_us
         best, best_rank = "", (True, UNREACHABLE_US)
         selected_rank: tuple[bool, int] | None = None
@@ -210,6 +214,27 @@ class RibEntry:
         ):
             self.selected = best
 
+    def update_alternative(self, costs: dict[str, int], peer: str, effects: list[Effect]) -> bool:
+        """Update the table after a change of the candidate of `peer`, if the selected candidate surely remains selected.
+
+        Most changes are of this kind. Returns False without any effect if `select` is necessary.
+        """
+        if peer == self.selected or not self.selected:
+            return False
+        selected, changed = self.adjacencies[self.selected], self.adjacencies[peer]
+        if selected.view is not None or changed.view is not None:
+            return False
+        total_us = changed.metric_us + costs[peer]
+        if changed.path and total_us < UNREACHABLE_US and self.is_feasible(changed):
+            if total_us < (selected.metric_us + costs[self.selected]) * (1 - SIGNIFICANT_CHANGE):
+                return False
+            changed.is_installed = True
+            effects.append(PutOriginRoute(self.route(peer, changed, total_us)))
+        elif changed.is_installed:
+            changed.is_installed = False
+            effects.append(DeleteOriginRoute(OriginRouteKey(self.origin, peer)))
+        return True
+
     def route(self, peer: str, adjacency: Adjacency, total_us: int) -> OriginRoute:
         """Return the route through a neighbour for the table."""
         view = adjacency.view
@@ -226,24 +251,36 @@ class RibEntry:
     # ------------------------------------------------------------------ exports
 
     def differs_from_export(self, costs: dict[str, int]) -> bool:
-        """Return whether the selected route differs from what was advertised last, beyond the hysteresis of the metric."""
+        """Return whether the selected route differs from what was advertised last, beyond the hysteresis of the metric.
+
+        A newer sequence number alone is not a difference.
+        """
         selected, export = self.adjacencies[self.selected], self.export
         return (
             export is None
-            or export.seqno != selected.seqno
             or is_significant(selected.metric_us + costs[self.selected], export.metric_us)
             or export.path[:-1] != selected.path
             or export.is_partial != self.is_partial()
         )
 
+    def has_newer_seqno(self) -> bool:
+        """Return whether the selected route has a newer sequence number than what was advertised last."""
+        export = self.export
+        return export is None or export.seqno != self.adjacencies[self.selected].seqno
+
     def refresh_export(self, own_id: str, costs: dict[str, int]) -> OriginAnnounce:
-        """Return the announcement of the selected route. It changes only if the route differs (`differs_from_export`).
+        """Return the announcement of the selected route. It changes only if the route differs or has a newer sequence number.
 
         Advertising a route reduces the feasibility distance, so that other candidates may become infeasible. The caller
         must call `select` afterwards if the result is a new object.
         """
-        if self.export is not None and not self.differs_from_export(costs):
-            return self.export
+        export = self.export
+        if export is not None:
+            if self.is_export_current:
+                return export
+            self.is_export_current = not self.has_newer_seqno() and not self.differs_from_export(costs)
+            if self.is_export_current:
+                return export
         selected = self.adjacencies[self.selected]
         metric_us = selected.metric_us + costs[self.selected]
         self.export = OriginAnnounce(
