@@ -14,7 +14,7 @@ from micro_core.contract.clock import Random
 from micro_core.routing.entries import Entry, OriginWithdraw, list_checksum
 from micro_core.routing.events import Effect
 from micro_core.routing.export_filter import ExportFilter, IsVisible
-from micro_core.routing.neighbour import ENTRIES_PER_ADVERT, MIN_FULL_TABLE_INTERVAL_S, Neighbour
+from micro_core.routing.neighbour import ENTRIES_PER_ADVERT, MIN_FULL_TABLE_INTERVAL_S, NEVER, Neighbour
 from micro_core.routing.offer_list import Merged
 from micro_core.routing.options import EngineOptions
 from micro_core.routing.origin import Origin
@@ -47,6 +47,8 @@ class Advertiser:
         self._random = random
         self._options = options
         self._filter = ExportFilter(origin, rib)
+        self.wake_at = NEVER
+        """When `flush` must be called next, in clock seconds."""
 
     # ---------------------------------------------------------------- scheduling
 
@@ -164,7 +166,12 @@ class Advertiser:
 
     def flush(self, now: float, effects: list[Effect]) -> None:
         """Send everything that is due."""
+        self.wake_at = NEVER
         for neighbour in self._neighbours.values():
+            wake_at = neighbour.wake_at(now)
+            if wake_at > now:
+                self.wake_at = min(self.wake_at, wake_at)
+                continue
             if neighbour.full_at <= now:
                 self._begin_full_table(neighbour, now, effects)
             if neighbour.full_table is not None:
@@ -177,6 +184,7 @@ class Advertiser:
             if neighbour.requests:
                 effects += neighbour.take_requests()
             effects += neighbour.take_ack(now)
+            self.wake_at = min(self.wake_at, neighbour.wake_at(now))
 
     def _begin_full_table(self, neighbour: Neighbour, now: float, effects: list[Effect]) -> None:
         for entry in self._rib.entries.values():

@@ -184,8 +184,7 @@ class Engine:
     def wake_at(self) -> float | None:
         """When `wake` must be called next. None if nothing is pending."""
         when = min(self._digest_at, self._expiry_at, self._requester.wake_at, self._origin.wake_at)
-        for neighbour in self._neighbours.values():
-            when = min(when, neighbour.wake_at())
+        when = min(when, self._advertiser.wake_at)
         for damper in (self.damper, self.link_damper):
             at = damper.wake_at
             if at is not None and at < when:

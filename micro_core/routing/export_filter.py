@@ -40,6 +40,8 @@ class ExportFilter:
             # Split horizon: a route is not advertised to the routers on its path. The last of them is the next hop.
             if selected is None or neighbour.peer in selected.path:
                 return None, None
+            if neighbour.is_unfiltered and selected.view is None:
+                return self._current_export(entry, effects), None
         elif entry.export is None:
             return None, None
         site = self._origin.site if is_own else entry.site
@@ -48,13 +50,17 @@ class ExportFilter:
         is_visible = self._visible_services(neighbour, entry, is_own=is_own)
         if is_visible is not None and not self._is_any_visible(entry, is_visible):
             return None, None
-        before = entry.export
-        export = before if is_own else entry.refresh_export(self._origin.router, self._rib.costs)
-        if export is not before:
-            entry.select(self._rib.costs, "", effects)
+        export = entry.export if is_own else self._current_export(entry, effects)
         if export is not None and neighbour.has_partial_view:
             export = export.as_partial()
         return export, is_visible
+
+    def _current_export(self, entry: RibEntry, effects: list[Effect]) -> OriginAnnounce:
+        before = entry.export
+        export = entry.refresh_export(self._origin.router, self._rib.costs)
+        if export is not before:
+            entry.select(self._rib.costs, "", effects)
+        return export
 
     def _visible_services(self, neighbour: Neighbour, entry: RibEntry, *, is_own: bool) -> IsVisible | None:
         is_reachable = entry.is_visible if not is_own and entry.is_partial() else None

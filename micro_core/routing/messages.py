@@ -48,10 +48,16 @@ MAX_INTEGER = 2**62
 MAX_NUMBER = 2**63 - 1
 """Maximum of all other numbers."""
 
+_ids: dict[str, str] = {}
+_MAX_CACHED_IDS = 65_536
+"""Each id is in thousands of messages. One checked object of each is kept."""
+
 _paths: dict[tuple[str, ...], tuple[str, ...]] = {}
 _MAX_CACHED_PATHS = 65_536
 """Several neighbours send the same few paths again and again. One checked object of each is kept."""
 
+_OFFERS_BYTE = bytes([OFFERS])
+"""The second byte of an encoded `OfferChanges`, after that of the array."""
 _lists: dict[bytes, OfferChanges] = {}
 _MAX_CACHED_LISTS = 4_096
 _MAX_CACHED_LIST_BYTES = 512
@@ -120,9 +126,10 @@ def _unpack(data: bytes) -> Any:
 def _entry(packed: object) -> Entry:
     if type(packed) is not bytes:
         raise Malformed("invalid routing message: an entry is not a byte string")
-    cached = _lists.get(packed)
-    if cached is not None:
-        return cached
+    if packed[1:2] == _OFFERS_BYTE:
+        cached = _lists.get(packed)
+        if cached is not None:
+            return cached
     fields = _unpack(packed)
     if type(fields) is list and fields:
         if fields[0] == ANNOUNCE and len(fields) >= 9:
@@ -143,6 +150,7 @@ def _announcement(fields: list[Any], packed: bytes) -> OriginAnnounce:
     _, origin, incarnation, sequence, site, network, metric_us, path, is_partial, *_ = fields
     if type(path) is not list or not 0 < len(path) <= limits.MAX_HOPS or type(is_partial) is not bool:
         raise Malformed("invalid routing message: invalid path or flag of an announcement")
+    # Later versions of micro may send more fields. The hash includes them.
     return OriginAnnounce(
         origin=_id(origin),
         incarnation=_checked_version(incarnation),
@@ -152,7 +160,6 @@ def _announcement(fields: list[Any], packed: bytes) -> OriginAnnounce:
         metric_us=min(_checked_number(metric_us), UNREACHABLE_US),
         path=_checked_path(path),
         is_partial=is_partial,
-        # Later versions of micro may send more fields. The hash includes them.
         packed=packed,
     )
 
@@ -220,7 +227,15 @@ def _checked_path(path: list[Any]) -> tuple[str, ...]:
 
 
 def _id(value: Any) -> str:
-    return sys.intern(check_node_id(value))
+    try:
+        cached = _ids.get(value)
+    except TypeError:
+        raise Malformed("invalid routing message: a node id is not a text") from None
+    if cached is None:
+        if len(_ids) >= _MAX_CACHED_IDS:
+            _ids.clear()
+        cached = _ids[value] = check_node_id(value)
+    return cached
 
 
 def _checked_service(name: str) -> str:

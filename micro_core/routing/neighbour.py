@@ -70,6 +70,7 @@ class Neighbour:
         "full_table",
         "is_over_limit",
         "is_suspect",
+        "is_unfiltered",
         "last_full_at",
         "newer_seqnos",
         "next_number",
@@ -96,6 +97,8 @@ class Neighbour:
         self.number = number
         """Number of the last advert sent."""
         self.policy = policy
+        self.is_unfiltered = policy.export is ExportScope.ALL and not policy.services and not policy.sites
+        """The neighbour may see everything."""
         self.is_suspect = False
         """The neighbour does not answer: it may be unreachable, or busy."""
         # Scheduled changes. Dictionaries keep the order, so that runs are reproducible.
@@ -179,15 +182,17 @@ class Neighbour:
             del self.newer_seqnos[origin]
         return taken
 
-    def wake_at(self) -> float:
-        """Return when the neighbour needs attention next, in clock seconds."""
-        when = min(self.full_at, self.ack_at)
+    def wake_at(self, now: float) -> float:
+        """Return when the neighbour needs attention next, in clock seconds. Not later than `now` if something is due."""
+        if self.requests or self._unacknowledged >= MAX_UNACKNOWLEDGED:
+            return now
+        when = self.full_at if self.full_at < self.ack_at else self.ack_at
         if self._in_flight:
             when = min(when, self._in_flight[0][1] + self._resync_after_s)
             if len(self._in_flight) >= MAX_IN_FLIGHT:
                 return when
         if self.full_table is not None:
-            return 0.0
+            return now
         return min(when, self.urgent_at, self.slow_at)
 
     @property
