@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from micro_core.contract.clock import Random
-from micro_core.routing.entries import Entry, OriginWithdraw, list_checksum
+from micro_core.routing.entries import Entry, OriginWithdraw
 from micro_core.routing.events import Effect
 from micro_core.routing.export_filter import ExportFilter, IsVisible
 from micro_core.routing.neighbour import ENTRIES_PER_ADVERT, MIN_FULL_TABLE_INTERVAL_S, NEVER, Neighbour
@@ -282,10 +282,10 @@ def _has_sent(entry: RibEntry, adjacency: Adjacency) -> bool:
     offers = entry.offers
     if offers is None or not adjacency.path or adjacency.is_partial:
         return False
-    return adjacency.list_checksum == list_checksum(entry.origin, offers.incarnation, offers.version)
+    return adjacency.list_checksum == offers.checksum(entry.origin, offers.version)
 
 
 def _advertised_checksum(origin: str, adjacency: Adjacency) -> int:
     if adjacency.advertised_list is None:
         return 0
-    return list_checksum(origin, adjacency.advertised_list.incarnation, adjacency.advertised_version)
+    return adjacency.advertised_list.checksum(origin, adjacency.advertised_version)

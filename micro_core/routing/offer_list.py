@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from micro_core.contract.table import Offer
-from micro_core.routing.entries import OfferChanges, OfferEntry, RemovedOffer
+from micro_core.routing.entries import OfferChanges, OfferEntry, RemovedOffer, list_checksum
 from micro_core.wire import limits
 
 MAX_REMOVALS = 256
@@ -31,6 +31,7 @@ class OfferList:
     """
 
     __slots__ = (
+        "_checksum",
         "_forgotten",
         "_is_ordered",
         "_last",
@@ -56,6 +57,13 @@ class OfferList:
         """The whole list as it was sent last, for other neighbours."""
         self._last = 0
         self._is_ordered = True
+        self._checksum = (-1, 0)
+
+    def checksum(self, origin: str, version: int) -> int:
+        """Return the hash of a version of the list of `origin`, for digests."""
+        if self._checksum[0] != version:
+            self._checksum = (version, list_checksum(origin, self.incarnation, version))
+        return self._checksum[1]
 
     def put(self, entry: OfferEntry) -> Offer | None:
         """Add or replace an offer, whatever its version. Returns the offer before."""

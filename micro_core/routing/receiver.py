@@ -72,9 +72,6 @@ class Receiver:
         """Select a route again after the candidate of `peer` has changed, and schedule what follows."""
         costs, adjacency = self.rib.costs, entry.adjacencies[peer]
         if entry.update_alternative(costs, peer, effects):
-            better = entry.better_infeasible(costs)
-            if better:
-                effects += self.requester.better(entry, better, now)
             return
         was_installed = adjacency.is_installed
         entry.select(costs, peer, effects)
@@ -118,6 +115,7 @@ class Receiver:
         entry = rib.entries.get(origin)
         rejection = rejection_of(announce, router=rib.router, neighbour=neighbour, entry=entry)
         adjacency = entry.adjacencies.get(peer) if entry is not None else None
+        checksum = announce.checksum()
         if adjacency is None or not adjacency.announce_checksum:
             is_full = entry is None and len(rib.entries) >= limits.MAX_ORIGINS
             if is_full or neighbour.received_count >= limits.MAX_ORIGINS_PER_NEIGHBOUR:
@@ -126,11 +124,11 @@ class Receiver:
                 return
             entry = entry or rib.get_or_create(origin)
             adjacency = entry.adjacency(peer)
-            neighbour.count_received(1, announce.checksum() + adjacency.list_checksum)
+            neighbour.count_received(1, checksum + adjacency.list_checksum)
         else:
             assert entry is not None
-            neighbour.count_received(0, announce.checksum() - adjacency.announce_checksum)
-        adjacency.announce_checksum = announce.checksum()
+            neighbour.count_received(0, checksum - adjacency.announce_checksum)
+        adjacency.announce_checksum = checksum
         if rejection is not None:
             effects.append(rejection)
             self._rejected(entry, neighbour, announce, rejection.name, now, effects)
@@ -233,14 +231,17 @@ class Receiver:
         if entry is None or adjacency is None or not adjacency.announce_checksum:
             effects.append(Count("routing_offers_without_route"))
             return
-        checksum = list_checksum(changes.origin, changes.incarnation, changes.version)
+        offers = entry.offers
+        if offers is not None and offers.incarnation == changes.incarnation:
+            checksum = offers.checksum(changes.origin, changes.version)
+        else:
+            checksum = list_checksum(changes.origin, changes.incarnation, changes.version)
         neighbour.count_received(0, checksum - adjacency.list_checksum)
         adjacency.list_checksum = checksum
         if not adjacency.path or changes.incarnation != adjacency.seqno[0]:
             # The announcement was rejected.
             adjacency.is_skipped = True
             return
-        offers = entry.offers
         if offers is None or offers.incarnation < changes.incarnation:
             offers = OfferList(changes.incarnation)
         if offers.incarnation > changes.incarnation:

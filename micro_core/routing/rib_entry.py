@@ -215,9 +215,10 @@ class RibEntry:
             self.selected = best
 
     def update_alternative(self, costs: dict[str, int], peer: str, effects: list[Effect]) -> bool:
-        """Update the table after a change of the candidate of `peer`, if the selected candidate surely remains selected.
+        """Update the table after a change of the candidate of `peer`, if it is not and does not become the selected one.
 
-        Most changes are of this kind. Returns False without any effect if `select` is necessary.
+        Most changes are of this kind. Returns False without any effect if the candidate is selected, or clearly better than
+        the selected one.
         """
         if peer == self.selected or not self.selected:
             return False
@@ -225,12 +226,14 @@ class RibEntry:
         if selected.view is not None or changed.view is not None:
             return False
         total_us = changed.metric_us + costs[peer]
-        if changed.path and total_us < UNREACHABLE_US and self.is_feasible(changed):
+        if changed.path and total_us < UNREACHABLE_US:
             if total_us < (selected.metric_us + costs[self.selected]) * (1 - SIGNIFICANT_CHANGE):
                 return False
-            changed.is_installed = True
-            effects.append(PutOriginRoute(self.route(peer, changed, total_us)))
-        elif changed.is_installed:
+            if self.is_feasible(changed):
+                changed.is_installed = True
+                effects.append(PutOriginRoute(self.route(peer, changed, total_us)))
+                return True
+        if changed.is_installed:
             changed.is_installed = False
             effects.append(DeleteOriginRoute(OriginRouteKey(self.origin, peer)))
         return True
