@@ -1,12 +1,13 @@
-"""Benchmark of the routing plane with many nodes: engines and codec on virtual time, in one process. Part of `make bench-routing`.
+"""Benchmark of the routing plane with many nodes: engines and codec on virtual time. Part of `make bench-routing`.
 
 The nodes form a random graph with four links per node on average, each with a delay and a cost. Every node offers two services.
 All links open in the first second. After convergence, there is one event every two seconds: a service starts or stops, or, one
 time in twenty, a node is killed and restarted. Messages are encoded, delivered in order after the delay of the link, and decoded.
 
-At the end, the tables of some nodes are compared with what they must contain.
+The nodes are divided between two processes, which exchange their messages after every 5 ms of virtual time: the shortest delay of a
+link, so no message arrives late. At the end, the tables of some nodes are compared with what they must contain.
 
-    python benchmarks/routing_scale.py [--nodes 50,200,1000] [--minutes 10] [--services 2] [--seed 1] [--profile FILE]
+    python benchmarks/routing_scale.py [--nodes 50,200,1000] [--minutes 10] [--services 2] [--seed 1] [--processes 2]
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ import cProfile
 import gc
 import heapq
 import itertools
+import marshal
+import multiprocessing
 import random
 import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 
 from micro_core.routing import messages
 from micro_core.routing.engine import Engine
@@ -33,6 +38,7 @@ from micro_core.routing.events import (
     MessageReceived,
     NeighbourDown,
     NeighbourUp,
+    RoutingEvent,
     SendMessage,
 )
 
@@ -41,6 +47,8 @@ DEGREE = 4
 EVENT_S = 2.0
 KILLED = 0.05
 """Share of the events that kill a node."""
+DELAYS_S = (0.005, 0.02, 0.05, 0.1)
+"""One-way delays of the links. The cost of a link is its round trip."""
 DETECTION_S = 3.0
 """Time until the neighbours of a killed node notice it."""
 
@@ -49,15 +57,30 @@ def node_id(number: int) -> str:
     return "".join(LETTERS[number >> shift & 31] for shift in (10, 5, 0)) + "x" * 29
 
 
-class Network:
-    """Engines and ordered links with delays, on virtual time."""
+NEVER = float("inf")
 
-    def __init__(self, nodes: int, services: int, seed: int) -> None:
+
+class Network:
+    """Engines and ordered links with delays, on virtual time.
+
+    With two processes, both follow the same plan, and each runs the engines of every second node. `other` is the connection to
+    the other process, and `process` 0 or 1.
+    """
+
+    def __init__(self, nodes: int, services: int, seed: int, process: int = 0, other: Connection | None = None) -> None:
         self.random = random.Random(seed)
+        """For the plan, equal in both processes."""
+        self.own_random = random.Random(f"{seed} {process}")
         self.services = services
+        self.process, self.other = process, other
+        self.outgoing: list[tuple[float, str, str, bytes, int]] = []
+        """Messages to nodes of the other process, and when they arrive."""
+        self.planned_events: list[tuple[float, int, str, str, dict[str, float]]] = []
         self.now = 0.0
         self.engines: dict[str, Engine] = {}
         self.offered: dict[str, set[str]] = {}
+        self.elsewhere: dict[str, bool] = {}
+        """Whether the engine of a node runs in the other process."""
         self.down: set[str] = set()
         self.links: dict[str, dict[str, tuple[float, int]]] = {}
         """Delay in seconds and generation, by node and neighbour."""
@@ -65,6 +88,7 @@ class Network:
         self.bytes = 0
         self.counted: Counter[str] = Counter()
         self._order = itertools.count(1)
+        self._order_of_messages = itertools.count(1)
         self._queue: list[tuple[float, int, str, str, bytes, int]] = []
         """Deliveries (to, sender, payload, generation), and timers, whose payload is empty."""
         self._timers: dict[str, float] = {}
@@ -72,52 +96,64 @@ class Network:
         for number in range(nodes):
             name = node_id(number)
             self.links[name] = {}
+            self.elsewhere[name] = other is not None and number % 2 != process
             self.boot(name)
 
     def boot(self, name: str) -> None:
+        incarnation = 1_764_435_600_000 + next(self._order)
+        self.offered[name] = set()
+        for number in range(self.services):
+            self.offered[name].add(f"go.micro.srv.{name[:3]}{number}")
+        if self.elsewhere[name]:
+            return
         self.engines[name] = Engine(
             router=name,
             network="go.micro",
             site=f"site-{name[:3]}",
-            incarnation=1_764_435_600_000 + next(self._order),
-            random=random.Random(self.random.random()),
+            incarnation=incarnation,
+            random=random.Random(self.own_random.random()),
         )
-        self.offered[name] = set()
-        self._timers[name] = float("inf")
-        for number in range(self.services):
-            self.start_service(name, f"go.micro.srv.{name[:3]}{number}")
+        self._timers[name] = NEVER
+        for service in sorted(self.offered[name]):
+            self.start_service(name, service)
 
     def connect(self, degree: int = DEGREE) -> None:
         """Open the links of a random connected graph during the first second."""
-        names = [*self.engines]
+        names = [*self.links]
         pairs = {frozenset((names[i], self.random.choice(names[:i]))) for i in range(1, len(names))}
         while len(pairs) < len(names) * degree / 2:
             pairs.add(frozenset(self.random.sample(names, 2)))
-        for at, pair in sorted((self.random.random(), sorted(pair)) for pair in pairs):
+        for at, pair in sorted((self.random.random(), pair) for pair in sorted(sorted(pair) for pair in pairs)):
             self.run_until(at)
-            self.link(pair[0], pair[1], self.random.choice([0.005, 0.02, 0.05, 0.1]))
+            self.link(pair[0], pair[1], self.random.choice(DELAYS_S))
 
     # ---------------------------------------------------------------- events
 
     def start_service(self, name: str, service: str) -> None:
         self.offered[name].add(service)
         local = LocalInstance(address=f"tcp://{name[:3]}", version="1")
-        self.do(name, self.engines[name].handle(InstanceUp(service, service, local), self.now))
+        self.handle(name, InstanceUp(service, service, local))
 
     def stop_service(self, name: str, service: str) -> None:
         self.offered[name].discard(service)
-        self.do(name, self.engines[name].handle(InstanceDown(service, service), self.now))
+        self.handle(name, InstanceDown(service, service))
+
+    def handle(self, name: str, event: RoutingEvent) -> None:
+        """Pass an event of the plan to the engine of a node, unless that runs in the other process."""
+        engine = self.engines.get(name)
+        if engine is not None:
+            self.do(name, engine.handle(event, self.now))
 
     def link(self, a: str, b: str, delay_s: float) -> None:
         generation = next(self._order)
         for one, other in ((a, b), (b, a)):
             self.links[one][other] = (delay_s, generation)
         for one, other in ((a, b), (b, a)):
-            self.do(one, self.engines[one].handle(NeighbourUp(other, round(2e6 * delay_s)), self.now))
+            self.handle(one, NeighbourUp(other, round(2e6 * delay_s)))
 
     def churn(self) -> None:
         """Start or stop a service of a random node, or kill a node, which restarts ten seconds later."""
-        name = self.random.choice([one for one in self.engines if one not in self.down])
+        name = self.random.choice([one for one in self.links if one not in self.down])
         if self.random.random() < KILLED:
             self.kill(name)
         elif len(self.offered[name]) < 2 * self.services and self.random.random() < 0.5:
@@ -128,35 +164,62 @@ class Network:
     def kill(self, name: str) -> None:
         neighbours = {other: link[0] for other, link in self.links[name].items()}
         self.down.add(name)
-        del self.engines[name]
-        self._timers[name] = float("inf")
+        self.engines.pop(name, None)
+        self._timers[name] = NEVER
         self.links[name] = {}
         self.at(self.now + DETECTION_S, "detect", name, neighbours)
         self.at(self.now + 10.0, "restart", name, neighbours)
 
     def at(self, when: float, what: str, name: str, neighbours: dict[str, float]) -> None:
-        self._planned.append((when, next(self._order), what, name, neighbours))
-        self._planned.sort()
-
-    _planned: list[tuple[float, int, str, str, dict[str, float]]] = []  # noqa: RUF012 - one network per process
+        self.planned_events.append((when, next(self._order), what, name, neighbours))
+        self.planned_events.sort()
 
     def planned(self) -> None:
-        while self._planned and self._planned[0][0] <= self.now:
-            _, _, what, name, neighbours = self._planned.pop(0)
+        while self.planned_events and self.planned_events[0][0] <= self.now:
+            _, _, what, name, neighbours = self.planned_events.pop(0)
             if what == "detect":
                 for other in neighbours:
-                    if other in self.engines and self.links[other].pop(name, None) is not None:
-                        self.do(other, self.engines[other].handle(NeighbourDown(name), self.now))
+                    if other not in self.down and self.links[other].pop(name, None) is not None:
+                        self.handle(other, NeighbourDown(name))
             else:
                 self.down.discard(name)
                 self.boot(name)
                 for other, delay_s in neighbours.items():
-                    if other in self.engines:
+                    if other not in self.down:
                         self.link(name, other, delay_s)
 
     # ------------------------------------------------------------------------ time
 
     def run_until(self, end: float) -> None:
+        queue = self._queue
+        while True:
+            start = self.exchange()
+            if start > end:
+                break
+            self._run(min(end, start + DELAYS_S[0] - 1e-9) if self.other is not None else end)
+            if self.other is None and (not queue or queue[0][0] > end):
+                break
+        self.now = end
+
+    def exchange(self) -> float:
+        """Exchange messages with the other process. Returns when the next event of both is due."""
+        due = self._queue[0][0] if self._queue else NEVER
+        if self.other is None:
+            return due
+        due = min([due, *(message[0] for message in self.outgoing)])
+        mine = marshal.dumps((due, self.outgoing))
+        self.outgoing = []
+        if self.process == 0:
+            self.other.send_bytes(mine)
+        their_due: float
+        their_due, arriving = marshal.loads(self.other.recv_bytes())
+        if self.process == 1:
+            self.other.send_bytes(mine)
+        for at, to, sender, payload, generation in arriving:
+            heapq.heappush(self._queue, (at, next(self._order_of_messages), to, sender, payload, generation))
+        return min(due, their_due)
+
+    def _run(self, end: float) -> None:
         queue, links, engines, timers = self._queue, self.links, self.engines, self._timers
         while queue and queue[0][0] <= end:
             at, _, to, sender, payload, generation = heapq.heappop(queue)
@@ -170,7 +233,6 @@ class Network:
             if engine is not None and link is not None and link[1] == generation:
                 self.now = at
                 self.do(to, engine.handle(MessageReceived(sender, messages.decode(payload)), at))
-        self.now = end
 
     def do(self, name: str, effects: list[Effect]) -> None:
         for effect in effects:
@@ -181,7 +243,7 @@ class Network:
         wake_at = self.engines[name].wake_at
         if wake_at is not None and wake_at != self._timers[name]:
             self._timers[name] = wake_at = max(wake_at, self.now)
-            heapq.heappush(self._queue, (wake_at, next(self._order), name, "", b"", 0))
+            heapq.heappush(self._queue, (wake_at, next(self._order_of_messages), name, "", b"", 0))
 
     def send(self, name: str, effect: SendMessage) -> None:
         peer = effect.peer
@@ -192,16 +254,19 @@ class Network:
         self.sent[type(effect.message).__name__] += 1
         self.bytes += len(payload)
         key = (name, peer)
-        when = max(self.now + link[0] * self.random.uniform(1.0, 1.2), self._last.get(key, 0.0))
+        when = max(self.now + link[0] * self.own_random.uniform(1.0, 1.2), self._last.get(key, 0.0))
         self._last[key] = when
-        heapq.heappush(self._queue, (when, next(self._order), peer, name, payload, link[1]))
+        if self.elsewhere[peer]:
+            self.outgoing.append((when, peer, name, payload, link[1]))
+        else:
+            heapq.heappush(self._queue, (when, next(self._order_of_messages), peer, name, payload, link[1]))
 
     # ------------------------------------------------------------------ checks
 
     def differences(self, sample: int = 20) -> Iterator[str]:
         """Yield what is wrong in the routing information of some nodes."""
         expected = {(origin, service) for origin, services in self.offered.items() for service in services}
-        for name in self.random.sample([*self.engines], min(sample, len(self.engines))):
+        for name in self.own_random.sample([*self.engines], min(sample, len(self.engines))):
             rib = self.engines[name]._rib
             known = {
                 (origin, service)
@@ -214,44 +279,93 @@ class Network:
                 yield f"{name[:3]}: {len(missing)} missing, {len(wrong)} wrong"
 
 
-def measure(nodes: int, minutes: float, services: int, seed: int) -> None:
+@dataclass
+class Phase:
+    """What one process, or both, did in one phase."""
+
+    seconds: float
+    cpu_s: float
+    sent: Counter[str]
+    size: int
+    wrong: list[str]
+    memory_mib: float
+    counted: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Phase) -> None:
+        self.seconds = max(self.seconds, other.seconds)
+        self.cpu_s += other.cpu_s
+        self.sent += other.sent
+        self.size += other.size
+        self.wrong += other.wrong
+        self.memory_mib += other.memory_mib
+        self.counted += other.counted
+
+
+def run(net: Network, minutes: float) -> Iterator[Phase]:
+    """Run the network. Yields the start and the churn."""
     gc.disable()
-    Network._planned = []
-    started_at = time.process_time()
-    net = Network(nodes, services, seed)
+    started, cpu = time.perf_counter(), time.process_time()
+
+    def phase() -> Phase:
+        nonlocal started, cpu
+        seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        sent, net.sent = net.sent, Counter()
+        size, net.bytes = net.bytes, 0
+        found = Phase(seconds, cpu_s, sent, size, [*net.differences()], memory, net.counted)
+        started, cpu = time.perf_counter(), time.process_time()
+        return found
+
     net.connect()
     net.run_until(30.0)
-    gc.freeze()
-    start_s, start_sent = time.process_time() - started_at, sum(net.sent.values())
-    wrong = list(net.differences())
-    print(f"\n{nodes} nodes x {services} services")
-    print(f"  start, 30 s     {start_s:8.1f} s CPU, {start_sent:,} messages, {net.bytes / 2**20:,.0f} MiB sent", end="")
-    print(f", {len(wrong)} of 20 tables wrong", flush=True)
-    before, bytes_before = Counter(net.sent), net.bytes
-    churn_at = time.process_time()
-    events = round(minutes * 60 / EVENT_S)
-    for number in range(events):
+    yield phase()
+    for number in range(round(minutes * 60 / EVENT_S)):
         net.churn()
         net.run_until(30.0 + (number + 1) * EVENT_S - 0.001)
         net.planned()
         net.run_until(30.0 + (number + 1) * EVENT_S)
-    churn_s = time.process_time() - churn_at
-    net.sent.subtract(before)
-    sent = sum(net.sent.values())
+    result = phase()
+    # Services of the last nodes that were killed come back, and the tables can be compared.
     for _ in range(20):
         net.run_until(net.now + EVENT_S)
         net.planned()
-    wrong = list(net.differences())
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(
-        f"  churn, {minutes:g} min   {churn_s:8.1f} s CPU, {sent:,} messages, {(net.bytes - bytes_before) / 2**20:,.0f} MiB",
-        end="",
-    )
-    print(f", {len(wrong)} of 20 tables wrong {wrong[:2] or ''}")
-    print(f"  per event       {sent / max(1, events):8.0f} messages, {churn_s / max(1, events) * 1e3:.0f} ms CPU")
-    print(f"  per message     {churn_s / max(1, sent) * 1e6:8.0f} µs CPU; {dict(net.sent)}")
-    print(f"  total           {start_s + churn_s:8.1f} s CPU, peak memory {memory:,.0f} MiB", flush=True)
-    print(f"  {dict(net.counted.most_common(8))}")
+    result.wrong = [*net.differences()]
+    yield result
+
+
+def run_second(options: tuple[int, int, int], minutes: float, other: Connection) -> None:
+    """Run the second process: its half of the nodes, and send the results."""
+    for phase in run(Network(*options, 1, other), minutes):
+        other.send(phase)
+
+
+def measure(nodes: int, minutes: float, services: int, seed: int, processes: int) -> None:
+    """Run a network, and print what it needed."""
+    events = max(1, round(minutes * 60 / EVENT_S))
+    other = second = None
+    if processes == 2:
+        other, theirs = multiprocessing.Pipe()
+        second = multiprocessing.Process(
+            target=run_second, args=((nodes, services, seed), minutes, theirs), daemon=True
+        )
+        second.start()
+    print(f"\n{nodes} nodes x {services} services, {processes} processes", flush=True)
+    total_s = total_cpu = 0.0
+    for name, phase in zip(
+        ("start, 30 s", f"churn, {minutes:g} min"), run(Network(nodes, services, seed, 0, other), minutes), strict=True
+    ):
+        if other is not None:
+            phase.add(other.recv())
+        total_s, total_cpu = total_s + phase.seconds, total_cpu + phase.cpu_s
+        sent = sum(phase.sent.values())
+        print(f"  {name:<15} {phase.seconds:8.1f} s, {phase.cpu_s:.1f} s CPU, {sent:,} messages", end="")
+        print(f", {phase.size / 2**20:,.0f} MiB, {len(phase.wrong)} tables wrong {phase.wrong[:2] or ''}", flush=True)
+    print(f"  per event       {sent / events:8.0f} messages, {phase.cpu_s / events * 1e3:.0f} ms CPU")
+    print(f"  per message     {phase.cpu_s / max(1, sent) * 1e6:8.0f} µs CPU; {dict(phase.sent)}")
+    print(f"  total           {total_s:8.1f} s, {total_cpu:.1f} s CPU, peak memory {phase.memory_mib:,.0f} MiB")
+    print(f"  {dict(phase.counted.most_common(8))}", flush=True)
+    if second is not None:
+        second.join()
 
 
 def main() -> None:
@@ -260,13 +374,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="virtual minutes of churn")
     parser.add_argument("--services", type=int, default=2, help="services per node")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--profile", metavar="FILE", help="write a profile")
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--profile", metavar="FILE", help="write a profile of the first process")
     options = parser.parse_args()
     profile = cProfile.Profile() if options.profile else None
     if profile is not None:
         profile.enable()
     for nodes in options.nodes.split(","):
-        measure(int(nodes), options.minutes, options.services, options.seed)
+        measure(int(nodes), options.minutes, options.services, options.seed, options.processes)
     if profile is not None:
         profile.disable()
         profile.dump_stats(options.profile)

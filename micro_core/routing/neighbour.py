@@ -186,7 +186,7 @@ class Neighbour:
         """Return when the neighbour needs attention next, in clock seconds. Not later than `now` if something is due."""
         if self.requests or self._unacknowledged >= MAX_UNACKNOWLEDGED:
             return now
-        when = self.full_at if self.full_at < self.ack_at else self.ack_at
+        when = min(self.ack_at, self.full_at)
         if self._in_flight:
             when = min(when, self._in_flight[0][1] + self._resync_after_s)
             if len(self._in_flight) >= MAX_IN_FLIGHT:
