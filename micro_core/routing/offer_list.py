@@ -36,7 +36,8 @@ class OfferList:
         "_is_ordered",
         "_last",
         "_removed",
-        "_whole",
+        "_sent",
+        "_sent_base",
         "entries",
         "incarnation",
         "is_settled",
@@ -53,8 +54,9 @@ class OfferList:
         self._removed: dict[str, int] | None = None
         self._forgotten = 0
         """Removals up to this version may have been forgotten."""
-        self._whole: list[OfferChanges] = []
-        """The whole list as it was sent last, for other neighbours."""
+        self._sent: list[OfferChanges] = []
+        self._sent_base = 0
+        """The changes since this version as they were sent last, for other neighbours."""
         self._last = 0
         self._is_ordered = True
         self._checksum = (-1, 0)
@@ -71,6 +73,7 @@ class OfferList:
         service = offer.service
         before = self.entries.pop(service, None)
         self.entries[service] = entry
+        self._sent = []
         if version >= self._last:
             self._last = version
         else:
@@ -82,6 +85,7 @@ class OfferList:
     def remove(self, service: str, version: int) -> None:
         """Remove an offer at this version."""
         self.entries.pop(service, None)
+        self._sent = []
         if self._removed is None:
             self._removed = {}
         self._removed.pop(service, None)
@@ -90,8 +94,8 @@ class OfferList:
             self._forgotten = max(self._forgotten, self._removed.pop(next(iter(self._removed))))
 
     def release(self) -> None:
-        """Release the memory of the encoded list. It is encoded again when it is needed."""
-        self._whole = []
+        """Release the memory of the encoded changes. They are encoded again when they are needed."""
+        self._sent = []
 
     def forget_removals(self, version: int) -> None:
         """Record that removals up to this version are unknown: a neighbour has sent the whole list instead."""
@@ -108,8 +112,8 @@ class OfferList:
         """Return the changes from version `base` to `version`, or the whole list if earlier removals were forgotten."""
         if base < self._forgotten:
             base = 0
-        if base == 0 and self._whole and self._whole[-1].version == self.version:
-            return self._whole
+        if self._sent and self._sent[-1].version == self.version and self._sent_base == base:
+            return self._sent
         removed: list[RemovedOffer] = []
         if base > 0 and self._removed:
             found = [RemovedOffer(service, version) for service, version in self._removed.items() if version > base]
@@ -118,8 +122,7 @@ class OfferList:
         changed.reverse()
         changed = [entry for entry in changed if entry.version <= self.version]
         changes = list(self._in_parts(origin, base, self.version, changed, removed))
-        if base == 0:
-            self._whole = changes
+        self._sent, self._sent_base = changes, base
         return changes
 
     def view_changes(
