@@ -281,7 +281,7 @@ class Network:
 
 @dataclass
 class Phase:
-    """What one process, or both, did in one phase."""
+    """The work of one process, or of both, in one phase."""
 
     seconds: float
     cpu_s: float

@@ -132,7 +132,7 @@ class Advertiser:
         self.advertise_seqnos(now)
 
     def advertise_seqnos(self, now: float) -> None:
-        """Schedule newer sequence numbers that nobody has requested, as many as the limit of each neighbour permits."""
+        """Schedule newer sequence numbers that no neighbour has requested, as many as the limit of each neighbour permits."""
         for neighbour in self._neighbours.values():
             for origin in neighbour.take_newer_seqnos(now):
                 self._schedule_slow(neighbour, origin, now)

@@ -1,0 +1,95 @@
+"""One routing engine: newer sequence numbers of unchanged routes, which few neighbours need, are advertised slowly."""
+
+from __future__ import annotations
+
+import random
+
+from micro_core.routing.events import Effect
+from micro_core.routing.neighbour import MAX_SEQNO_BURST, SEQNOS_PER_SECOND
+from micro_core.routing.rib_entry import RibEntry
+from tests.routing.engine_harness import LEFT, RIGHT, EngineHarness, announce
+from tests.routing.engine_network import ALPHABET
+
+ORIGINS = [f"{one}{other}" * 16 for one in ALPHABET[:10] for other in ALPHABET[:10]]
+
+
+def harness_with_newer_seqnos() -> EngineHarness:
+    """Return a router that has just learned newer sequence numbers of a hundred unchanged routes."""
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.receive_advert(LEFT, *[announce(origin, LEFT) for origin in ORIGINS])
+    harness.run(10)
+    harness.take_sent()
+    harness.receive_advert(LEFT, *[announce(origin, LEFT, sequence=2) for origin in ORIGINS])
+    return harness
+
+
+def test_burst_of_unrequested_sequence_numbers_is_limited() -> None:
+    harness = harness_with_newer_seqnos()
+    harness.run(5)
+    announced = harness.take_announced(RIGHT)
+    assert len(announced) == MAX_SEQNO_BURST
+    assert {one.sequence for one in announced} == {2}
+
+
+def test_remaining_sequence_numbers_follow_at_a_low_rate_each_once() -> None:
+    harness = harness_with_newer_seqnos()
+    harness.run(5)
+    announced = [one.origin for one in harness.take_announced(RIGHT)]
+    for period in range(1, 9):
+        # The full table renews the lease.
+        whole = [announce(origin, LEFT, sequence=2) for origin in ORIGINS]
+        harness.receive_advert(LEFT, *whole, begins=True, ends=True)
+        harness.run(30)
+        announced += [one.origin for one in harness.take_announced(RIGHT)]
+        assert len(announced) <= MAX_SEQNO_BURST + SEQNOS_PER_SECOND * (30 * period + 5)
+    assert sorted(announced) == sorted(ORIGINS)
+
+
+def test_newer_sequence_number_is_sent_along_with_another_change() -> None:
+    harness = harness_with_newer_seqnos()
+    harness.run(5)
+    announced = {one.origin for one in harness.take_announced(RIGHT)}
+    waiting = next(origin for origin in ORIGINS if origin not in announced)
+    harness.receive_advert(LEFT, announce(waiting, LEFT, sequence=2, metric_us=500_000))
+    harness.run(5)
+    assert [(one.origin, one.sequence) for one in harness.take_announced(RIGHT)] == [(waiting, 2)]
+
+
+def test_update_of_an_alternative_has_the_result_of_a_selection() -> None:
+    source = random.Random(5)
+    costs = {"a": 100, "b": 200, "c": 300}
+    shortcuts = 0
+    for _ in range(3_000):
+        sides = [RibEntry("o"), RibEntry("o")]
+        limits = source.choice([(0, 10**9), (1, 900), (1, 300)])
+        for peer in costs:
+            if source.random() < 0.8:
+                values = (source.randint(1, 2), source.randrange(100, 1_000), source.randrange(100, 1_000))
+                for entry in sides:
+                    set_candidate(entry, peer, *values)
+        for entry in sides:
+            entry.fd_seqno, entry.fd_metric_us = (1, limits[0]), limits[1]
+            entry.select(costs, "", [])
+        changed = source.choice([*costs])
+        values = (source.randint(1, 2), source.randrange(100, 1_000), source.randrange(100, 1_000))
+        is_withdrawn = source.random() < 0.2
+        results = []
+        for entry in sides:
+            set_candidate(entry, changed, *values)
+            if is_withdrawn:
+                entry.adjacencies[changed].path = ()
+            effects: list[Effect] = []
+            if entry is sides[1] or not entry.update_alternative(costs, changed, effects):
+                entry.select(costs, changed, effects)
+            elif entry is sides[0]:
+                shortcuts += 1
+            installed = {peer: one.is_installed for peer, one in entry.adjacencies.items()}
+            results.append((entry.selected, installed, effects))
+        assert results[0] == results[1]
+    assert shortcuts > 500, "the shortcut was taken"
+
+
+def set_candidate(entry: RibEntry, peer: str, sequence: int, metric_us: int, min_metric_us: int) -> None:
+    adjacency = entry.adjacency(peer)
+    adjacency.path, adjacency.seqno = ("o", peer), (1, sequence)
+    adjacency.metric_us, adjacency.min_metric_us = metric_us, min(metric_us, min_metric_us)
