@@ -15,13 +15,16 @@ from micro_core.routing.entries import Entry, OriginWithdraw
 from micro_core.routing.events import Effect
 from micro_core.routing.export_filter import ExportFilter, IsVisible
 from micro_core.routing.neighbour import ENTRIES_PER_ADVERT, MIN_FULL_TABLE_INTERVAL_S, NEVER, Neighbour
-from micro_core.routing.offer_list import Merged
+from micro_core.routing.offer_list import Merged, OfferList
 from micro_core.routing.options import EngineOptions
 from micro_core.routing.origin import Origin
 from micro_core.routing.policy import ExportScope
 from micro_core.routing.rib import Rib
 from micro_core.routing.rib_entry import TOMBSTONE_S, Adjacency, RibEntry
 from micro_core.routing.seqno_requests import SeqnoRequester
+
+RELEASE_INTERVAL_S = 5.0
+"""An encoded entry is kept for other neighbours for this time in seconds, at most until the next change or digest after it."""
 
 KEEP_ADVERTISED_S = TOMBSTONE_S / 2
 """If a route is advertised again within this time after its withdrawal, the neighbour still has the list of the offers."""
@@ -47,6 +50,8 @@ class Advertiser:
         self._random = random
         self._options = options
         self._filter = ExportFilter(origin, rib)
+        self._sent_lists: set[OfferList] = set()
+        self._release_at = 0.0
         self.wake_at = NEVER
         """When `flush` must be called next, in clock seconds."""
 
@@ -166,6 +171,8 @@ class Advertiser:
 
     def flush(self, now: float, effects: list[Effect]) -> None:
         """Send everything that is due."""
+        if now >= self._release_at:
+            self._release(now)
         self.wake_at = NEVER
         for neighbour in self._neighbours.values():
             wake_at = neighbour.wake_at(now)
@@ -185,6 +192,16 @@ class Advertiser:
                 effects += neighbour.take_requests()
             effects += neighbour.take_ack(now)
             self.wake_at = min(self.wake_at, neighbour.wake_at(now))
+
+    def _release(self, now: float) -> None:
+        """Release the memory of encoded entries, which few neighbours still need."""
+        for announce in self._filter.created:
+            announce.release()
+        for offers in self._sent_lists:
+            offers.release()
+        self._filter.created.clear()
+        self._sent_lists.clear()
+        self._release_at = now + RELEASE_INTERVAL_S
 
     def _begin_full_table(self, neighbour: Neighbour, now: float, effects: list[Effect]) -> None:
         for entry in self._rib.entries.values():
@@ -246,9 +263,13 @@ class Advertiser:
         incarnation, sequence = entry.newest_seqno
         return [OriginWithdraw(entry.origin, incarnation, sequence, entry.is_withdrawn)]
 
-    @staticmethod
     def _add_offers(
-        neighbour: Neighbour, entry: RibEntry, adjacency: Adjacency, is_visible: IsVisible | None, found: list[Entry]
+        self,
+        neighbour: Neighbour,
+        entry: RibEntry,
+        adjacency: Adjacency,
+        is_visible: IsVisible | None,
+        found: list[Entry],
     ) -> None:
         offers = entry.offers
         assert offers is not None
@@ -260,6 +281,7 @@ class Advertiser:
             if not is_whole and (adjacency.advertised_version == version or _has_sent(entry, adjacency)):
                 return
             changes = offers.changes_since(entry.origin, 0 if is_whole else adjacency.advertised_version)
+            self._sent_lists.add(offers)
         else:
             view = adjacency.advertised_view if adjacency.advertised_view is not None and not is_whole else {}
             changes = offers.view_changes(entry.origin, view, is_visible, is_whole=is_whole)

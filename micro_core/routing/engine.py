@@ -393,11 +393,6 @@ class Engine:
         self._advertiser.advertise_seqnos(now)
         self._advertiser.flush(now, effects)
         effects += [SendMessage(peer, neighbour.digest()) for peer, neighbour in self._neighbours.items()]
-        for entry in self._rib.entries.values():
-            if entry.export is not None:
-                entry.export.release()
-            if entry.offers is not None:
-                entry.offers.release()
         self.observed.advance(now)
         self._requester.expire(now)
 

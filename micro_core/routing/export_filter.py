@@ -22,6 +22,8 @@ class ExportFilter:
     def __init__(self, origin: Origin, rib: Rib) -> None:
         self._origin = origin
         self._rib = rib
+        self.created: list[OriginAnnounce] = []
+        """The announcements that were created since the caller has emptied the list."""
 
     def announcement(
         self, neighbour: Neighbour, entry: RibEntry, effects: list[Effect]
@@ -59,6 +61,7 @@ class ExportFilter:
         before = entry.export
         export = entry.refresh_export(self._origin.router, self._rib.costs)
         if export is not before:
+            self.created.append(export)
             entry.select(self._rib.costs, "", effects)
         return export
 
