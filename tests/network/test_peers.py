@@ -31,10 +31,10 @@ from micro_core.network.peer_events import (
     Seen,
     Unlink,
 )
-from micro_core.network.peer_plan import MAX_ATTEMPT_S, MAX_PROBES
+from micro_core.network.peer_plan import GRACE_S, HOLD_S, HOLD_SITE_S, MAX_ATTEMPT_S, MAX_DIALS, MAX_PROBES
 from micro_core.network.peer_status import candidate_statuses
 from micro_core.network.peer_table import MAX_ADDRESSES_PER_NODE, MAX_CANDIDATES, MAX_NODES, Attempt
-from micro_core.network.peers import Peers
+from micro_core.network.peers import SHORT_LIVED_S, Peers
 
 
 class Node:
@@ -187,6 +187,14 @@ def test_own_address_is_probed_once() -> None:
     assert probed(node.run(3_600.0)) == []
 
 
+def test_address_in_the_record_of_another_node_that_leads_to_this_node_is_not_tried_again() -> None:
+    node = full_node()
+    node.handle(seen("a"))
+    assert probed(node.run(1.0)) == ["a:1"]
+    node.handle(ProbeFailed("a:1", "the node dialled itself", is_permanent=True, is_own=True))
+    assert probed(node.run(3_600.0)) == []
+
+
 def test_address_that_two_sites_use_belongs_to_the_node_that_answers() -> None:
     node = Node(links_remote=2)
     node.handle(seen("a"))
@@ -280,12 +288,23 @@ def test_number_of_probes_at_once_is_bounded() -> None:
     assert len(probed(node.resolve(*(f"n{number}:1" for number in range(50))))) == MAX_PROBES
 
 
+def test_number_of_links_dialled_at_once_is_bounded() -> None:
+    node = Node(links_site=1, links_remote=3 * MAX_DIALS)
+    node.link("s", site="eu")
+    names = [f"n{number}" for number in range(3 * MAX_DIALS)]
+    node.handle(Reachability(frozenset(names)))
+    node.resolve(*(f"{name}:1" for name in names))
+    for name in names:
+        node.answer(name, site=name)
+    assert len(dialled(node.run(3.0))) == MAX_DIALS
+
+
 # ------------------------------------------------------------------------ unreachable nodes
 
 
-def full_node() -> Node:
+def full_node(seed: int = 1) -> Node:
     """Return a node with enough links, to x, y and z."""
-    node = Node(links_site=0, links_remote=2)
+    node = Node(seed=seed, links_site=0, links_remote=2)
     node.handle(Reachability(frozenset("xyz")))
     for name in "xyz":
         node.handle(seen(name, site=name))
@@ -312,6 +331,33 @@ def test_node_that_becomes_reachable_before_it_is_dialled_is_not_linked() -> Non
     node.answer("a")
     node.handle(Reachability(frozenset("xyza")))
     assert dialled(node.run(30.0)) == []
+
+
+def test_node_is_dialled_as_unreachable_only_after_a_second() -> None:
+    node = full_node()
+    node.link("a", address="a:1")
+    node.handle(Reachability(frozenset("xyza")))
+    node.run(SHORT_LIVED_S)
+    node.handle(PeerLost("a"))
+    node.handle(Reachability(frozenset("xyz")))
+    assert dialled(node.run(0.9 * GRACE_S)) == []
+    assert dialled(node.run(0.5 * GRACE_S)) == ["a:1"]
+
+
+@pytest.mark.parametrize(("site", "hold_s"), [("us", HOLD_SITE_S), ("asia", HOLD_S)])
+def test_next_unreachable_node_waits_for_the_routes_over_a_new_link(site: str, hold_s: float) -> None:
+    """The random times differ, so several seeds are tried."""
+    for seed in range(10):
+        node = full_node(seed)
+        node.handle(seen("a"))
+        node.handle(seen("b", site=site))
+        node.run(2.0)
+        node.answer("a")
+        assert dialled(node.run(1.0)) == ["a:1"]
+        node.answer("b", site=site)
+        node.link("a", address="a:1")
+        assert dialled(node.run(0.74 * hold_s)) == []
+        assert dialled(node.run(2.0)) == ["b:1"]
 
 
 def test_one_unreachable_node_per_site_is_dialled_at_once() -> None:
@@ -352,6 +398,19 @@ def test_unreachable_node_is_probed_every_few_seconds_for_ever() -> None:
     assert node.now - last <= 6.0
 
 
+def test_nodes_that_become_unreachable_are_probed_at_once_however_often_that_failed_before() -> None:
+    node = full_node()
+    for name in "ab":
+        node.handle(seen(name))
+    for _ in range(60):
+        for address in probed(node.run(1.0)):
+            node.handle(ProbeFailed(address, "no answer"))
+    node.handle(Reachability(frozenset("xyzab")))
+    node.run(1.0)
+    node.handle(Reachability(frozenset("xyz")))
+    assert sorted(probed(node.run(0.5))) == ["a:1", "b:1"]
+
+
 def test_node_that_left_is_not_dialled() -> None:
     node = full_node()
     node.handle(NodeLeft("x"))
@@ -386,16 +445,17 @@ def test_pauses_end_when_the_process_ran_again_after_a_stop() -> None:
 
 
 def test_link_that_ends_soon_again_and_again_is_dialled_ever_later() -> None:
-    node = full_node()
+    node = Node(links_site=1, links_remote=1)
+    node.handle(Reachability(frozenset("xa")))
+    node.link("x", site="eu")
     node.link("a", address="a:1")
     count = 0
-    for _ in range(60):
+    for _ in range(120):
         node.handle(PeerLost("a"))
-        node.handle(Reachability(frozenset("xyza")))
         if dialled(node.run(1.0)):
             count += 1
             node.link("a", address="a:1")
-    assert count <= 8
+    assert 4 <= count <= 10
 
 
 def exchange(worst_site: str, new_site: str, new_rtt_s: float, neighbours: str = "") -> tuple[Node, list[PeerEffect]]:
@@ -433,6 +493,21 @@ def test_worst_link_is_exchanged_for_a_nearer_node_and_closed_afterwards() -> No
     assert not any(isinstance(effect, Unlink) for effect in effects), "not before the new link is up"
     (unlink,) = [effect for effect in node.link("a", address="a:1") if isinstance(effect, Unlink)]
     assert unlink.peer == "y"
+
+
+def test_failed_exchange_gives_up_no_link() -> None:
+    node, effects = exchange("us", "us", 0.1)
+    assert dialled(effects) == ["a:1"]
+    node.handle(DialFailed("a:1", "no answer"))
+    assert not any(isinstance(effect, Unlink) for effect in node.link("a", address="a:1")), (
+        "a later dial is no exchange"
+    )
+
+
+def test_exchange_for_a_node_that_was_linked_meanwhile_gives_up_no_link() -> None:
+    node, _ = exchange("us", "us", 0.1)
+    node.link("a")
+    assert not any(isinstance(effect, Unlink) for effect in node.handle(DialSucceeded("a:1", "a", was_linked=True)))
 
 
 def test_link_is_not_exchanged_for_a_node_that_is_only_a_little_nearer() -> None:

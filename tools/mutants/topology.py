@@ -178,7 +178,6 @@ MUTANTS = (
         "node.reconnect_at = now + self._random.uniform(0.0, SPREAD_S)",
         "pass",
     ),
-    Mutant("one link is exchanged at a time", "peer_plan.py", " if not self.exchanges else ():", ":"),
     Mutant(
         "an exchange makes the new link first",
         "peer_plan.py",
@@ -222,7 +221,7 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
-        "a node that was lost and answers again is dialled soon",
+        "an unreachable node is tried soon, whatever its pause is",
         "peers.py",
         "        self._retry_soon(node, now)\n        return True",
         "        return True",
@@ -232,6 +231,9 @@ MUTANTS = (
 AREA = Area(
     name="topology",
     folder="micro_core/network",
-    tests=(("tests/network/test_peers.py",), ("tests/network/test_unmeasured_links.py",)),
+    tests=(
+        ("tests/network/test_peers.py", "tests/network/test_link_targets.py"),
+        ("tests/network/test_unmeasured_links.py", "tests/network/test_peers_network.py"),
+    ),
     mutants=MUTANTS,
 )
