@@ -10,12 +10,14 @@ from micro_core.routing.events import (
     InstanceUp,
     LocalInstance,
     LocalServices,
+    NeighbourCost,
     NeighbourDown,
     NeighbourUp,
     Resumed,
     ReuseService,
     WithdrawAll,
 )
+from micro_core.routing.link_damping import LinkDampingPolicy
 from tests.routing.engine_harness import COST_US, FAR, LEFT, ME, RIGHT, EngineHarness, names_of
 
 
@@ -404,6 +406,20 @@ def test_flapping_link_is_the_last_resort_until_it_was_up_for_a_while() -> None:
     harness.run(89)
     metrics = {route.gateway: route.metric for route in harness.table.routes()}
     assert metrics[LEFT] == 100 + COST_US
+
+
+def test_flapping_link_stays_the_last_resort_when_its_cost_changes() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(FAR, RIGHT, metric_us=20_000)
+    for _ in range(3):
+        harness.handle(NeighbourDown(LEFT))
+        harness.link(LEFT)
+    harness.learn(FAR, LEFT, metric_us=100)
+    for _ in range(5):
+        harness.run(1)
+        harness.handle(NeighbourCost(LEFT, 9 * COST_US))
+    metrics = {route.gateway: route.metric for route in harness.table.routes()}
+    assert metrics[LEFT] == 100 + 9 * COST_US + LinkDampingPolicy().last_resort_us
 
 
 def test_graceful_closes_do_not_damp_a_link() -> None:

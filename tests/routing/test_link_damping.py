@@ -87,6 +87,24 @@ def test_hold_ends_once() -> None:
     assert damper.wake_at is None
 
 
+def test_later_loss_does_not_shorten_a_hold() -> None:
+    damper, now = flapped(6, 3.0)
+    assert damper.reuse_at("p") == pytest.approx(now + POLICY.max_hold_s)
+    now += POLICY.max_hold_s - 1.0
+    damper.link_lost("p", now)
+    damper.link_up("p", now)
+    assert damper.reuse_at("p") == pytest.approx(now + POLICY.max_hold_s), "though most of the penalty has decayed"
+
+
+def test_link_that_flapped_for_long_is_forgotten_as_soon_as_one_that_reached_the_ceiling() -> None:
+    damper, now = flapped(100, 3.0)
+    (status,) = damper.statuses(now)
+    assert status.losses == 100
+    assert status.penalty <= POLICY.ceiling
+    (status,) = damper.statuses(now + 2 * POLICY.half_life_s)
+    assert status.penalty <= POLICY.hold_above
+
+
 def test_graceful_close_adds_no_penalty() -> None:
     damper = LinkDamper()
     for number in range(10):

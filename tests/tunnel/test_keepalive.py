@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from micro_core.contract import CountersInMemory, LinkDown, LinkEvent, LinkLost, LinkMeasured, LinkSuspect, LinkUp
+from micro_core.lab.lab_link import LabLink
 from micro_core.lab.loop import LabClock, VirtualLoop, run
 from micro_core.lab.simulated_links import Conditions, SimulatedLinks
 from micro_core.lifecycle.environment import Environment
@@ -160,6 +161,35 @@ def test_suspicion_ends_when_anything_arrives() -> None:
         assert [event.is_suspect for _, event in a.events if isinstance(event, LinkSuspect)] == [True, False]
         assert not a.host.links()[0].is_suspect
         assert a.times(LinkDown) == []
+
+    simulate(test)
+
+
+def test_driver_that_sees_no_acknowledgements_leaves_the_suspicion_to_pings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over TCP: a ping that is unanswered for 1.25 s makes the link suspect, anything that arrives ends that."""
+    monkeypatch.delattr(LabLink, "watch_silence")
+
+    async def test(net: Net) -> None:
+        a, b = await net.connect()
+        await asyncio.sleep(10.0)
+        cut_at = net.loop.time()
+        net.links.cut("a", "b")
+        net.links.cut("b", "a")
+        while not (a.times(LinkSuspect) and b.times(LinkSuspect)):
+            await asyncio.sleep(0.01)
+            assert a.times(LinkDown) == b.times(LinkDown) == []
+        for end in (a, b):
+            (suspect,) = end.times(LinkSuspect)
+            assert 1.0 <= suspect - cut_at <= 2.4
+            assert end.host.links()[0].is_suspect
+            assert end.counters.values["tunnel_links_suspect"] == 1
+        net.links.heal("a", "b")
+        net.links.heal("b", "a")
+        await asyncio.sleep(1.5)
+        for end in (a, b):
+            assert [event.is_suspect for _, event in end.events if isinstance(event, LinkSuspect)] == [True, False]
+            assert not end.host.links()[0].is_suspect
+            assert end.times(LinkDown) == []
 
     simulate(test)
 

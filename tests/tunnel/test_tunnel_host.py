@@ -470,6 +470,36 @@ async def test_single_dial_ends_in_one_outcome_and_does_not_link_again(nodes: No
     assert len(a.links()) == 1
 
 
+async def test_single_dial_has_one_outcome_though_the_peer_replaces_its_link(nodes: Nodes) -> None:
+    """Of two links dialled by both nodes, the one that the node with the smaller id dialled is kept."""
+    small, large = sorted([await nodes.node("a"), await nodes.node("b")], key=lambda host: host.node_id)
+    address = "memory://" + next(name for name, host in zip("ab", nodes.hosts, strict=True) if host is small)
+    back = "memory://" + next(name for name, host in zip("ab", nodes.hosts, strict=True) if host is large)
+    outcomes = outcomes_of(large)
+    large.dial_once(address)
+    await until(lambda: bool(outcomes))
+    assert large.links()[0].dialed_address == address
+    await small.link_to(back)
+    await until(lambda: not large.links()[0].dialed_address)
+    await asyncio.sleep(0.05)
+    assert outcomes == [DialSucceeded(address, small.node_id, was_linked=False)]
+
+
+async def test_single_dial_of_a_linked_node_ends_with_its_outcome(nodes: Nodes) -> None:
+    a, b = await nodes.node("a"), await nodes.node("b")
+    await b.link_to("memory://a")
+    await until(lambda: bool(a.links()))
+    outcomes = outcomes_of(a)
+    a.dial_once("memory://b")
+    await until(lambda: bool(outcomes))
+    for link in [*nodes.drivers["a"].links, *nodes.drivers["b"].links]:
+        link.cut()
+    await until(lambda: not a.links() and not b.links())
+    await asyncio.sleep(0.1)
+    assert a.links() == [], "nobody dials again"
+    assert outcomes == [DialSucceeded("memory://b", b.node_id, was_linked=True)]
+
+
 async def test_link_that_is_given_up_carries_its_sessions_to_their_end(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,12 @@ MUTANTS = (
         "self._rib.costs[peer] = add(neighbour.cost.cost_us, self.link_damper.penalty_us(peer, now))\n        neighbour.expires_at",
         "self._rib.costs[peer] = neighbour.cost.cost_us\n        neighbour.expires_at",
     ),
-    Mutant("a damped link is used again", "engine.py", "for peer in self.link_damper.advance(now):", "for peer in ():"),
+    Mutant(
+        "a damped link is used again",
+        "engine.py",
+        "            if peer in self._neighbours:\n                self._cost_changed(self._neighbours[peer], now, effects)\n        for origin",
+        "            pass\n        for origin",
+    ),
     Mutant(
         "the penalty has a ceiling",
         "damping.py",

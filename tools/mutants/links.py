@@ -81,12 +81,6 @@ MUTANTS = (
         "self._on_success(self._peer_id, False)",
     ),
     Mutant(
-        "a dial ends when it finds the node linked",
-        "reconnector.py",
-        "not in (Phase.WAITING, Phase.LINKED_ELSEWHERE):",
-        "is not Phase.WAITING:",
-    ),
-    Mutant(
         "a dial whose driver raises an unexpected error has an outcome",
         "reconnector.py",
         "            self._events.put_nowait((AttemptFailed(path, unexpected), None))",
@@ -130,6 +124,7 @@ AREA = Area(
     tests=(
         ("tests/tunnel/test_measure.py", "tests/tunnel/test_keepalive.py"),
         ("tests/tunnel",),
+        ("tests/lab/test_given_up_links.py",),
     ),
     mutants=MUTANTS,
 )
