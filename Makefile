@@ -44,11 +44,11 @@ bench-routing: $(STAMP) ## benchmark of the routing plane: update storms, conver
 wan: $(STAMP) ## four clouds of three real nodes in network namespaces, through faults (root; ONLY=partition,halves, QUICK=1, JSON=FILE)
 	$(BIN)/python -m benchmarks.wan $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(JSON),--json $(JSON)) || test $$? -eq 77
 
-soak: $(STAMP) ## random faults and churn in the lab for 1,000 seeds (SEEDS=n for another number)
-	$(BIN)/python tests/lab/soak.py --seeds $(or $(SEEDS),1000)
+soak: $(STAMP) ## random faults and churn in the lab for 1,000 seeds (SEEDS=n for another number, JOBS=n processes)
+	$(BIN)/python tests/lab/soak.py --seeds $(or $(SEEDS),1000) --processes $(or $(JOBS),2)
 
-mutants: $(STAMP) ## break each rule of routing, topology, links, calls and messages on purpose and show which test fails
-	cd tools && $(abspath $(BIN))/python -m mutants
+mutants: $(STAMP) ## break each rule of routing, topology, links, calls and messages on purpose and show which test fails (JOBS=n)
+	cd tools && $(abspath $(BIN))/python -m mutants --processes $(or $(JOBS),2)
 
 coverage: $(STAMP) ## branch coverage of the tests, which must not fall below COVERAGE_FLOOR percent
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest --numprocesses $(or $(JOBS),4) --dist loadfile --cov --cov-branch --cov-report=term --cov-fail-under=$(COVERAGE_FLOOR)

@@ -8,11 +8,15 @@ networks whose nodes find each other (`soak_found.py`); every fourth seed of a r
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import NamedTuple
 
 from micro_core.lab import loop
 from micro_core.lab.net import Lab
@@ -79,29 +83,69 @@ async def soak(seed: int) -> tuple[str, float]:
     return digest, seconds
 
 
+class Result(NamedTuple):
+    """The outcome of one seed."""
+
+    seed: int
+    is_found: bool
+    """Whether the nodes of the network found each other."""
+    converged_s: float
+    """Seconds until convergence after the last fault. 0 if the run failed."""
+    cpu_s: float
+    error: str = ""
+    """Why the run failed. Empty if it did not."""
+
+
+def run_seed(seed: int, *, kind: str) -> Result:
+    """Run one seed."""
+    logging.getLogger("micro").setLevel(logging.CRITICAL)
+    logging.getLogger("micro_core").setLevel(logging.CRITICAL)
+    is_found = kind == "found" or (kind == "both" and seed % 4 == 3)
+    started_at, converged_s, reason = time.process_time(), 0.0, ""
+    try:
+        _, converged_s = loop.run(found.soak_found(seed) if is_found else soak(seed))
+    except Exception as error:  # noqa: BLE001 - reported; the other seeds are still run
+        reason = f"{type(error).__name__}: {error}"
+    return Result(seed, is_found, converged_s, time.process_time() - started_at, reason)
+
+
+def run_seeds(seeds: range, *, kind: str, processes: int) -> Iterator[Result]:
+    """Run all seeds, `processes` of them at once."""
+    run = functools.partial(run_seed, kind=kind)
+    if processes == 1:
+        yield from map(run, seeds)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        for done in as_completed([pool.submit(run, seed) for seed in seeds]):
+            yield done.result()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1_000, help="number of seeds")
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--kind", choices=["seeds", "found", "both"], default="both", help="kind of the networks")
+    parser.add_argument("--processes", type=int, default=2, metavar="N", help="number of seeds that run at once")
     options = parser.parse_args()
-    logging.getLogger("micro").setLevel(logging.CRITICAL)
-    logging.getLogger("micro_core").setLevel(logging.CRITICAL)
-    started_at, worst, failed = time.monotonic(), 0.0, 0
-    for seed in range(options.first, options.first + options.seeds):
-        try:
-            is_found = options.kind == "found" or (options.kind == "both" and seed % 4 == 3)
-            _, seconds = loop.run(found.soak_found(seed) if is_found else soak(seed))
-            worst = max(worst, seconds)
-        except Exception as error:  # noqa: BLE001 - reported; the other seeds are still run
-            failed += 1
+    started_at, results = time.monotonic(), []
+    seeds = range(options.first, options.first + options.seeds)
+    for result in run_seeds(seeds, kind=options.kind, processes=options.processes):
+        results.append(result)
+        if result.error:
             sys.stdout.write(
-                f"seed {seed}: {type(error).__name__}: {error}\n  to repeat: {sys.argv[0]} --kind {options.kind} --first {seed} --seeds 1\n"
+                f"seed {result.seed}: {result.error}\n"
+                f"  to repeat: {sys.argv[0]} --kind {options.kind} --first {result.seed} --seeds 1\n"
             )
-    elapsed = time.monotonic() - started_at
-    sys.stdout.write(
-        f"{options.seeds} seeds in {elapsed:.0f} s: {failed} failed; slowest convergence {worst:.1f} s (limit {BOUND_S:.0f} s)\n"
-    )
+            sys.stdout.flush()
+    for is_found, name in ((False, "fixed links"), (True, "nodes that find each other")):
+        group = [result for result in results if result.is_found is is_found]
+        if group:
+            sys.stdout.write(
+                f"{name}: {len(group)} seeds, {sum(result.cpu_s for result in group) / len(group):.1f} s of CPU per seed, "
+                f"slowest convergence {max(result.converged_s for result in group):.1f} s\n"
+            )
+    failed = sum(1 for result in results if result.error)
+    sys.stdout.write(f"{len(results)} seeds in {time.monotonic() - started_at:.0f} s: {failed} failed\n")
     return 1 if failed else 0
 
 

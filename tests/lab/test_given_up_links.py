@@ -6,6 +6,8 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Sequence
 
+import pytest
+
 from micro_core import Service
 from micro_core.contract.errors import MicroError
 from micro_core.lab import loop
@@ -16,6 +18,8 @@ from micro_core.lab.topologies import CLOUD_RTTS_S, flat, four_clouds, set_cloud
 from micro_core.lab.traffic import ENDPOINT, Calls, Messages
 from micro_core.network.link_targets import PeerOptions
 from micro_core.wire.header import CallMode
+
+pytestmark = pytest.mark.timeout(240)  # each test takes several seconds of processor time, and the machine may be busy
 
 EXCHANGE_S = 5.0
 LONG_S = 8.0
