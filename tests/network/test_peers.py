@@ -500,7 +500,7 @@ def test_failed_exchange_gives_up_no_link() -> None:
     assert dialled(effects) == ["a:1"]
     node.handle(DialFailed("a:1", "no answer"))
     assert not any(isinstance(effect, Unlink) for effect in node.link("a", address="a:1")), (
-        "a later dial is no exchange"
+        "a later dial is not an exchange"
     )
 
 

@@ -496,7 +496,7 @@ async def test_single_dial_of_a_linked_node_ends_with_its_outcome(nodes: Nodes) 
         link.cut()
     await until(lambda: not a.links() and not b.links())
     await asyncio.sleep(0.1)
-    assert a.links() == [], "nobody dials again"
+    assert a.links() == [], "the dial has ended"
     assert outcomes == [DialSucceeded("memory://b", b.node_id, was_linked=True)]
 
 

@@ -6,8 +6,8 @@ test that fails anyway.
 
     cd tools && python -m mutants [--area NAME] [--only TEXT] [--processes N]
 
-Exit codes: 0 all mutants were caught, 1 a mutant survived or a test fails without a mutant, 2 a mutant does not match the
-code and must be adapted.
+Exit codes: 0 all mutants were caught, 1 a mutant survived, a test fails without a mutant or does not end, 2 a mutant does not
+match the code and must be adapted.
 """
 
 from __future__ import annotations
@@ -68,17 +68,18 @@ def main() -> int:
         try:
             for done in as_completed(running):
                 area, mutant = running[done]
-                failed_test, seconds = done.result()
+                try:
+                    failed_test, seconds = done.result()
+                except RunError as error:
+                    failed_test, seconds = "", 0.0
+                    sys.stderr.write(f"{area.name}: mutant «{mutant.rule}»: {error}\n")
                 survivors += not failed_test
                 result = "caught  " if failed_test else "SURVIVED"
                 sys.stdout.write(f"{result} {seconds:4.0f} s  {area.name:<10}  {mutant.rule:<64} {failed_test}\n")
                 sys.stdout.flush()
-        except RunError as error:
-            sys.stderr.write(f"{area.name}: mutant «{mutant.rule}»: {error}\n")
-            return 1
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    sys.stdout.write(f"{len(chosen)} mutants in {time.monotonic() - began_at:.0f} s, {survivors} survived\n")
+    sys.stdout.write(f"{len(chosen)} mutants in {time.monotonic() - began_at:.0f} s, {survivors} not caught\n")
     return 1 if survivors else 0
 
 

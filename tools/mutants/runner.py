@@ -17,8 +17,8 @@ from mutants.mutant import Area, Mutant
 
 ROOT = Path(__file__).parents[2]
 
-TIMEOUT_S = 900.0
-"""Maximum duration of one run of tests, in seconds. Each test ends after the timeout that is configured for pytest."""
+TEST_TIMEOUT_S = 240
+"""Maximum duration of one test, in seconds."""
 
 
 class RunError(Exception):
@@ -92,26 +92,21 @@ def _write(target: Path, text: str) -> None:
 
 def _first_failure(copy: Path, tests: tuple[str, ...]) -> str:
     """Return the first test that fails, empty if all pass."""
-    options = ["-x", "-v", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, *tests],
-            cwd=copy,
-            env={key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no result within {TIMEOUT_S:.0f} s"
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", f"--timeout={TEST_TIMEOUT_S}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        cwd=copy,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode == 0:
         return ""
+    if "Timeout (>" in done.stdout:
+        # This happens on a busy machine, too, so it shows nothing. A mutant must not be an endless loop.
+        raise RunError(f"a test did not end within {TEST_TIMEOUT_S} s: {' '.join(tests)}\n{done.stdout[-2000:]}")
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
     if done.returncode == 1 and failed is not None:
         return failed.group(1)
-    # The hypothesis plugin does not support that a timeout ends one of its tests, so pytest stops with an internal error.
-    started = re.findall(r"^(tests/\S+::\S+)", done.stdout, re.MULTILINE)
-    if done.returncode == 3 and "Timeout (>" in done.stdout and started:
-        return f"{started[-1]} (timeout)"
     raise RunError(f"the tests did not run: {' '.join(tests)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

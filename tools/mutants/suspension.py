@@ -89,7 +89,8 @@ AREA = Area(
     name="suspension",
     folder="micro_core",
     tests=(
-        ("tests/lifecycle/test_loop_watch.py", "tests/tunnel/test_keepalive.py", "tests/lab/test_suspended_node.py"),
+        ("tests/lifecycle/test_loop_watch.py", "tests/tunnel/test_link_precedence.py"),
+        ("tests/tunnel/test_keepalive.py", "tests/lab/test_suspended_node.py"),
         ("tests/tunnel", "tests/network"),
     ),
     mutants=MUTANTS,
