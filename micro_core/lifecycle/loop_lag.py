@@ -7,6 +7,7 @@ froze) has lost its peers without noticing; `suspended_s` detects this before th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 TICK_S = 0.25
@@ -31,16 +32,22 @@ class LoopLag:
     _previous_s: float = 0.0
     _window_started_at: float = 0.0
 
-    def start(self, now: float, elapsed: float) -> None:
-        """Start to measure, or start again after a suspension. The next tick is due in `TICK_S`."""
-        self.due_at, self.last_elapsed = now + TICK_S, elapsed
+    def start(self, now: float, elapsed: float, due_at: float | None = None) -> None:
+        """Start to measure, or start again after a suspension. The next tick is due at `due_at`, or in `TICK_S`."""
+        self.due_at, self.last_elapsed = now + TICK_S if due_at is None else due_at, elapsed
         self._current_s = self._previous_s = 0.0
         self._window_started_at = now
 
     def tick(self, now: float, elapsed: float) -> None:
-        """Account for a tick that runs now. The next one is due in `TICK_S`."""
+        """Account for a tick that runs now. The next one is due a multiple of `TICK_S` after this one was."""
         self.timer_ran(self.due_at, now)
-        self.due_at, self.last_elapsed = now + TICK_S, elapsed
+        self.due_at += TICK_S * max(1, math.floor((now - self.due_at) / TICK_S) + 1)
+        self.last_elapsed = elapsed
+
+    def tick_between(self, earliest: float, latest: float) -> float | None:
+        """Return the time of the last tick between `earliest` and `latest`, or None if there is none."""
+        at = self.due_at + math.floor((latest - self.due_at) / TICK_S) * TICK_S
+        return at if at >= earliest else None
 
     def timer_ran(self, due_at: float, now: float) -> None:
         """Account for any timer of the loop that was due at `due_at` and runs now."""

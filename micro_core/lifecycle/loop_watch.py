@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 
 from micro_core.contract.clock import Clock
-from micro_core.lifecycle.loop_lag import LoopLag
+from micro_core.lifecycle.beat import next_beat
+from micro_core.lifecycle.loop_lag import TICK_S, LoopLag
 
 
 class LoopWatch:
@@ -16,7 +17,8 @@ class LoopWatch:
     that timer; components that must not act on outdated state call `check` first, which costs about 0.2 µs.
     """
 
-    def __init__(self, clock: Clock, resumed: Callable[[float], None]) -> None:
+    def __init__(self, clock: Clock, resumed: Callable[[float], None], node_id: str = "") -> None:
+        self._node_id = node_id
         self._lag = LoopLag()
         self._now = clock.now
         # A clock may also count the time for which the whole system was suspended, which `now` does not on Linux.
@@ -25,9 +27,10 @@ class LoopWatch:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Start to measure. Requires a running event loop."""
+        """Start to measure, at the beats of the node. Requires a running event loop."""
         self.stop()
-        self._lag.start(self._now(), self._elapsed())
+        now = self._now()
+        self._lag.start(now, self._elapsed(), next_beat(now, TICK_S, self._node_id))
         self._schedule()
 
     def stop(self) -> None:
@@ -44,6 +47,16 @@ class LoopWatch:
         """Account for a timer of the caller that was due at `due_at` and runs now."""
         if self._timer is not None:
             self._lag.timer_ran(due_at, self._now())
+
+    def near(self, when: float, *, earlier_s: float, later_s: float = 0.0) -> float:
+        """Return the time of a tick that is at most so much earlier or later than `when`, or `when` if there is none.
+
+        Periodic timers that may run a little earlier or later then share one wake-up of the process.
+        """
+        if self._timer is None:
+            return when
+        at = self._lag.tick_between(max(when - earlier_s, self._now()), when + later_s)
+        return when if at is None else at
 
     def check(self) -> bool:
         """Return whether this process was suspended. `resumed` has then been called."""

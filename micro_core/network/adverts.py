@@ -31,6 +31,7 @@ from micro_core.contract.tunnel import (
     Sessions,
 )
 from micro_core.lifecycle.background_tasks import BackgroundTasks
+from micro_core.lifecycle.beat import next_beat
 from micro_core.lifecycle.environment import Environment
 from micro_core.network.message_session import MessageReader, MessageWriter
 from micro_core.network.messages import ADVERT_CHANNEL
@@ -69,6 +70,7 @@ class Adverts:
     def __init__(self, *, tunnel: Sessions, router: Router, environment: Environment) -> None:
         self._tunnel = tunnel
         self._router = router
+        self._node_id = environment.node_id
         self._clock = environment.clock
         self._logger = environment.logger
         self._counters = environment.counters
@@ -85,7 +87,6 @@ class Adverts:
         )
         self._listener: ChannelListener | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._measure_at = 0.0
         self._is_open = False
 
     def start(self) -> None:
@@ -95,7 +96,7 @@ class Adverts:
         """
         self._is_open = True
         self._listener = self._tunnel.listen(ADVERT_CHANNEL, self._session_opened)
-        self._schedule_measurement(self._clock.now() + MEASURE_S)
+        self._schedule_measurement()
         for link in self._tunnel.links():
             self._link_up(link)
 
@@ -298,21 +299,17 @@ class Adverts:
         link = self._tunnel.link(peer)
         return None if link is None or link.path_rtt_s is None else cost_of(link)
 
-    def _schedule_measurement(self, when: float) -> None:
-        if self._timer is not None and self._measure_at <= when:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._measure_at = when
-        delay = max(0.0, when - self._clock.now())
+    def _schedule_measurement(self) -> None:
+        now = self._clock.now()
+        delay = next_beat(now, MEASURE_S, self._node_id) - now
         self._timer = asyncio.get_running_loop().call_later(delay, self._measure)
 
     def _measure(self) -> None:
         self._timer = None
         if not self._is_open:
             return
-        for peer in self._writers:
-            cost_us = self.link_cost_us(peer)
-            if cost_us is not None and peer not in self._unmeasured:
-                self._router.neighbour_cost(peer, cost_us)
-        self._schedule_measurement(self._clock.now() + MEASURE_S)
+        measured = [peer for peer in self._writers if peer not in self._unmeasured]
+        costs_us = {peer: cost_us for peer in measured if (cost_us := self.link_cost_us(peer)) is not None}
+        if costs_us:
+            self._router.neighbour_costs(costs_us)
+        self._schedule_measurement()

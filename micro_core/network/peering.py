@@ -30,6 +30,9 @@ OBSERVE_S = 0.5
 MEASURE_S = 10.0
 """Interval in seconds at which the round-trip times of the links are read."""
 
+ALIGN_S = 0.125
+"""By how much a reading may be earlier or later to run together with other periodic work."""
+
 MIN_WAKE_S = 0.002
 """Shortest pause in seconds between two wake-ups."""
 
@@ -201,7 +204,7 @@ class Peering:
     def _wake(self) -> None:
         now = self._clock.now()
         if now >= self._observe_at:
-            self._observe_at = now + OBSERVE_S
+            self._observe_at = self._tunnel.loop_watch.near(now + OBSERVE_S, earlier_s=ALIGN_S, later_s=ALIGN_S)
             self.observe()
         if now >= self._measure_at:
             self._measure_at = now + MEASURE_S

@@ -20,6 +20,7 @@ from micro_core.contract.errors import MicroError, Unreachable
 from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE, interest_name
 from micro_core.contract.table import ANY_SERVICE, NETWORK_LINK, OffersChanged, Route, TableEvent
 from micro_core.lifecycle.background_tasks import BackgroundTasks
+from micro_core.lifecycle.beat import next_beat
 from micro_core.lifecycle.environment import Environment
 from micro_core.proxy.deliveries import Deliveries, DeliverRequest
 from micro_core.proxy.duplicate_filter import DuplicateFilter
@@ -144,7 +145,9 @@ class Topics:
     async def _reconcile_periodically(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(TICK_S if self._subscriptions else None):
+                now = self._clock.now()
+                pause_s = next_beat(now, TICK_S, self._node_id) - now
+                async with asyncio.timeout(pause_s if self._subscriptions else None):
                     await self._changed.wait()
             except TimeoutError:
                 pass

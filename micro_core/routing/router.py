@@ -7,7 +7,7 @@ the engine when a timer is due.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from micro_core.contract.errors import MicroError
@@ -117,6 +117,7 @@ class Router:
             failure_counter="router_tasks_failed",
         )
         self._timer: asyncio.TimerHandle | None = None
+        self._wake_at = 0.0
         self._is_closed = False
         self._reachable = ReachableOrigins(table)
         self.journal = Journal(table)
@@ -278,6 +279,12 @@ class Router:
         """Process a measurement of the cost of the link to a neighbour."""
         self._handle(NeighbourCost(peer, cost_us))
 
+    def neighbour_costs(self, costs_us: Mapping[str, int]) -> None:
+        """Process measurements of the costs of the links to several neighbours at once."""
+        now = self._clock.now()
+        events = [NeighbourCost(peer, cost_us) for peer, cost_us in costs_us.items()]
+        self._apply([effect for event in events for effect in self._engine.handle(event, now)])
+
     def neighbour_suspect(self, peer: str, *, is_suspect: bool) -> None:
         """Prepare other routes than those through a neighbour that does not answer. It is reset when anything arrives."""
         self._handle(NeighbourSuspect(peer, is_suspect))
@@ -389,12 +396,15 @@ class Router:
         self._reachable.observe(event, self._clock.now())
 
     def _set_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         times = [moment for moment in (self._engine.wake_at, self._stale.wake_at) if moment is not None]
         when = min(times, default=None)
+        if self._timer is not None:
+            if when == self._wake_at:
+                return
+            self._timer.cancel()
+            self._timer = None
         if when is not None and not self._is_closed:
+            self._wake_at = when
             delay = max(0.0, when - self._clock.now())
             self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
 

@@ -22,6 +22,9 @@ RETRY_FACTOR = 0.25
 MIN_DELAY_FACTOR = 0.001
 """Shortest delay of the timer, as a multiple of the usual interval: rounding may leave something due now that is judged later."""
 
+ALIGN_FACTOR = 0.14
+"""By how much the timer may be earlier or later to run together with those of other links, as a multiple of the interval."""
+
 MIN_RELEVANT_LAG_S = 0.001
 """Timers of an idle event loop are late by up to this time, which does not delay answers."""
 
@@ -149,7 +152,9 @@ class Keepalive:
         token = self._environment.random.getrandbits(63)
         self.quality.ping_sent(token, now)
         self._link.send_ping(token, self.quality.pop_sample())
-        self._ping_at = now + self._next_interval_s()
+        interval_s = self._next_interval_s()
+        shift_s = ALIGN_FACTOR * interval_s
+        self._ping_at = self._loop_watch.near(now + interval_s, earlier_s=shift_s, later_s=shift_s)
 
     def _next_interval_s(self) -> float:
         factor = 1.0 if self.quality.is_settled else UNSETTLED_FACTOR
@@ -159,7 +164,10 @@ class Keepalive:
         """Set the timer to the next ping that is due, or earlier to judge an unanswered one."""
         quality, ping_at = self.quality, self._ping_at
         if not self._is_pinger:
-            ping_at = max(ping_at, quality.last_received_at + SILENT_AFTER_KEEPALIVES * self._interval_s)
+            silent_at = quality.last_received_at + SILENT_AFTER_KEEPALIVES * self._interval_s
+            # Usually, a ping has arrived by then. If not, the next check is at the exact time.
+            silent_at = self._loop_watch.near(silent_at, earlier_s=2 * ALIGN_FACTOR * self._interval_s)
+            ping_at = max(ping_at, silent_at)
         due_at = min(ping_at, quality.dead_at)
         suspect_at = quality.suspect_at
         if suspect_at is not None:

@@ -127,7 +127,7 @@ class TunnelHost:
         )
         self._next_incarnation = next_incarnation
         self._resumed_handler: Callable[[int], None] | None = None
-        self.loop_watch = LoopWatch(environment.clock, self._resumed)
+        self.loop_watch = LoopWatch(environment.clock, self._resumed, environment.node_id)
         """The lag of the event loop, which other components may read, too. It measures while the tunnel is connected."""
         self._link_context = LinkContext(
             owner=self,

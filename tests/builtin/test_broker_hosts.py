@@ -231,6 +231,20 @@ def test_frozen_host_is_replaced_after_three_keepalives_and_publishing_raises() 
     on_site(scenario)
 
 
+def test_host_sends_heartbeats_so_that_its_clients_send_few_keepalives() -> None:
+    async def scenario(site: Site) -> None:
+        await asyncio.sleep(10.0)
+        pipes = [one.pipe for process in site.hosts.values() if process.host for one in process.host._connections]
+        assert pipes
+        before = [pipe.received_count for pipe in pipes]
+        await asyncio.sleep(40.0)
+        for pipe, count in zip(pipes, before, strict=True):
+            assert 40 / 4 - 1 <= pipe.received_count - count <= 40 / 4 + 2, "as many as show that the client lives"
+        assert not site.errors
+
+    on_site(scenario)
+
+
 def test_member_on_a_dead_machine_leaves_its_queue_group() -> None:
     async def scenario(site: Site) -> None:
         for process in site.hosts.values():

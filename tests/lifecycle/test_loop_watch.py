@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from micro_core.lab.loop import VirtualLoop, run
+from micro_core.lifecycle.beat import next_beat
 from micro_core.lifecycle.loop_lag import SUSPENDED_AFTER_S, TICK_S, WINDOW_S, LoopLag
 from micro_core.lifecycle.loop_watch import LoopWatch
 
@@ -121,3 +122,41 @@ def test_suspension_is_found_before_the_timer_runs_if_a_component_asks() -> None
         assert watch.lag_s() == 0.0
 
     run(main())
+
+
+def test_late_tick_does_not_move_the_following_ones() -> None:
+    lag = started()
+    for now in (100.26, 100.51, 101.6):
+        lag.tick(now, 0.0)
+    assert lag.due_at == 101.75
+
+
+def test_timer_near_a_tick_runs_with_it() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        watch = LoopWatch(SleepyClock(loop), lambda _: None, "node")
+        assert watch.near(loop.time() + 1.0, earlier_s=0.5, later_s=0.5) == loop.time() + 1.0, "not started"
+        watch.start()
+        await asyncio.sleep(10.0)
+        tick = next_beat(loop.time(), TICK_S, "node")
+        assert watch.near(tick + 1.1, earlier_s=0.125, later_s=0.125) == tick + 1.0
+        assert watch.near(tick + 1.15, earlier_s=0.125, later_s=0.125) == tick + 1.25
+        assert watch.near(tick + 1.15, earlier_s=0.2) == tick + 1.0
+        assert watch.near(tick + 1.15, earlier_s=0.1) == tick + 1.15, "no tick in this time"
+        assert watch.near(loop.time(), earlier_s=0.5) == loop.time(), "not in the past"
+        watch.stop()
+
+    run(main())
+
+
+@given(st.floats(0, 1e6), st.sampled_from([0.25, 0.5, 1.0, 5.0]), st.text(max_size=8))
+def test_beats_are_regular_and_common_to_all_work_of_a_node(now: float, interval_s: float, node_id: str) -> None:
+    beat = next_beat(now, interval_s, node_id)
+    assert interval_s / 2 - 1e-6 <= beat - now <= 1.5 * interval_s + 1e-6
+    assert abs(next_beat(beat, interval_s, node_id) - beat - interval_s) < 1e-6
+    shorter = (beat - next_beat(now, 0.25, node_id)) / 0.25
+    assert abs(shorter - round(shorter)) < 1e-4
+
+
+def test_nodes_have_different_beats() -> None:
+    assert len({round(next_beat(0.0, 1.0, f"node {number}"), 3) for number in range(20)}) > 15

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -96,6 +96,9 @@ class FakeRouter:
 
     def neighbour_cost(self, peer: str, cost_us: int) -> None:
         self.calls.append(("cost", cost_us))
+
+    def neighbour_costs(self, costs_us: Mapping[str, int]) -> None:
+        self.calls.extend(("cost", cost_us) for cost_us in costs_us.values())
 
     def neighbour_suspect(self, peer: str, *, is_suspect: bool) -> None:
         self.calls.append(("suspect", is_suspect))
@@ -259,7 +262,7 @@ def test_cost_is_read_every_second() -> None:
     async def test(setting: Setting) -> None:
         setting.measure()
         setting.tunnel.current[PEER] = replace(MEASURED, path_rtt_s=0.400)
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(1.6)
         assert setting.router.calls[-1] == ("cost", 400_000)
 
     simulate(test)

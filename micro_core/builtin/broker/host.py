@@ -16,13 +16,20 @@ from micro_core.contract.messages import check_message, check_queue
 from micro_core.contract.names import check_topic
 from micro_core.contract.transport import Listener, Socket, Transport
 from micro_core.lifecycle.background_tasks import BackgroundTasks
+from micro_core.lifecycle.beat import next_beat
 from micro_core.wire import limits
 from micro_core.wire.frames import Frame, Kind, encode
 from micro_core.wire.header import CallHeader, decode_call_header, encode_map
 
 CLIENT_SILENCE_S = 15.0
-"""A client that sends nothing for this long, in seconds, is disconnected. Clients send a keepalive every second. Otherwise a dead
-machine would remain a member of its queue groups."""
+"""A client that sends nothing for this long, in seconds, is disconnected. Clients send a keepalive every four seconds. Otherwise a
+dead machine would remain a member of its queue groups."""
+
+HEARTBEAT_S = 1.0
+"""Interval in seconds of the heartbeats to the clients, which need not ask for them. One wake-up of this process serves all."""
+
+HEARTBEAT = encode(Kind.PONG, 0)
+"""Older clients ignore it."""
 
 
 class BrokerHost:
@@ -46,6 +53,7 @@ class BrokerHost:
         self._listener = await transport.listen(address, self._accept)
         self.address = self._listener.address
         self._tasks.start(self._disconnect_silent_clients())
+        self._tasks.start(self._send_heartbeats())
 
     async def close(self) -> None:
         """Stop listening, send queued messages and close all connections. Takes about one second at most.
@@ -74,6 +82,14 @@ class BrokerHost:
                 if connection in self._connections and connection.pipe.received_count == received_count:
                     self.counters.add("broker_clients_silent")
                     connection.pipe.close_in_background()
+
+    async def _send_heartbeats(self) -> None:
+        now = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(next_beat(now(), HEARTBEAT_S, self.node_id) - now())
+            for connection in self._connections:
+                if not connection.pipe.is_full:
+                    connection.pipe.send([HEARTBEAT])
 
     def _accept(self, socket: Socket) -> None:
         connection = _ClientConnection(self, socket)

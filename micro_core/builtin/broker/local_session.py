@@ -9,6 +9,7 @@ from micro_core.builtin.broker.host import BrokerHost
 from micro_core.builtin.broker.mailbox import Mailbox
 from micro_core.contract.broker import Message
 from micro_core.contract.clock import Clock
+from micro_core.lifecycle.beat import next_beat
 
 
 class LocalSession:
@@ -17,6 +18,7 @@ class LocalSession:
     def __init__(self, host: BrokerHost, clock: Clock, on_lost: Callable[[LocalSession], None]) -> None:
         self.address = host.address
         self.lost = asyncio.Event()
+        self._node_id = host.node_id
         self._subscribers = host.subscribers
         self._clock = clock
         self._on_lost = on_lost
@@ -49,7 +51,7 @@ class LocalSession:
         """Return when this process did nothing for `max_missed` intervals: its clients have disconnected by then."""
         while True:
             before = self._clock.now()
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(next_beat(before, interval_s, self._node_id) - before)
             if self._clock.now() - before > interval_s * (max_missed + 1):
                 return
 

@@ -13,11 +13,15 @@ from micro_core.contract.broker import Message
 from micro_core.contract.driver import Counters
 from micro_core.contract.errors import LinkLost, MicroError, Overloaded, error_from_wire
 from micro_core.contract.transport import Socket
+from micro_core.lifecycle.beat import next_beat
 from micro_core.wire.frames import Frame, Kind, encode
 from micro_core.wire.header import decode_event_header, decode_map
 
 MAX_OUTSTANDING = 10_000
 """Requests without an answer on one connection."""
+
+INTERVALS_PER_PING = 4
+"""A client whose host sends heartbeats sends one PING per so many intervals, so that the host does not consider it dead."""
 
 
 class HostSession:
@@ -35,6 +39,7 @@ class HostSession:
     ) -> None:
         self.address = address
         self.lost = asyncio.Event()
+        self._node_id = node_id
         self._counters = counters
         self._log = logger
         self._on_lost = on_lost
@@ -90,12 +95,19 @@ class HostSession:
             self._pipe.send([encode(Kind.CANCEL, stream)])
 
     async def keep_alive(self, interval_s: float, max_missed: int) -> None:
-        """Send a PING every `interval_s` seconds. Return when nothing was received for `max_missed` intervals."""
-        missed = 0
+        """Return when nothing was received for `max_missed` intervals of `interval_s` seconds.
+
+        The host sends heartbeats. A PING is sent after each interval in which none arrived, and now and then as a sign of
+        life of this client.
+        """
+        now = asyncio.get_running_loop().time
+        missed = unasked = 0
         while missed < max_missed:
             received_count = self._pipe.received_count
-            self._pipe.send([encode(Kind.PING, 0)])
-            await asyncio.sleep(interval_s)
+            if missed or unasked % INTERVALS_PER_PING == 0:
+                self._pipe.send([encode(Kind.PING, 0)])
+            unasked += 1
+            await asyncio.sleep(next_beat(now(), interval_s, self._node_id) - now())
             missed = missed + 1 if self._pipe.received_count == received_count else 0
 
     async def close(self) -> None:

@@ -154,7 +154,7 @@ async def test_path_that_loses_all_datagrams_is_reported_before_the_probes_give_
     clock = asyncio.get_running_loop().time
     near: Any = ends.near.link
     near.write(0, bytes(20))
-    await until(lambda: ends.far.counts[0] == 20)
+    await until(lambda: ends.far.counts[0] == 20 and not near.quic.has_unacknowledged())
     near.watch_silence(lambda is_silent: reports.append((clock(), is_silent)))
     ends.relay.drops = lambda data: True
     cut_at, wrote = clock(), 20
@@ -172,3 +172,53 @@ async def test_path_that_loses_all_datagrams_is_reported_before_the_probes_give_
     await until(lambda: ends.far.counts[0] == wrote)
     await asyncio.sleep(0.5)
     assert len(reports) == 2, "an idle link is not silent"
+
+
+async def test_question_and_answer_on_a_quiet_link_take_three_datagrams_and_few_timers(ends: Ends) -> None:
+    datagrams: list[bytes] = []
+
+    def count(data: bytes) -> bool:
+        datagrams.append(data)
+        return False
+
+    far: Any = ends.far.link
+    ends.far.data_received = lambda lane, data: far.write(lane, data)  # type: ignore[method-assign]
+    await asyncio.sleep(0.5)
+    ends.relay.drops = count
+    for number in range(1, 6):
+        ends.near.link.write(0, bytes(20))
+        await until(lambda: ends.near.counts[0] == 20 * number)  # noqa: B023 - called in this iteration
+        await asyncio.sleep(0.3)
+    # The answer carries the acknowledgement of the question, and only the answer is acknowledged on its own.
+    assert len(datagrams) == 5 * 3
+
+
+async def test_connection_without_anything_to_send_is_recognised(ends: Ends) -> None:
+    ends.relay.drops = random_drops(0.05)
+    wrong, checks = [], [0, 0]
+    for link in (ends.near.link, ends.far.link):
+        quic: Any = link.quic  # type: ignore[attr-defined]
+
+        def checked(now: float, quic: Any = quic, is_empty: Any = quic.has_nothing_to_send) -> bool:
+            result = bool(is_empty(now))
+            checks[result] += 1
+            if result:
+                # The result is what aioquic itself would send now.
+                sent = type(quic).datagrams_to_send(quic, now)
+                wrong.extend(sent)
+            return result
+
+        quic.has_nothing_to_send = checked
+    far: Any = ends.far.link
+    ends.far.data_received = lambda lane, data: far.write(lane, data)  # type: ignore[method-assign]
+    for number in range(120):
+        ends.near.link.write(number % 4, bytes(20 if number % 7 else 60_000))
+        await asyncio.sleep(0.002 if number % 5 else 0.06)
+    await until(lambda: sum(ends.near.counts) == sum(20 if number % 7 else 60_000 for number in range(120)))
+    assert not wrong
+    assert min(checks) > 20, "both outcomes occurred"
+
+
+def random_drops(share: float) -> Callable[[bytes], bool]:
+    source = random.Random(3)
+    return lambda data: source.random() < share

@@ -6,10 +6,12 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from micro_redis_registry import own_records
 from micro_redis_registry.addresses import Layout, ServerAddress, parse_address
 from micro_redis_registry.backoff import MAX_PAUSE_S, Backoff
 from micro_redis_registry.directory import Directory
@@ -19,6 +21,7 @@ from micro_redis_registry.namespace import make_namespace
 from redis import exceptions as library
 
 from micro_core.contract import (
+    CountersInMemory,
     Endpoint,
     Forbidden,
     Instance,
@@ -30,6 +33,7 @@ from micro_core.contract import (
     RegistryEvent,
     Unauthorized,
     Unreachable,
+    check_instance,
 )
 
 MakeInstance = Callable[..., Instance]
@@ -121,6 +125,40 @@ def test_record_survives_a_round_trip_and_equal_records_have_equal_bytes(make_in
         service="s", id="1", address="tcp://h:1", endpoints=(Endpoint(name="A.B", request={"type": "object"}),)
     )
     assert decode_record(encode_record(described), "1") == described
+
+
+async def test_renewed_record_is_checked_and_encoded_once(
+    make_instance: MakeInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Answering:
+        timeout_s = 1.0
+
+        async def run(self, script: object, keys: object, arguments: object) -> list[object]:
+            return [1_000, b"stored", 0, 0, 0, 0, 0]
+
+    checks: list[Instance] = []
+
+    def check(source: Instance) -> Instance:
+        checks.append(source)
+        return check_instance(source)
+
+    monkeypatch.setattr(own_records, "check_instance", check)
+    records = own_records.OwnRecords(
+        server=Answering(),  # type: ignore[arg-type]
+        namespace=make_namespace(prefix="micro", namespace="", network="n", site="s", database=0),
+        owner="owner",
+        context=SimpleNamespace(clock=SimpleNamespace(now=lambda: 5.0), counters=CountersInMemory()),  # type: ignore[arg-type]
+    )
+    metadata = {"zone": "a"}
+    first = Instance(service="s", id="1", address="tcp://h:1", metadata=metadata)
+    for _ in range(3):
+        await records.register(first, *records.checked(first), 30.0)
+    assert len(checks) == 1
+    second = make_instance("other")
+    assert json.loads(records.checked(second)[1])["id"] == second.id
+    metadata["zone"] = "b"
+    assert json.loads(records.checked(first)[1])["metadata"] == {"zone": "b"}
+    assert len(checks) == 3
 
 
 @pytest.mark.parametrize(

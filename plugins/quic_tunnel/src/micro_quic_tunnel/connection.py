@@ -9,6 +9,7 @@ from typing import Any
 
 from aioquic import tls
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.congestion.base import K_GRANULARITY
 from aioquic.quic.connection import NetworkAddress, QuicConnection, QuicConnectionState, QuicReceiveContext
 from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet_builder import QuicSentPacket
@@ -22,6 +23,10 @@ from micro_quic_tunnel.silence import SilenceDetector
 
 MAX_EXPIRED = 64
 """Packets whose probe timeout has expired, and which may still turn out to have arrived."""
+
+QUIET_S = 0.05
+"""A link is quiet if it has not sent an acknowledgement for this time, in seconds. The next one is then not delayed: nothing that
+it could be sent with is likely to follow, and a timer costs more than a packet."""
 
 
 class LaneConnection(QuicConnection):
@@ -54,6 +59,7 @@ class LaneConnection(QuicConnection):
         self._large_bytes = configuration.max_datagram_size
         self._expired: dict[int, None] = {}
         self._now = 0.0
+        self._acknowledged_at = 0.0
         control = self._loss._cc
         assert isinstance(control, (ObservedCubic, ObservedReno)), "see QuicTunnel._configuration"
         control.observer = self
@@ -106,10 +112,57 @@ class LaneConnection(QuicConnection):
         self._set_datagram_bytes(SMALLEST_MAX_DATAGRAM_SIZE)
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, NetworkAddress]]:
-        """Return the datagrams to send now, with their destinations."""
+        """Return the datagrams to send now, with their destinations.
+
+        On a quiet link, an acknowledgement is sent now, together with the data if there is any. aioquic waits until its delay
+        is over, also if it sends data.
+        """
+        space = self._loss.spaces[-1] if self._loss.spaces else None
+        is_pending = space is not None and space.ack_at is not None
+        if space is not None and is_pending and now - self._acknowledged_at >= QUIET_S:
+            space.ack_at = now - K_GRANULARITY
         datagrams = super().datagrams_to_send(now)
+        if space is not None and is_pending and space.ack_at is None:
+            self._acknowledged_at = now
         self.silence.packets_sent(self._loss._time_of_last_sent_ack_eliciting_packet)
         return datagrams
+
+    def has_nothing_to_send(self, now: float) -> bool:
+        """Return whether `datagrams_to_send` would certainly return nothing. It costs ten times as much to ask it."""
+        if (
+            self._state is not QuicConnectionState.CONNECTED
+            or not self._handshake_confirmed
+            or self._close_pending
+            or self._probe_pending
+            or self._ping_pending
+            or self._datagrams_pending
+            or self._handshake_done_pending
+            or self._retire_connection_ids
+            or self._streams_blocked_pending
+            or self._remote_preferred_address is not None
+            or len(self._network_paths) != 1
+        ):
+            return False
+        ack_at = self._loss.spaces[-1].ack_at
+        if ack_at is not None and (ack_at <= now or now - self._acknowledged_at >= QUIET_S):
+            return False
+        path, data = self._network_paths[0], self._local_max_data
+        if not path.is_validated or path.remote_challenges or data.used * 2 > data.value:
+            return False
+        for limit in (data, self._local_max_streams_bidi, self._local_max_streams_uni):
+            if limit.value != limit.sent:
+                return False
+        for connection_id in self._host_cids:
+            if not connection_id.was_sent:
+                return False
+        for stream in self._streams.values():
+            sender, receiver, limit_bytes = stream.sender, stream.receiver, stream.max_stream_data_local
+            if not sender.buffer_is_empty or sender.reset_pending or receiver.stop_pending:
+                return False
+            if receiver.highest_offset * 2 > limit_bytes or stream.max_stream_data_local_sent != limit_bytes:
+                return False
+        # Session tickets, and new keys.
+        return bool(self._crypto_streams[tls.Epoch.ONE_RTT].sender.buffer_is_empty)
 
     def handle_timer(self, now: float) -> None:
         """Handle the timer of `get_timer`."""

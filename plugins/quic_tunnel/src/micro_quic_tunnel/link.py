@@ -33,6 +33,11 @@ MAX_REASSEMBLY_BYTES = 16 * 1024 * 1024
 """Maximum size of a reassembly buffer: twice the initial window. Only a peer that enlarges the window and leaves a gap
 open exceeds it."""
 
+MIN_POSTPONEMENT_S = 1.0
+POSTPONE_INTERVAL_S = 0.05
+"""A timer is replaced by one that is at least the former later, at most once in the latter. A needless wake-up of an idle
+process costs more than setting ten timers."""
+
 CLOSE_TIMEOUT_S = 1.0
 MAX_REASON_CHARS = 200
 PROTOCOL_VIOLATION = 0x0A
@@ -85,8 +90,10 @@ class QuicLink:
         self._is_congested = False
         self._is_scheduled = False
         self._has_unsent = False
+        self._has_processed = False
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at: float | None = None
+        self._postponed_at = 0.0
         self._acknowledged: asyncio.Event | None = None
         self._report_silence: Callable[[bool], None] | None = None
         self._was_silent = False
@@ -175,7 +182,7 @@ class QuicLink:
         if self.ended.done():
             return
         self._check_streams()
-        self._has_unsent = True
+        self._has_processed = True
         self._schedule()
 
     def abandon(self, error: MicroError, reason: str = "") -> None:
@@ -291,15 +298,18 @@ class QuicLink:
 
     def _flush(self) -> None:
         self._is_scheduled = self._is_congested = False
-        if self._has_unsent:
+        if self._has_unsent or (self._has_processed and not self.quic.has_nothing_to_send(self._loop.time())):
             self._send_datagrams()
+        elif self._has_processed:
+            self._has_processed = False
+            self._set_timer(None if self.ended.done() else self._next_timer())
         if True in self._is_above:
             self._report_writable()
         if self._acknowledged is not None and not self.quic.has_unacknowledged():
             self._acknowledged.set()
 
     def _send_datagrams(self) -> None:
-        self._has_unsent = False
+        self._has_unsent = self._has_processed = False
         for data, address in self.quic.datagrams_to_send(now=self._loop.time()):
             if address != self._remote_address:
                 # The first datagram, or the peer has another address since its NAT was rebound (RFC 9000 section 9).
@@ -337,17 +347,27 @@ class QuicLink:
     # ------------------------------------------------------------------ timer
 
     def _set_timer(self, when: float | None) -> None:
-        """Set the time of the next wake-up. An existing timer that fires earlier is kept and then set again.
+        """Set the time of the next wake-up. An existing timer that fires earlier is usually kept and then set again.
 
-        The time changes with every packet, so this avoids creating a timer per packet.
+        The time changes with every packet, so this avoids creating a timer per packet. A timer that would wake up an idle
+        process for nothing is replaced, unless one was replaced a moment ago.
         """
         self._wake_at = when
         timer = self._timer
-        if timer is not None and (when is None or when < timer.when()):
+        if timer is not None and (when is None or when < timer.when() or self._is_worth_postponing(timer, when)):
             timer.cancel()
             timer = self._timer = None
         if timer is None and when is not None:
             self._timer = self._loop.call_at(when, self._timed_out)
+
+    def _is_worth_postponing(self, timer: asyncio.TimerHandle, when: float) -> bool:
+        if when - timer.when() < MIN_POSTPONEMENT_S:
+            return False
+        now = self._loop.time()
+        if now - self._postponed_at < POSTPONE_INTERVAL_S:
+            return False
+        self._postponed_at = now
+        return True
 
     def _next_timer(self) -> float | None:
         when, silence_at = self.quic.get_timer(), self.quic.silence_due_at()

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from micro_core.contract import DriverContext, Instance, MicroError, Unreachable
+from micro_core.contract import DriverContext, Instance, MicroError, Unreachable, check_instance
+from micro_redis_registry.encoding import encode_record
 from micro_redis_registry.namespace import Namespace
 from micro_redis_registry.scripts import DEREGISTER, POLL, REGISTER, Script
 from micro_redis_registry.server import Server
@@ -14,8 +15,12 @@ from micro_redis_registry.server import Server
 
 @dataclass(slots=True)
 class OwnRecord:
-    """A record of this registry. `ends_at` is the end of its lease; `is_confirmed` is set once the server has stored it."""
+    """A record of this registry. `ends_at` is the end of its lease; `is_confirmed` is set once the server has stored it.
 
+    `source` is what was registered, `instance` a checked copy of it.
+    """
+
+    source: Instance
     instance: Instance
     encoded: bytes
     lease_s: float
@@ -46,12 +51,23 @@ class OwnRecords:
             del self._records[instance_id]
         return [record for record in self._records.values() if record.is_confirmed]
 
-    async def register(self, instance: Instance, encoded: bytes, lease_s: float) -> None:
-        """Create, replace or renew the record. Raises the errors of `Server.run`.
+    def checked(self, source: Instance) -> tuple[Instance, bytes]:
+        """Return a checked copy of `source` and its encoding. Raises BadRequest or TooLarge.
 
-        A cancelled call is still completed in the background.
+        The renewal of a record passes the same object, which is checked and encoded once only.
         """
-        await self._in_order(instance.id, lambda: self._register(instance, encoded, lease_s))
+        known = self._records.get(source.id)
+        if known is not None and known.source is source and known.instance.metadata == source.metadata:
+            return known.instance, known.encoded
+        instance = check_instance(source)
+        return instance, encode_record(instance)
+
+    async def register(self, source: Instance, instance: Instance, encoded: bytes, lease_s: float) -> None:
+        """Create, replace or renew the record. `instance` and `encoded` are those of `checked(source)`.
+
+        A cancelled call is still completed in the background. Raises the errors of `Server.run`.
+        """
+        await self._in_order(instance.id, lambda: self._register(source, instance, encoded, lease_s))
 
     async def deregister(self, instance_id: str) -> None:
         """Remove the record, even if another registry registered it. Raises the errors of `Server.run`."""
@@ -122,17 +138,17 @@ class OwnRecords:
         task.add_done_callback(finished)
         await asyncio.shield(task)
 
-    async def _register(self, instance: Instance, encoded: bytes, lease_s: float) -> None:
+    async def _register(self, source: Instance, instance: Instance, encoded: bytes, lease_s: float) -> None:
         ends_at = self._now() + lease_s
         existing = self._records.get(instance.id)
         if existing is None:
             # If the response is lost, `close` still deregisters the record.
-            self._records[instance.id] = OwnRecord(instance, encoded, lease_s, ends_at)
+            self._records[instance.id] = OwnRecord(source, instance, encoded, lease_s, ends_at)
         elif existing.encoded == encoded:
             # Extend the lease even if the server cannot be reached now.
             existing.ends_at, existing.lease_s = ends_at, lease_s
         await self._put(instance, encoded, lease_s, is_restoring=False)
-        self._records[instance.id] = OwnRecord(instance, encoded, lease_s, ends_at, is_confirmed=True)
+        self._records[instance.id] = OwnRecord(source, instance, encoded, lease_s, ends_at, is_confirmed=True)
 
     async def _put(self, instance: Instance, encoded: bytes, lease_s: float, *, is_restoring: bool) -> None:
         namespace = self._namespace

@@ -19,11 +19,10 @@ from micro_core.contract import (
     RegistryWatch,
     Unreachable,
     WatchSet,
-    check_instance,
 )
 from micro_redis_registry.addresses import parse_address
 from micro_redis_registry.directory import Directory
-from micro_redis_registry.encoding import MAX_LEASE_MS, encode_record
+from micro_redis_registry.encoding import MAX_LEASE_MS
 from micro_redis_registry.follower import Follower
 from micro_redis_registry.keyspace import KeyspaceEvents
 from micro_redis_registry.lease_monitor import LeaseMonitor, State
@@ -138,9 +137,9 @@ class RedisRegistry:
             raise BadRequest(
                 f"redis: invalid lease {lease_s!r:.40}", hint=f"use more than 0 and at most {MAX_LEASE_S:g} seconds"
             )
-        checked = check_instance(instance)
+        checked, encoded = self._own.checked(instance)
         self._monitor.start()
-        await self._own.register(checked, encode_record(checked), lease_s)
+        await self._own.register(instance, checked, encoded, lease_s)
 
     async def deregister(self, instance: Instance) -> None:
         """Remove the record with this id, even if another process registered it. Raises the errors of `register`."""
