@@ -23,13 +23,13 @@ from micro_core.contract.errors import (
     TooLarge,
 )
 from micro_core.contract.names import NETWORK_SERVICE, interest_name
-from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.environment import Environment
 from micro_core.proxy.forward import REQUIRED_ROUTER_KEY
 from micro_core.proxy.message_headers import DELIVERED_BY
 from micro_core.proxy.proxy import Proxy
 from micro_core.proxy.routes import RouteSource
 from micro_core.proxy.site_leaders import leaders_by_site
+from micro_core.proxy.topic_subscriptions import close_subscription, topic_tasks
 from micro_core.rpc.client_call import CallFailed, UnaryCall
 from micro_core.rpc.deadlines import Deadlines
 from micro_core.wire import codec, limits
@@ -78,12 +78,7 @@ class DurableTopics:
         self._deadlines = Deadlines()
         self._subscriptions: dict[str, dict[str, Subscription]] = {}
         """By topic and site."""
-        self._closing = BackgroundTasks(
-            component="topics",
-            logger=environment.logger,
-            counters=environment.counters,
-            failure_counter="topics_tasks_failed",
-        )
+        self._closing = topic_tasks(environment)
         """Subscriptions that are being closed. A broker may wait for calls to an unreachable site, so nothing waits for them."""
 
     def topics(self) -> list[str]:
@@ -99,7 +94,7 @@ class DurableTopics:
         subscriptions = self._subscriptions.setdefault(topic, {})
         try:
             for site in [site for site in subscriptions if site not in sites]:
-                self._closing.start(self._close(subscriptions.pop(site)))
+                self._closing.start(close_subscription(subscriptions.pop(site), self._logger))
             for site in sorted(sites):
                 if site not in subscriptions:
                     subscriptions[site] = await self._broker.subscribe_group(
@@ -113,15 +108,9 @@ class DurableTopics:
         """End all subscriptions. Messages that no site has acknowledged are delivered to the next leader."""
         for by_site in self._subscriptions.values():
             for subscription in by_site.values():
-                self._closing.start(self._close(subscription))
+                self._closing.start(close_subscription(subscription, self._logger))
         self._subscriptions.clear()
         await self._closing.wait()
-
-    async def _close(self, subscription: Subscription) -> None:
-        try:
-            await subscription.close()
-        except MicroError as error:
-            self._logger.info("subscription not closed", extra={"reason": str(error)})
 
     async def _deliver(self, site: str, topic: str, message: Message) -> None:
         """Return once `site` has the message. Raises the error with which the site refuses it."""

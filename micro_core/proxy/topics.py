@@ -19,7 +19,6 @@ from micro_core.contract.broker import Broker, DurableBroker, Message, Subscript
 from micro_core.contract.errors import MicroError, Unreachable
 from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE, interest_name
 from micro_core.contract.table import ANY_SERVICE, NETWORK_LINK, OffersChanged, Route, TableEvent
-from micro_core.lifecycle.background_tasks import BackgroundTasks
 from micro_core.lifecycle.beat import next_beat
 from micro_core.lifecycle.environment import Environment
 from micro_core.proxy.deliveries import Deliveries, DeliverRequest
@@ -30,6 +29,7 @@ from micro_core.proxy.message_headers import DELIVERED_BY
 from micro_core.proxy.proxy import Proxy
 from micro_core.proxy.routes import RouteSource, changes_interests
 from micro_core.proxy.site_leaders import leaders_by_site, lesser_node
+from micro_core.proxy.topic_subscriptions import close_subscription, topic_tasks
 from micro_core.wire import limits
 from micro_core.wire.frames import Kind, encode_message
 from micro_core.wire.header import EventHeader, encode_header
@@ -79,12 +79,7 @@ class Topics:
         self._durable_topics: dict[str, None] = {}
         """Topics that are compared again when the leader of this site changes."""
         self._changed = asyncio.Event()
-        self._tasks = BackgroundTasks(
-            component="topics",
-            logger=environment.logger,
-            counters=environment.counters,
-            failure_counter="topics_tasks_failed",
-        )
+        self._tasks = topic_tasks(environment)
 
     async def start(self) -> None:
         """Follow the interest of other sites. Returns once the topics of current interest are subscribed.
@@ -105,10 +100,7 @@ class Topics:
         if self._durable is not None:
             await self._durable.close()
         for subscription in self._subscriptions.values():
-            try:
-                await subscription.close()
-            except MicroError as error:
-                self._logger.info("subscription not closed", extra={"reason": str(error)})
+            await close_subscription(subscription, self._logger)
         self._subscriptions.clear()
 
     @property

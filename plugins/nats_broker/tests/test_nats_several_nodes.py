@@ -39,7 +39,6 @@ from micro_core.node.forwarding_plane import ForwardingSettings
 from micro_core.node.link_plane import LinkSettings
 from micro_core.node.node import Node
 from micro_core.node.routing_plane import RoutingSettings
-from micro_core.proxy.handover import OVERLAP_S
 from micro_core.tunnel.identity import NodeIdentity
 
 pytestmark = pytest.mark.timeout(120)
@@ -206,6 +205,18 @@ class TwoSites:
             for member in self.all_members()
         ]
 
+    async def flush(self) -> None:
+        """Publish one more message per site, and wait until all have it: what was sent before it has then arrived, too."""
+        markers = range(len(self.published), len(self.published) + len(self.publishers))
+        for site in self.publishers:
+            await self.publish(site, 1)
+        await self.until(lambda: all(counts[marker] for counts in self.received.values() for marker in markers))
+
+    def has_one_sender_per_site(self) -> bool:
+        """Return whether no former leader still sends, too."""
+        now = asyncio.get_running_loop().time()
+        return all(member.node.forwarding.topics._handover._sends_until < now for member in self.all_members())
+
     def has_everything(self) -> bool:
         return all(set(counts) == set(self.published) for counts in self.received.values())
 
@@ -250,33 +261,33 @@ async def sites(request: pytest.FixtureRequest, site: Any, start_server: Callabl
 
 async def test_message_reaches_each_subscriber_and_group_once(sites: TwoSites) -> None:
     # After the start, nodes that were leaders until they knew the others send for a while, too.
-    await asyncio.sleep(OVERLAP_S + 0.5)
+    await sites.until(sites.has_one_sender_per_site)
     await asyncio.gather(sites.publish("eu", 100), sites.publish("us", 100))
     await sites.until(sites.has_everything)
-    await asyncio.sleep(1.0)
+    await sites.flush()
     assert sites.doubled() == {}
-    assert sites.counted("topics_messages_sent") == 200
+    assert sites.counted("topics_messages_sent") == len(sites.published) == 202
     assert sites.counted("topics_copies_dropped") == 0
 
 
 async def test_crash_of_the_sending_leader_loses_and_doubles_nothing(sites: TwoSites) -> None:
     publishing = asyncio.create_task(sites.publish("eu", 300, 0.02))
-    await asyncio.sleep(2.0)
+    await sites.until(lambda: len(sites.published) >= 90)
     await sites.members["eu"][0].crash()
     await publishing
     await sites.until(sites.has_everything)
-    await asyncio.sleep(1.0)
+    await sites.flush()
     assert sites.doubled() == {}
 
 
 async def test_crash_of_the_receiving_leader_loses_only_what_was_sent_to_it(sites: TwoSites) -> None:
     publishing = asyncio.create_task(sites.publish("us", 300, 0.02))
-    await asyncio.sleep(2.0)
+    await sites.until(lambda: len(sites.published) >= 90)
     await sites.members["eu"][0].crash()
     await publishing
     if sites.options:
         await sites.until(sites.has_everything)
-    await asyncio.sleep(1.0)
+    await sites.flush()
     assert sites.doubled() == {}
     for numbers in sites.missing().values():
         # At most the 4 s in which the links are detected as dead, at 50 messages per second.
