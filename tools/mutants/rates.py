@@ -60,8 +60,38 @@ MUTANTS = (
     Mutant(
         "metrics wait for the slow clock",
         "advertiser.py",
-        "            self.schedule_slow(entry.origin, now)\n        else:\n            return",
-        "            self.schedule(entry.origin, now)\n        else:\n            return",
+        "            self.schedule_slow(entry.origin, now)\n        elif entry.has_newer_seqno():",
+        "            self.schedule(entry.origin, now)\n        elif entry.has_newer_seqno():",
+    ),
+    Mutant(
+        "unrequested sequence numbers are limited",
+        "neighbour.py",
+        "itertools.islice(self.newer_seqnos, int(self._seqno_tokens))",
+        "self.newer_seqnos",
+    ),
+    Mutant(
+        "unrequested sequence numbers follow later",
+        "neighbour.py",
+        "(now - self._refilled_at) * SEQNOS_PER_SECOND",
+        "0",
+    ),
+    Mutant(
+        "a newer sequence number goes along with other changes",
+        "rib_entry.py",
+        "not self.has_newer_seqno() and not self.differs_from_export(costs)",
+        "not self.differs_from_export(costs)",
+    ),
+    Mutant(
+        "a changed alternative that is better is selected",
+        "rib_entry.py",
+        "if total_us < (selected.metric_us + costs[self.selected]) * (1 - SIGNIFICANT_CHANGE):\n                return False",
+        "if False:\n                return False",
+    ),
+    Mutant(
+        "an infeasible alternative is not installed",
+        "rib_entry.py",
+        "            if self.is_feasible(changed):\n                changed.is_installed = True",
+        "            if True:\n                changed.is_installed = True",
     ),
     Mutant(
         "the slow clock has a minimum interval",
