@@ -87,7 +87,8 @@ class RouteIndex:
         """Create or replace the origin route with the key of `route`. An equal one is not a change."""
         routes = self._origin_routes.setdefault(route.origin, {})
         before = routes.get(route.gateway)
-        if before == route:
+        # The metrics first: they differ most of the time, and comparing them is cheap.
+        if before is not None and before.metric == route.metric and before == route:
             return
         routes[route.gateway] = route
         self._origin_changed(route.origin)

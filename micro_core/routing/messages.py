@@ -56,6 +56,10 @@ _paths: dict[tuple[str, ...], tuple[str, ...]] = {}
 _MAX_CACHED_PATHS = 65_536
 """Several neighbours send the same few paths again and again. One checked object of each is kept."""
 
+_versions: dict[tuple[str, ...], tuple[str, ...]] = {}
+_MAX_CACHED_VERSIONS = 4_096
+"""Most services have one of a few versions. One object of each is kept."""
+
 _OFFERS_BYTE = bytes([OFFERS])
 """The second byte of an encoded `OfferChanges`, after that of the array."""
 _lists: dict[bytes, OfferChanges] = {}
@@ -189,12 +193,19 @@ def _offer(fields: object) -> OfferEntry:
         ):
             offer = Offer(
                 _checked_service(service),
-                tuple([_checked_text(one) for one in versions]),
+                _checked_versions(versions),
                 min(_checked_number(capacity), UNREACHABLE_US),
                 min(_checked_number(load_us), UNREACHABLE_US),
             )
             return OfferEntry(offer, _checked_version(version))
     raise Malformed("invalid routing message: invalid offer")
+
+
+def _checked_versions(values: list[Any]) -> tuple[str, ...]:
+    found = tuple([_checked_text(one) for one in values])
+    if len(_versions) >= _MAX_CACHED_VERSIONS:
+        _versions.clear()
+    return _versions.setdefault(found, found)
 
 
 def _removed_offer(fields: object) -> RemovedOffer:
