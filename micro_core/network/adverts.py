@@ -131,7 +131,7 @@ class Adverts:
             case LinkDown(link):
                 self._link_down(link)
             case LinkSuspect(link, is_suspect):
-                self._router.neighbour_suspect(link.peer, is_suspect=is_suspect)
+                self._router.neighbour_suspect(link.peer, is_suspect=is_suspect, is_closing=link.is_closing)
             case DialSucceeded() | DialFailed():
                 # LinkUp or LinkMoved follows the link that a dial makes.
                 pass
@@ -194,7 +194,7 @@ class Adverts:
             self._counters.add("network_links_lost_at_start")
             return
         self._tasks.start(previous.close())
-        self._router.neighbour_suspect(link.peer, is_suspect=link.is_suspect)
+        self._router.neighbour_suspect(link.peer, is_suspect=link.is_suspect, is_closing=link.is_closing)
         self._send_full_table(link.peer)
 
     def _link_down(self, link: LinkInfo) -> None:

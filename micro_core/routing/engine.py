@@ -165,8 +165,8 @@ class Engine:
                 neighbour = self._neighbours.get(peer)
                 if neighbour is not None and neighbour.cost.update(cost_us + neighbour.policy.cost_us):
                     self._cost_changed(neighbour, now, effects)
-            case NeighbourSuspect(peer, is_suspect):
-                self._neighbour_suspect(peer, now, effects, is_suspect=is_suspect)
+            case NeighbourSuspect():
+                self._neighbour_suspect(event, now, effects)
             case NeighbourDown(peer, is_graceful):
                 self._neighbour_down(peer, now, effects, is_graceful=is_graceful)
             case ReuseService(service):
@@ -344,17 +344,24 @@ class Engine:
 
     def _cost_changed(self, neighbour: Neighbour, now: float, effects: list[Effect]) -> None:
         peer = neighbour.peer
-        self._rib.costs[peer] = add(neighbour.cost.cost_us, self.link_damper.penalty_us(peer, now))
+        damper = self.link_damper
+        penalty_us = damper.policy.last_resort_us if neighbour.is_closing else damper.penalty_us(peer, now)
+        self._rib.costs[peer] = add(neighbour.cost.cost_us, penalty_us)
         for entry in self._rib.entries_via(peer):
             self._receiver.candidate_changed(entry, peer, now, effects)
 
-    def _neighbour_suspect(self, peer: str, now: float, effects: list[Effect], *, is_suspect: bool) -> None:
-        neighbour = self._neighbours.get(peer)
-        if neighbour is None or neighbour.is_suspect is is_suspect:
+    def _neighbour_suspect(self, event: NeighbourSuspect, now: float, effects: list[Effect]) -> None:
+        neighbour = self._neighbours.get(event.peer)
+        if neighbour is None:
             return
-        neighbour.is_suspect = is_suspect
-        if is_suspect:
-            for entry in self._rib.entries_via(peer):
+        if neighbour.is_closing is not event.is_closing:
+            neighbour.is_closing = event.is_closing
+            self._cost_changed(neighbour, now, effects)
+        if neighbour.is_suspect is event.is_suspect:
+            return
+        neighbour.is_suspect = event.is_suspect
+        if event.is_suspect:
+            for entry in self._rib.entries_via(event.peer):
                 effects += self._requester.endangered(entry, now)
 
     def _neighbour_down(self, peer: str, now: float, effects: list[Effect], *, is_graceful: bool) -> None:

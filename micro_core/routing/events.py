@@ -144,10 +144,15 @@ class NeighbourCost:
 
 @dataclass(frozen=True, slots=True)
 class NeighbourSuspect:
-    """A neighbour does not answer, or something has arrived from it again. Its routes are kept, and others are prepared."""
+    """A neighbour does not answer, or something has arrived from it again. Its routes are kept, and others are prepared.
+
+    If one of the two nodes gives up the link (`is_closing`), it also gets the cost of a damped link, so that all routers
+    change to other routes before it ends.
+    """
 
     peer: str
     is_suspect: bool
+    is_closing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,7 @@ class Neighbour:
         "expires_at",
         "full_at",
         "full_table",
+        "is_closing",
         "is_over_limit",
         "is_suspect",
         "is_unfiltered",
@@ -100,6 +101,8 @@ class Neighbour:
         self.is_unfiltered = policy.export is ExportScope.ALL and not policy.services and not policy.sites
         """The neighbour may see everything."""
         self.is_suspect = False
+        self.is_closing = False
+        """Whether one of the two nodes gives up the link."""
         """The neighbour does not answer: it may be unreachable, or busy."""
         # Scheduled changes. Dictionaries keep the order, so that runs are reproducible.
         self.urgent: dict[str, None] = {}

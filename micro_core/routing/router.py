@@ -285,9 +285,12 @@ class Router:
         events = [NeighbourCost(peer, cost_us) for peer, cost_us in costs_us.items()]
         self._apply([effect for event in events for effect in self._engine.handle(event, now)])
 
-    def neighbour_suspect(self, peer: str, *, is_suspect: bool) -> None:
-        """Prepare other routes than those through a neighbour that does not answer. It is reset when anything arrives."""
-        self._handle(NeighbourSuspect(peer, is_suspect))
+    def neighbour_suspect(self, peer: str, *, is_suspect: bool, is_closing: bool = False) -> None:
+        """Prepare other routes than those through a neighbour that does not answer. It is reset when anything arrives.
+
+        If one of the two nodes gives up the link (`is_closing`), let all routers change to other routes.
+        """
+        self._handle(NeighbourSuspect(peer, is_suspect, is_closing))
 
     def neighbour_down(self, peer: str, *, is_graceful: bool = False) -> None:
         """Remove all routes through a neighbour: the link to it is closed.

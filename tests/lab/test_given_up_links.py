@@ -23,8 +23,8 @@ pytestmark = pytest.mark.timeout(240)  # each test takes several seconds of proc
 
 EXCHANGE_S = 5.0
 LONG_S = 8.0
-ITEMS = 30
-ITEM_S = 0.5
+ITEMS = 15
+ITEM_S = 1.0
 """A stream takes 15 s: the time to drain a link, and a good part of the time for which its sessions may continue."""
 
 STREAMS_S = 0.5
@@ -86,12 +86,12 @@ class Streams:
         self.completed += 1
 
 
-async def traffic_while_links_are_given_up(peers: PeerOptions) -> tuple[list[str], int]:
+async def traffic_while_links_are_given_up(peers: PeerOptions, seed: int = 1) -> tuple[list[str], int]:
     """Make near clouds distant and distant ones near, so that links are exchanged.
 
     Returns failed calls and streams and lost messages, and the number of links that were given up.
     """
-    lab = Lab(1, options=LabOptions(keep_log=False, peers=peers))
+    lab = Lab(seed, options=LabOptions(keep_log=False, peers=peers))
     groups = await four_clouds(lab)
     nodes = flat(groups)
     for number, group in enumerate(groups):
@@ -102,11 +102,11 @@ async def traffic_while_links_are_given_up(peers: PeerOptions) -> tuple[list[str
         await messages.subscribe(group[0])
     await lab.advance_time(25)
     began_at, before = lab.now, lab.counted("network_links_given_up")
-    short = Calls(lab, [(node, f"svc.short-{cloud}") for node in nodes for cloud in range(4)], per_s=24, retries=0)
+    short = Calls(lab, [(node, f"svc.short-{cloud}") for node in nodes for cloud in range(4)], per_s=12, retries=0)
     to_long = [(node, f"svc.long-{cloud}") for node in nodes for cloud in range(4)]
-    long = Calls(lab, to_long, per_s=6, timeout_s=25, retries=0)
+    long = Calls(lab, to_long, per_s=4, timeout_s=25, retries=0)
     streams = Streams(lab, to_long)
-    messages.publish_from([group[2] for group in groups], per_s=10)
+    messages.publish_from([group[2] for group in groups], per_s=5)
     farthest_s = max(CLOUD_RTTS_S.values()) + min(CLOUD_RTTS_S.values())
     sites = [group[0].site for group in groups]
     for number in range(2):
@@ -117,7 +117,7 @@ async def traffic_while_links_are_given_up(peers: PeerOptions) -> tuple[list[str
     for traffic in (short, long, streams, messages):
         await traffic.stop()
     given_up = lab.counted("network_links_given_up") - before
-    assert streams.completed > 50
+    assert streams.completed > 40
     assert not lab.counted("tunnel_links_retired_in_use")
     failed = [str(one) for calls in (short, long) for one in calls.failed(began_at)]
     lost = [f"{at:.3f} {message} {subscriber}" for at, message, subscriber in messages.lost(began_at, ended_at - 5)]

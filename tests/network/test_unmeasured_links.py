@@ -9,7 +9,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from micro_core.contract import CountersInMemory, LinkDown, LinkInfo, LinkLost, LinkMeasured, LinkMoved, LinkUp
+from micro_core.contract import (
+    CountersInMemory,
+    LinkDown,
+    LinkInfo,
+    LinkLost,
+    LinkMeasured,
+    LinkMoved,
+    LinkSuspect,
+    LinkUp,
+)
 from micro_core.contract.errors import Malformed, MicroError
 from micro_core.lab.loop import LabClock, run
 from micro_core.lifecycle.environment import Environment
@@ -100,8 +109,8 @@ class FakeRouter:
     def neighbour_costs(self, costs_us: Mapping[str, int]) -> None:
         self.calls.extend(("cost", cost_us) for cost_us in costs_us.values())
 
-    def neighbour_suspect(self, peer: str, *, is_suspect: bool) -> None:
-        self.calls.append(("suspect", is_suspect))
+    def neighbour_suspect(self, peer: str, *, is_suspect: bool, is_closing: bool = False) -> None:
+        self.calls.append(("closing",) if is_closing else ("suspect", is_suspect))
 
     def neighbour_down(self, peer: str, *, is_graceful: bool = False) -> None:
         self.calls.append(("down gracefully",) if is_graceful else ("down",))
@@ -222,6 +231,15 @@ def test_malformed_held_message_closes_the_link() -> None:
         await asyncio.sleep(0.1)
         assert setting.tunnel.unlinked == [PEER]
         assert ("received", b"two") not in setting.router.calls
+
+    simulate(test)
+
+
+def test_link_that_is_given_up_is_reported_to_the_router() -> None:
+    async def test(setting: Setting) -> None:
+        setting.measure()
+        setting.adverts.handle_link_event(LinkSuspect(replace(MEASURED, is_suspect=True, is_closing=True), True))
+        assert setting.router.calls[-1] == ("closing",)
 
     simulate(test)
 

@@ -12,13 +12,14 @@ from micro_core.routing.events import (
     LocalServices,
     NeighbourCost,
     NeighbourDown,
+    NeighbourSuspect,
     NeighbourUp,
     Resumed,
     ReuseService,
     WithdrawAll,
 )
 from micro_core.routing.link_damping import LinkDampingPolicy
-from tests.routing.engine_harness import COST_US, FAR, LEFT, ME, RIGHT, EngineHarness, names_of
+from tests.routing.engine_harness import COST_US, FAR, LEFT, ME, OTHER, RIGHT, EngineHarness, names_of
 
 
 def changed_offers(entries: list[Entry]) -> list[Offer]:
@@ -439,3 +440,20 @@ def test_damped_link_that_is_the_only_way_is_used() -> None:
     harness.handle(InstanceUp("x", "i", LocalInstance(address="tcp://i")))
     harness.learn(FAR, LEFT)
     assert harness.gateways() == [LEFT]
+
+
+def test_link_that_is_given_up_is_the_last_resort_for_all_routers_before_it_ends() -> None:
+    harness = EngineHarness(LEFT, OTHER)
+    harness.link(RIGHT, 20_000)
+    harness.learn(FAR, RIGHT, metric_us=600)
+    harness.learn(FAR, LEFT, metric_us=100)
+    harness.run(5)
+    harness.take_sent()
+    harness.handle(NeighbourSuspect(LEFT, True, is_closing=True))
+    metrics = {route.gateway: route.metric for route in harness.table.routes()}
+    assert metrics[LEFT] > 5_000_000 > metrics[RIGHT]
+    harness.run(3)
+    assert [one.path for one in harness.take_announced(OTHER)] == [(FAR, RIGHT, ME)]
+    harness.handle(NeighbourSuspect(LEFT, False))
+    metrics = {route.gateway: route.metric for route in harness.table.routes()}
+    assert metrics[LEFT] == 100 + COST_US, "another link to the neighbour has replaced it"

@@ -510,7 +510,10 @@ async def test_link_that_is_given_up_carries_its_sessions_to_their_end(
     a.set_event_handler(events.append)
     accepted: list[Reader] = []
     b.listen("calls", lambda session: accepted.append(Reader(session)))
+    controls: list[Reader] = []
+    b.listen("control", lambda session: controls.append(Reader(session)))
     await a.link_to("memory://b")
+    control = Reader(a.dial("control", peer=b.node_id, priority=Priority.CONTROL))
     answers = Reader(a.dial("calls", peer=b.node_id))
     await until(lambda: bool(accepted))
     requests = accepted[0]
@@ -530,8 +533,10 @@ async def test_link_that_is_given_up_carries_its_sessions_to_their_end(
     await until(lambda: requests.data == b"request")
     requests.session.write(b" and after")
     await until(lambda: answers.data == b"before and after")
+    assert control.error is None
     await answers.session.close()
     await until(lambda: not a._retired and not b._retired)
+    assert control.error is not None
 
 
 async def test_link_that_is_given_up_ends_after_a_while_although_it_is_used_and_the_peer_does_not_respond(

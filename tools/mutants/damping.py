@@ -104,10 +104,16 @@ MUTANTS = (
         "if True:",
     ),
     Mutant(
+        "a link that is given up is the last resort",
+        "engine.py",
+        "damper.policy.last_resort_us if neighbour.is_closing else ",
+        "",
+    ),
+    Mutant(
         "a changed cost does not end the damping of a link",
         "engine.py",
-        "        peer = neighbour.peer\n        self._rib.costs[peer] = add(neighbour.cost.cost_us, self.link_damper.penalty_us(peer, now))\n",
-        "        peer = neighbour.peer\n        self._rib.costs[peer] = neighbour.cost.cost_us\n",
+        "if neighbour.is_closing else damper.penalty_us(peer, now)",
+        "if neighbour.is_closing else 0",
     ),
 )
 

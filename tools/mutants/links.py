@@ -116,6 +116,36 @@ MUTANTS = (
         "if is_used and remaining_s > 0:",
         "if is_used:",
     ),
+    Mutant(
+        "a link that is given up is suspect",
+        "link.py",
+        "is_suspect=quality.is_suspect or self.ending.is_closing,",
+        "is_suspect=quality.is_suspect,",
+    ),
+    Mutant(
+        "a link that is given up is drained for a limited time",
+        "gradual_end.py",
+        "self._call_later(DRAIN_S, self._drained, error)",
+        "pass",
+    ),
+    Mutant(
+        "sessions of control data do not keep a retired link",
+        "link.py",
+        "session.priority is not Priority.CONTROL for session",
+        "session.priority is not None for session",
+    ),
+    Mutant(
+        "a link that ends in use is counted",
+        "gradual_end.py",
+        "        if is_used:\n            self._counters",
+        "        if False:\n            self._counters",
+    ),
+    Mutant(
+        "the stop of a node is not a loss of its links",
+        "tunnel.py",
+        "            link.ending.is_closing = True\n",
+        "",
+    ),
 )
 
 AREA = Area(
@@ -124,7 +154,7 @@ AREA = Area(
     tests=(
         ("tests/tunnel/test_measure.py", "tests/tunnel/test_keepalive.py"),
         ("tests/tunnel",),
-        ("tests/lab/test_given_up_links.py",),
+        ("tests/lab/test_given_up_links.py", "tests/lab/test_rolling_restart.py"),
     ),
     mutants=MUTANTS,
 )

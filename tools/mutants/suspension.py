@@ -83,6 +83,30 @@ MUTANTS = (
         "            self._tasks.start(self._registrations.renew())",
         "            pass",
     ),
+    Mutant(
+        "the routes of a resumed node have its incarnation",
+        "node/composition.py",
+        "    links.add_resumed_handler(routing.router.resumed)\n",
+        "",
+    ),
+    Mutant(
+        "a call of the site is not sent on a link from before the suspension",
+        "proxy/proxy.py",
+        "        self._check_suspension()\n",
+        "",
+    ),
+    Mutant(
+        "a resumed router has a later incarnation than the one that others may know",
+        "routing/engine.py",
+        "self._origin.restart(max(incarnation, self._origin.incarnation + 1))",
+        "self._origin.restart(incarnation)",
+    ),
+    Mutant(
+        "a draining router does not announce itself after a suspension",
+        "routing/engine.py",
+        "    def _resumed(self, incarnation: int) -> None:\n",
+        "    def _resumed(self, incarnation: int) -> None:\n        self._origin.is_draining = False\n",
+    ),
 )
 
 AREA = Area(
@@ -92,6 +116,7 @@ AREA = Area(
         ("tests/lifecycle/test_loop_watch.py", "tests/tunnel/test_link_precedence.py"),
         ("tests/tunnel/test_keepalive.py", "tests/lab/test_suspended_node.py"),
         ("tests/tunnel", "tests/network"),
+        ("tests/routing/test_engine_site.py",),
     ),
     mutants=MUTANTS,
 )

@@ -226,6 +226,30 @@ MUTANTS = (
         "        self._retry_soon(node, now)\n        return True",
         "        return True",
     ),
+    Mutant(
+        "a link that the peer gives up is replaced before it ends",
+        "peers.py",
+        "                        declining.link.is_closing = True",
+        "                        pass",
+    ),
+    Mutant(
+        "the end of a link that was given up is not a flap",
+        "peers.py",
+        " and not node.link.is_closing\n",
+        "\n",
+    ),
+    Mutant(
+        "the end of a link that was given up is not damped",
+        "adverts.py",
+        "is_graceful=link.is_closing",
+        "is_graceful=False",
+    ),
+    Mutant(
+        "both ends drain a link that one of them gives up",
+        "network.py",
+        '                self._tunnel.drain(peer, LinkLost(f"the peer has given up the link: {reason}"))\n',
+        "",
+    ),
 )
 
 AREA = Area(
@@ -234,6 +258,7 @@ AREA = Area(
     tests=(
         ("tests/network/test_peers.py", "tests/network/test_link_targets.py"),
         ("tests/network/test_unmeasured_links.py", "tests/network/test_peers_network.py"),
+        ("tests/lab/test_given_up_links.py",),
     ),
     mutants=MUTANTS,
 )
