@@ -1,13 +1,13 @@
 """Benchmark of the routing plane with many nodes: engines and codec on virtual time. Part of `make bench-routing`.
 
-The nodes form a random graph with four links per node on average, each with a delay and a cost. Every node offers two services.
+The nodes form a random graph with four links per node on average, each with a delay and a cost. Every node offers the same number of services.
 All links open in the first second. After convergence, there is one event every two seconds: a service starts or stops, or, one
 time in twenty, a node is killed and restarted. Messages are encoded, delivered in order after the delay of the link, and decoded.
 
 The nodes are divided between two processes, which exchange their messages after every 5 ms of virtual time: the shortest delay of a
 link, so no message arrives late. At the end, the tables of some nodes are compared with what they must contain.
 
-    python benchmarks/routing_scale.py [--nodes 50,200,1000] [--minutes 10] [--services 2] [--seed 1] [--processes 2]
+    python benchmarks/routing_scale.py [--networks 50x2,200x2,1000x2,200x50] [--minutes 10] [--seed 1] [--processes 2]
 """
 
 from __future__ import annotations
@@ -370,9 +370,13 @@ def measure(nodes: int, minutes: float, services: int, seed: int, processes: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", default="50,200,1000", help="numbers of nodes, separated by commas")
+    parser.add_argument(
+        "--networks",
+        default="50x2,200x2,1000x2,200x50",
+        metavar="NODESxSERVICES,...",
+        help="nodes, and services per node",
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="virtual minutes of churn")
-    parser.add_argument("--services", type=int, default=2, help="services per node")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, choices=(1, 2), default=2)
     parser.add_argument("--profile", metavar="FILE", help="write a profile of the first process")
@@ -380,8 +384,9 @@ def main() -> None:
     profile = cProfile.Profile() if options.profile else None
     if profile is not None:
         profile.enable()
-    for nodes in options.nodes.split(","):
-        measure(int(nodes), options.minutes, options.services, options.seed, options.processes)
+    for network in options.networks.split(","):
+        nodes, services = map(int, network.split("x"))
+        measure(nodes, options.minutes, services, options.seed, options.processes)
     if profile is not None:
         profile.disable()
         profile.dump_stats(options.profile)
