@@ -34,7 +34,8 @@ class CallAccounts:
         usage, header = call.usage, call.header
         if usage is None:
             return
-        self._chooser.answered(usage)
+        if usage.refusals:
+            self._chooser.answered(usage)
         if header.mode == CallMode.UNARY:
             now = self._now()
             usage.destination.answered(header.endpoint, now - call.sent_at, now)
@@ -47,7 +48,12 @@ class CallAccounts:
             now = self._now()
             if usage.destination.is_slow(now - call.sent_at):
                 usage.destination.answered(header.endpoint, now - call.sent_at, now)
-        self._release(call)
+        if usage is not None:
+            # As in `_release`, without a call: this runs for each call at every hop.
+            usage.outstanding -= 1
+            if header.mode == CallMode.UNARY:
+                usage.destination.outstanding -= 1
+            call.usage = None
 
     def refused(self, call: ForwardedCall, error: MicroError) -> None:
         """Release the route of a call that failed with `error` before it was answered, and note why."""
@@ -65,5 +71,5 @@ class CallAccounts:
         if usage is not None:
             usage.outstanding -= 1
             if call.header.mode == CallMode.UNARY:
-                usage.destination.call_ended()
+                usage.destination.outstanding -= 1
             call.usage = None

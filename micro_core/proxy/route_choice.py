@@ -90,8 +90,15 @@ class RouteChooser:
             permitted: The only routes that may be chosen, for calls that are restricted or were refused elsewhere. `via` and
                 `came_from` are ignored then.
         """
-        state = self._state(routes, now)
+        state = self._states.get(routes[0].service)
+        if state is None or state.routes is not routes or now >= state.refresh_at:
+            state = self._refreshed(routes, now)
         groups, sharing = state.groups, state.sharing
+        if permitted is None and len(groups) == 1 and len(leading := groups[0].leading) == 1:
+            # The usual case: one destination, whose window is of no use then, and one best route to it.
+            only = leading[0]
+            if groups[0].is_local or (only.gateway not in via and only.gateway != came_from):
+                return only
         if permitted is not None:
             is_permitted = [any(one.route.key in permitted for one in group.routes) for group in groups]
             sharing = sum(is_permitted[:sharing])
@@ -192,7 +199,7 @@ class RouteChooser:
 
     # --------------------------------------------------------------------- state
 
-    def _state(self, routes: Sequence[Route], now: float) -> _ServiceState:
+    def _refreshed(self, routes: Sequence[Route], now: float) -> _ServiceState:
         service = routes[0].service
         state = self._states.get(service)
         if state is None:

@@ -181,6 +181,8 @@ class ConnectionProtocol:
     def __init__(
         self, *, dialed: bool, on_event: Callable[[ConnectionEvent], None], node_id: str = "", remote: str = ""
     ) -> None:
+        self._may_open = False
+        """Whether the states of both sides permit this side to open streams. Computed once per change, not per call."""
         self.local_state = ConnectionState.AWAITING_HELLO
         self.remote_state = ConnectionState.AWAITING_HELLO
         self.error: MicroError | None = None
@@ -206,7 +208,7 @@ class ConnectionProtocol:
         self._peer_streams = 0
         self._event = EventAssembly()
         self._outgoing: list[bytes] = [frames.encode(Kind.HELLO, 0, encode_hello(node_id))]
-        self.local_state = next_state(self.local_state, ConnectionInput.HELLO)
+        self._change_state(local=ConnectionInput.HELLO)
 
     @property
     def is_out_of_stream_ids(self) -> bool:
@@ -216,7 +218,7 @@ class ConnectionProtocol:
     @property
     def can_open_streams(self) -> bool:
         """Return whether this side may open streams, apart from the limit on open streams."""
-        return self.local_state in _MAY_OPEN and self.remote_state in _MAY_ACCEPT and self._next_stream <= MAX_STREAM_ID
+        return self._may_open and self._next_stream <= MAX_STREAM_ID
 
     # ---------------------------------------------------------------- streams
 
@@ -234,7 +236,7 @@ class ConnectionProtocol:
             raise Overloaded(
                 f"{len(self.streams)} calls are open on one connection to {self._remote}", at=self._node_id
             )
-        if not self.can_open_streams:
+        if not self._may_open or self._next_stream > MAX_STREAM_ID:
             raise Draining(f"{self._remote} accepts no more calls on this connection", at=self._node_id)
         stream = self._next_stream
         self._next_stream = stream + 2
@@ -265,7 +267,7 @@ class ConnectionProtocol:
     def send_goaway(self) -> None:
         """Ask the peer to open no more streams, and refuse those that it opens with Draining. Safe to call twice."""
         if self.local_state is ConnectionState.OPEN:
-            self.local_state = next_state(self.local_state, ConnectionInput.GOAWAY)
+            self._change_state(local=ConnectionInput.GOAWAY)
             self._outgoing.append(frames.encode(Kind.GOAWAY, 0))
 
     def send_ping(self, body: bytes = b"") -> None:
@@ -334,10 +336,10 @@ class ConnectionProtocol:
         if kind == _PONG:
             return PongReceived(bytes(frame.body))
         if kind == _GOAWAY:
-            self.remote_state = next_state(self.remote_state, ConnectionInput.GOAWAY)
+            self._change_state(remote=ConnectionInput.GOAWAY)
             return None
         if kind == _HELLO:
-            self.remote_state = next_state(self.remote_state, ConnectionInput.HELLO)
+            self._change_state(remote=ConnectionInput.HELLO)
             self.wire_version, self.peer_id = decode_hello(frame.header)
             self._owners = self.streams
             return HelloReceived()
@@ -358,16 +360,24 @@ class ConnectionProtocol:
         self.refuse(stream, error)
         return RequestRefused(error)
 
+    # ----------------------------------------------------------------- states
+
+    def _change_state(self, *, local: ConnectionInput | None = None, remote: ConnectionInput | None = None) -> None:
+        if local is not None:
+            self.local_state = next_state(self.local_state, local)
+        if remote is not None:
+            self.remote_state = next_state(self.remote_state, remote)
+        self._may_open = self.local_state in _MAY_OPEN and self.remote_state in _MAY_ACCEPT
+
     # -------------------------------------------------------------------- end
 
     def start_close(self) -> None:
         """Open and accept no more streams: this side is about to close the socket. Safe to call twice."""
-        self.local_state = next_state(self.local_state, ConnectionInput.CLOSE)
+        self._change_state(local=ConnectionInput.CLOSE)
 
     def connection_lost(self, error: MicroError) -> list[StreamOwner]:
         """End the connection and return the owners of its streams, which must be notified. Safe to call twice."""
-        self.local_state = next_state(self.local_state, ConnectionInput.LOST)
-        self.remote_state = next_state(self.remote_state, ConnectionInput.LOST)
+        self._change_state(local=ConnectionInput.LOST, remote=ConnectionInput.LOST)
         if self.error is None:
             self.error = error
         owners = list(self.streams.values())
