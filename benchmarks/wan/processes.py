@@ -95,6 +95,16 @@ class Process:
             return None
         return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
+    def wakeups(self) -> int:
+        """Return how often the main thread has waited and was woken up, 0 if the process does not run."""
+        if not self.is_running or self.child is None:
+            return 0
+        try:
+            lines = Path(f"/proc/{self.child.pid}/status").read_text().splitlines()
+        except OSError:
+            return 0
+        return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+
     def resident_bytes(self) -> int:
         """Return the memory in use, 0 if the process does not run."""
         if not self.is_running or self.child is None:

@@ -36,15 +36,18 @@ async def calm(run: Run) -> None:
 
 
 async def measure_idle(run: Run) -> None:
-    """Stop calls, messages and polling, and measure the CPU time of the nodes."""
+    """Stop calls, messages and polling, and measure the CPU time and the wake-ups of the nodes at rest."""
     run.net.command_callers(active=False, poll_s=0)
-    await run.sleep(4)
-    begin = {name: process.cpu_s() or 0.0 for name, process in run.net.nodes.items()}
+    # Answers, acknowledgements and the end of the load of the calls do not belong to a node at rest.
+    await run.sleep(6)
+    nodes = run.net.nodes
+    begin = {name: (process.cpu_s() or 0.0, process.wakeups()) for name, process in nodes.items()}
     started = time.monotonic()
-    await run.sleep(30, 12)
+    await run.sleep(40, 20)
     took_s = time.monotonic() - started
-    used = {name: ((process.cpu_s() or 0.0) - begin[name]) / took_s for name, process in run.net.nodes.items()}
-    run.facts["idle_cpu_percent"] = {name: round(100 * share, 2) for name, share in used.items()}
+    end = {name: (process.cpu_s() or 0.0, process.wakeups()) for name, process in nodes.items()}
+    run.facts["idle_cpu_percent"] = {name: round(100 * (end[name][0] - begin[name][0]) / took_s, 2) for name in nodes}
+    run.facts["idle_wakeups_per_s"] = {name: round((end[name][1] - begin[name][1]) / took_s, 1) for name in nodes}
     run.net.command_callers(active=True, poll_s=1.0)
     await run.sleep(3)
 
