@@ -87,10 +87,13 @@ class LaneConnection(QuicConnection):
         """Return how many streams either end has opened, including those without delivered data."""
         return len(self._streams)
 
-    def reassembly_bytes(self, stream_id: int) -> int:
-        """Return the size of a stream's reassembly buffer, which holds out-of-order data and the gaps before it."""
-        stream = self._streams.get(stream_id)
-        return 0 if stream is None else len(stream.receiver._buffer)
+    def reassembly_bytes(self) -> int:
+        """Return the size of the largest reassembly buffer of a stream. It holds out-of-order data and the gaps before it."""
+        largest = 0
+        for stream in self._streams.values():
+            if (size := len(stream.receiver._buffer)) > largest:
+                largest = size
+        return largest
 
     def smoothed_rtt_s(self) -> float | None:
         """Return the smoothed round-trip time in seconds (RFC 9002 section 5.3), or None before the first sample."""

@@ -171,6 +171,7 @@ class QuicLink:
         """
         self._check_silence()
         event = self.quic.next_event()
+        has_events = event is not None
         while event is not None:
             self._handle(event)
             event = self.quic.next_event()
@@ -182,6 +183,10 @@ class QuicLink:
         if self.ended.done():
             return
         self._check_streams()
+        if not has_events and self._is_idle() and self.quic.has_nothing_to_send(self._loop.time()):
+            # Usually an acknowledgement.
+            self._set_timer(self._next_timer())
+            return
         self._has_processed = True
         self._schedule()
 
@@ -272,7 +277,7 @@ class QuicLink:
         quic = self.quic
         if quic.stream_count() > LANES:
             self._violate("it opened a stream that is not a lane")
-        elif any(quic.reassembly_bytes(4 * lane) > MAX_REASSEMBLY_BYTES for lane in range(LANES)):
+        elif quic.reassembly_bytes() > MAX_REASSEMBLY_BYTES:
             self._violate("too much data behind a gap")
 
     def _violate(self, what: str) -> None:
@@ -295,6 +300,10 @@ class QuicLink:
         if not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon(self._flush)
+
+    def _is_idle(self) -> bool:
+        """Return whether nothing waits for the next flush."""
+        return not (self._is_scheduled or self._has_unsent or True in self._is_above or self._acknowledged is not None)
 
     def _flush(self) -> None:
         self._is_scheduled = self._is_congested = False
