@@ -92,7 +92,8 @@ class RouteIndex:
             return
         routes[route.gateway] = route
         self._origin_changed(route.origin)
-        self._watchers.notify(OriginRouteChanged(before, route))
+        if self._watchers:
+            self._watchers.notify(OriginRouteChanged(before, route))
 
     def delete_origin_route(self, key: OriginRouteKey) -> bool:
         """Remove an origin route. Return False if there is none with this key. The offers are kept."""

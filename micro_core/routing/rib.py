@@ -27,12 +27,11 @@ class Rib:
 
     def entries_via(self, peer: str) -> list[RibEntry]:
         """Return the entries for which a neighbour has a route."""
-        found = []
-        for entry in self.entries.values():
-            adjacency = entry.adjacencies.get(peer)
-            if adjacency is not None and adjacency.path:
-                found.append(entry)
-        return found
+        return [
+            entry
+            for entry in self.entries.values()
+            if (adjacency := entry.adjacencies.get(peer)) is not None and adjacency.path
+        ]
 
     def origins_of(self, service: str) -> list[str]:
         """Return the origins that offer a service, without this router."""
