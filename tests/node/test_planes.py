@@ -23,6 +23,7 @@ from micro_core.contract.tunnel import DialFailed, LinkDown, LinkEvent, LinkInfo
 from micro_core.lifecycle.closing import Closing
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.system_clock import SystemClock
+from micro_core.network.peer_events import PeerEvent, Resumed
 from micro_core.node.composition import NodeComponents, compose
 from micro_core.node.description import NodeDescription
 from micro_core.node.forwarding_plane import ForwardingPlane, ForwardingSettings
@@ -222,6 +223,31 @@ async def test_node_is_registered_while_it_runs(node: Node) -> None:
     node.registry.deregister = note  # type: ignore[method-assign]
     await node.stop()
     assert withdrawn == ["go.micro.broker", NETWORK_SERVICE]
+
+
+async def test_node_that_was_suspended_registers_and_dials_again_at_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await node.start()
+    registered: list[str] = []
+    register = node.registry.register
+
+    async def note(instance: Any, **options: Any) -> None:
+        registered.append(instance.service)
+        await register(instance, **options)
+
+    peer_events: list[PeerEvent] = []
+    monkeypatch.setattr(node.registry, "register", note)
+    monkeypatch.setattr(node.network._peering, "handle", peer_events.append)
+    before = node.network.record.incarnation
+    node.tunnel._resumed(30.0)
+    async with asyncio.timeout(5.0):
+        while len(registered) < 2:
+            await asyncio.sleep(0)
+    assert sorted(registered) == ["go.micro.broker", NETWORK_SERVICE]
+    assert peer_events[0] == Resumed()
+    assert node.network.record.incarnation > before
+    await node.stop(drain=False)
 
 
 async def test_component_that_fails_to_close_does_not_keep_others_open(

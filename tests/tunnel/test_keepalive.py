@@ -10,7 +10,16 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from micro_core.contract import CountersInMemory, LinkDown, LinkEvent, LinkLost, LinkMeasured, LinkSuspect, LinkUp
+from micro_core.contract import (
+    CountersInMemory,
+    LinkDown,
+    LinkEvent,
+    LinkLost,
+    LinkMeasured,
+    LinkSuspect,
+    LinkUp,
+    Unreachable,
+)
 from micro_core.lab.lab_link import LabLink
 from micro_core.lab.loop import LabClock, VirtualLoop, run
 from micro_core.lab.simulated_links import Conditions, SimulatedLinks
@@ -287,5 +296,17 @@ def test_call_is_not_sent_on_the_links_of_before_a_suspension() -> None:
         session.write(b"outdated")
         assert a.host.links() == []
         assert len(a.times(LinkDown)) == 1
+
+    simulate(test)
+
+
+def test_session_is_not_opened_on_the_links_of_before_a_suspension() -> None:
+    async def test(net: Net) -> None:
+        a, b = await net.connect()
+        b.host.listen("calls", lambda session: None)
+        net.loop._now += 30.0
+        with pytest.raises(Unreachable):
+            a.host.dial("calls", peer=b.host.node_id)
+        assert a.host.links() == []
 
     simulate(test)

@@ -193,6 +193,12 @@ MUTANTS = (
         " if one.path and peer not in state.asked]",
         " if one.path]",
     ),
+    Mutant(
+        "sequence numbers that nobody has requested are limited",
+        "advertiser.py",
+        "            self._schedule_seqno(entry, now)\n",
+        "            self.schedule_slow(entry.origin, now)\n",
+    ),
 )
 
 AREA = Area(name="rates", folder="micro_core/routing", tests=TESTS, mutants=MUTANTS)

@@ -114,9 +114,8 @@ AREA = Area(
     folder="micro_core",
     tests=(
         ("tests/lifecycle/test_loop_watch.py", "tests/tunnel/test_link_precedence.py"),
-        ("tests/tunnel/test_keepalive.py", "tests/lab/test_suspended_node.py"),
-        ("tests/tunnel", "tests/network"),
-        ("tests/routing/test_engine_site.py",),
+        ("tests/tunnel/test_keepalive.py", "tests/node/test_planes.py", "tests/routing/test_engine_site.py"),
+        ("tests/lab/test_suspended_node.py",),
     ),
     mutants=MUTANTS,
 )
