@@ -8,6 +8,7 @@ import itertools
 import random
 import string
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from micro_core.builtin.broker.subscribers import Subscribers
 from micro_core.contract.names import PATH_SEPARATOR
@@ -57,7 +58,10 @@ class Lab:
         self._digest = hashlib.blake2b(digest_size=16)
         self._numbers = itertools.count(1)
         self._shared_brokers: dict[str, Subscribers] = {}
+        self._failures: list[str] = []
+        """The callbacks that raised an exception, e.g. timers of a node."""
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(self._callback_failed)
 
     # ------------------------------------------------------------------------ nodes
 
@@ -257,12 +261,27 @@ class Lab:
         return self.now - started_at
 
     def check(self) -> None:
-        """Check the invariants that hold at any time. Raises AssertionError with the violations and the seed."""
-        found = self.checker.violations()
+        """Check the invariants that hold at any time, and that no callback of the event loop has raised an exception.
+
+        Raises AssertionError with the violations and the seed.
+        """
+        found = [*self._failures, *self.checker.violations()]
         if found:
             raise AssertionError(
                 f"invariants violated at {self.now:.3f} s (seed {self.seed}):\n  " + "\n  ".join(found[:MAX_LISTED])
             )
+
+    def check_callbacks(self) -> None:
+        """Check that no callback of the event loop has raised an exception. Raises AssertionError with those that have."""
+        if self._failures:
+            raise AssertionError("\n  ".join([f"callbacks failed (seed {self.seed}):", *self._failures[:MAX_LISTED]]))
+
+    def _callback_failed(self, event_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if "handle" in context:
+            # Otherwise it is an exception of a task that nothing has waited for, which may belong to the scenario.
+            error = context.get("exception")
+            self._failures.append(f"{context['message']} at {self.now:.3f} s: {type(error).__name__}: {error}")
+        event_loop.default_exception_handler(context)
 
     async def close(self) -> None:
         """Kill all nodes."""

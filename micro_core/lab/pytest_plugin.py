@@ -52,6 +52,7 @@ def _on_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable
             lab = fixtures[FIXTURE] = fixtures[FIXTURE]()
             try:
                 await test(*arguments, **fixtures)
+                lab.check_callbacks()
             finally:
                 await lab.close()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
 from micro_core.contract.errors import BadRequest
+from micro_core.lab import loop
 from micro_core.lab.faults import FaultLog, path_between
 from micro_core.lab.invariants import Checker, differences, violations
 from micro_core.lab.lab_node import SiteBroker
@@ -163,3 +165,20 @@ async def test_processes_wait_while_they_are_busy_or_stopped(micro_net: Lab) -> 
     began_at = micro_net.now
     assert await b.call("svc.a", "Work.Do", timeout_s=5.0) == "a"
     assert micro_net.now - began_at == pytest.approx(1.52, abs=0.05)
+
+
+def test_exception_in_a_timer_of_a_node_is_a_violation(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        lab = Lab(7)
+        (node,) = await lab.line(1)
+        lab.check()
+        lab.check_callbacks()
+        asyncio.get_running_loop().call_later(1.0, {}.__getitem__, node.id)
+        await lab.advance_time(2.0)
+        for check in (lab.check, lab.check_callbacks):
+            with pytest.raises(AssertionError, match=r"seed 7\):\n.*Exception in callback.* at 1.000 s: KeyError"):
+                check()
+        await lab.close()
+
+    loop.run(run())
+    assert "Exception in callback" in caplog.text
