@@ -46,3 +46,21 @@ def test_each_message_is_received_once(broker: SiteBroker, queue: str) -> None:
 def test_each_message_is_sent_to_a_site_once(broker: SiteBroker) -> None:
     expected, _, _, dropped = loop.run(deliveries(broker, ""))
     assert dropped == 0, f"{dropped} copies dropped, {expected} deliveries"
+
+
+async def test_one_copy_with_all_targets_goes_along_each_next_hop(micro_net: Lab) -> None:
+    hub, publisher, *others = await micro_net.star(5)
+    messages = Messages(micro_net, "orders")
+    for node in others:
+        await messages.subscribe(node)
+    await micro_net.converged()
+    await micro_net.advance_time(2)
+    messages.publish_from([publisher], per_s=10)
+    await micro_net.advance_time(2)
+    await messages.stop()
+    await micro_net.advance_time(2)
+    count = len(messages.records)
+    assert count >= 20
+    assert messages.lost() == []
+    assert publisher.counted("topics_messages_sent") == count
+    assert hub.counted("topics_messages_sent") == len(others) * count

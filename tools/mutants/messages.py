@@ -81,13 +81,7 @@ MUTANTS = (
         '        key = (message_id, "")\n        if key in self._current or',
     ),
     Mutant(
-        "the leader of a site is found in the routes, not in the registry",
-        "site_leaders.py",
-        "        if route.link == NETWORK_LINK\n        and route.service != ANY_SERVICE\n        and route.site == own_site",
-        "        if route.service != ANY_SERVICE\n        and route.site in (own_site, '')",
-    ),
-    Mutant(
-        "the role is determined again when a route has changed",
+        "the leader of a site follows the routes",
         "topics.py",
         "        if routes is not self._node_routes:",
         "        if self._node_routes is None:",

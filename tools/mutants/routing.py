@@ -246,8 +246,10 @@ TESTS = (
         "tests/routing/test_engine_exchange.py",
         "tests/routing/test_engine_offers.py",
         "tests/routing/test_engine_site.py",
+        "tests/routing/test_first_routes.py",
+        "tests/routing/test_newer_seqnos.py",
     ),
-    ("tests/routing/test_newer_seqnos.py", "tests/routing/test_network_of_engines.py", "tests/routing/test_storms.py"),
+    ("tests/routing/test_network_of_engines.py", "tests/routing/test_storms.py"),
     ("tests/routing",),
     ("tests/lab/test_explanations.py", "tests/lab/test_policies.py", "tests/lab/test_soak.py"),
 )
