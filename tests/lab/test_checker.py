@@ -173,7 +173,7 @@ def test_exception_in_a_timer_of_a_node_is_a_violation(caplog: pytest.LogCapture
         (node,) = await lab.line(1)
         lab.check()
         lab.check_callbacks()
-        asyncio.get_running_loop().call_later(1.0, {}.__getitem__, node.id)
+        asyncio.get_running_loop().call_later(1.0, dict[str, str]().__getitem__, node.id)
         await lab.advance_time(2.0)
         for check in (lab.check, lab.check_callbacks):
             with pytest.raises(AssertionError, match=r"seed 7\):\n.*Exception in callback.* at 1.000 s: KeyError"):

@@ -194,7 +194,7 @@ MUTANTS = (
         " if one.path]",
     ),
     Mutant(
-        "sequence numbers that nobody has requested are limited",
+        "sequence numbers that no neighbour has requested are limited",
         "advertiser.py",
         "            self._schedule_seqno(entry, now)\n",
         "            self.schedule_slow(entry.origin, now)\n",
