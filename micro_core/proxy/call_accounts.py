@@ -21,13 +21,13 @@ class CallAccounts:
         self._chooser = chooser
         self._now = now
 
-    def started(self, call: ForwardedCall, usage: RouteUsage) -> None:
+    def started(self, call: ForwardedCall, usage: RouteUsage, now: float) -> None:
         """Record that a call is sent along a route."""
         call.tried.append(usage.route.key)
         call.usage = usage
         usage.outstanding += 1
         if call.header.mode == CallMode.UNARY:
-            usage.destination.call_started(self._now())
+            usage.destination.call_started(now)
 
     def answered(self, call: ForwardedCall) -> None:
         """Measure the time until the first frame of the answer, which shows the load at the end of the route."""
@@ -42,18 +42,20 @@ class CallAccounts:
 
     def ended(self, call: ForwardedCall) -> None:
         """Release the route of a call that has ended, with or without an answer."""
-        usage, header = call.usage, call.header
-        if usage is not None and not call.is_answered and call.callee_stream and header.mode == CallMode.UNARY:
-            # A call that was given up shows load, too, if it has already taken longer than usual.
-            now = self._now()
-            if usage.destination.is_slow(now - call.sent_at):
-                usage.destination.answered(header.endpoint, now - call.sent_at, now)
-        if usage is not None:
-            # As in `_release`, without a call: this runs for each call at every hop.
-            usage.outstanding -= 1
-            if header.mode == CallMode.UNARY:
-                usage.destination.outstanding -= 1
-            call.usage = None
+        # As in `_release`, without a further function: this runs for each call at every hop.
+        usage = call.usage
+        if usage is None:
+            return
+        call.usage = None
+        usage.outstanding -= 1
+        if call.header.mode == CallMode.UNARY:
+            destination = usage.destination
+            if not call.is_answered and call.callee_stream:
+                # A call that was given up shows load, too, if it has already taken longer than usual.
+                now = self._now()
+                if destination.is_slow(now - call.sent_at):
+                    destination.answered(call.header.endpoint, now - call.sent_at, now)
+            destination.outstanding -= 1
 
     def refused(self, call: ForwardedCall, error: MicroError) -> None:
         """Release the route of a call that failed with `error` before it was answered, and note why."""

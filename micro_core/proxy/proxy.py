@@ -197,17 +197,18 @@ class Proxy:
         header = call.header
         routes = self._router.lookup(header.service)
         refused_hops: list[tuple[str, str]] = []
-        while routes and (usage := self._choose(call, routes, refused_hops)) is not None:
+        now = self._now()
+        while routes and (usage := self._choose(call, routes, now, refused_hops)) is not None:
             route = usage.route
-            self._accounts.started(call, usage)
+            self._accounts.started(call, usage, now)
             if route.link == LOCAL_LINK:
                 connection = self._pool.find(route.address)
                 if connection is None:
                     self._tasks.start(self._dial_local(call, route))
                     return
-                refusal = self._attach(call, connection)
+                refusal = self._attach(call, connection, now)
             else:
-                refusal = self._attach_to_peer(call, route.gateway)
+                refusal = self._attach_to_peer(call, route.gateway, now)
             if refusal is None:
                 return
             self._accounts.refused(call, refusal)
@@ -219,26 +220,26 @@ class Proxy:
             call.refuse(error)
 
     def _choose(
-        self, call: ForwardedCall, routes: Sequence[Route], refused_hops: Collection[tuple[str, str]] = ()
+        self, call: ForwardedCall, routes: Sequence[Route], now: float, refused_hops: Collection[tuple[str, str]]
     ) -> RouteUsage | None:
         header, came_from = call.header, call.caller.peer_id
         if not call.tried and not (header.metadata and is_restricted(header)):
-            return self._chooser.choose(routes, self._now(), via=header.via, came_from=came_from)
+            return self._chooser.choose(routes, now, via=header.via, came_from=came_from)
         permitted = {
             route.key
             for route in usable_routes(header, routes, came_from=came_from)
             if route.key not in call.tried and (route.address, route.gateway) not in refused_hops
         }
-        return self._chooser.choose(routes, self._now(), permitted=permitted) if permitted else None
+        return self._chooser.choose(routes, now, permitted=permitted) if permitted else None
 
-    def _attach_to_peer(self, call: ForwardedCall, peer: str) -> MicroError | None:
+    def _attach_to_peer(self, call: ForwardedCall, peer: str, now: float) -> MicroError | None:
         try:
             connection = self._peers.get(peer, _priority(call))
         except Unreachable as error:
             return error
-        return self._attach(call, connection)
+        return self._attach(call, connection, now)
 
-    def _attach(self, call: ForwardedCall, connection: Connection) -> MicroError | None:
+    def _attach(self, call: ForwardedCall, connection: Connection, now: float) -> MicroError | None:
         """Send the request. Return the error if nothing was sent, so that the next route can be tried."""
         frame = call.request
         if frame is None or call.is_finished:
@@ -246,7 +247,6 @@ class Proxy:
         if connection.is_send_buffer_full:
             self._counters.add("proxy_calls_overloaded")
             return Overloaded(f"the send buffer to the next hop of {call.header.service} is full", at=self.at)
-        now = self._now()
         elapsed_ms = int((now - call.started_at) * 1000)
         header = next_hop_header(frame.header, self.node_id, elapsed_ms)
         try:
@@ -271,7 +271,7 @@ class Proxy:
                 self._accounts.refused(call, error)
                 self._forward(call, error)
             return
-        refusal = self._attach(call, connection)
+        refusal = self._attach(call, connection, self._now())
         if refusal is not None:
             self._accounts.refused(call, refusal)
             self._forward(call, refusal)
