@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,9 @@ from micro_core.contract import (
 from micro_core.lab.lab_link import LabLink
 from micro_core.lab.loop import LabClock, VirtualLoop, run
 from micro_core.lab.simulated_links import Conditions, SimulatedLinks
+from micro_core.lifecycle.beat import next_beat
 from micro_core.lifecycle.environment import Environment
+from micro_core.lifecycle.loop_lag import TICK_S
 from micro_core.tunnel.identity import NodeIdentity
 from micro_core.tunnel.tunnel import TunnelHost
 
@@ -117,6 +120,32 @@ def test_calm_link_carries_one_ping_and_one_answer_per_interval() -> None:
             assert (in_after - in_before) / frame_bytes == pytest.approx(100, abs=3)
             assert (out_after - out_before) / frame_bytes == pytest.approx(100, abs=3)
         assert path_rtt_s(b) == pytest.approx(0.040, abs=0.001), "the end that does not ping measures, too"
+
+    simulate(test)
+
+
+def test_pings_of_all_links_are_sent_at_the_beats_of_the_node_and_cause_no_further_wake_ups() -> None:
+    async def test(net: Net) -> None:
+        a, _ = await net.connect()
+        others = [await net.end(name) for name in ("c", "d")]
+        for name in ("c", "d"):
+            await asyncio.sleep(0.13)
+            await a.host.link_to(f"lab://{name}")
+        await asyncio.sleep(3.0)
+        sent: list[float] = []
+        for link in a.host._links.values():
+
+            def send(token: int, measured_s: float | None, send: Any = link.send_ping) -> None:
+                sent.append(net.loop.time())
+                send(token, measured_s)
+
+            link.send_ping = send  # type: ignore[method-assign]
+        await asyncio.sleep(50.0)
+        assert len(sent) == pytest.approx(150, abs=3)
+        beats = [(moment - next_beat(0.0, TICK_S, "a")) / TICK_S for moment in sent]
+        assert [beat for beat in beats if abs(beat - round(beat)) > 1e-3] == []
+        for end in others:
+            await end.host.close()
 
     simulate(test)
 
