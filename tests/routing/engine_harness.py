@@ -36,6 +36,8 @@ from tests.routing.table_model import TableModel
 
 ME, LEFT, RIGHT, FAR, OTHER = ("m" * 32, "l" * 32, "r" * 32, "f" * 32, "o" * 32)
 COST_US = 1_000
+MAX_TURNS = 1_000
+"""Maximum number of times that an engine wakes at one moment."""
 
 
 class EngineHarness:
@@ -104,8 +106,10 @@ class EngineHarness:
         self.handle(InstanceDown(service, instance))
 
     def run(self, seconds: float, *, acknowledging: bool = True) -> None:
-        end = self.now + seconds
+        end, turns = self.now + seconds, 0
         while self.engine.wake_at is not None and self.engine.wake_at <= end:
+            turns = turns + 1 if self.engine.wake_at <= self.now else 0
+            assert turns < MAX_TURNS, "the engine wakes again and again at the same moment"
             self.now = max(self.now, self.engine.wake_at)
             self._apply(self.engine.wake(self.now))
             if acknowledging:

@@ -243,6 +243,16 @@ def transfer(sender: OfferList, receiver: OfferList, base: int) -> None:
                     receiver.remove(service, change.version)
 
 
+def test_removal_of_an_unknown_service_is_passed_on_since_a_neighbour_may_know_it() -> None:
+    relay = OfferList(1)
+    merge(relay, [entry("a", 1)], [], max_added=10)
+    relay.version = 1
+    merge(relay, [], [RemovedOffer("x", 3)], max_added=10)
+    relay.version = 3
+    (change,) = relay.changes_since(FAR, 1)
+    assert change.removed == (RemovedOffer("x", 3),)
+
+
 def test_forgotten_removals_are_replaced_by_the_whole_list() -> None:
     one = OfferList(1)
     for number in range(1, MAX_REMOVALS + 12):
