@@ -71,8 +71,10 @@ class Node:
     def run(self, seconds: float) -> list[PeerEffect]:
         """Let time pass, and return the effects since the last call."""
         found, self.effects = self.effects, []
-        end = self.now + seconds
+        end, turns = self.now + seconds, 0
         while (wake_at := self.peers.wake_at) is not None and wake_at <= end:
+            turns = turns + 1 if wake_at <= self.now else 0
+            assert turns < 1_000, "it wakes again and again at the same moment"
             self.now = max(self.now, wake_at)
             found += self.peers.wake(self.now)
         self.now = end
