@@ -6,6 +6,8 @@ callers pass `now`.
 
 from __future__ import annotations
 
+import itertools
+
 RETENTION_S = 60.0
 """Minimum number of seconds for which an entry is remembered. Copies of a message arrive within milliseconds, retries
 within a minute."""
@@ -20,21 +22,26 @@ class DuplicateFilter:
     __slots__ = ("_current", "_previous", "_rotated_at")
 
     def __init__(self) -> None:
-        self._current: set[tuple[str, str]] = set()
-        self._previous: set[tuple[str, str]] = set()
+        self._current: dict[tuple[str, str], None] = {}
+        self._previous: dict[tuple[str, str], None] = {}
         self._rotated_at = 0.0
 
     def is_first(self, message_id: str, target: str, now: float) -> bool:
         """Return whether this message id and target are seen for the first time, and remember them."""
         if now - self._rotated_at > RETENTION_S or len(self._current) >= MAX_REMEMBERED:
-            self._previous, self._current, self._rotated_at = self._current, set(), now
+            self._previous, self._current, self._rotated_at = self._current, {}, now
         key = (message_id, target)
         if key in self._current or key in self._previous:
             return False
-        self._current.add(key)
+        self._current[key] = None
         return True
 
     def is_known(self, message_id: str, target: str) -> bool:
         """Return whether this message id and target were seen."""
         key = (message_id, target)
         return key in self._current or key in self._previous
+
+    def known(self, target: str, limit: int) -> list[str]:
+        """Return up to `limit` message ids that were seen for `target`, the newest ones first."""
+        newest_first = itertools.chain(reversed(self._current), reversed(self._previous))
+        return [*itertools.islice((message_id for message_id, one in newest_first if one == target), limit)]

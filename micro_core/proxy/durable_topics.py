@@ -18,22 +18,17 @@ from micro_core.contract.errors import (
     Forbidden,
     InternalError,
     MicroError,
-    Overloaded,
     RouteNotFound,
     TooLarge,
 )
-from micro_core.contract.names import NETWORK_SERVICE, interest_name
+from micro_core.contract.names import interest_name
 from micro_core.lifecycle.environment import Environment
-from micro_core.proxy.forward import REQUIRED_ROUTER_KEY
 from micro_core.proxy.message_headers import DELIVERED_BY
-from micro_core.proxy.proxy import Proxy
+from micro_core.proxy.node_call import NodeCaller
 from micro_core.proxy.routes import RouteSource
 from micro_core.proxy.site_leaders import leaders_by_site
 from micro_core.proxy.topic_subscriptions import close_subscription, topic_tasks
-from micro_core.rpc.client_call import CallFailed, UnaryCall
-from micro_core.rpc.deadlines import Deadlines
-from micro_core.wire import codec, limits
-from micro_core.wire.header import CallHeader, encode_header
+from micro_core.wire import codec
 
 DELIVER = "Broker.Deliver"
 """Endpoint of a node that publishes a message of another site."""
@@ -63,19 +58,18 @@ class DurableTopics:
         *,
         site: str,
         router: RouteSource,
-        proxy: Proxy,
+        caller: NodeCaller,
         broker: DurableBroker,
         environment: Environment,
     ) -> None:
         self._node_id = environment.node_id
         self._site = site
         self._router = router
-        self._proxy = proxy
+        self._caller = caller
         self._broker = broker
         self._random = environment.random
         self._counters = environment.counters
         self._logger = environment.logger
-        self._deadlines = Deadlines()
         self._subscriptions: dict[str, dict[str, Subscription]] = {}
         """By topic and site."""
         self._closing = topic_tasks(environment)
@@ -152,21 +146,4 @@ class DurableTopics:
         route = leaders_by_site(self._router.lookup(interest_name(topic)), own_site=self._site).get(site)
         if route is None:
             raise RouteNotFound(f"no route to the interest of site {site} in {topic}")
-        connection = self._proxy.peer_connection(route.gateway)
-        if connection.is_send_buffer_full:
-            raise Overloaded(f"the send buffer to the next hop of site {site} is full")
-        header = CallHeader(
-            NETWORK_SERVICE,
-            DELIVER,
-            timeout_ms=int(DELIVER_TIMEOUT_S * 1000),
-            content_type=codec.MSGPACK,
-            metadata={REQUIRED_ROUTER_KEY: route.router},
-            hops_left=limits.MAX_HOPS - 1,
-            via=(self._node_id,),
-            idempotent=True,
-        )
-        deadline = asyncio.get_running_loop().time() + DELIVER_TIMEOUT_S
-        try:
-            await UnaryCall(connection, self._proxy.at).run(encode_header(header), body, deadline, self._deadlines)
-        except CallFailed as failed:
-            raise failed.error from failed
+        await self._caller.call(route, DELIVER, body, timeout_s=DELIVER_TIMEOUT_S)

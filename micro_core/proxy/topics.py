@@ -21,11 +21,13 @@ from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE, interest
 from micro_core.contract.table import ANY_SERVICE, NETWORK_LINK, OffersChanged, Route, TableEvent
 from micro_core.lifecycle.beat import next_beat
 from micro_core.lifecycle.environment import Environment
+from micro_core.proxy.delivered_ids import DeliveredIds
 from micro_core.proxy.deliveries import Deliveries, DeliverRequest
 from micro_core.proxy.duplicate_filter import DuplicateFilter
 from micro_core.proxy.durable_topics import DurableTopics
 from micro_core.proxy.handover import Handover
 from micro_core.proxy.message_headers import DELIVERED_BY
+from micro_core.proxy.node_call import NodeCaller
 from micro_core.proxy.proxy import Proxy
 from micro_core.proxy.routes import RouteSource, changes_interests
 from micro_core.proxy.site_leaders import leaders_by_site, lesser_node
@@ -59,12 +61,16 @@ class Topics:
         self._logger = environment.logger
         self._counters = environment.counters
         self._duplicates = DuplicateFilter()
+        caller = NodeCaller(node_id=environment.node_id, proxy=proxy)
+        self.delivered = DeliveredIds(site=site, caller=caller, duplicates=self._duplicates, environment=environment)
         self._handover = Handover(environment.clock.now())
         self._deliveries = Deliveries(broker=broker, environment=environment)
         self._durable: DurableTopics | None = None
         """Replaces the subscriptions and the handover if the broker stores messages."""
         if isinstance(broker, DurableBroker) and broker.is_durable:
-            self._durable = DurableTopics(site=site, router=router, proxy=proxy, broker=broker, environment=environment)
+            self._durable = DurableTopics(
+                site=site, router=router, caller=caller, broker=broker, environment=environment
+            )
         self._node_routes: Sequence[Route] | None = None
         """The routes of the nodes from which the next two values were computed."""
         self._has_lesser = False
@@ -96,6 +102,7 @@ class Topics:
     async def close(self) -> None:
         """End all subscriptions."""
         await self._tasks.cancel()
+        await self.delivered.close()
         await self._deliveries.close()
         if self._durable is not None:
             await self._durable.close()
@@ -183,6 +190,8 @@ class Topics:
 
     async def _published_locally(self, topic: str, message: Message) -> None:
         if DELIVERED_BY in message.headers:
+            # If this node becomes the target of copies, it drops them.
+            self.delivered.record(message.id)
             return
         self._update_role()
         if self._handover.must_send(topic, message, self._clock.now()):
@@ -194,6 +203,7 @@ class Topics:
         if routes is not self._node_routes:
             # Tables return the same object until a route has changed.
             self._node_routes = routes
+            self.delivered.nodes_changed(routes)
             was_leader, self._has_lesser = (
                 self.is_leader,
                 bool(lesser_node(routes, own_site=self._site, node_id=self._node_id)),

@@ -177,6 +177,48 @@ def test_frozen_leader_that_continues_doubles_nothing(broker: SiteBroker, seed: 
     run(scenario())
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_leaders_of_both_sites_that_die_at_once_double_nothing(broker: SiteBroker, seed: int) -> None:
+    """The new leader of `eu` sends the messages of the last seconds again, to the new leader of `us`."""
+
+    async def scenario() -> None:
+        sites = await started(broker, seed)
+        publishing = asyncio.create_task(sites.publish_during(20.0))
+        await sites.lab.advance_time(5.0)
+        await sites.nodes["us"][0].kill(with_services=False)
+        await sites.lab.advance_time(0.5)
+        await sites.nodes["eu"][0].kill(with_services=False)
+        await publishing
+        assert sites.lab.counted("topics_messages_taken_over")
+        assert sites.doubled() == []
+        assert sites.missing_s() <= 4.0
+        await sites.lab.close()
+
+    run(scenario())
+
+
+def test_rolling_restart_neither_doubles_nor_loses_messages(broker: SiteBroker) -> None:
+    """A node that has just been restarted receives messages that its site has already."""
+
+    async def scenario() -> None:
+        sites = await started(broker)
+        publishing = asyncio.create_task(sites.publish_during(30.0))
+        await sites.lab.advance_time(3.0)
+        for site in ("us", "eu"):
+            for node in sites.nodes[site][:2]:
+                await node.stop()
+                await sites.lab.advance_time(1.0)
+                await node.start()
+                await sites.lab.advance_time(2.5)
+        await publishing
+        assert sites.lab.counted("topics_messages_taken_over")
+        assert sites.doubled() == []
+        assert sites.missing_s() == 0.0
+        await sites.lab.close()
+
+    run(scenario())
+
+
 def test_interest_in_a_topic_has_no_default_route() -> None:
     async def scenario() -> None:
         lab = Lab()

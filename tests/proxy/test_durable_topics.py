@@ -86,9 +86,9 @@ def topics(router: Router, broker: GroupBroker, counters: CountersInMemory) -> D
         logger=logging.getLogger("test"),
         counters=counters,
     )
-    proxy: Any = None
+    caller: Any = None
     routes: Any = router
-    return DurableTopics(site="eu", router=routes, proxy=proxy, broker=broker, environment=environment)
+    return DurableTopics(site="eu", router=routes, caller=caller, broker=broker, environment=environment)
 
 
 async def test_leader_has_one_group_per_interested_site(

@@ -99,6 +99,19 @@ MUTANTS = (
         "            for one in through:\n                self._send_to(gateway, header._replace(targets=(one,)), body)",
     ),
     Mutant(
+        "all nodes of a site know what others have published",
+        "topics.py",
+        "            self.delivered.record(message.id)\n",
+        "",
+    ),
+    Mutant(
+        "a node that starts asks for the ids that its site knows",
+        "topics.py",
+        "            self.delivered.nodes_changed(routes)\n",
+        "",
+    ),
+    Mutant("an answer with too many ids is refused", "delivered_ids.py", " or len(ids) > MAX_IDS:", ":"),
+    Mutant(
         "kept messages wait while the routes are outdated after a stall",
         "handover.py",
         "if has_lesser or now < self._recovered_at:",
@@ -111,6 +124,7 @@ AREA = Area(
     folder="micro_core/proxy",
     tests=(
         ("tests/proxy/test_site_leaders.py", "tests/proxy/test_deliveries.py", "tests/proxy/test_durable_topics.py"),
+        ("tests/proxy/test_delivered_ids.py",),
         ("tests/lab/test_site_messages.py", "tests/lab/test_messages_once.py"),
     ),
     mutants=MUTANTS,
