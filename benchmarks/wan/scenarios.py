@@ -31,6 +31,10 @@ HEALED = ("one", "late", "storm", "doubled", "messages")
 """The checks of every fault that ends."""
 
 
+REST_S = 90.0
+"""Seconds without calls before the CPU time of a node at rest is measured."""
+
+
 async def calm(run: Run) -> None:
     await run.sleep(40, 20)
 
@@ -38,8 +42,8 @@ async def calm(run: Run) -> None:
 async def measure_idle(run: Run) -> None:
     """Stop calls, messages and polling, and measure the CPU time and the wake-ups of the nodes at rest."""
     run.net.command_callers(active=False, poll_s=0)
-    # Answers, acknowledgements and the end of the load of the calls do not belong to a node at rest.
-    await run.sleep(6)
+    # Neither the end of the calls nor the search for the nearest nodes after the start belongs to a node at rest.
+    await run.sleep(REST_S)
     nodes = run.net.nodes
     begin = {name: (process.cpu_s() or 0.0, process.wakeups()) for name, process in nodes.items()}
     started = time.monotonic()
