@@ -386,7 +386,14 @@ def main() -> None:
         profile.enable()
     for network in options.networks.split(","):
         nodes, services = map(int, network.split("x"))
-        measure(nodes, options.minutes, services, options.seed, options.processes)
+        arguments = (nodes, options.minutes, services, options.seed, options.processes)
+        if profile is not None:
+            measure(*arguments)
+            continue
+        # In a process of its own: the peak memory of a process never falls.
+        process = multiprocessing.Process(target=measure, args=arguments)
+        process.start()
+        process.join()
     if profile is not None:
         profile.disable()
         profile.dump_stats(options.profile)
