@@ -32,7 +32,12 @@ class NodeCaller:
             body: The request, encoded as msgpack.
             timeout_s: Timeout in seconds.
 
-        Raises MicroError if the call fails. Cancelling the task cancels the call.
+        Cancelling the task cancels the call.
+
+        Raises:
+            Overloaded: The send buffer to the next hop is full.
+            Unreachable: There is no link to the next hop.
+            MicroError: The node answered with an error, the connection was lost, or the timeout has passed.
         """
         connection = self._proxy.peer_connection(route.gateway)
         if connection.is_send_buffer_full:
