@@ -61,9 +61,11 @@ class Receiver:
             elif type(entry) is OriginWithdraw:
                 self._withdrawal(neighbour, entry, now, effects)
         if advert.ends and neighbour.confirmed is not None:
-            for missing in self.rib.entries_via(neighbour.peer):
+            for missing in self.rib.entries.values():
                 if missing.origin not in neighbour.confirmed:
                     self.remove_candidate(missing, neighbour, "not in the full table", now, effects)
+                    # Its withdrawal may have been lost, or its lease may have expired before.
+                    self.advertiser.neighbour_lost_route(missing, neighbour, now)
             neighbour.confirmed = None
             neighbour.expires_at = now + self.lease_s
             effects.append(FullTableReceived(neighbour.peer))

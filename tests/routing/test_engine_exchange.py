@@ -483,3 +483,17 @@ def test_list_is_sent_again_after_a_long_withdrawal() -> None:
     harness.receive_advert(LEFT, announce(FAR, LEFT))
     harness.run(1)
     assert names_of(harness.take_entries(RIGHT)) == ["greeter"]
+
+
+def test_neighbour_whose_full_table_lacks_an_origin_gets_the_own_route_to_it() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(LEFT, metric_us=20_000)
+    harness.run(5)
+    assert [one.origin for one in harness.take_announced(RIGHT)] == [LEFT]
+    harness.learn(LEFT, RIGHT, metric_us=100)
+    harness.run(5)
+    assert [type(one) for one in harness.take_entries(RIGHT)] == [OriginWithdraw], "it is the next hop now"
+    # The withdrawal of RIGHT was lost. Its full table follows, without the route.
+    harness.receive_advert(RIGHT, begins=True, ends=True)
+    harness.run(5)
+    assert [(one.origin, one.metric_us) for one in harness.take_announced(RIGHT)] == [(LEFT, 20_000 + COST_US)]
