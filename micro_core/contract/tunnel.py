@@ -221,7 +221,7 @@ class LinkInfo:
     is_suspect: bool = False
     """Whether something is unanswered for so long that the peer may be unreachable, until something arrives; or `is_closing`."""
     is_closing: bool = False
-    """Whether one of the two nodes gives up this link on purpose, e.g. for one to a nearer node. It ends a few seconds later."""
+    """Whether one of the two nodes gives up this link on purpose, e.g. for a link to a nearer node. It ends within 28 s."""
     bytes_in: int
     """Bytes received since the link was established."""
     bytes_out: int

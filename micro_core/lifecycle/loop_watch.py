@@ -49,9 +49,14 @@ class LoopWatch:
             self._lag.timer_ran(due_at, self._now())
 
     def near(self, when: float, *, earlier_s: float, later_s: float = 0.0) -> float:
-        """Return the time of a tick that is at most so much earlier or later than `when`, or `when` if there is none.
+        """Return the time of the last tick near `when`, or `when` itself if no tick is near.
 
-        Periodic timers that may run a little earlier or later then share one wake-up of the process.
+        Periodic timers that need not be exact then share one wake-up of the process.
+
+        Args:
+            when: The wanted time in clock seconds.
+            earlier_s: Maximum number of seconds by which the tick may precede `when`.
+            later_s: Maximum number of seconds by which it may follow `when`.
         """
         if self._timer is None:
             return when

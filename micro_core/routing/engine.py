@@ -209,8 +209,12 @@ class Engine:
                 self._cost_changed(self._neighbours[peer], now, effects)
         for origin in self._requester.due(now):
             entry = self._rib.entries.get(origin)
-            if entry is not None and entry.is_starved(self._rib.costs):
+            if entry is None:
+                continue
+            if entry.is_starved(self._rib.costs):
                 effects += self._requester.starved(entry, now)
+            elif better := entry.better_infeasible(self._rib.costs):
+                effects += self._requester.better(entry, better, now)
         for neighbour in self._neighbours.values():
             if neighbour.is_resync_due(now):
                 effects.append(Count("routing_neighbours_resynced"))

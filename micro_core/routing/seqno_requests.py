@@ -1,8 +1,9 @@
 """Seqno requests: ask the origin for a newer sequence number (RFC 8966 section 3.8). Pure.
 
 A router asks when none of its routes is feasible, when an infeasible route is clearly better than the selected one, which it
-keeps using meanwhile, and when the next hops of all feasible routes are suspect. The request follows routes that are possibly not free of loops. Unlike a call, it may go round in
-circles until its hop limit is reached or a router recognises that it has already forwarded it.
+keeps using meanwhile, and when the next hops of all feasible routes are suspect. The request follows routes that are possibly
+not free of loops. Unlike a call, it may go round in circles until its hop limit is reached or a router recognises that it has
+already forwarded it.
 """
 
 from __future__ import annotations
@@ -87,7 +88,10 @@ class SeqnoRequester:
     def better(self, entry: RibEntry, peer: str, now: float) -> list[Effect]:
         """Send a request because the infeasible candidate of `peer` is clearly better than the selected one."""
         state = self._state(entry.origin)
-        if now - state.better_at < BETTER_RETRY_S:
+        may_ask_at = state.better_at + BETTER_RETRY_S
+        if now < may_ask_at:
+            state.retry_at = min(state.retry_at, may_ask_at)
+            self.wake_at = min(self.wake_at, state.retry_at)
             return []
         state.better_at = now
         return self._ask(entry, [peer])
@@ -120,7 +124,8 @@ class SeqnoRequester:
     def forward(self, request: SeqnoRequest, entry: RibEntry, sender: str, now: float) -> list[Effect]:
         """Forward a request towards its origin, once per `RETRY_S`: along the selected route, or along all without one.
 
-        A selected route whose next hop is suspect counts as none. A request whose hops are used up is dropped. The sender gets the new sequence number in any case.
+        A selected route whose next hop is suspect counts as none. A request whose hops are used up is dropped. The sender gets
+        the new sequence number in any case.
         """
         state = self._state(request.origin)
         state.requesters[sender] = request.seqno

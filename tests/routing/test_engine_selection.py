@@ -596,6 +596,23 @@ def test_requested_sequence_number_is_passed_on_at_once_to_the_requester_only() 
     assert later.sequence == 5
 
 
+def test_better_route_that_appears_soon_after_a_request_is_requested_later() -> None:
+    harness = EngineHarness(LEFT, RIGHT, OTHER)
+    harness.learn(FAR, LEFT, metric_us=10_000)
+    harness.run(5)
+    harness.handle(NeighbourCost(LEFT, 400_000))
+    harness.take_sent()
+    harness.learn(FAR, RIGHT, metric_us=100_000)
+    assert [peer for peer, _ in harness.take_requests()] == [RIGHT]
+    harness.run(2)
+    harness.learn(FAR, OTHER, metric_us=20_000)
+    assert harness.take_requests() == []
+    harness.run(7.9)
+    assert harness.take_requests() == []
+    harness.run(0.2)
+    assert [peer for peer, _ in harness.take_requests()] == [OTHER]
+
+
 def test_seqno_request_that_can_be_answered_is_not_forwarded() -> None:
     harness = EngineHarness(LEFT, RIGHT)
     harness.learn(FAR, LEFT, sequence=5)

@@ -9,8 +9,14 @@ MUTANTS = (
     Mutant(
         "requests because of a better route are limited",
         "seqno_requests.py",
-        "if now - state.better_at < BETTER_RETRY_S:",
+        "if now < may_ask_at:",
         "if False:",
+    ),
+    Mutant(
+        "a better route that may not be requested yet is requested later",
+        "seqno_requests.py",
+        "            state.retry_at = min(state.retry_at, may_ask_at)\n",
+        "",
     ),
     Mutant(
         "requests because of suspect next hops are limited",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -185,12 +186,16 @@ async def test_question_and_answer_on_a_quiet_link_take_three_datagrams_and_few_
     ends.far.data_received = lambda lane, data: far.write(lane, data)  # type: ignore[method-assign]
     await asyncio.sleep(0.5)
     ends.relay.drops = count
-    for number in range(1, 6):
+    numbers = []
+    for number in range(1, 8):
+        datagrams.clear()
         ends.near.link.write(0, bytes(20))
         await until(lambda: ends.near.counts[0] == 20 * number)  # noqa: B023 - called in this iteration
         await asyncio.sleep(0.3)
-    # The answer carries the acknowledgement of the question, and only the answer is acknowledged on its own.
-    assert len(datagrams) == 5 * 3
+        numbers.append(len(datagrams))
+    # The answer carries the acknowledgement of the question, and only the answer is acknowledged on its own. On a busy machine,
+    # data may be sent again because its acknowledgement is late.
+    assert statistics.median(numbers) == 3, numbers
 
 
 async def test_connection_without_anything_to_send_is_recognised(ends: Ends) -> None:
