@@ -16,7 +16,6 @@ from micro_core.contract.tunnel import LinkDown, LinkEvent, LinkMoved, LinkSuspe
 from micro_core.lifecycle.environment import Environment
 from micro_core.node.description import NodeDescription
 from micro_core.plugins import CORE_DISTRIBUTION
-from micro_core.proxy.delivered_ids import DELIVERED
 from micro_core.proxy.durable_topics import DELIVER
 from micro_core.proxy.proxy import CHANNEL, Proxy
 from micro_core.proxy.routes import RouteSource
@@ -86,7 +85,6 @@ class ForwardingPlane:
         )
         self.proxy.set_message_handler(self.topics.message_received)
         self.server.add(DELIVER, self.topics.deliver, idempotent=True)
-        self.server.add(DELIVERED, self.topics.delivered.answer, idempotent=True)
 
     @property
     def address(self) -> str:

@@ -31,6 +31,9 @@ STALL_S = 3.0
 RECOVERY_S = 5.0
 """Seconds after a stall in which messages are kept instead of sent, until the other nodes of the site are known again."""
 
+CATCH_UP_S = 1.0
+"""Seconds after a stall in which messages arrive that were published during the stall."""
+
 MAX_STALL_S = 30.0
 """After a longer stall, messages that arrived during the stall are dropped: the next leader has sent them long ago, and targets
 may have forgotten their ids."""
@@ -40,6 +43,8 @@ class Kept(NamedTuple):
     """A message that was not sent, with the time at which it was received."""
 
     received_at: float
+    published_after: float
+    """Earlier than `received_at` if this node was stalled meanwhile."""
     topic: str
     message: Message
 
@@ -47,14 +52,18 @@ class Kept(NamedTuple):
 class Handover:
     """The role of this node among the nodes of its site."""
 
-    def __init__(self, now: float) -> None:
+    def __init__(self) -> None:
         self.expired = 0
         """Number of messages that were dropped because of `MAX_KEPT` or `MAX_KEPT_BYTES`, or after a long stall."""
+        self.stall_ended_at = float("-inf")
+        """When the last stall ended during which other nodes may have taken over."""
+        self._stall_began_at = 0.0
         self._has_lesser = False
+        self._has_others = False
         self._sends_until = 0.0
         self._recovered_at = 0.0
         self._drop_until = 0.0
-        self._active_at = now
+        self._active_at = 0.0
         self._kept: deque[Kept] = deque()
         self._kept_bytes = 0
 
@@ -63,12 +72,10 @@ class Handover:
         """Number of messages that are kept."""
         return len(self._kept)
 
-    def begin(self, now: float) -> None:
-        """Note that `update` was not called because there was nothing to decide, which is not a stall."""
-        self._active_at = now
-
     def update(self, *, has_lesser: bool, has_others: bool, now: float) -> list[Kept]:
-        """Record which other nodes the site has, and return the kept messages that must be sent now. Call it often.
+        """Record which other nodes the site has, and return the kept messages that must be sent now.
+
+        Call it at least once per second while the site has other nodes.
 
         Args:
             has_lesser: Whether another node of the site is the leader.
@@ -76,11 +83,14 @@ class Handover:
             now: The current time.
         """
         stalled_s = now - self._active_at
-        self._active_at = now
-        if stalled_s > STALL_S and has_others:
+        # The nodes that the site had before the stall: after it, this node may have lost its routes to them.
+        if stalled_s > STALL_S and self._has_others:
+            self._stall_began_at, self.stall_ended_at = self._active_at, now
             self._recovered_at = now + RECOVERY_S
             if stalled_s > MAX_STALL_S:
-                self._drop_until = now + 1.0
+                self._drop_until = now + CATCH_UP_S
+        self._active_at = now
+        self._has_others = has_others
         if has_lesser and not self._has_lesser:
             self._sends_until = now + OVERLAP_S
         self._has_lesser = has_lesser
@@ -97,7 +107,8 @@ class Handover:
         if now < self._drop_until:
             self.expired += 1
             return False
-        self._kept.append(Kept(now, topic, message))
+        published_after = self._stall_began_at if now < self.stall_ended_at + CATCH_UP_S else now
+        self._kept.append(Kept(now, published_after, topic, message))
         self._kept_bytes += len(message.body)
         while len(self._kept) > MAX_KEPT or self._kept_bytes > MAX_KEPT_BYTES:
             self._drop_oldest()

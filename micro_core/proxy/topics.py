@@ -21,8 +21,8 @@ from micro_core.contract.names import INTEREST_PREFIX, NETWORK_SERVICE, interest
 from micro_core.contract.table import ANY_SERVICE, NETWORK_LINK, OffersChanged, Route, TableEvent
 from micro_core.lifecycle.beat import next_beat
 from micro_core.lifecycle.environment import Environment
-from micro_core.proxy.delivered_ids import DeliveredIds
 from micro_core.proxy.deliveries import Deliveries, DeliverRequest
+from micro_core.proxy.delivery_record import DeliveryRecord
 from micro_core.proxy.duplicate_filter import DuplicateFilter
 from micro_core.proxy.durable_topics import DurableTopics
 from micro_core.proxy.handover import Handover
@@ -37,7 +37,7 @@ from micro_core.wire.frames import Kind, encode_message
 from micro_core.wire.header import EventHeader, encode_header
 
 TICK_S = 1.0
-"""Interval in seconds at which the leader of the site is determined again, while this node has subscriptions."""
+"""Interval in seconds at which the leader of the site is determined again, while this node has subscriptions or other nodes on its site."""
 
 
 class Topics:
@@ -61,13 +61,13 @@ class Topics:
         self._logger = environment.logger
         self._counters = environment.counters
         self._duplicates = DuplicateFilter()
-        caller = NodeCaller(node_id=environment.node_id, proxy=proxy)
-        self.delivered = DeliveredIds(site=site, caller=caller, duplicates=self._duplicates, environment=environment)
-        self._handover = Handover(environment.clock.now())
+        self._record = DeliveryRecord()
+        self._handover = Handover()
         self._deliveries = Deliveries(broker=broker, environment=environment)
         self._durable: DurableTopics | None = None
         """Replaces the subscriptions and the handover if the broker stores messages."""
         if isinstance(broker, DurableBroker) and broker.is_durable:
+            caller = NodeCaller(node_id=environment.node_id, proxy=proxy)
             self._durable = DurableTopics(
                 site=site, router=router, caller=caller, broker=broker, environment=environment
             )
@@ -102,7 +102,6 @@ class Topics:
     async def close(self) -> None:
         """End all subscriptions."""
         await self._tasks.cancel()
-        await self.delivered.close()
         await self._deliveries.close()
         if self._durable is not None:
             await self._durable.close()
@@ -146,7 +145,7 @@ class Topics:
             try:
                 now = self._clock.now()
                 pause_s = next_beat(now, TICK_S, self._node_id) - now
-                async with asyncio.timeout(pause_s if self._subscriptions else None):
+                async with asyncio.timeout(pause_s if self._subscriptions or self._has_others else None):
                     await self._changed.wait()
             except TimeoutError:
                 pass
@@ -170,6 +169,9 @@ class Topics:
             except MicroError:
                 self._changed_topics[topic] = None
                 raise
+            finally:
+                # A slow broker is not a stall of this node.
+                self._update_role()
 
     async def _reconcile_topic(self, topic: str) -> None:
         is_of_interest = bool(leaders_by_site(self._router.lookup(interest_name(topic)), own_site=self._site))
@@ -180,10 +182,10 @@ class Topics:
             await self._durable.reconcile(topic, is_leader=self.is_leader)
             return
         if is_of_interest and topic not in self._subscriptions:
-            if not self._subscriptions:
-                self._handover.begin(self._clock.now())
             self._subscriptions[topic] = await self._broker.subscribe(topic, self._published_locally)
+            self._record.subscribed(topic, self._clock.now())
         elif not is_of_interest and topic in self._subscriptions:
+            self._record.unsubscribed(topic)
             await self._subscriptions.pop(topic).close()
 
     # --------------------------------------------------------------- outgoing
@@ -191,7 +193,7 @@ class Topics:
     async def _published_locally(self, topic: str, message: Message) -> None:
         if DELIVERED_BY in message.headers:
             # If this node becomes the target of copies, it drops them.
-            self.delivered.record(message.id)
+            self._duplicates.is_first(message.id, self._node_id, self._clock.now())
             return
         self._update_role()
         if self._handover.must_send(topic, message, self._clock.now()):
@@ -199,11 +201,11 @@ class Topics:
 
     def _update_role(self) -> None:
         """Determine whether this node is the leader of its site. If it has become the leader, send the kept messages."""
+        now = self._clock.now()
         routes = self._router.lookup(NETWORK_SERVICE)
         if routes is not self._node_routes:
             # Tables return the same object until a route has changed.
             self._node_routes = routes
-            self.delivered.nodes_changed(routes)
             was_leader, self._has_lesser = (
                 self.is_leader,
                 bool(lesser_node(routes, own_site=self._site, node_id=self._node_id)),
@@ -211,21 +213,27 @@ class Topics:
             if self.is_leader is not was_leader:
                 self._changed_topics.update(self._durable_topics)
                 self._changed.set()
-            self._has_others = any(route.link == NETWORK_LINK and route.site == self._site for route in routes)
-        due = self._handover.update(has_lesser=self._has_lesser, has_others=self._has_others, now=self._clock.now())
+            nodes = [one for one in routes if one.link == NETWORK_LINK and one.service != ANY_SERVICE]
+            self._has_others = any(route.site == self._site for route in nodes)
+            # A node without routes is not the leader for anybody.
+            self._record.set_leader(self.is_leader and bool(nodes), now)
+        due = self._handover.update(has_lesser=self._has_lesser, has_others=self._has_others, now=now)
+        if self._handover.stall_ended_at == now:
+            self._record.interrupted(now)
         for kept in due:
             self._counters.add("topics_messages_taken_over")
-            self._send_to_other_sites(kept.topic, kept.message)
+            self._send_to_other_sites(kept.topic, kept.message, age_s=now - kept.published_after)
         expired = self._handover.expired - self._expired
         if expired:
             self._expired += expired
             self._counters.add("topics_messages_expired", expired)
 
-    def _send_to_other_sites(self, topic: str, message: Message) -> None:
-        """Send one copy to the leader of each interested site."""
+    def _send_to_other_sites(self, topic: str, message: Message, age_s: float | None = None) -> None:
+        """Send one copy to the leader of each interested site. `age_s` is set if another node may have sent the message."""
         leaders = leaders_by_site(self._router.lookup(interest_name(topic)), own_site=self._site)
+        age_ms = 0 if age_s is None else min(int(age_s * 1_000) + 1, limits.MAX_EVENT_AGE_MS)
         header = EventHeader(
-            topic, message.id, message.content_type, message.headers, (), limits.MAX_HOPS, self._node_id
+            topic, message.id, message.content_type, message.headers, (), limits.MAX_HOPS, self._node_id, age_ms
         )
         self._send(header, sorted(route.router for route in leaders.values()), message.body)
 
@@ -286,5 +294,13 @@ class Topics:
         if leader and header.hops_left > 0:
             self._counters.add("topics_messages_passed_to_leader")
             self._send(header._replace(hops_left=header.hops_left - 1), [leader], body)
+        elif header.age_ms and not self._knows_messages_since(header.topic, header.age_ms / 1_000):
+            # The site may have received the message before.
+            self._counters.add("topics_copies_dropped_uncertain")
         else:
             self._deliveries.enqueue(header, body)
+
+    def _knows_messages_since(self, topic: str, age_s: float) -> bool:
+        # After a stall, copies may be processed before the timer that notices it.
+        self._update_role()
+        return self._record.is_complete_since(topic, self._clock.now() - age_s)

@@ -82,6 +82,9 @@ class EventHeader(NamedTuple):
     """Number of nodes that this copy may still pass."""
     origin: str = ""
     """Router id of the site on which the message was published; empty on the sockets of a site."""
+    age_ms: int = 0
+    """Milliseconds between the publication of a message and the sending of this copy, if another node may have sent the message
+    before; 0 for all other copies."""
 
 
 def encode_header(header: CallHeader | ResponseHeader | EventHeader) -> bytes:
@@ -173,6 +176,7 @@ def decode_event_header(data: bytes) -> EventHeader:
         _texts(fields[4], "targets", limits.MAX_PEERS_PER_MESSAGE) if count > 4 else (),
         _integer(fields[5], 0, limits.MAX_HOPS, "hops left") if count > 5 else limits.MAX_HOPS,
         _text(fields[6], "origin", 64) if count > 6 else "",
+        _integer(fields[7], 0, limits.MAX_EVENT_AGE_MS, "age") if count > 7 else 0,
     )
 
 

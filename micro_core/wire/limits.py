@@ -95,6 +95,9 @@ MAX_EVENTS_PER_ADVERT = 1_000
 MAX_ADVERT_BYTES = 512 * 1024
 """Size of one advert."""
 
+MAX_EVENT_AGE_MS = 600_000
+"""Maximum age of a copy of a message that is sent again, in milliseconds. Nodes keep messages for less than a minute."""
+
 MAX_PEERS_PER_MESSAGE = 1_000
 """Number of peers in one peer message of the network graph."""
 

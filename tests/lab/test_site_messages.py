@@ -3,117 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from typing import Any
 
 import pytest
 
-from micro_core.contract.errors import MicroError
-from micro_core.lab.lab_node import LabNode, SiteBroker
+from micro_core.lab.lab_node import SiteBroker
 from micro_core.lab.loop import run
 from micro_core.lab.net import Lab
-from micro_core.lab.options import LabOptions
 from micro_core.routing.router import RouterOptions
-from micro_core.rpc.service import Service
-
-TOPIC = "orders"
-INTERVAL_S = 0.1
-"""Pause between two messages of a publisher."""
+from tests.lab.two_sites import started
 
 
 @pytest.fixture(params=[SiteBroker.SHARED, SiteBroker.NODES], ids=lambda kind: kind.value)
 def broker(request: pytest.FixtureRequest) -> SiteBroker:
     kind: SiteBroker = request.param
     return kind
-
-
-class Sites:
-    """Two sites of three nodes each, all linked to each other, with subscribers and a publisher on each site."""
-
-    def __init__(self, seed: int, broker: SiteBroker) -> None:
-        self.broker = broker
-        self.lab = Lab(seed, options=LabOptions(registry_lease_s=30.0))
-        self.nodes: dict[str, list[LabNode]] = {}
-        self.received: dict[tuple[str, str], Counter[str]] = {}
-        """Number of deliveries of each message, by subscriber: its site, and the name of its queue group or of itself."""
-        self.published: dict[str, float] = {}
-        """Time of publication of the messages that a broker has accepted, by id."""
-        self.refused = 0
-
-    async def start(self) -> None:
-        names: list[str] = []
-        for site in ("eu", "us"):
-            self.nodes[site] = []
-            for number in range(3):
-                name = f"{site}-{number}"
-                self.nodes[site].append(await self.lab.add(name, site=site, links=names, broker=self.broker))
-                names.append(name)
-            # In the order of their ids: the first one is the leader.
-            self.nodes[site].sort(key=lambda node: node.id)
-        for nodes in self.nodes.values():
-            # Services of the last node of the site, which survives in all tests.
-            for name in ("plain-1", "plain-2"):
-                await self.subscribe(nodes[-1], name)
-            for number in range(2):
-                await self.subscribe(nodes[-1], f"member-{number}", queue="workers")
-        await self.lab.advance_time(12.0)
-
-    async def subscribe(self, node: LabNode, name: str, *, queue: str = "") -> None:
-        counts = self.received.setdefault((node.site, queue or name), Counter())
-        service = Service(f"listener.{name}")
-
-        async def receive(message: dict[str, Any]) -> None:
-            counts[message["id"]] += 1
-
-        service.subscriber(TOPIC, queue=queue)(receive)
-        await node.serve(service)
-
-    async def publish_during(self, duration_s: float, *, through: str = "") -> None:
-        """Publish on both sites, or on the site `through`, for `duration_s` virtual seconds."""
-        sites = [through] if through else sorted(self.nodes)
-        end = self.lab.now + duration_s
-        pending: list[asyncio.Task[None]] = []
-        number = 0
-        while self.lab.now < end:
-            for site in sites:
-                number += 1
-                pending.append(asyncio.create_task(self._publish(self.nodes[site][-1], f"{site}-{number}")))
-            await self.lab.advance_time(INTERVAL_S)
-        await asyncio.gather(*pending)
-        await self.lab.advance_time(8.0)
-
-    async def _publish(self, node: LabNode, message_id: str) -> None:
-        at = self.lab.now
-        try:
-            await node.publish(TOPIC, {"id": message_id})
-        except MicroError:
-            self.refused += 1
-        else:
-            self.published[message_id] = at
-
-    def doubled(self) -> list[tuple[tuple[str, str], str]]:
-        return [
-            (subscriber, message_id)
-            for subscriber, counts in self.received.items()
-            for message_id, count in counts.items()
-            if count > 1
-        ]
-
-    def missing_s(self) -> float:
-        """Return the seconds between the first and the last accepted message that any subscriber has missed."""
-        times = [
-            at
-            for message_id, at in self.published.items()
-            for counts in self.received.values()
-            if not counts[message_id]
-        ]
-        return max(times) - min(times) if times else 0.0
-
-
-async def started(broker: SiteBroker, seed: int = 1) -> Sites:
-    sites = Sites(seed, broker)
-    await sites.start()
-    return sites
 
 
 def test_calm_network_neither_doubles_nor_loses_messages(broker: SiteBroker) -> None:

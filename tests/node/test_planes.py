@@ -360,7 +360,6 @@ async def test_forwarding_plane_runs_on_routes_and_sessions_of_other_processes(
     # Every process that runs the plane answers as the node, so also `Debug.*` and messages of other sites.
     assert {e.name for e in plane.server.endpoints} == {
         "Broker.Deliver",
-        "Broker.Delivered",
         "Debug.Health",
         "Debug.Describe",
         "Debug.Stats",

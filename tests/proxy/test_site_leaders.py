@@ -7,7 +7,7 @@ import pytest
 from micro_core.contract.broker import Message
 from micro_core.contract.table import LOCAL_LINK, NETWORK_LINK, Route
 from micro_core.proxy import handover
-from micro_core.proxy.handover import KEEP_S, MAX_STALL_S, OVERLAP_S, RECOVERY_S, STALL_S, Handover
+from micro_core.proxy.handover import CATCH_UP_S, KEEP_S, MAX_STALL_S, OVERLAP_S, RECOVERY_S, STALL_S, Handover
 from micro_core.proxy.site_leaders import leaders_by_site, lesser_node
 
 
@@ -59,7 +59,7 @@ def test_lesser_node_is_the_smallest_id_of_the_own_site_below_the_own_one() -> N
 
 
 def follower(now: float) -> Handover:
-    role = Handover(now)
+    role = Handover()
     role.update(has_lesser=True, has_others=True, now=now)
     # The overlap of a node that has led before is over.
     for step in range(5):
@@ -68,7 +68,7 @@ def follower(now: float) -> Handover:
 
 
 def test_leader_sends_each_message_at_once() -> None:
-    role = Handover(0.0)
+    role = Handover()
     assert role.update(has_lesser=False, has_others=True, now=0.0) == []
     assert role.must_send("t", message(1), 0.0)
     assert role.update(has_lesser=False, has_others=True, now=0.1) == []
@@ -106,43 +106,58 @@ def test_kept_messages_are_limited_in_number_and_bytes(monkeypatch: pytest.Monke
 
 
 def test_former_leader_sends_during_the_overlap_and_then_keeps() -> None:
-    role = Handover(0.0)
+    role = Handover()
     role.update(has_lesser=True, has_others=True, now=0.0)
     assert role.must_send("t", message(1), OVERLAP_S - 0.1)
     assert not role.must_send("t", message(2), OVERLAP_S)
 
 
+def stalled(seconds: float, *, has_others: bool = True) -> Handover:
+    """Return a leader that did nothing for `seconds`, from 0 on."""
+    role = Handover()
+    role.update(has_lesser=False, has_others=has_others, now=0.0)
+    assert role.update(has_lesser=False, has_others=has_others, now=seconds) == []
+    return role
+
+
 def test_leader_that_stalled_keeps_messages_until_it_knows_the_other_nodes_again() -> None:
-    role = Handover(0.0)
     now = STALL_S + 1.0
-    assert role.update(has_lesser=False, has_others=True, now=now) == []
+    role = stalled(now)
+    assert role.stall_ended_at == now
     assert not role.must_send("t", message(1), now)
     assert role.update(has_lesser=False, has_others=True, now=now + 1.0) == []
+    assert not role.must_send("t", message(2), now + CATCH_UP_S)
     for step in range(2, int(RECOVERY_S)):
         role.update(has_lesser=False, has_others=True, now=now + step)
     due = role.update(has_lesser=False, has_others=True, now=now + RECOVERY_S)
-    assert [kept.message.id for kept in due] == ["1"]
+    # The first one may have been published when the stall began.
+    assert [(kept.message.id, kept.published_after) for kept in due] == [("1", 0.0), ("2", now + CATCH_UP_S)]
+
+
+def test_stall_is_noticed_after_the_routes_to_the_other_nodes_are_lost() -> None:
+    role = follower(0.0)
+    role.update(has_lesser=False, has_others=False, now=20.0)
+    assert role.stall_ended_at == 20.0
+    assert not role.must_send("t", message(1), 20.0)
 
 
 def test_messages_that_arrived_during_a_long_stall_are_dropped() -> None:
-    role = Handover(0.0)
     now = MAX_STALL_S + 1.0
-    role.update(has_lesser=False, has_others=True, now=now)
+    role = stalled(now)
     assert not role.must_send("t", message(1), now)
     assert (role.kept, role.expired) == (0, 1)
-    assert not role.must_send("t", message(2), now + 1.0)
+    assert not role.must_send("t", message(2), now + CATCH_UP_S)
     assert role.kept == 1
 
 
 def test_only_node_of_a_site_sends_after_a_stall() -> None:
-    role = Handover(0.0)
     now = MAX_STALL_S + 1.0
-    role.update(has_lesser=False, has_others=False, now=now)
+    role = stalled(now, has_others=False)
     assert role.must_send("t", message(1), now)
 
 
-def test_time_without_subscriptions_does_not_count_as_a_stall() -> None:
-    role = Handover(0.0)
-    role.begin(100.0)
-    role.update(has_lesser=False, has_others=True, now=101.0)
-    assert role.must_send("t", message(1), 101.0)
+def test_time_without_other_nodes_does_not_count_as_a_stall() -> None:
+    role = stalled(100.0, has_others=False)
+    role.update(has_lesser=False, has_others=True, now=200.0)
+    assert role.stall_ended_at < 0.0
+    assert role.must_send("t", message(1), 200.0)

@@ -149,6 +149,7 @@ EVENTS = st.builds(
     targets=st.lists(SHORT, max_size=5).map(tuple),
     hops_left=st.integers(0, limits.MAX_HOPS),
     origin=SHORT,
+    age_ms=st.integers(0, limits.MAX_EVENT_AGE_MS),
 )
 RESPONSES = st.builds(ResponseHeader, content_type=SHORT, metadata=METADATA)
 DECODERS: list[Callable[[bytes], Any]] = [
@@ -168,6 +169,18 @@ def test_call_header_survives_a_round_trip(sent: CallHeader) -> None:
 @given(EVENTS)
 def test_event_header_survives_a_round_trip(sent: EventHeader) -> None:
     assert header.decode_event_header(header.encode_header(sent)) == sent
+
+
+@given(EVENTS)
+def test_event_header_of_an_older_version_has_no_age(sent: EventHeader) -> None:
+    older = header.decode_event_header(msgpack.packb([*sent[:4], list(sent.targets), *sent[5:7]]))
+    assert older == sent._replace(age_ms=0)
+
+
+@pytest.mark.parametrize("age_ms", [-1, limits.MAX_EVENT_AGE_MS + 1, 1.5, True])
+def test_event_header_with_an_invalid_age_is_malformed(age_ms: Any) -> None:
+    with pytest.raises(Malformed, match="age"):
+        header.decode_event_header(header.encode_header(EventHeader("orders", "1", age_ms=age_ms)))
 
 
 @given(RESPONSES)

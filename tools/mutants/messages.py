@@ -27,7 +27,9 @@ MUTANTS = (
         "while len(self._kept) > MAX_KEPT or self._kept_bytes > MAX_KEPT_BYTES:",
         "while False:",
     ),
-    Mutant("a node that stalled does not send", "handover.py", "if stalled_s > STALL_S and has_others:", "if False:"),
+    Mutant(
+        "a node that stalled does not send", "handover.py", "if stalled_s > STALL_S and self._has_others:", "if False:"
+    ),
     Mutant("messages of a long stall are dropped", "handover.py", "if stalled_s > MAX_STALL_S:", "if False:"),
     Mutant(
         "a new leader sends the kept messages", "topics.py", "        for kept in due:", "        for kept in due[:0]:"
@@ -101,16 +103,75 @@ MUTANTS = (
     Mutant(
         "all nodes of a site know what others have published",
         "topics.py",
-        "            self.delivered.record(message.id)\n",
+        "            self._duplicates.is_first(message.id, self._node_id, self._clock.now())\n",
         "",
     ),
     Mutant(
-        "a node that starts asks for the ids that its site knows",
+        "a copy that the site may have received is dropped",
         "topics.py",
-        "            self.delivered.nodes_changed(routes)\n",
+        "elif header.age_ms and not",
+        "elif False and not",
+    ),
+    Mutant(
+        "copies that are not sent again are always published",
+        "topics.py",
+        "elif header.age_ms and not",
+        "elif not",
+    ),
+    Mutant(
+        "kept messages are sent with their age",
+        "topics.py",
+        ", age_s=now - kept.published_after)",
+        ", age_s=0.0)",
+    ),
+    Mutant(
+        "the age of a message includes the stall in which it was published",
+        "handover.py",
+        "self._stall_began_at if now < self.stall_ended_at + CATCH_UP_S else now",
+        "now",
+    ),
+    Mutant(
+        "a node that stalled does not know what its site has received",
+        "topics.py",
+        "            self._record.interrupted(now)\n",
+        "            pass\n",
+    ),
+    Mutant(
+        "a node without routes is not the leader for other sites",
+        "topics.py",
+        "self._record.set_leader(self.is_leader and bool(nodes), now)",
+        "self._record.set_leader(self.is_leader, now)",
+    ),
+    Mutant(
+        "a leader knows the messages of topics without subscription",
+        "topics.py",
+        "            self._record.set_leader(self.is_leader and bool(nodes), now)\n",
         "",
     ),
-    Mutant("an answer with too many ids is refused", "delivered_ids.py", " or len(ids) > MAX_IDS:", ":"),
+    Mutant(
+        "a former leader does not know what its successor has published",
+        "delivery_record.py",
+        "            self._leads_since = None\n        elif",
+        "            pass\n        elif",
+    ),
+    Mutant(
+        "other sites learn a new leader with a delay",
+        "delivery_record.py",
+        "published_at >= self._leads_since + OVERLAP_S",
+        "published_at >= self._leads_since",
+    ),
+    Mutant(
+        "a message can be older than its sender knows",
+        "delivery_record.py",
+        "published_at >= subscribed_since + DELAY_S",
+        "published_at >= subscribed_since",
+    ),
+    Mutant(
+        "an ended subscription shows no messages",
+        "delivery_record.py",
+        "        self._subscribed_since.pop(topic, None)\n",
+        "        pass\n",
+    ),
     Mutant(
         "kept messages wait while the routes are outdated after a stall",
         "handover.py",
@@ -124,8 +185,12 @@ AREA = Area(
     folder="micro_core/proxy",
     tests=(
         ("tests/proxy/test_site_leaders.py", "tests/proxy/test_deliveries.py", "tests/proxy/test_durable_topics.py"),
-        ("tests/proxy/test_delivered_ids.py",),
-        ("tests/lab/test_site_messages.py", "tests/lab/test_messages_once.py"),
+        ("tests/proxy/test_delivery_record.py",),
+        (
+            "tests/lab/test_site_messages.py",
+            "tests/lab/test_messages_after_restarts.py",
+            "tests/lab/test_messages_once.py",
+        ),
     ),
     mutants=MUTANTS,
 )
