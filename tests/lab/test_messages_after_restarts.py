@@ -94,18 +94,18 @@ def test_leaders_that_die_while_one_site_only_receives_double_nothing(
 
 
 @pytest.mark.parametrize("subscribing", [("eu", "us"), ("us",)], ids=["both", "one-way"])
-@pytest.mark.parametrize("wait_s", [0.0, 2.0])
+@pytest.mark.parametrize(("frozen_s", "killed_s"), [(4.4, 3.4), (10.0, 10.0), (10.0, 12.0)])
 def test_leader_that_dies_when_the_leader_of_another_site_wakes_doubles_nothing(
-    broker: SiteBroker, wait_s: float, subscribing: tuple[str, ...]
+    broker: SiteBroker, frozen_s: float, killed_s: float, subscribing: tuple[str, ...]
 ) -> None:
     """The leader of `us` did not notice what another node of its site has published while it was frozen."""
 
     async def scenario() -> None:
         sites = await started(broker, subscribing=subscribing)
-        publishing = asyncio.create_task(sites.publish_during(35.0, through="eu"))
+        publishing = asyncio.create_task(sites.publish_during(30.0, through="eu"))
         await sites.lab.advance_time(5.0)
-        sites.nodes["us"][0].sleep(10.0)
-        await sites.lab.advance_time(10.0 + wait_s)
+        sites.nodes["us"][0].sleep(frozen_s)
+        await sites.lab.advance_time(killed_s)
         await sites.nodes["eu"][0].kill(with_services=False)
         await publishing
         assert sites.lab.counted("topics_messages_taken_over")
@@ -132,6 +132,35 @@ def test_leader_that_wakes_after_the_restart_of_another_site_doubles_nothing(
         await publishing
         assert sites.doubled() == []
         assert sites.missing_s(restarted_at + 4.0) == 0.0
+        await sites.lab.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 2.0])
+def test_leader_that_dies_when_the_leader_of_another_site_is_connected_doubles_nothing(
+    broker: SiteBroker, wait_s: float
+) -> None:
+    """The node with the smallest id of `us` leads no other node before it is linked: another one receives the messages."""
+
+    async def scenario() -> None:
+        sites = await started(broker, subscribing=("us",))
+        publishing = asyncio.create_task(sites.publish_during(20.0, through="eu"))
+        await sites.lab.advance_time(1.0)
+        first = sites.nodes["us"][0]
+        others = [node for nodes in sites.nodes.values() for node in nodes if node is not first]
+        await first.kill(with_services=False)
+        sites.lab.partition([first], others)
+        await first.start()
+        await sites.lab.advance_time(5.0)
+        sites.lab.heal([first], others)
+        await sites.lab.advance_time(wait_s)
+        killed_at = sites.lab.now
+        await sites.nodes["eu"][0].kill(with_services=False)
+        await publishing
+        assert sites.lab.counted("topics_messages_taken_over")
+        assert sites.doubled() == []
+        assert sites.missing_s(killed_at) <= 4.0
         await sites.lab.close()
 
     run(scenario())
