@@ -213,9 +213,13 @@ class TwoSites:
         await self.until(lambda: all(counts[marker] for counts in self.received.values() for marker in markers))
 
     def has_one_sender_per_site(self) -> bool:
-        """Return whether no former leader still sends, too."""
+        """Return whether each site has one leader, and no former leader still sends, too."""
         now = asyncio.get_running_loop().time()
-        return all(member.node.forwarding.topics._handover._sends_until < now for member in self.all_members())
+        for members in self.members.values():
+            topics = [member.node.forwarding.topics for member in members]
+            if sum(one.is_leader for one in topics) != 1 or any(one._handover._sends_until >= now for one in topics):
+                return False
+        return True
 
     def has_everything(self) -> bool:
         return all(set(counts) == set(self.published) for counts in self.received.values())
