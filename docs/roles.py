@@ -28,7 +28,11 @@ CLASSES = {
     },
     Role.TRANSPORT: {"transport.py": ("Transport", "Listener", "Socket", "SocketReceiver")},
     Role.BROKER: {"broker.py": ("Broker", "Subscription", "Message")},
-    Role.TUNNEL: {"tunnel.py": ("LinkDriver", "Link", "LinkReceiver", "Priority"), "transport.py": ("Listener",)},
+    Role.TUNNEL: {
+        "tunnel.py": ("LinkDriver", "Link", "LinkReceiver", "Priority"),
+        "transport_reports.py": ("ReportsLoss", "ReportsSilence", "ReportsAcknowledgements"),
+        "transport.py": ("Listener",),
+    },
     Role.TABLE: {
         "table.py": (
             *("Table", "Route", "RouteKey", "OriginRoute", "OriginRouteKey", "Offer", "RouteQuery"),

@@ -79,6 +79,7 @@ from micro_core.contract.table import (
     TableEvent,
 )
 from micro_core.contract.transport import Listener, Socket, SocketReceiver, Transport
+from micro_core.contract.transport_reports import ReportsAcknowledgements, ReportsLoss, ReportsSilence
 from micro_core.contract.tunnel import (
     ChannelListener,
     DialFailed,
@@ -174,6 +175,9 @@ __all__ = [
     "RegistryEventKind",
     "RegistryWatch",
     "RemoteError",
+    "ReportsAcknowledgements",
+    "ReportsLoss",
+    "ReportsSilence",
     "Resolver",
     "Role",
     "Route",

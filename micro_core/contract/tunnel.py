@@ -56,7 +56,7 @@ class Link(Protocol):
 
     A link has `lane_count` lanes: 4 (one per Priority, so that no lane waits behind a large transfer) or 1 (core then
     interleaves). A driver does not authenticate the peer: the handshake of core does that on lane 0, before it sends
-    anything else.
+    anything else. A link may also have the methods of `ReportsLoss`, `ReportsSilence` and `ReportsAcknowledgements`.
     """
 
     lane_count: int
@@ -95,21 +95,6 @@ class Link(Protocol):
     def transport_rtt_s(self) -> float | None:
         """Return the smoothed round-trip time in seconds that the protocol of the link measures, or None."""
         ...
-
-    # A driver whose protocol detects lost packets may also have this method; it is not part of the Protocol, because other
-    # drivers cannot have it. Without it, core shows the share of pings that were not answered.
-    #
-    # def transport_loss(self) -> float | None:
-    #     """Return the share of sent packets that were lost, 0 to 1, averaged over about ten seconds, or None."""
-    #
-    # A driver whose protocol acknowledges packets may also have this method. Without it, a link is suspect only when a ping
-    # is unanswered for more than a second.
-    #
-    # def watch_silence(self, report: Callable[[bool], None]) -> None:
-    #     """Call `report(True)` when sent packets are unanswered for too long, and `report(False)` when anything arrives.
-    #
-    #     Too long is about three round trips, and at least 0.3 s. A busy peer may be reported, too: the link is only
-    #     avoided for new work. Core calls this at most once."""
 
     async def close(self) -> None:
         """Send queued data for at most one second, then close the connection. Safe to call twice, and before `start`.

@@ -23,6 +23,11 @@ LOW_WATER_BYTES = 16 * 1024
 """`lane_writable` is called when the unsent bytes of a lane fall to this."""
 PACKET_BYTES = 1_200
 """Number of bytes that are lost together."""
+ACKNOWLEDGEMENT_BYTES = 40
+SAME_PACKET_S = 1e-6
+"""Time between data and the acknowledgement in the same packet, so that their order is certain."""
+MAX_WATCHES = 16
+"""Acknowledgements that are watched at a time. Older ones are forgotten."""
 SILENCE_S = 0.3
 SILENCE_ROUND_TRIPS = 3
 """Data that is unanswered for this number of round trips, and for this time, is reported as by the QUIC driver."""
@@ -79,7 +84,8 @@ class LabLink:
         self._receiver: LinkReceiver | None = None
         self._received_early: list[tuple[int, bytes]] = []
         """Data that arrived before `start`."""
-        self._in_transit: tuple[deque[tuple[float, bytes]], ...] = tuple(deque() for _ in range(LANES))
+        self._in_transit: tuple[deque[tuple[float, float, bytes]], ...] = tuple(deque() for _ in range(LANES))
+        """Per lane: when data arrives, when it was written, the data."""
         self._timers: list[asyncio.TimerHandle | None] = [None] * LANES
         self._unsent = [0] * LANES
         self._is_above = [False] * LANES
@@ -96,6 +102,7 @@ class LabLink:
         self._doubt: asyncio.TimerHandle | None = None
         """Judges whether the other end is silent."""
         self._is_silent = False
+        self._watches: deque[tuple[float, Callable[[float], None]]] = deque(maxlen=MAX_WATCHES)
 
     # ------------------------------------------------------------------------ Link
 
@@ -112,7 +119,8 @@ class LabLink:
         """Send data on a lane. Data written after the end of the link is dropped."""
         if self._error is not None or not data:
             return
-        conditions, sent_at = self._paths.conditions(self.source, self.target), self._loop.time()
+        conditions, written_at = self._paths.conditions(self.source, self.target), self._loop.time()
+        sent_at = written_at
         self._environment.bytes_carried += len(data)
         if self.process is not None:
             sent_at = max(sent_at, self.process.work(len(data)))
@@ -136,7 +144,7 @@ class LabLink:
         if queue:
             # Lanes are ordered: data that follows a lost packet waits for it.
             arrives_at = max(arrives_at, queue[-1][0])
-        queue.append((arrives_at, data))
+        queue.append((arrives_at, written_at, data))
         if self._timers[lane] is None:
             self._set_timer(lane, arrives_at)
 
@@ -151,6 +159,10 @@ class LabLink:
     def watch_silence(self, report: Callable[[bool], None]) -> None:
         """Call `report(True)` when nothing is acknowledged any more, and `report(False)` when anything arrives."""
         self._report_silence = report
+
+    def watch_acknowledgement(self, report: Callable[[float], None]) -> None:
+        """Call `report(rtt_s)` once, when data that is written from now on has been acknowledged."""
+        self._watches.append((self._loop.time(), report))
 
     async def close(self) -> None:
         """Close the link. Data in transit still arrives before the other end sees the end."""
@@ -223,12 +235,14 @@ class LabLink:
             self._begin_doubt(now - self._paths.conditions(self.source, self.target).delay_s)
             return
         queue, now, other = self._in_transit[lane], self._loop.time(), self.other
-        if other is not None and other.is_stuck:
+        is_acknowledged = other is not None and other._error is None and not other.is_stuck
+        if not is_acknowledged:
             self._begin_doubt(now - self._paths.conditions(self.source, self.target).delay_s)
-        else:
-            self._acknowledged()
         while queue and queue[0][0] <= now:
-            _, data = queue.popleft()
+            _, written_at, data = queue.popleft()
+            if is_acknowledged and self._is_acknowledgement_relevant(written_at):
+                # After what the other end writes in response, which leads to the same packet.
+                self._loop.call_soon(self._acknowledged, written_at, context=self._far_context())
             if other is not None:
                 other.receive(lane, data)
                 if other.process is not None and other.process.is_held:
@@ -248,7 +262,7 @@ class LabLink:
         else:
             self._receiver.data_received(lane, data)
 
-    # Acknowledgements are not simulated while both directions work: that would double the number of events of a lab.
+    # Only the acknowledgements that matter are simulated: the others would double the number of events of a lab.
 
     def _begin_doubt(self, sent_at: float) -> None:
         """Data has not reached the other end, or its acknowledgement will not reach this one. Judge this a moment later."""
@@ -265,11 +279,26 @@ class LabLink:
             self._is_silent = True
             self._report_silence(True)
 
-    def _acknowledged(self) -> None:
+    def _is_acknowledgement_relevant(self, written_at: float) -> bool:
+        is_watched = bool(self._watches) and self._watches[0][0] <= written_at
+        return is_watched or self._doubt is not None or self._is_silent
+
+    def _acknowledged(self, written_at: float) -> None:
         """Data of this end has arrived at the other one, whose acknowledgement arrives later."""
-        if self._doubt is not None or self._is_silent:
-            delay_s = self._paths.conditions(self.target, self.source).delay_s
-            self._loop.call_at(self._loop.time() + delay_s, self._packet_arrived, context=self.context)
+        now, other = self._loop.time(), self.other
+        arrives_at = now + self._transit_time_s(self._paths.conditions(self.target, self.source), ACKNOWLEDGEMENT_BYTES)
+        if other is not None and other._in_transit[0] and other._in_transit[0][-1][1] == now:
+            # It is in the same packet as the data that the other end has written in response, which is delivered before.
+            arrives_at = max(arrives_at, other._in_transit[0][-1][0] + SAME_PACKET_S)
+        self._loop.call_at(arrives_at, self._acknowledgement_arrived, written_at, context=self.context)
+
+    def _acknowledgement_arrived(self, written_at: float) -> None:
+        if self._error is not None:
+            return
+        self._packet_arrived()
+        while self._watches and self._watches[0][0] <= written_at:
+            since, report = self._watches.popleft()
+            report(self._loop.time() - since)
 
     def _packet_arrived(self) -> None:
         """Note that data or an acknowledgement has arrived."""

@@ -15,11 +15,12 @@ from micro_core.network.messages import NodeRecord
 RADIUS = 3
 """Maximum distance, in hops, of the nodes that are kept."""
 
-MAX_AGE_S = 180.0
+MAX_AGE_S = 600.0
 """A record that was not renewed for this long is dropped; origins renew their record three times as often.
 
 A node that fails usually leaves the graph much earlier, because its neighbours advertise at once that their links ended.
-The expiry covers records that no node updates any more."""
+The expiry covers records that no node updates any more. Nothing waits for a renewal, and each one is sent over every link
+of the neighbourhood: at three times the rate, renewals were a fifth of the datagrams of a calm network of 12 nodes."""
 
 MAX_NODES = 10_000
 """Maximum number of records. Further ones are refused and counted in `Graph.refused`."""

@@ -1,7 +1,12 @@
 """Measures a link with pings, and detects a peer that does not answer.
 
-One end pings: the one that dialled. Its pings report what it has measured, so one exchange per interval serves both ends, and
-a calm link costs half as much. The other end pings when the link is new, and when the pings of its peer are missing.
+Each ping reports what its sender has measured, so one exchange per interval serves both ends, and a calm link costs half as
+much. Both ends ping when the link is new, and when the pings of the peer are missing. Otherwise:
+
+- If the driver reports acknowledgements, the ends take turns. The acknowledgement, which the protocol of the link sends in any
+  case, is the answer to the ping: it costs the other end no frame, and is not acknowledged itself. If the round trip is longer
+  than before, the next ping asks for an answer that reports for how long the event loop of the peer may have delayed it.
+- If not, the end that dialled pings, and the other one answers.
 """
 
 from __future__ import annotations
@@ -29,11 +34,22 @@ MIN_RELEVANT_LAG_S = 0.001
 """Timers of an idle event loop are late by up to this time, which does not delay answers."""
 
 
+TAKES_TURNS = 1 << 63
+"""Bit of the token of a ping whose sender takes turns with its peer if that does so, too."""
+
+ACKNOWLEDGED = 1 << 62
+"""Bit of the token of a ping whose sender needs no answer but the acknowledgement. Nodes that do not know these bits set none of
+them, and answer all pings."""
+
+
 class PingedLink(Protocol):
     """What the keepalive needs of its link."""
 
     def send_ping(self, token: int, measured_s: float | None) -> None:
-        """Send a ping that reports the round trip that was measured last, if it was not reported before."""
+        """Send a ping that reports the round trip that was measured last, if it was not reported before.
+
+        If the token contains `ACKNOWLEDGED`, call `ping_acknowledged` of the keepalive later.
+        """
         ...
 
     def peer_measured(self) -> None:
@@ -53,7 +69,7 @@ class Keepalive:
     """The timer of one link, and the quality that its pings measure.
 
     `interval_s` is the interval of the pings, jittered by a tenth. A peer from which nothing arrived for `dead_after_missed`
-    intervals is dead.
+    intervals is dead. `sees_acknowledgements` is whether `ping_acknowledged` is called.
     """
 
     def __init__(
@@ -62,6 +78,7 @@ class Keepalive:
         interval_s: float,
         dead_after_missed: int,
         dialed: bool,
+        sees_acknowledgements: bool,
         environment: Environment,
         loop_watch: LoopWatch,
         link: PingedLink,
@@ -69,11 +86,18 @@ class Keepalive:
         self.quality = LinkQuality(interval_s, dead_after_missed)
         self._interval_s = interval_s
         self._dead_after_missed = dead_after_missed
-        self._is_pinger = dialed
+        self._dialed = dialed
+        self._sees_acknowledgements = sees_acknowledgements
+        self._takes_turns = False
+        """Whether both ends see acknowledgements. It is known from a ping of the peer."""
         self._environment = environment
         self._loop_watch = loop_watch
         self._link = link
+        self._pinged_at = 0.0
         self._ping_at = 0.0
+        """When this end may ping again."""
+        self._turn_at = 0.0
+        """When it is the turn of this end."""
         self._due_at = 0.0
         self._is_measured = False
         self._timer: asyncio.TimerHandle | None = None
@@ -90,8 +114,8 @@ class Keepalive:
             self._timer = None
 
     def received(self, now: float) -> None:
-        """Account for data of the peer, whatever it is."""
-        self.quality.last_received_at = now
+        """Account for data of the peer, whatever it is, or an acknowledgement."""
+        self.quality.data_received(now)
         if self.quality.is_suspect:
             self.quality.is_suspect = False
             self._link.peer_suspect(False)
@@ -115,19 +139,28 @@ class Keepalive:
     def pong_received(self, token: int, now: float, peer_lag_s: float) -> None:
         """Account for an answer of the peer, which may have delayed it by `peer_lag_s`."""
         was_settled = self.quality.is_settled
-        if not self.quality.pong_received(token, now, peer_lag_s + self.lag_s()):
-            return
-        if was_settled and not self.quality.is_settled:
-            # The path may have changed: confirm it sooner.
-            self._ping_at = min(self._ping_at, now + self._next_interval_s())
-            self._schedule(now)
-        self._report_measured()
+        if self.quality.pong_received(token, now, peer_lag_s + self.lag_s()):
+            self._measured(now, was_settled=was_settled, confirm_at=now + self._next_interval_s())
 
-    def ping_received(self, measured_s: float | None) -> None:
-        """Account for a ping of the peer, which reports a round trip that it has measured, or None."""
+    def ping_acknowledged(self, token: int, rtt_s: float, now: float) -> None:
+        """Account for the acknowledgement of a ping after `rtt_s`."""
+        self.received(now)
+        was_settled = self.quality.is_settled
+        if self.quality.ping_acknowledged(token, rtt_s, now, self.lag_s()):
+            self._measured(now, was_settled=was_settled, confirm_at=now)
+
+    def ping_received(self, token: int, measured_s: float | None, now: float) -> bool:
+        """Account for a ping of the peer, which reports a round trip that it has measured, or None.
+
+        Returns whether it must be answered with a pong that reports `lag_s`.
+        """
+        self._takes_turns = self._sees_acknowledgements and bool(token & TAKES_TURNS)
         if measured_s is not None:
             self.quality.peer_measured(measured_s)
             self._report_measured()
+        if self._takes_turns:
+            self._take_turn(now)
+        return not token & ACKNOWLEDGED
 
     # --------------------------------------------------------------- internals
 
@@ -144,17 +177,46 @@ class Keepalive:
         if quality.check_suspect(now, self.lag_s()):
             self._environment.counters.add("tunnel_links_suspect")
             self._link.peer_suspect(True)
-        if now >= self._ping_at and (self._is_pinger or quality.is_silent(now)):
+        if now >= self._ping_at and (self._is_turn(now) or quality.is_silent(now)):
             self._ping(now)
         self._schedule(now)
 
     def _ping(self, now: float) -> None:
-        token = self._environment.random.getrandbits(63)
+        token = self._environment.random.getrandbits(62)
+        if self._sees_acknowledgements:
+            token |= TAKES_TURNS | ACKNOWLEDGED if self.quality.is_settled else TAKES_TURNS
         self.quality.ping_sent(token, now)
-        self._link.send_ping(token, self.quality.pop_sample())
+        self._link.send_ping(token, self.quality.pop_sample(now))
+        self._pinged_at = now
         interval_s = self._next_interval_s()
-        shift_s = ALIGN_FACTOR * interval_s
-        self._ping_at = self._loop_watch.near(now + interval_s, earlier_s=shift_s, later_s=shift_s)
+        self._ping_at = self._near(now + interval_s, ALIGN_FACTOR * interval_s)
+        self._turn_at = now + 2 * self._interval_s
+
+    def _take_turn(self, now: float) -> None:
+        """A ping of the peer has arrived: the next one is sent by this end, an interval after the peer has sent this one."""
+        half_s = min(self._interval_s, self.quality.rtt_s or 0.0) / 2
+        if now - self._pinged_at < half_s + self._interval_s / 2 and not self._dialed:
+            # The pings have crossed. The end that dialled sends the next one.
+            self._turn_at = self._pinged_at + 2 * self._interval_s
+        else:
+            self._turn_at = self._near(now - half_s + self._interval_s, ALIGN_FACTOR * self._interval_s)
+        self._schedule(now)
+
+    def _is_turn(self, now: float) -> bool:
+        if not self._takes_turns:
+            return self._dialed
+        # An end that has measured another round trip than before confirms it, and does not wait for its turn.
+        return now >= self._turn_at or not self.quality.is_settled
+
+    def _near(self, when: float, shift_s: float) -> float:
+        return self._loop_watch.near(when, earlier_s=shift_s, later_s=shift_s)
+
+    def _measured(self, now: float, *, was_settled: bool, confirm_at: float) -> None:
+        if was_settled and not self.quality.is_settled:
+            # The path may have changed: confirm it sooner.
+            self._ping_at = min(self._ping_at, confirm_at)
+            self._schedule(now)
+        self._report_measured()
 
     def _next_interval_s(self) -> float:
         factor = 1.0 if self.quality.is_settled else UNSETTLED_FACTOR
@@ -163,11 +225,13 @@ class Keepalive:
     def _schedule(self, now: float) -> None:
         """Set the timer to the next ping that is due, or earlier to judge an unanswered one."""
         quality, ping_at = self.quality, self._ping_at
-        if not self._is_pinger:
-            silent_at = quality.last_received_at + SILENT_AFTER_KEEPALIVES * self._interval_s
+        if not self._is_turn(ping_at):
+            # A ping of this end that is unanswered makes the link suspect by itself, without another ping.
+            since = max(quality.last_received_at, self._pinged_at) if self._takes_turns else quality.last_received_at
+            silent_at = since + SILENT_AFTER_KEEPALIVES * self._interval_s
             # Usually, a ping has arrived by then. If not, the next check is at the exact time.
             silent_at = self._loop_watch.near(silent_at, earlier_s=2 * ALIGN_FACTOR * self._interval_s)
-            ping_at = max(ping_at, silent_at)
+            ping_at = max(ping_at, min(silent_at, self._turn_at) if self._takes_turns else silent_at)
         due_at = min(ping_at, quality.dead_at)
         suspect_at = quality.suspect_at
         if suspect_at is not None:

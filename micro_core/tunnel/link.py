@@ -29,7 +29,7 @@ from micro_core.tunnel.handshake import (
     Hello,
     Send,
 )
-from micro_core.tunnel.keepalive import Keepalive
+from micro_core.tunnel.keepalive import ACKNOWLEDGED, Keepalive
 from micro_core.tunnel.lane_writer import LaneWriter
 from micro_core.tunnel.mux import Mux, MuxSession
 from micro_core.tunnel.mux_frames import (
@@ -44,6 +44,7 @@ from micro_core.tunnel.mux_frames import (
     no_listener,
 )
 from micro_core.tunnel.session import TunnelSession
+from micro_core.tunnel.transport_reports import TransportReports
 from micro_core.wire import limits
 
 
@@ -129,17 +130,17 @@ class NodeLink:
         self._mux = Mux(dialed=dialed, lane_count=link.lane_count)
         self._writer = LaneWriter(link, self._mux, context.environment.clock)
         self._handshake = context.make_handshake(dialed, hello, link.channel_binding, admit)
+        self._reports = TransportReports(link)
         self._keepalive = Keepalive(
             interval_s=context.keepalive_s,
             dead_after_missed=context.dead_after_missed,
             dialed=dialed,
+            sees_acknowledgements=self._reports.has_acknowledgements,
             environment=context.environment,
             loop_watch=context.loop_watch,
             link=self,
         )
         self._quality = self._keepalive.quality
-        # Optional, see `contract.Link`.
-        self._transport_loss: Callable[[], float | None] | None = getattr(link, "transport_loss", None)
         self._early = EarlyData()
         self._handshake_timer = self._loop.call_later(limits.HANDSHAKE_TIMEOUT_S, self._handshake_expired)
         self._tasks = BackgroundTasks(
@@ -303,7 +304,7 @@ class NodeLink:
             path_rtt_s=quality.path_rtt_s,
             is_suspect=quality.is_suspect or self.ending.is_closing,
             is_closing=self.ending.is_closing,
-            loss=self._loss(),
+            loss=self._reports.loss(otherwise=quality.loss),
             queue_delay_s=quality.queue_delay_s,
             bytes_in=self.bytes_in,
             bytes_out=self._writer.bytes_out,
@@ -348,9 +349,7 @@ class NodeLink:
             self.abort(Unauthorized("another link to this node is established already"))
             return
         self._keepalive.start()
-        watch_silence: Callable[[Callable[[bool], None]], None] | None = getattr(self.link, "watch_silence", None)
-        if watch_silence is not None:
-            watch_silence(self._transport_silent)
+        self._reports.watch_silence(self._transport_silent)
         if not self.ready.done():
             self.ready.set_result(None)
         for lane, data in [(0, rest), *self._early.pop_all()]:
@@ -366,9 +365,11 @@ class NodeLink:
     # -------------------------------------------------------------- PingedLink
 
     def send_ping(self, token: int, measured_s: float | None) -> None:
-        """Send a ping that reports the round trip that was measured last, if it was not reported before."""
+        """Send a ping at once, without another iteration of the event loop. It reports the round trip, see `PingedLink`."""
+        if token & ACKNOWLEDGED:
+            self._reports.watch_acknowledgement(lambda rtt_s: self._ping_acknowledged(token, rtt_s))
         self._mux.ping(token, 0 if measured_s is None else max(1, round(measured_s * 1e6)))
-        self._schedule_flush()
+        self._writer.flush()
 
     def peer_measured(self) -> None:
         """Note that the first round trip is known."""
@@ -385,9 +386,9 @@ class NodeLink:
 
     # --------------------------------------------------------------- internals
 
-    def _loss(self) -> float:
-        measured = self._transport_loss() if self._transport_loss is not None else None
-        return self._quality.loss if measured is None else measured
+    def _ping_acknowledged(self, token: int, rtt_s: float) -> None:
+        if self.error is None and not self._loop_watch.check():
+            self._keepalive.ping_acknowledged(token, rtt_s, self._environment.clock.now())
 
     def _transport_silent(self, is_silent: bool) -> None:
         if self.error is None:
@@ -412,13 +413,12 @@ class NodeLink:
             case MessageReceived(channel, payload):
                 self._owner.message_received(self.peer_id, channel, payload)
             case PingReceived(token, measured_us):
-                self._mux.pong(token, round(self._keepalive.lag_s() * 1e6))
-                self._keepalive.ping_received(measured_us / 1e6 if measured_us else None)
+                if self._keepalive.ping_received(token, measured_us / 1e6 if measured_us else None, now):
+                    self._mux.pong(token, round(self._keepalive.lag_s() * 1e6))
             case PongReceived(token, lag_us):
                 self._keepalive.pong_received(token, now, lag_us / 1e6)
             case DataReceived():
-                # Handled by `data_received`, on the fast path.
-                pass
+                pass  # handled by `data_received`, on the fast path
         self._drop_closed_sessions()
 
     def _drop_closed_sessions(self) -> None:

@@ -14,7 +14,6 @@ measured before, unless the path has changed by more than the load can explain.
 
 from __future__ import annotations
 
-import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -48,6 +47,10 @@ SUSPECT_AFTER_KEEPALIVES = 1.25
 SILENT_AFTER_KEEPALIVES = 1.25
 """An end that leaves the pings to the other one sends one itself after a silence of this many keepalive intervals."""
 
+MAX_REPORT_AGE_KEEPALIVES = 1.5
+"""A sample older than this many keepalive intervals is not reported to the peer. If the ends take turns, it is older than the last
+sample of the peer, and would hide a change of the path."""
+
 SUSPECT_AFTER_SILENT_KEEPALIVES = 0.5
 """A link that was that silent is suspect when the ping that follows is unanswered for this many keepalive intervals. The
 evidence is the same: an expected ping and an expected answer are missing."""
@@ -65,12 +68,15 @@ class LinkQuality:
     loss: float = 0.0
     queue_delay_s: float = 0.0
     last_received_at: float = 0.0
-    """When any data last arrived. Set by the owner."""
+    """When any data last arrived. Set by `data_received`, and by the owner at the start."""
     is_suspect: bool = False
     """Whether the peer may be unreachable. Set by `check_suspect` and by the owner, who resets it when anything arrives."""
     _outstanding: dict[int, float] = field(default_factory=dict)
     _samples: deque[float] = field(default_factory=lambda: deque(maxlen=PATH_SAMPLES))
+    _unexplained: deque[float] = field(default_factory=lambda: deque(maxlen=PATH_SAMPLES))
+    """Round trips that were longer than before, either on the path or because the peer is busy."""
     _unreported_s: float | None = None
+    _unreported_at: float = 0.0
     _asked_at: float | None = None
     """When the first ping was sent after which nothing has arrived yet."""
     _answer_within_s: float = 0.0
@@ -98,10 +104,30 @@ class LinkQuality:
         if sent_at is None:
             return False
         self.loss -= LOSS_GAIN * self.loss
-        sample_s = self._likely(now - sent_at, lag_s)
-        self._unreported_s = sample_s
-        self._add(sample_s)
+        for rtt_s in (*self._unexplained, now - sent_at):
+            self._sampled(self._likely(rtt_s, lag_s), now)
+        self._unexplained.clear()
         return True
+
+    def ping_acknowledged(self, token: int, rtt_s: float, now: float, lag_s: float = 0.0) -> bool:
+        """Account for a ping that the transport of the peer has acknowledged after `rtt_s`. Return False as `pong_received`.
+
+        `lag_s` is the lag of this end. That of the peer is not known. If the round trip is longer than before, the next
+        answer of the peer, which reports its lag, decides whether the path has changed.
+        """
+        if self._outstanding.pop(token, None) is None:
+            return False
+        self.loss -= LOSS_GAIN * self.loss
+        sample_s = self._likely(rtt_s, lag_s)
+        if self.path_rtt_s is None or (sample_s > self.path_rtt_s and not self._agrees(sample_s)):
+            self._unexplained.append(sample_s)
+        else:
+            self._sampled(sample_s, now)
+        return True
+
+    def data_received(self, now: float) -> None:
+        """Account for data of the peer, whatever it is. This process has not been blocked, either."""
+        self.last_received_at = self._checked_at = now
 
     def packet_received(self, now: float) -> None:
         """Account for a packet without data, which ends the suspicion. The time for the answer to a ping starts again."""
@@ -113,28 +139,27 @@ class LinkQuality:
         """Account for a sample that the peer has measured, whose pings serve both ends."""
         self._add(min(MAX_RTT_S, rtt_s))
 
-    def pop_sample(self) -> float | None:
-        """Return the last sample of this end if it was not returned before: the next ping reports it to the peer."""
+    def pop_sample(self, now: float) -> float | None:
+        """Return the last sample of this end if it is recent and was not returned before: the next ping reports it to the peer."""
         sample_s, self._unreported_s = self._unreported_s, None
-        return sample_s
+        return sample_s if now - self._unreported_at <= MAX_REPORT_AGE_KEEPALIVES * self.keepalive_s else None
 
     @property
     def is_settled(self) -> bool:
         """Whether the last sample agrees with `path_rtt_s`. If not, the path may have changed: measure sooner."""
-        if self.path_rtt_s is None:
-            return False
-        change_s = abs(self._samples[-1] - self.path_rtt_s)
-        return change_s <= UNSETTLED_CHANGE_S or change_s <= UNSETTLED_CHANGE * self.path_rtt_s
+        return self.path_rtt_s is not None and not self._unexplained and self._agrees(self._samples[-1])
 
     def is_silent(self, now: float) -> bool:
         """Return whether nothing has arrived for so long that a ping of the peer must be missing."""
         return now - self.last_received_at >= SILENT_AFTER_KEEPALIVES * self.keepalive_s
 
     def is_dead(self, now: float) -> bool:
-        """Return whether nothing arrived for `dead_after_missed` keepalives and a round trip. Call this at least every two keepalives.
+        """Return whether nothing arrived for `dead_after_missed` keepalives and a round trip.
 
-        If this is called much too late, then this process itself did not run (a blocked event loop). The silence is
-        then no sign of a lost peer, and its timeout starts again.
+        Call this at least every two keepalives while nothing arrives.
+
+        If nothing was received and this was not called for two keepalives, then this process itself did not run (a blocked
+        event loop). The silence is then no sign of a lost peer, and its timeout starts again.
         """
         if self._checked_at is not None and now - self._checked_at > 2 * self.keepalive_s:
             self.last_received_at = max(self.last_received_at, now)
@@ -162,6 +187,15 @@ class LinkQuality:
         self.is_suspect = True
         return True
 
+    def _agrees(self, sample_s: float) -> bool:
+        assert self.path_rtt_s is not None
+        change_s = abs(sample_s - self.path_rtt_s)
+        return change_s <= UNSETTLED_CHANGE_S or change_s <= UNSETTLED_CHANGE * self.path_rtt_s
+
+    def _sampled(self, sample_s: float, now: float) -> None:
+        self._unreported_s, self._unreported_at = sample_s, now
+        self._add(sample_s)
+
     def _likely(self, sample_s: float, lag_s: float) -> float:
         if self.path_rtt_s is None:
             return sample_s
@@ -179,5 +213,6 @@ class LinkQuality:
             # The additional delay was taken for a queue until now. It is the path itself.
             self.queue_delay_s = max(0.0, self.queue_delay_s - max(0.0, path_rtt_s - self.path_rtt_s))
         self.path_rtt_s = path_rtt_s
-        above_s = statistics.median(list(self._samples)[-QUEUE_SAMPLES:]) - path_rtt_s
+        latest = sorted(list(self._samples)[-QUEUE_SAMPLES:])
+        above_s = latest[(len(latest) - 1) // 2] - path_rtt_s
         self.queue_delay_s += ALPHA * (max(0.0, above_s) - self.queue_delay_s)

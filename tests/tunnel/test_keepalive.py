@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -28,6 +29,8 @@ from micro_core.lifecycle.beat import next_beat
 from micro_core.lifecycle.environment import Environment
 from micro_core.lifecycle.loop_lag import TICK_S
 from micro_core.tunnel.identity import NodeIdentity
+from micro_core.tunnel.keepalive import Keepalive
+from micro_core.tunnel.transport_reports import TransportReports
 from micro_core.tunnel.tunnel import TunnelHost
 
 LOG = logging.getLogger("test")
@@ -109,7 +112,92 @@ def test_both_ends_know_the_round_trip_one_round_trip_after_the_handshake() -> N
     simulate(test)
 
 
-def test_calm_link_carries_one_ping_and_one_answer_per_interval() -> None:
+def calls_of(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[float]:
+    """Return the list to which each call of a method adds the time."""
+    original, calls = getattr(owner, name), []
+
+    def method(self: Any, *arguments: Any) -> Any:
+        calls.append(asyncio.get_running_loop().time())
+        return original(self, *arguments)
+
+    monkeypatch.setattr(owner, name, method)
+    return calls
+
+
+def test_ends_of_a_calm_link_take_turns_and_send_nothing_but_pings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This bounds what a calm node costs: per link and second one ping, its acknowledgement, and one timer."""
+    wakes = calls_of(monkeypatch, Keepalive, "_wake")
+    acknowledgements = calls_of(monkeypatch, Keepalive, "ping_acknowledged")
+
+    async def test(net: Net) -> None:
+        a, b = await net.connect()
+        before = [(link.bytes_in, link.bytes_out) for end in (a, b) for link in end.host.links()]
+        wakes.clear()
+        acknowledgements.clear()
+        await asyncio.sleep(100.0)
+        after = [(link.bytes_in, link.bytes_out) for end in (a, b) for link in end.host.links()]
+        frame_bytes = 8 + 12
+        for (in_before, out_before), (in_after, out_after) in zip(before, after, strict=True):
+            assert (in_after - in_before) / frame_bytes == pytest.approx(50, abs=3)
+            assert (out_after - out_before) / frame_bytes == pytest.approx(50, abs=3)
+        assert len(acknowledgements) == pytest.approx(100, abs=6)
+        assert len(wakes) <= 110
+        for end in (a, b):
+            assert path_rtt_s(end) == pytest.approx(0.040, abs=0.001)
+
+    simulate(test)
+
+
+@pytest.mark.parametrize("delay_s", [0.0005, 0.020, 0.075, 0.150, 0.400])
+def test_turns_last_an_interval_whatever_the_path(monkeypatch: pytest.MonkeyPatch, delay_s: float) -> None:
+    pings = calls_of(monkeypatch, Keepalive, "_ping")
+
+    async def test(net: Net) -> None:
+        net.links.default_conditions = Conditions(delay_s=delay_s)
+        await net.connect()
+        await asyncio.sleep(10.0)
+        pings.clear()
+        await asyncio.sleep(100.0)
+        pauses = [after - before for before, after in itertools.pairwise(pings)]
+        assert len(pings) == pytest.approx(100, abs=8)
+        assert max(pauses) <= 1.3
+        assert min(pauses) >= 0.7
+
+    simulate(test)
+
+
+@pytest.mark.parametrize("older", ["a", "b"])
+def test_end_without_acknowledgements_gets_answers(monkeypatch: pytest.MonkeyPatch, older: str) -> None:
+    """As an older node, which neither sets nor knows the bits of a token."""
+    original = TransportReports.__init__
+
+    def without(self: TransportReports, link: Any) -> None:
+        original(self, link)
+        if link.source == older:
+            self._acknowledgements = None
+
+    monkeypatch.setattr(TransportReports, "__init__", without)
+
+    async def test(net: Net) -> None:
+        a, b = await net.connect()
+        for _ in range(3):
+            await asyncio.sleep(30.0)
+            for end in (a, b):
+                assert path_rtt_s(end) == pytest.approx(0.040, abs=0.001)
+                assert end.times(LinkSuspect) == end.times(LinkDown) == []
+        net.links.set("a", "b", Conditions(delay_s=0.200))
+        await asyncio.sleep(6.0)
+        for end in (a, b):
+            assert path_rtt_s(end) == pytest.approx(0.400, abs=0.001)
+
+    simulate(test)
+
+
+def test_without_acknowledgements_a_calm_link_carries_one_ping_and_one_answer_per_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(LabLink, "watch_acknowledgement")
+
     async def test(net: Net) -> None:
         a, b = await net.connect()
         before = [(link.bytes_in, link.bytes_out) for end in (a, b) for link in end.host.links()]
@@ -141,7 +229,7 @@ def test_pings_of_all_links_are_sent_at_the_beats_of_the_node_and_cause_no_furth
 
             link.send_ping = send  # type: ignore[method-assign]
         await asyncio.sleep(50.0)
-        assert len(sent) == pytest.approx(150, abs=3)
+        assert len(sent) == pytest.approx(75, abs=4)
         beats = [(moment - next_beat(0.0, TICK_S, "a")) / TICK_S for moment in sent]
         assert [beat for beat in beats if abs(beat - round(beat)) > 1e-3] == []
         for end in others:

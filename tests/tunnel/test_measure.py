@@ -146,7 +146,7 @@ def test_samples_of_the_peer_count_and_are_bounded() -> None:
     for _ in range(PATH_SAMPLES):
         quality.peer_measured(0.080)
     assert quality.path_rtt_s == pytest.approx(0.080)
-    assert quality.pop_sample() is None, "they are not reported back"
+    assert quality.pop_sample(0.0) is None, "they are not reported back"
     for _ in range(PATH_SAMPLES):
         quality.peer_measured(1e9)
     assert quality.path_rtt_s == MAX_RTT_S
@@ -155,8 +155,44 @@ def test_samples_of_the_peer_count_and_are_bounded() -> None:
 def test_each_sample_is_reported_once() -> None:
     quality = LinkQuality()
     ping(quality, 1, 1.0, 0.050)
-    assert quality.pop_sample() == pytest.approx(0.050)
-    assert quality.pop_sample() is None
+    assert quality.pop_sample(1.1) == pytest.approx(0.050)
+    assert quality.pop_sample(1.1) is None
+
+
+def test_sample_is_not_reported_when_the_peer_has_a_later_one() -> None:
+    quality = LinkQuality(keepalive_s=1.0)
+    ping(quality, 1, 1.0, 0.050)
+    assert quality.pop_sample(3.0) is None
+
+
+def acknowledged(quality: LinkQuality, token: int, at: float, rtt_s: float) -> None:
+    quality.ping_sent(token, at)
+    assert quality.ping_acknowledged(token, rtt_s, at + rtt_s)
+
+
+def test_acknowledgement_measures_what_agrees_with_the_last_round_trips() -> None:
+    quality = LinkQuality()
+    ping(quality, 1, 1.0, 0.050)
+    acknowledged(quality, 2, 2.0, 0.051)
+    assert quality.is_settled
+    assert quality.pop_sample(2.1) == pytest.approx(0.051)
+    acknowledged(quality, 3, 3.0, 0.020)
+    assert quality.path_rtt_s == pytest.approx(0.020), "no load makes it early"
+    assert not quality.ping_acknowledged(3, 0.020, 3.1), "counted already"
+
+
+def test_late_acknowledgement_counts_only_as_far_as_the_next_answer_cannot_explain_it() -> None:
+    for lag_s, expected_s in ((0.0, 0.400), (0.100, 0.300), (0.500, 0.050)):
+        quality = LinkQuality()
+        for number in range(PATH_SAMPLES):
+            ping(quality, number, float(number), 0.050)
+        acknowledged(quality, 10, 10.0, 0.400)
+        assert quality.path_rtt_s == pytest.approx(0.050)
+        assert not quality.is_settled, "the next ping asks for an answer"
+        for number in range(11, 11 + PATH_SAMPLES - 1):
+            quality.ping_sent(number, float(number))
+            assert quality.pong_received(number, number + 0.400, lag_s=lag_s)
+        assert quality.path_rtt_s == pytest.approx(expected_s), "the late acknowledgement is one of the samples"
 
 
 def test_link_is_suspect_when_a_ping_is_unanswered_for_one_and_a_quarter_keepalives() -> None:

@@ -61,7 +61,32 @@ MUTANTS = (
         "pass",
     ),
     Mutant("samples of the peer are bounded", "measure.py", "min(MAX_RTT_S, rtt_s)", "rtt_s"),
-    Mutant("one end of a calm link pings", "keepalive.py", "(self._is_pinger or quality.is_silent(now))", "True"),
+    Mutant(
+        "the ends of a calm link take turns", "keepalive.py", "(self._is_turn(now) or quality.is_silent(now))", "True"
+    ),
+    Mutant("one end pings without acknowledgements", "keepalive.py", "return self._dialed", "return True"),
+    Mutant(
+        "pings that have crossed do not shift the turns",
+        "keepalive.py",
+        "if now - self._pinged_at < half_s + self._interval_s / 2 and not self._dialed:",
+        "if False:",
+    ),
+    Mutant(
+        "an end does not wait for its turn to confirm a change", "keepalive.py", " or not self.quality.is_settled", ""
+    ),
+    Mutant("an acknowledgement answers a ping", "keepalive.py", "return not token & ACKNOWLEDGED", "return True"),
+    Mutant(
+        "a late acknowledgement does not count before the lag of the peer is known",
+        "measure.py",
+        "if self.path_rtt_s is None or (sample_s > self.path_rtt_s and not self._agrees(sample_s)):",
+        "if False:",
+    ),
+    Mutant(
+        "an old sample is not reported",
+        "measure.py",
+        "sample_s if now - self._unreported_at <= MAX_REPORT_AGE_KEEPALIVES * self.keepalive_s else None",
+        "sample_s",
+    ),
     Mutant(
         "the outcome of a dial is reported once",
         "reconnector.py",

@@ -198,6 +198,53 @@ async def test_question_and_answer_on_a_quiet_link_take_three_datagrams_and_few_
     assert statistics.median(numbers) == 3, numbers
 
 
+async def test_ping_on_a_quiet_link_takes_two_datagrams(ends: Ends) -> None:
+    datagrams: list[bytes] = []
+    reports: list[float] = []
+
+    def count(data: bytes) -> bool:
+        datagrams.append(data)
+        return False
+
+    near: Any = ends.near.link
+    await asyncio.sleep(0.5)
+    ends.relay.drops = count
+    numbers = []
+    for number in range(1, 8):
+        datagrams.clear()
+        near.watch_acknowledgement(reports.append)
+        near.write(0, bytes(20))
+        await until(lambda: len(reports) == number)  # noqa: B023 - called in this iteration
+        await asyncio.sleep(0.3)
+        numbers.append(len(datagrams))
+    assert ends.far.counts[0] == 7 * 20
+    assert statistics.median(numbers) == 2, numbers
+    assert len(reports) == 7, "each once"
+    assert statistics.median(reports) < 0.1
+
+
+async def test_acknowledgement_of_earlier_data_is_not_reported(ends: Ends) -> None:
+    near: Any = ends.near.link
+    await asyncio.sleep(0.5)
+    held: list[Callable[[], None]] = []
+    forward = ends.relay.datagram_received
+
+    def hold(data: bytes, address: Any) -> None:
+        held.append(lambda: forward(data, address))
+
+    reports: list[float] = []
+    ends.relay.datagram_received = hold  # type: ignore[method-assign]
+    near.write(0, bytes(20))
+    await until(lambda: len(held) == 1)
+    near.watch_acknowledgement(reports.append)
+    ends.relay.datagram_received = forward  # type: ignore[method-assign]
+    held[0]()
+    await until(lambda: not near.quic.has_unacknowledged())
+    assert reports == []
+    near.write(0, bytes(20))
+    await until(lambda: len(reports) == 1)
+
+
 async def test_connection_without_anything_to_send_is_recognised(ends: Ends) -> None:
     ends.relay.drops = random_drops(0.05)
     wrong, checks = [], [0, 0]

@@ -5,6 +5,8 @@ Only this file uses private attributes of aioquic. Tests check the behaviour of 
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from aioquic import tls
@@ -23,6 +25,9 @@ from micro_quic_tunnel.silence import SilenceDetector
 
 MAX_EXPIRED = 64
 """Packets whose probe timeout has expired, and which may still turn out to have arrived."""
+
+MAX_WATCHES = 16
+"""Packets whose acknowledgement is watched at a time. Older ones are forgotten."""
 
 QUIET_S = 0.05
 """A link is quiet if it has not sent an acknowledgement for this time, in seconds. The next one is then not delayed: nothing that
@@ -58,6 +63,11 @@ class LaneConnection(QuicConnection):
         self._black_hole = BlackHoleDetector(SMALLEST_MAX_DATAGRAM_SIZE)
         self._large_bytes = configuration.max_datagram_size
         self._expired: dict[int, None] = {}
+        self._watches: deque[tuple[float, Callable[[float], None]]] = deque(maxlen=MAX_WATCHES)
+        """Functions that wait for the acknowledgement of a packet that is sent at a time or later."""
+        self._acknowledged_sent_at = 0.0
+        """When the last packet was sent of those that were acknowledged."""
+        self._acknowledged: list[tuple[Callable[[float], None], float]] = []
         self._now = 0.0
         self._acknowledged_at = 0.0
         control = self._loss._cc
@@ -102,6 +112,15 @@ class LaneConnection(QuicConnection):
     def lost_share(self) -> float | None:
         """Return the share of packets sent by this end that were lost, or None before the first one was acknowledged."""
         return self._loss_meter.share() if self._has_judged else None
+
+    def watch_acknowledgement(self, report: Callable[[float], None], now: float) -> None:
+        """Let `pop_acknowledged` return `report` once a packet with data that is sent from now on was acknowledged."""
+        self._watches.append((now, report))
+
+    def pop_acknowledged(self) -> list[tuple[Callable[[float], None], float]]:
+        """Return the functions whose packet was acknowledged since the last call, each with its round trip in seconds."""
+        acknowledged, self._acknowledged = self._acknowledged, []
+        return acknowledged
 
     def silence_due_at(self) -> float | None:
         """Return when the peer becomes silent unless a packet arrives, or None. See `SilenceDetector`."""
@@ -178,6 +197,7 @@ class LaneConnection(QuicConnection):
     def packet_acknowledged(self, packet: QuicSentPacket, now: float) -> None:
         """Account for a packet that arrived."""
         if packet.epoch is tls.Epoch.ONE_RTT:
+            self._acknowledged_sent_at = max(self._acknowledged_sent_at, packet.sent_time or 0.0)
             self._has_judged = True
             self._loss_meter.acknowledged(now)
             self._black_hole.acknowledged(packet.packet_number, packet.sent_bytes)
@@ -213,7 +233,17 @@ class LaneConnection(QuicConnection):
                 del self._expired[number]
                 self._loss_meter.arrived_after_all()
         self._process_ack(ack_rangeset=ack_rangeset, now=now, space=space, **others)
+        if self._watches and self._watches[0][0] <= self._acknowledged_sent_at:
+            self._report_acknowledged(now, others["ack_delay"])
         self._adapt_datagram_bytes()
+
+    def _report_acknowledged(self, now: float, ack_delay_s: float) -> None:
+        rtt_s = now - self._acknowledged_sent_at
+        if rtt_s - ack_delay_s >= self._loss._rtt_min:
+            # As in RFC 9002 section 5.3: a delay that would make the path faster than it is was not one.
+            rtt_s -= ack_delay_s
+        while self._watches and self._watches[0][0] <= self._acknowledged_sent_at:
+            self._acknowledged.append((self._watches.popleft()[1], rtt_s))
 
     def _adapt_datagram_bytes(self) -> None:
         if self._large_bytes == SMALLEST_MAX_DATAGRAM_SIZE or not self._handshake_confirmed:

@@ -16,6 +16,7 @@ from aioquic.quic import events
 from micro_core.contract import Closed, Counters, Ended, LinkLost, LinkReceiver, MicroError
 from micro_quic_tunnel.connection import LaneConnection
 from micro_quic_tunnel.datagrams import socket_address
+from micro_quic_tunnel.link_timer import LinkTimer
 
 LANES = 4
 
@@ -32,11 +33,6 @@ MAX_EARLY_BYTES = 1024 * 1024
 MAX_REASSEMBLY_BYTES = 16 * 1024 * 1024
 """Maximum size of a reassembly buffer: twice the initial window. Only a peer that enlarges the window and leaves a gap
 open exceeds it."""
-
-MIN_POSTPONEMENT_S = 1.0
-POSTPONE_INTERVAL_S = 0.05
-"""A timer is replaced by one that is at least the former later, at most once in the latter. A needless wake-up of an idle
-process costs more than setting ten timers."""
 
 CLOSE_TIMEOUT_S = 1.0
 MAX_REASON_CHARS = 200
@@ -91,9 +87,7 @@ class QuicLink:
         self._is_scheduled = False
         self._has_unsent = False
         self._has_processed = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._wake_at: float | None = None
-        self._postponed_at = 0.0
+        self._timer = LinkTimer(self._timed_out)
         self._acknowledged: asyncio.Event | None = None
         self._report_silence: Callable[[bool], None] | None = None
         self._was_silent = False
@@ -141,6 +135,10 @@ class QuicLink:
         """Call `report(True)` when nothing is acknowledged any more, and `report(False)` with the next packet of the peer."""
         self._report_silence = report
 
+    def watch_acknowledgement(self, report: Callable[[float], None]) -> None:
+        """Call `report(rtt_s)` once, when a packet with data that is sent from now on has been acknowledged."""
+        self.quic.watch_acknowledgement(report, self._loop.time())
+
     async def close(self) -> None:
         """Wait up to one second for acknowledgements of all data, then close the connection. Safe to call twice."""
         if self.ended.done():
@@ -180,12 +178,14 @@ class QuicLink:
             # If this end closes the connection, the closing packet still has to be sent.
             self._send_datagrams()
             self.end(self._error_of(termination))
+        for report, rtt_s in self.quic.pop_acknowledged():
+            report(rtt_s)
         if self.ended.done():
             return
         self._check_streams()
         if not has_events and self._is_idle() and self.quic.has_nothing_to_send(self._loop.time()):
             # Usually an acknowledgement.
-            self._set_timer(self._next_timer())
+            self._timer.set(self._next_timer())
             return
         self._has_processed = True
         self._schedule()
@@ -203,7 +203,7 @@ class QuicLink:
         if self.ended.done():
             return
         self.ended.set_result(error)
-        self._set_timer(None)
+        self._timer.set(None)
         if self._acknowledged is not None:
             self._acknowledged.set()
         self.on_end(self)
@@ -311,7 +311,7 @@ class QuicLink:
             self._send_datagrams()
         elif self._has_processed:
             self._has_processed = False
-            self._set_timer(None if self.ended.done() else self._next_timer())
+            self._timer.set(None if self.ended.done() else self._next_timer())
         if True in self._is_above:
             self._report_writable()
         if self._acknowledged is not None and not self.quic.has_unacknowledged():
@@ -329,7 +329,7 @@ class QuicLink:
         if self.quic.has_fallen_back and not self._has_reported_fallback:
             self._has_reported_fallback = True
             self.on_fallback(self)
-        self._set_timer(None if self.ended.done() else self._next_timer())
+        self._timer.set(None if self.ended.done() else self._next_timer())
 
     def _report_writable(self) -> None:
         for lane in range(LANES):
@@ -355,41 +355,14 @@ class QuicLink:
 
     # ------------------------------------------------------------------ timer
 
-    def _set_timer(self, when: float | None) -> None:
-        """Set the time of the next wake-up. An existing timer that fires earlier is usually kept and then set again.
-
-        The time changes with every packet, so this avoids creating a timer per packet. A timer that would wake up an idle
-        process for nothing is replaced, unless one was replaced a moment ago.
-        """
-        self._wake_at = when
-        timer = self._timer
-        if timer is not None and (when is None or when < timer.when() or self._is_worth_postponing(timer, when)):
-            timer.cancel()
-            timer = self._timer = None
-        if timer is None and when is not None:
-            self._timer = self._loop.call_at(when, self._timed_out)
-
-    def _is_worth_postponing(self, timer: asyncio.TimerHandle, when: float) -> bool:
-        if when - timer.when() < MIN_POSTPONEMENT_S:
-            return False
-        now = self._loop.time()
-        if now - self._postponed_at < POSTPONE_INTERVAL_S:
-            return False
-        self._postponed_at = now
-        return True
-
     def _next_timer(self) -> float | None:
         when, silence_at = self.quic.get_timer(), self.quic.silence_due_at()
         return when if silence_at is None or (when is not None and when < silence_at) else silence_at
 
     def _timed_out(self) -> None:
-        self._timer = None
+        if self.ended.done():
+            return
         now = self._loop.time()
-        if self._wake_at is None or self.ended.done():
-            return
-        if now < self._wake_at:
-            self._set_timer(self._wake_at)
-            return
         silence_at = self.quic.silence_due_at()
         if silence_at is not None and now >= silence_at:
             # Packets that arrived meanwhile were processed before: the event loop runs readers before timers.

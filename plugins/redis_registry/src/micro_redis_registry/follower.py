@@ -23,8 +23,8 @@ from micro_redis_registry.records import RecordReader
 from micro_redis_registry.server import Server
 from micro_redis_registry.task_cancellation import cancel_tasks
 
-HOLD_S = 2.5
-"""Seconds for which a record lost by the server is held. Its owner polls every second (`lease_monitor.py`), reconnects
+HOLD_S = 3.5
+"""Seconds for which a record lost by the server is held. Its owner polls every two seconds (`lease_monitor.py`), reconnects
 within another second, and needs a moment to restore the record."""
 
 MAX_FEED_LAG_S = 2.0
@@ -163,6 +163,8 @@ class Follower:
             if error is None:
                 continue  # time for an audit
             self._fail(error)
+            # The server may have restarted without its data: check our own records now.
+            self._due_in(0.0)
             await asyncio.sleep(backoff.next_s())
 
     def _fail(self, error: BaseException) -> None:
