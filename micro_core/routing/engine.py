@@ -11,7 +11,7 @@
 - Every route has a lease, which digests of its neighbour renew. After a mismatch, the engine requests the full table. When a
   link closes, its routes are removed.
 - First routes and withdrawals are sent at once, changes of metrics on a slow clock per neighbour (advertiser.py).
-- Flaps of services of this site are damped here, at the origin (damping.py), and links that flap, too (link_damping.py).
+- Flaps of services of this site are damped here, at the origin (damping.py), and links that were lost, too (link_damping.py).
 
 docs/routing.md describes the protocol.
 """
@@ -54,6 +54,7 @@ from micro_core.routing.events import (
 from micro_core.routing.explain import RouteCandidate, candidates_of, compare
 from micro_core.routing.history import History
 from micro_core.routing.link_damping import LinkDamper
+from micro_core.routing.lookup import DEFAULT_SITE
 from micro_core.routing.metric import SteadyCost, add
 from micro_core.routing.neighbour import NEVER, Neighbour
 from micro_core.routing.options import EngineOptions
@@ -85,6 +86,7 @@ class Engine:
         options: EngineOptions | None = None,
     ) -> None:
         self.router = router
+        self._site = site
         self._random = random
         self._options = options = options or EngineOptions()
         self.damper = Damper(options.damping, options.interest_damping)
@@ -204,9 +206,7 @@ class Engine:
         for service in self.damper.advance(now):
             self._history.record(now, service, "suppression ended")
             self._origin.reuse(service, now)
-        for peer in self.link_damper.advance(now):
-            if peer in self._neighbours:
-                self._cost_changed(self._neighbours[peer], now, effects)
+        self._damping_changed(self.link_damper.advance(now), now, effects)
         for origin in self._requester.due(now):
             entry = self._rib.entries.get(origin)
             if entry is None:
@@ -338,7 +338,8 @@ class Engine:
         policy = policy_for(self._options.policies, name, site)
         neighbour = Neighbour(peer, SteadyCost(cost_us + policy.cost_us), self._advert_number, policy)
         self._neighbours[peer] = neighbour
-        self.link_damper.link_up(peer, now)
+        has_line = site not in {"", DEFAULT_SITE, self._site}
+        self.link_damper.link_up(peer, now, site=site if has_line else "")
         self._rib.costs[peer] = add(neighbour.cost.cost_us, self.link_damper.penalty_us(peer, now))
         neighbour.expires_at = now + self._options.lease_s
         neighbour.full_at = now
@@ -354,6 +355,11 @@ class Engine:
         for entry in self._rib.entries_via(peer):
             self._receiver.candidate_changed(entry, peer, now, effects)
 
+    def _damping_changed(self, peers: Iterable[str], now: float, effects: list[Effect]) -> None:
+        for peer in peers:
+            if peer in self._neighbours:
+                self._cost_changed(self._neighbours[peer], now, effects)
+
     def _neighbour_suspect(self, event: NeighbourSuspect, now: float, effects: list[Effect]) -> None:
         neighbour = self._neighbours.get(event.peer)
         if neighbour is None:
@@ -364,6 +370,9 @@ class Engine:
         if neighbour.is_suspect is event.is_suspect:
             return
         neighbour.is_suspect = event.is_suspect
+        if not event.is_closing:
+            stalled = self.link_damper.link_suspect(event.peer, now, is_suspect=event.is_suspect)
+            self._damping_changed(stalled, now, effects)
         if event.is_suspect:
             for entry in self._rib.entries_via(event.peer):
                 effects += self._requester.endangered(entry, now)
@@ -372,7 +381,7 @@ class Engine:
         neighbour = self._neighbours.get(peer)
         if neighbour is None:
             return
-        self.link_damper.link_lost(peer, now, is_graceful=is_graceful)
+        others = self.link_damper.link_lost(peer, now, is_graceful=is_graceful)
         self._advert_number = max(self._advert_number, neighbour.number)
         for entry in self._rib.entries_via(peer):
             self._receiver.remove_candidate(entry, neighbour, "link closed", now, effects)
@@ -380,6 +389,7 @@ class Engine:
             entry.adjacencies.pop(peer, None)
         del self._neighbours[peer]
         del self._rib.costs[peer]
+        self._damping_changed(others, now, effects)
 
     def _seqno_requested(self, neighbour: Neighbour, request: SeqnoRequest, now: float, effects: list[Effect]) -> None:
         origin = request.origin

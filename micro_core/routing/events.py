@@ -159,7 +159,7 @@ class NeighbourSuspect:
 class NeighbourDown:
     """The link to a neighbour was closed or lost. All routes through it are removed.
 
-    `is_graceful` is True if it was closed on purpose. Other losses damp a link that flaps (link_damping.py).
+    `is_graceful` is True if it was closed on purpose. Other losses damp the link (link_damping.py).
     """
 
     peer: str

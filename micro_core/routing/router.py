@@ -295,7 +295,7 @@ class Router:
     def neighbour_down(self, peer: str, *, is_graceful: bool = False) -> None:
         """Remove all routes through a neighbour: the link to it is closed.
 
-        `is_graceful` is True if it was closed on purpose. Other losses damp a link that flaps.
+        `is_graceful` is True if it was closed on purpose. Other losses damp the link.
         """
         self._apply(self._stale.link_down(peer))
         self._handle(NeighbourDown(peer, is_graceful))

@@ -33,8 +33,8 @@ MUTANTS = (
     Mutant(
         "a damped link is used again",
         "engine.py",
-        "            if peer in self._neighbours:\n                self._cost_changed(self._neighbours[peer], now, effects)\n        for origin",
-        "            pass\n        for origin",
+        "self._damping_changed(self.link_damper.advance(now), now, effects)",
+        "self.link_damper.advance(now)",
     ),
     Mutant(
         "the penalty has a ceiling",
@@ -57,13 +57,90 @@ MUTANTS = (
         'self._history.record(now, service, "suppression ended")',
     ),
     Mutant(
-        "a first loss of a link holds nothing", "link_damping.py", "if penalty < self.hold_above:", "if penalty < 0:"
+        "a first loss of a link holds it",
+        "link_damping.py",
+        "return min(hold_s, self.max_hold_s)",
+        "return min(hold_s, self.max_hold_s) if penalty > self.loss else 0.0",
     ),
     Mutant(
         "each further loss holds a link for twice as long",
         "link_damping.py",
-        "2.0 ** ((penalty - self.hold_above) / self.loss)",
+        "2.0 ** (penalty / self.loss - 1.0)",
         "1.0",
+    ),
+    Mutant("a stall is a loss", "link_damping.py", "or now - since < self.policy.stall_s", "or since"),
+    Mutant("a short silence is not a stall", "link_damping.py", "or now - since < self.policy.stall_s", ""),
+    Mutant(
+        "a stall counts less than a loss",
+        "link_damping.py",
+        "self._peers.lost(peer, now, self.policy.stall)",
+        "self._peers.lost(peer, now, self.policy.loss)",
+    ),
+    Mutant(
+        "a given up link has not stalled",
+        "engine.py",
+        "        if not event.is_closing:\n            stalled",
+        "        if True:\n            stalled",
+    ),
+    Mutant(
+        "a stall changes the cost of the link",
+        "engine.py",
+        "self._damping_changed(stalled, now, effects)",
+        "pass",
+    ),
+    Mutant(
+        "a line that failed damps links to other nodes of the site",
+        "link_damping.py",
+        "or self._sites.is_damped(self._site(peer), now)",
+        "",
+    ),
+    Mutant(
+        "the loss of a node does not count for the line",
+        "link_damping.py",
+        "if not site or any(self._links[one].suspect_since is None for one in siblings):",
+        "if not site:",
+    ),
+    Mutant(
+        "suspect links do not show that the line works",
+        "link_damping.py",
+        "if not site or any(self._links[one].suspect_since is None for one in siblings):",
+        "if not site or siblings:",
+    ),
+    Mutant(
+        "links that are lost together count once for the line",
+        "link_damping.py",
+        "if history is None or now - history.at > SAME_FAULT_S:",
+        "if True:",
+    ),
+    Mutant(
+        "the hold of a line begins when it carries a link again",
+        "link_damping.py",
+        "        elif not siblings:\n            history.up_at = None\n",
+        "",
+    ),
+    Mutant(
+        "the links of the own site share no line",
+        "engine.py",
+        'has_line = site not in {"", DEFAULT_SITE, self._site}',
+        'has_line = site not in {"", DEFAULT_SITE}',
+    ),
+    Mutant(
+        "the links to unnamed sites share no line",
+        "engine.py",
+        'has_line = site not in {"", DEFAULT_SITE, self._site}',
+        "has_line = site != self._site",
+    ),
+    Mutant(
+        "a line that failed changes the cost of its other links",
+        "engine.py",
+        "self._damping_changed(others, now, effects)",
+        "pass",
+    ),
+    Mutant(
+        "all links of a line are used again when its hold ends",
+        "link_damping.py",
+        'released |= dict.fromkeys(self._siblings("", site))',
+        "pass",
     ),
     Mutant("the hold of a link is bounded", "link_damping.py", "return min(hold_s, self.max_hold_s)", "return hold_s"),
     Mutant("a graceful close is not a loss", "link_damping.py", "        if is_graceful:\n", "        if False:\n"),
@@ -76,8 +153,8 @@ MUTANTS = (
     Mutant(
         "the penalty of a link has a ceiling",
         "link_damping.py",
-        "min(self.policy.ceiling, self._decayed(history, now) + self.policy.loss)",
-        "self._decayed(history, now) + self.policy.loss",
+        "min(policy.ceiling, self.decayed(history, now) + penalty)",
+        "self.decayed(history, now) + penalty",
     ),
     Mutant(
         "the penalty of a link decays",
@@ -88,19 +165,19 @@ MUTANTS = (
     Mutant(
         "a hold is not shortened by a later loss",
         "link_damping.py",
-        "max(history.hold_s, self.policy.hold_s(history.penalty))",
-        "self.policy.hold_s(history.penalty)",
+        "max(history.hold_s, policy.hold_after(history.penalty))",
+        "policy.hold_after(history.penalty)",
     ),
     Mutant(
         "a hold begins again when the link was lost meanwhile",
         "link_damping.py",
-        "        history.up_at = None\n\n    def link_up",
-        "\n    def link_up",
+        "        history.up_at = None\n\n    def closed",
+        "\n    def closed",
     ),
     Mutant(
         "the histories of links are bounded",
         "link_damping.py",
-        "if len(self._histories) < self.policy.max_peers:",
+        "if len(self) < self.policy.max_peers:",
         "if True:",
     ),
     Mutant(
@@ -122,7 +199,11 @@ AREA = Area(
     folder="micro_core/routing",
     tests=(
         ("tests/routing/test_damping.py", "tests/routing/test_link_damping.py"),
-        ("tests/routing/test_engine_offers.py", "tests/routing/test_engine_site.py"),
+        (
+            "tests/routing/test_engine_lines.py",
+            "tests/routing/test_engine_offers.py",
+            "tests/routing/test_engine_site.py",
+        ),
         ("tests/routing",),
     ),
     mutants=MUTANTS,
