@@ -71,10 +71,9 @@ class Advertiser:
             self._schedule_first(entry, selected, now)
         elif entry.differs_from_export(self._rib.costs):
             self.schedule_slow(entry.origin, now)
-        elif entry.has_newer_seqno():
-            self._schedule_seqno(entry, now)
-        else:
+        elif not entry.has_newer_seqno():
             return
+        # A newer sequence number alone is sent only to those that have requested it.
         for peer in self._requester.answered(entry):
             if peer in self._neighbours:
                 self._neighbours[peer].schedule(entry.origin, now)
@@ -87,7 +86,11 @@ class Advertiser:
         if merged.is_only_load:
             self.schedule_slow(entry.origin, now)
         else:
-            self.schedule(entry.origin, now if merged.removed else now + self._relay_s())
+            when = now if merged.removed else now + self._relay_s()
+            for peer, neighbour in self._neighbours.items():
+                adjacency = entry.adjacencies.get(peer)
+                if adjacency is None or neighbour.has_partial_view or not _has_own_list(entry, adjacency):
+                    neighbour.schedule(entry.origin, when)
         self._best_changed([*merged.removed, *(offer.service for offer in merged.changed)], now)
 
     def view_changed(self, entry: RibEntry, now: float) -> None:
@@ -100,9 +103,14 @@ class Advertiser:
         self._best_changed(services, now)
 
     def neighbour_lost_route(self, entry: RibEntry, neighbour: Neighbour, now: float) -> None:
-        """Schedule the route to an origin for a neighbour that has none any more, unless it was advertised."""
+        """Schedule the route to an origin and its offers for a neighbour that has no route any more, unless it has them."""
         adjacency = entry.adjacencies.get(neighbour.peer)
-        if entry.selected and (adjacency is None or adjacency.exported is None):
+        if entry.selected and (
+            adjacency is None
+            or adjacency.exported is None
+            or adjacency.advertised_list is not entry.offers
+            or (entry.offers is not None and adjacency.advertised_version != entry.offers.version)
+        ):
             neighbour.schedule(entry.origin, now + self._relay_s())
 
     def schedule(self, origin: str, when: float) -> None:
@@ -129,18 +137,6 @@ class Advertiser:
         for peer, adjacency in entry.adjacencies.items():
             if adjacency.exported is not None and peer in self._neighbours:
                 self._neighbours[peer].schedule(entry.origin, when)
-
-    def _schedule_seqno(self, entry: RibEntry, now: float) -> None:
-        for peer, adjacency in entry.adjacencies.items():
-            if adjacency.exported is not None and peer in self._neighbours:
-                self._neighbours[peer].newer_seqnos[entry.origin] = None
-        self.advertise_seqnos(now)
-
-    def advertise_seqnos(self, now: float) -> None:
-        """Schedule newer sequence numbers that no neighbour has requested, as many as the limit of each neighbour permits."""
-        for neighbour in self._neighbours.values():
-            for origin in neighbour.take_newer_seqnos(now):
-                self._schedule_slow(neighbour, origin, now)
 
     def _schedule_slow(self, neighbour: Neighbour, origin: str, now: float) -> None:
         if neighbour.slow_at < now + 1e9:
@@ -278,7 +274,9 @@ class Advertiser:
         )
         version = offers.version
         if is_visible is None:
-            if not is_whole and (adjacency.advertised_version == version or _has_sent(entry, adjacency)):
+            if not is_whole and adjacency.advertised_version == version:
+                return
+            if _has_own_list(entry, adjacency) or adjacency.list_checksum == offers.checksum(entry.origin, version):
                 return
             changes = offers.changes_since(entry.origin, 0 if is_whole else adjacency.advertised_version)
             self._sent_lists.add(offers)
@@ -299,12 +297,15 @@ def _services_of(entry: RibEntry) -> Iterable[str]:
     return () if entry.offers is None else entry.offers.entries
 
 
-def _has_sent(entry: RibEntry, adjacency: Adjacency) -> bool:
-    """Return whether the neighbour has itself sent the current version of the whole list, so that it needs no changes."""
+def _has_own_list(entry: RibEntry, adjacency: Adjacency) -> bool:
+    """Return whether the next hop of the neighbour informs it about the offers, so that it does not need them from this router.
+
+    It has a route that does not lead through this router. As soon as it withdraws that, it is informed.
+    """
     offers = entry.offers
     if offers is None or not adjacency.path or adjacency.is_partial:
         return False
-    return adjacency.list_checksum == offers.checksum(entry.origin, offers.version)
+    return adjacency.seqno[0] >= offers.incarnation
 
 
 def _advertised_checksum(origin: str, adjacency: Adjacency) -> int:

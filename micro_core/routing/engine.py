@@ -307,8 +307,6 @@ class Engine:
             self._announce_own()
             if self._origin.incarnation != incarnation:
                 self._advertiser.schedule(self.router, now)
-            else:
-                self._advertiser.schedule_slow(self.router, now)
 
     def _resumed(self, incarnation: int) -> None:
         """Continue as a later incarnation: what other routers still know of the earlier one is outdated.
@@ -411,7 +409,6 @@ class Engine:
 
     def _send_digests(self, now: float, effects: list[Effect]) -> None:
         self._digest_at = now + self._options.lease_s / 3 * self._random.uniform(0.9, 1.0)
-        self._advertiser.advertise_seqnos(now)
         self._advertiser.flush(now, effects)
         effects += [SendMessage(peer, neighbour.digest()) for peer, neighbour in self._neighbours.items()]
         self.observed.advance(now)

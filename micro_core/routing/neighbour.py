@@ -10,7 +10,6 @@ metrics, paths and load, for which at most one advert is sent per `SLOW_INTERVAL
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Iterator
 
@@ -28,12 +27,6 @@ MAX_UNACKNOWLEDGED = 16
 
 MAX_IN_FLIGHT = 64
 """Maximum number of unacknowledged adverts to one neighbour. Further changes wait and are combined."""
-
-MAX_SEQNO_BURST = 32
-SEQNOS_PER_SECOND = 0.5
-"""Newer sequence numbers that the neighbour has not requested, of routes that are otherwise unchanged: maximum number at once, and
-on average (a token bucket). They make more routes of the neighbour feasible, which it needs only if others fail. When a node of
-a thousand fails, the sequence numbers of several hundred origins change, and each would be sent over all links."""
 
 RESYNC_AFTER_S = 30.0
 MAX_RESYNC_AFTER_S = 480.0
@@ -54,9 +47,7 @@ class Neighbour:
 
     __slots__ = (
         "_in_flight",
-        "_refilled_at",
         "_resync_after_s",
-        "_seqno_tokens",
         "_solicited_at",
         "_unacknowledged",
         "ack_at",
@@ -73,7 +64,6 @@ class Neighbour:
         "is_suspect",
         "is_unfiltered",
         "last_full_at",
-        "newer_seqnos",
         "next_number",
         "number",
         "offers_added",
@@ -110,10 +100,6 @@ class Neighbour:
         self.slow: dict[str, None] = {}
         self.slow_at = NEVER
         self.slow_sent_at = -NEVER
-        self.newer_seqnos: dict[str, None] = {}
-        """Origins whose sequence number is newer than the advertised one, while their route is the same."""
-        self._seqno_tokens: float = MAX_SEQNO_BURST
-        self._refilled_at = 0.0
         self.requests: dict[str, SeqnoRequest] = {}
         self.full_table: deque[str] | None = None
         """The origins of a full table that were not sent yet. None if no full table is being sent."""
@@ -173,18 +159,6 @@ class Neighbour:
             self.slow, self.slow_at, self.slow_sent_at = {}, NEVER, now
         return list(due)
 
-    def take_newer_seqnos(self, now: float) -> list[str]:
-        """Return the origins whose sequence numbers may be advertised now, the oldest ones first."""
-        if not self.newer_seqnos:
-            return []
-        refilled = self._seqno_tokens + (now - self._refilled_at) * SEQNOS_PER_SECOND
-        self._seqno_tokens, self._refilled_at = min(MAX_SEQNO_BURST, refilled), now
-        taken = [*itertools.islice(self.newer_seqnos, int(self._seqno_tokens))]
-        self._seqno_tokens -= len(taken)
-        for origin in taken:
-            del self.newer_seqnos[origin]
-        return taken
-
     def wake_at(self, now: float) -> float:
         """Return when the neighbour needs attention next, in clock seconds. Not later than `now` if something is due."""
         if self.requests or self._unacknowledged >= MAX_UNACKNOWLEDGED:
@@ -214,7 +188,6 @@ class Neighbour:
         """Begin to send the full table. It replaces all adverts in flight."""
         self.advertised_count = self.advertised_checksum = 0
         self.urgent, self.slow, self.urgent_at, self.slow_at = {}, {}, NEVER, NEVER
-        self.newer_seqnos.clear()
         self._in_flight.clear()
         self.full_table = origins
         self.full_at, self.last_full_at = NEVER, now

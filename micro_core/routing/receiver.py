@@ -101,6 +101,7 @@ class Receiver:
         neighbour.confirmed_offers.pop(entry.origin, None)
         self.history.record(now, entry.origin, "via {:.8}: {}", peer, reason)
         self.candidate_changed(entry, peer, now, effects)
+        self.advertiser.neighbour_lost_route(entry, neighbour, now)
         if not entry.has_candidates():
             # The sequence number is kept for a while, so that late adverts of an older one are rejected.
             entry.empty_since = now
