@@ -204,6 +204,7 @@ class Advertiser:
             adjacency = entry.adjacencies.get(neighbour.peer)
             if adjacency is not None:
                 adjacency.exported = adjacency.advertised_list = adjacency.advertised_view = None
+                adjacency.is_list_advertised = False
         neighbour.begin_full_table(deque(self._rib.entries), now)
         self._continue_full_table(neighbour, now, effects, begins=True)
 
@@ -233,10 +234,9 @@ class Advertiser:
         advertised = adjacency.exported
         found: list[Entry] = []
         if advertised is None:
-            is_kept = adjacency.advertised_list is entry.offers and now - adjacency.withdrawn_at <= KEEP_ADVERTISED_S
-            if not is_kept:
-                adjacency.advertised_list = None
-            neighbour.count_advertised(1, wanted.checksum() + _advertised_checksum(origin, adjacency))
+            if not adjacency.path and now - adjacency.lost_at > KEEP_ADVERTISED_S:
+                adjacency.advertised_list, adjacency.list_checksum = None, 0
+            neighbour.count_advertised(1, wanted.checksum())
             found.append(wanted)
         elif advertised is not wanted:
             neighbour.count_advertised(0, wanted.checksum() - advertised.checksum())
@@ -253,7 +253,7 @@ class Advertiser:
         if adjacency is None or adjacency.exported is None:
             return []
         neighbour.count_advertised(-1, -adjacency.exported.checksum() - _advertised_checksum(entry.origin, adjacency))
-        adjacency.exported, adjacency.withdrawn_at = None, now
+        adjacency.exported, adjacency.is_list_advertised, adjacency.lost_at = None, False, now
         if entry.is_withdrawn:
             adjacency.advertised_list = None
         incarnation, sequence = entry.newest_seqno
@@ -287,7 +287,7 @@ class Advertiser:
         if not changes:
             return
         before = _advertised_checksum(entry.origin, adjacency)
-        adjacency.advertised_list, adjacency.advertised_version = offers, version
+        adjacency.advertised_list, adjacency.advertised_version, adjacency.is_list_advertised = offers, version, True
         adjacency.advertised_view = None if is_visible is None else view
         neighbour.count_advertised(0, _advertised_checksum(entry.origin, adjacency) - before)
         found.extend(changes)
@@ -309,6 +309,6 @@ def _has_own_list(entry: RibEntry, adjacency: Adjacency) -> bool:
 
 
 def _advertised_checksum(origin: str, adjacency: Adjacency) -> int:
-    if adjacency.advertised_list is None:
+    if adjacency.advertised_list is None or not adjacency.is_list_advertised:
         return 0
     return adjacency.advertised_list.checksum(origin, adjacency.advertised_version)

@@ -96,7 +96,7 @@ class Receiver:
         adjacency = entry.adjacencies.get(peer)
         if adjacency is None or not adjacency.path:
             return
-        adjacency.path = ()
+        adjacency.path, adjacency.lost_at = (), now
         neighbour.origins -= 1
         neighbour.confirmed_offers.pop(entry.origin, None)
         self.history.record(now, entry.origin, "via {:.8}: {}", peer, reason)
@@ -127,7 +127,7 @@ class Receiver:
                 return
             entry = entry or rib.get_or_create(origin)
             adjacency = entry.adjacency(peer)
-            neighbour.count_received(1, checksum + adjacency.list_checksum)
+            neighbour.count_received(1, checksum)
         else:
             assert entry is not None
             neighbour.count_received(0, checksum - adjacency.announce_checksum)
@@ -194,8 +194,9 @@ class Receiver:
         if entry is None or adjacency is None:
             return
         if adjacency.announce_checksum:
-            neighbour.count_received(-1, -adjacency.announce_checksum - adjacency.list_checksum)
-            adjacency.announce_checksum = 0
+            list_checksum = adjacency.list_checksum if adjacency.is_list_received else 0
+            neighbour.count_received(-1, -adjacency.announce_checksum - list_checksum)
+            adjacency.announce_checksum, adjacency.is_list_received = 0, False
         if withdraw.is_final:
             adjacency.list_checksum = 0
         if withdraw.is_final and withdraw.seqno > entry.newest_seqno:
@@ -224,7 +225,7 @@ class Receiver:
             adjacency = entry.adjacencies.get(neighbour.peer)
             if adjacency is not None:
                 adjacency.announce_checksum = adjacency.list_checksum = 0
-                adjacency.is_skipped = False
+                adjacency.is_list_received = adjacency.is_skipped = False
 
     # ------------------------------------------------------------------------ offers
 
@@ -239,8 +240,8 @@ class Receiver:
             checksum = offers.checksum(changes.origin, changes.version)
         else:
             checksum = list_checksum(changes.origin, changes.incarnation, changes.version)
-        neighbour.count_received(0, checksum - adjacency.list_checksum)
-        adjacency.list_checksum = checksum
+        neighbour.count_received(0, checksum - (adjacency.list_checksum if adjacency.is_list_received else 0))
+        adjacency.list_checksum, adjacency.is_list_received = checksum, True
         if not adjacency.path or changes.incarnation != adjacency.seqno[0]:
             # The announcement was rejected.
             adjacency.is_skipped = True

@@ -31,6 +31,8 @@ class Adjacency:
         "announce_checksum",
         "exported",
         "is_installed",
+        "is_list_advertised",
+        "is_list_received",
         "is_partial",
         "is_skipped",
         "list_checksum",
@@ -39,7 +41,7 @@ class Adjacency:
         "path",
         "seqno",
         "view",
-        "withdrawn_at",
+        "lost_at",
     )
 
     def __init__(self) -> None:
@@ -58,13 +60,18 @@ class Adjacency:
         """Offers were not merged because the announcement was rejected."""
         self.announce_checksum = 0
         self.list_checksum = 0
+        self.is_list_received = False
+        """The list was received since the last withdrawal of the route, and is part of the digest."""
         # Advertised to the neighbour.
         self.exported: OriginAnnounce | None = None
         self.advertised_list: OfferList | None = None
         self.advertised_version = 0
         self.advertised_view: dict[str, int] | None = None
         """If the neighbour sees a part of the list: the version of each service that was advertised to it."""
-        self.withdrawn_at = 0.0
+        self.is_list_advertised = False
+        """The list was advertised since the last withdrawal of the route, and is part of the digest."""
+        self.lost_at = 0.0
+        """Clock seconds at which a route in one of the two directions was withdrawn last."""
 
 
 class RibEntry:
@@ -128,6 +135,7 @@ class RibEntry:
             if before.announce_checksum:
                 found[peer] = adjacency = Adjacency()
                 adjacency.announce_checksum, adjacency.list_checksum = before.announce_checksum, before.list_checksum
+                adjacency.is_list_received = before.is_list_received
                 adjacency.is_skipped = True
         return found
 
