@@ -102,6 +102,15 @@ class Advertiser:
         self.schedule(self._rib.router, now)
         self._best_changed(services, now)
 
+    def neighbour_has_list(self, entry: RibEntry, adjacency: Adjacency, incarnation: int, version: int) -> None:
+        """Record the version of the offers that a neighbour has: it needs the changes since then only."""
+        offers = entry.offers
+        if offers is None or offers.incarnation != incarnation or version > offers.version:
+            return
+        if adjacency.advertised_list is offers and adjacency.is_list_advertised:
+            return
+        adjacency.advertised_list, adjacency.advertised_version, adjacency.advertised_view = offers, version, None
+
     def neighbour_lost_route(self, entry: RibEntry, neighbour: Neighbour, now: float) -> None:
         """Schedule the route to an origin and its offers for a neighbour that has no route any more, unless it has them."""
         adjacency = entry.adjacencies.get(neighbour.peer)
@@ -235,7 +244,7 @@ class Advertiser:
         found: list[Entry] = []
         if advertised is None:
             if not adjacency.path and now - adjacency.lost_at > KEEP_ADVERTISED_S:
-                adjacency.advertised_list, adjacency.list_checksum = None, 0
+                adjacency.advertised_list = None
             neighbour.count_advertised(1, wanted.checksum())
             found.append(wanted)
         elif advertised is not wanted:
@@ -257,7 +266,7 @@ class Advertiser:
         if entry.is_withdrawn:
             adjacency.advertised_list = None
         incarnation, sequence = entry.newest_seqno
-        return [OriginWithdraw(entry.origin, incarnation, sequence, entry.is_withdrawn)]
+        return [OriginWithdraw(entry.origin, incarnation, sequence, entry.is_withdrawn, entry.complete_version())]
 
     def _add_offers(
         self,
@@ -276,7 +285,7 @@ class Advertiser:
         if is_visible is None:
             if not is_whole and adjacency.advertised_version == version:
                 return
-            if _has_own_list(entry, adjacency) or adjacency.list_checksum == offers.checksum(entry.origin, version):
+            if _has_own_list(entry, adjacency):
                 return
             changes = offers.changes_since(entry.origin, 0 if is_whole else adjacency.advertised_version)
             self._sent_lists.add(offers)

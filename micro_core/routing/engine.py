@@ -297,12 +297,12 @@ class Engine:
         if entry.export is None or entry.export.seqno != origin.seqno:
             entry.export = origin.announcement()
 
-    def _own_seqno_received(self, seqno: Seqno, now: float) -> None:
-        """Raise the own sequence number if other routers know a later one, e.g. from before a restart."""
+    def _own_seqno_received(self, seqno: Seqno, now: float, *, is_requested: bool = False) -> None:
+        """Raise the own sequence number if other routers request or know a later one."""
         if now - self._raised_at < MIN_RAISE_INTERVAL_S or self.router not in self._rib.entries:
             return
         incarnation = self._origin.incarnation
-        if not self._origin.is_draining and self._origin.raise_above(seqno):
+        if not self._origin.is_draining and self._origin.raise_above(seqno, is_requested=is_requested):
             self._raised_at = now
             self._announce_own()
             if self._origin.incarnation != incarnation:
@@ -393,7 +393,7 @@ class Engine:
         origin = request.origin
         if origin == self.router:
             if origin in self._rib.entries and not self._origin.is_draining:
-                self._own_seqno_received(request.seqno, now)
+                self._own_seqno_received(request.seqno, now, is_requested=True)
                 neighbour.schedule(origin, now)
             return
         entry = self._rib.entries.get(origin)

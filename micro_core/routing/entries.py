@@ -149,13 +149,15 @@ class OriginAnnounce:
 class OriginWithdraw(NamedTuple):
     """The withdrawal of a route (a retraction in RFC 8966): the sender has no route to the origin any more.
 
-    `is_final` is True if the origin itself left the network. Otherwise, other neighbours may still have a route.
+    `is_final` is True if the origin itself left the network. Otherwise, other neighbours may still have a route. `version` is
+    that of the offers of this incarnation that the sender has, 0 for none: the receiver informs it from now on if it has a route.
     """
 
     origin: str
     incarnation: int
     sequence: int
     is_final: bool = False
+    version: int = 0
 
     @property
     def seqno(self) -> Seqno:

@@ -146,7 +146,9 @@ def _entry(packed: object) -> Entry:
                 _lists[packed] = changes
             return changes
         if fields[0] == WITHDRAW and len(fields) >= 5 and type(fields[4]) is bool:
-            return OriginWithdraw(_id(fields[1]), _checked_version(fields[2]), _checked_version(fields[3]), fields[4])
+            version = _checked_version(fields[5]) if len(fields) > 5 else 0
+            incarnation, sequence = _checked_version(fields[2]), _checked_version(fields[3])
+            return OriginWithdraw(_id(fields[1]), incarnation, sequence, fields[4], version)
     raise Malformed("invalid routing message: unknown kind of entry")
 
 

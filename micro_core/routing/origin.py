@@ -178,18 +178,22 @@ class Origin:
             path=(self.router,),
         )
 
-    def raise_above(self, seqno: Seqno) -> bool:
-        """Raise the sequence number above one that other routers know, e.g. from before a restart with a wrong clock.
+    def raise_above(self, seqno: Seqno, *, is_requested: bool) -> bool:
+        """Raise the sequence number above one that other routers request, or know, e.g. from before a restart with a wrong clock.
+
+        One that was not requested must reach all routers, so it needs a later incarnation.
 
         Returns False if it is greater already, or if `seqno` is absurdly high.
         """
         incarnation, sequence = seqno
         if seqno < self.seqno or incarnation >= MAX_RAISED or sequence >= MAX_RAISED:
             return False
-        if incarnation == self.incarnation:
+        if not is_requested and seqno == self.seqno:
+            return False
+        if incarnation == self.incarnation and is_requested:
             self.sequence = sequence + 1
-            return True
-        self.restart(incarnation + 1)
+        else:
+            self.restart(incarnation + 1)
         return True
 
     def restart(self, incarnation: int) -> None:

@@ -199,6 +199,8 @@ class Receiver:
             adjacency.announce_checksum, adjacency.is_list_received = 0, False
         if withdraw.is_final:
             adjacency.list_checksum = 0
+        if withdraw.version:
+            self.advertiser.neighbour_has_list(entry, adjacency, withdraw.incarnation, withdraw.version)
         if withdraw.is_final and withdraw.seqno > entry.newest_seqno:
             self._origin_left(entry, withdraw.seqno, now, effects)
         else:

@@ -174,6 +174,13 @@ class RibEntry:
                 return False
         return True
 
+    def complete_version(self) -> int:
+        """Return the version up to which this router has the whole list of the newest incarnation, 0 without such a list."""
+        offers = self.offers
+        if offers is None or not offers.is_settled or offers.incarnation != self.newest_seqno[0]:
+            return 0
+        return 0 if any(adjacency.view is not None for adjacency in self.adjacencies.values()) else offers.version
+
     def is_visible(self, service: str) -> bool:
         """Return whether this router reaches a service of the origin."""
         return any(

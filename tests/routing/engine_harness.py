@@ -125,9 +125,13 @@ class EngineHarness:
         sent, self.sent = self.sent, []
         return sent
 
+    def sent_to(self, peer: str) -> list[Entry]:
+        return [e for to, message in self.sent if to == peer and isinstance(message, Advert) for e in message.entries]
+
     def take_entries(self, peer: str) -> list[Entry]:
-        sent = self.take_sent()
-        return [e for to, message in sent if to == peer and isinstance(message, Advert) for e in message.entries]
+        found = self.sent_to(peer)
+        self.sent = []
+        return found
 
     def take_announced(self, peer: str) -> list[OriginAnnounce]:
         return [one for one in self.take_entries(peer) if isinstance(one, OriginAnnounce)]
@@ -175,8 +179,10 @@ def announce(
     )
 
 
-def withdraw(origin: str, *, sequence: int = 1, incarnation: int = 1, is_final: bool = False) -> OriginWithdraw:
-    return OriginWithdraw(origin, incarnation, sequence, is_final)
+def withdraw(
+    origin: str, *, sequence: int = 1, incarnation: int = 1, is_final: bool = False, version: int = 0
+) -> OriginWithdraw:
+    return OriginWithdraw(origin, incarnation, sequence, is_final, version)
 
 
 def offers(

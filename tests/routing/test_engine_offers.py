@@ -67,21 +67,52 @@ def test_change_of_the_offers_is_one_small_delta() -> None:
     assert (delta.base, delta.version, names_of([delta])) == (200, 201, ["new"])
 
 
-def test_change_that_a_neighbour_has_sent_itself_is_not_sent_to_it() -> None:
-    """In a network with many paths, each change passes each link about once."""
+def test_change_is_not_sent_to_a_neighbour_that_has_a_route_of_its_own() -> None:
+    """Its next hop informs it. In a network with many paths, each change reaches each router about once."""
     harness = EngineHarness(LEFT, RIGHT, OTHER)
     harness.learn(FAR, LEFT, services=("a",))
     harness.learn(FAR, RIGHT, services=("a",))
     harness.run(5)
-    assert names_of(harness.take_entries(RIGHT)) == ["a"]
-    for peer in (LEFT, RIGHT):
-        harness.receive_advert(peer, offers(FAR, "b", base=1))
+    assert names_of(harness.take_entries(RIGHT)) == []
+    harness.receive_advert(LEFT, offers(FAR, "b", base=1))
     harness.run(5)
     sent = [(peer, names_of([*m.entries])) for peer, m in harness.take_sent() if isinstance(m, Advert)]
     assert sent == [(OTHER, ["b"])]
+
+
+@pytest.mark.parametrize(("known", "sent"), [(0, ["a", "b", "c"]), (1, ["b", "c"]), (2, ["c"]), (3, []), (4, ["a", "b", "c"])])
+def test_neighbour_that_loses_its_route_gets_the_changes_since_its_version_of_the_list(
+    known: int, sent: list[str]
+) -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(FAR, LEFT, services=("a",))
+    harness.learn(FAR, RIGHT, services=("a",))
+    harness.receive_advert(LEFT, offers(FAR, "b", base=1))
     harness.receive_advert(LEFT, offers(FAR, "c", base=2))
     harness.run(5)
-    assert names_of(harness.take_entries(RIGHT)) == ["b", "c"], "its base is the version that RIGHT was sent"
+    assert names_of(harness.take_entries(RIGHT)) == []
+    harness.receive_advert(RIGHT, withdraw(FAR, version=known))
+    harness.run(1)
+    assert names_of(harness.take_entries(RIGHT)) == sent
+
+
+def test_list_is_sent_again_if_the_neighbour_had_no_route_for_a_while() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(FAR, LEFT, services=("a",))
+    harness.learn(FAR, RIGHT, services=("a",))
+    harness.run(5)
+    harness.receive_advert(LEFT, withdraw(FAR))
+    harness.receive_advert(RIGHT, withdraw(FAR, version=1))
+    for seconds, expected in ((40, []), (80, ["a"])):
+        harness.run(seconds)
+        harness.take_sent()
+        # As a full table, which renews the lease.
+        harness.receive_advert(
+            LEFT, announce(FAR, LEFT, sequence=seconds), offers(FAR, "a"), begins=True, ends=True
+        )
+        harness.run(1)
+        assert names_of(harness.sent_to(RIGHT)) == expected
+        harness.receive_advert(LEFT, withdraw(FAR, sequence=seconds))
 
 
 def test_removal_is_passed_on_at_once_and_a_new_service_after_the_relay_delay() -> None:

@@ -49,7 +49,7 @@ announcements = st.builds(
     path=st.lists(ids, min_size=1, max_size=limits.MAX_HOPS).map(tuple),
     is_partial=st.booleans(),
 )
-withdrawals = st.builds(OriginWithdraw, ids, versions, versions, st.booleans())
+withdrawals = st.builds(OriginWithdraw, ids, versions, versions, st.booleans(), versions)
 offers = st.builds(
     Offer,
     names,

@@ -1,11 +1,10 @@
-"""One routing engine: newer sequence numbers of unchanged routes, which few neighbours need, are advertised slowly."""
+"""One routing engine: newer sequence numbers of unchanged routes, which few neighbours need, are sent on request."""
 
 from __future__ import annotations
 
 import random
 
-from micro_core.routing.events import Effect
-from micro_core.routing.neighbour import MAX_SEQNO_BURST, SEQNOS_PER_SECOND
+from micro_core.routing.events import Effect, SeqnoRequest, SeqnoRequests
 from micro_core.routing.rib_entry import RibEntry
 from tests.routing.engine_harness import LEFT, RIGHT, EngineHarness, announce
 from tests.routing.engine_network import ALPHABET
@@ -23,36 +22,24 @@ def harness_with_newer_seqnos() -> EngineHarness:
     return harness
 
 
-def test_burst_of_unrequested_sequence_numbers_is_limited() -> None:
+def test_newer_sequence_numbers_that_nobody_requested_are_not_sent() -> None:
     harness = harness_with_newer_seqnos()
-    harness.run(5)
-    announced = harness.take_announced(RIGHT)
-    assert len(announced) == MAX_SEQNO_BURST
-    assert {one.sequence for one in announced} == {2}
+    harness.run(60)
+    assert harness.take_announced(RIGHT) == []
 
 
-def test_remaining_sequence_numbers_follow_at_a_low_rate_each_once() -> None:
+def test_requested_sequence_number_that_is_known_is_sent_at_once() -> None:
     harness = harness_with_newer_seqnos()
     harness.run(5)
-    announced = [one.origin for one in harness.take_announced(RIGHT)]
-    for period in range(1, 9):
-        # The full table renews the lease.
-        whole = [announce(origin, LEFT, sequence=2) for origin in ORIGINS]
-        harness.receive_advert(LEFT, *whole, begins=True, ends=True)
-        harness.run(30)
-        announced += [one.origin for one in harness.take_announced(RIGHT)]
-        assert len(announced) <= MAX_SEQNO_BURST + SEQNOS_PER_SECOND * (30 * period + 5)
-    assert sorted(announced) == sorted(ORIGINS)
+    harness.receive(RIGHT, SeqnoRequests((SeqnoRequest(ORIGINS[3], 1, 1, 4),)))
+    assert [(one.origin, one.sequence) for one in harness.take_announced(RIGHT)] == [(ORIGINS[3], 2)]
 
 
 def test_newer_sequence_number_is_sent_along_with_another_change() -> None:
     harness = harness_with_newer_seqnos()
+    harness.receive_advert(LEFT, announce(ORIGINS[7], LEFT, sequence=2, metric_us=500_000))
     harness.run(5)
-    announced = {one.origin for one in harness.take_announced(RIGHT)}
-    waiting = next(origin for origin in ORIGINS if origin not in announced)
-    harness.receive_advert(LEFT, announce(waiting, LEFT, sequence=2, metric_us=500_000))
-    harness.run(5)
-    assert [(one.origin, one.sequence) for one in harness.take_announced(RIGHT)] == [(waiting, 2)]
+    assert [(one.origin, one.sequence) for one in harness.take_announced(RIGHT)] == [(ORIGINS[7], 2)]
 
 
 def test_update_of_an_alternative_has_the_result_of_a_selection() -> None:

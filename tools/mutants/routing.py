@@ -118,7 +118,7 @@ MUTANTS = (
     Mutant(
         "an origin answers a request with a later sequence number",
         "engine.py",
-        "                self._own_seqno_received(request.seqno, now)\n                neighbour",
+        "                self._own_seqno_received(request.seqno, now, is_requested=True)\n                neighbour",
         "                neighbour",
     ),
     Mutant(
