@@ -144,8 +144,7 @@ def adverts(origins: int, services: int, peer: str, metric_us: int = 1_000) -> l
         origin = node_id(number)
         route = OriginAnnounce(
             origin=origin,
-            incarnation=1,
-            sequence=1,
+            seqno=(1, 1),
             site="s",
             network="n",
             metric_us=metric_us,
@@ -211,7 +210,7 @@ def tables(origins: int = 1_000, services: int = 100) -> None:
         f"look up the best route    {timed(lambda: [table.lookup(one)[0] for one in names]) / 2e4 * 1e6:8.2f} µs (target 2 µs)"
     )
     change = OriginAnnounce(
-        origin=node_id(7), incarnation=1, sequence=1, site="s", network="n", metric_us=9_000, path=(node_id(7), left)
+        origin=node_id(7), seqno=(1, 1), site="s", network="n", metric_us=9_000, path=(node_id(7), left)
     )
     payload = messages.encode(Advert(number=len(payloads[left]) + 1, entries=(change,)))
     # Send what was learned to the other neighbour first, so that it is not measured.

@@ -56,7 +56,7 @@ from micro_core.routing.history import History
 from micro_core.routing.link_damping import LinkDamper
 from micro_core.routing.lookup import DEFAULT_SITE
 from micro_core.routing.metric import SteadyCost, add
-from micro_core.routing.neighbour import NEVER, Neighbour
+from micro_core.routing.neighbour import FULL_TABLE_WAIT_S, NEVER, Neighbour
 from micro_core.routing.options import EngineOptions
 from micro_core.routing.origin import Origin
 from micro_core.routing.policy import policy_for
@@ -340,7 +340,7 @@ class Engine:
         self.link_damper.link_up(peer, now, site=site if has_line else "")
         self._rib.costs[peer] = add(neighbour.cost.cost_us, self.link_damper.penalty_us(peer, now))
         neighbour.expires_at = now + self._options.lease_s
-        neighbour.full_at = now
+        neighbour.full_at = now if self.router < peer else now + FULL_TABLE_WAIT_S
         self._origin.hurry(now)
         if self._digest_at == NEVER:
             self._digest_at = now + self._options.lease_s / 3
@@ -410,7 +410,9 @@ class Engine:
     def _send_digests(self, now: float, effects: list[Effect]) -> None:
         self._digest_at = now + self._options.lease_s / 3 * self._random.uniform(0.9, 1.0)
         self._advertiser.flush(now, effects)
-        effects += [SendMessage(peer, neighbour.digest()) for peer, neighbour in self._neighbours.items()]
+        for peer, neighbour in self._neighbours.items():
+            if neighbour.has_begun:
+                effects.append(SendMessage(peer, neighbour.digest()))
         self.observed.advance(now)
         self._requester.expire(now)
 

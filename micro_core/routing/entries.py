@@ -31,8 +31,8 @@ class OriginAnnounce:
 
     Args:
         origin: Node id of the origin.
-        incarnation: Increases with every start of the origin.
-        sequence: Increases whenever a router requests it.
+        seqno: Sequence number: incarnation, which increases with every start of the origin, and sequence, which increases
+            whenever a router requests it.
         site: Site of the origin.
         network: Network of the origin.
         metric_us: Cost of `path` in microseconds.
@@ -57,8 +57,7 @@ class OriginAnnounce:
         self,
         *,
         origin: str,
-        incarnation: int,
-        sequence: int,
+        seqno: Seqno,
         site: str,
         network: str,
         metric_us: int,
@@ -67,7 +66,7 @@ class OriginAnnounce:
         packed: bytes | None = None,
     ) -> None:
         self.origin = origin
-        self.seqno: Seqno = (incarnation, sequence)
+        self.seqno = seqno
         self.site = site
         self.network = network
         self.metric_us = metric_us
@@ -126,8 +125,7 @@ class OriginAnnounce:
         if self._partial is None:
             self._partial = OriginAnnounce(
                 origin=self.origin,
-                incarnation=self.seqno[0],
-                sequence=self.seqno[1],
+                seqno=self.seqno,
                 site=self.site,
                 network=self.network,
                 metric_us=self.metric_us,

@@ -159,8 +159,7 @@ def _announcement(fields: list[Any], packed: bytes) -> OriginAnnounce:
     # Later versions of micro may send more fields. The hash includes them.
     return OriginAnnounce(
         origin=_id(origin),
-        incarnation=_checked_version(incarnation),
-        sequence=_checked_version(sequence),
+        seqno=(_checked_version(incarnation), _checked_version(sequence)),
         site=_checked_text(site),
         network=_checked_text(network),
         metric_us=min(_checked_number(metric_us), UNREACHABLE_US),

@@ -36,6 +36,10 @@ SOLICIT_RETRY_S = 10.0
 MIN_FULL_TABLE_INTERVAL_S = 1.0
 """A neighbour that requests the full table more often waits."""
 
+FULL_TABLE_WAIT_S = 1.0
+"""On a new link, the router with the smaller node id sends its full table first. The other one waits for it, at most this time in
+seconds: much of its own table is then unnecessary, because it has learned the same routes or offers from its neighbour."""
+
 ENTRIES_PER_ADVERT = limits.MAX_EVENTS_PER_ADVERT // 4
 MAX_ENTRIES_BYTES = limits.MAX_ADVERT_BYTES - 1_024
 
@@ -147,7 +151,12 @@ class Neighbour:
 
     def is_window_open(self) -> bool:
         """Return whether adverts may be sent."""
-        return len(self._in_flight) < MAX_IN_FLIGHT
+        return self.has_begun and len(self._in_flight) < MAX_IN_FLIGHT
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the first full table was sent. No other advert may be sent before it."""
+        return self.last_full_at > -NEVER
 
     def take_due(self, now: float) -> list[str]:
         """Return the origins whose changes are to be advertised now."""
@@ -170,6 +179,8 @@ class Neighbour:
                 return when
         if self.full_table is not None:
             return now
+        if not self.has_begun:
+            return when
         return min(when, self.urgent_at, self.slow_at)
 
     @property

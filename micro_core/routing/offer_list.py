@@ -8,7 +8,7 @@ arrive over different neighbours does not matter.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from micro_core.contract.table import Offer
@@ -32,6 +32,7 @@ class OfferList:
 
     __slots__ = (
         "_checksum",
+        "_checksum_version",
         "_forgotten",
         "_is_ordered",
         "_last",
@@ -54,18 +55,18 @@ class OfferList:
         self._removed: dict[str, int] | None = None
         self._forgotten = 0
         """Removals up to this version may have been forgotten."""
-        self._sent: list[OfferChanges] = []
+        self._sent: Sequence[OfferChanges] = ()
         self._sent_base = 0
         """The changes since this version as they were sent last, for other neighbours."""
         self._last = 0
         self._is_ordered = True
-        self._checksum = (-1, 0)
+        self._checksum, self._checksum_version = 0, -1
 
     def checksum(self, origin: str, version: int) -> int:
         """Return the hash of a version of the list of `origin`, for digests."""
-        if self._checksum[0] != version:
-            self._checksum = (version, list_checksum(origin, self.incarnation, version))
-        return self._checksum[1]
+        if self._checksum_version != version:
+            self._checksum, self._checksum_version = list_checksum(origin, self.incarnation, version), version
+        return self._checksum
 
     def put(self, entry: OfferEntry) -> Offer | None:
         """Add or replace an offer, whatever its version. Returns the offer before."""
@@ -73,7 +74,7 @@ class OfferList:
         service = offer.service
         before = self.entries.pop(service, None)
         self.entries[service] = entry
-        self._sent = []
+        self._sent = ()
         if version >= self._last:
             self._last = version
         else:
@@ -85,7 +86,7 @@ class OfferList:
     def remove(self, service: str, version: int) -> None:
         """Remove an offer at this version."""
         self.entries.pop(service, None)
-        self._sent = []
+        self._sent = ()
         if self._removed is None:
             self._removed = {}
         self._removed.pop(service, None)
@@ -95,7 +96,7 @@ class OfferList:
 
     def release(self) -> None:
         """Release the memory of the encoded changes. They are encoded again when they are needed."""
-        self._sent = []
+        self._sent = ()
 
     def forget_removals(self, version: int) -> None:
         """Record that removals up to this version are unknown: a neighbour has sent the whole list instead."""
@@ -108,7 +109,7 @@ class OfferList:
             return entry.version >= version
         return version <= self.version or (self._removed is not None and self._removed.get(service, -1) >= version)
 
-    def changes_since(self, origin: str, base: int) -> list[OfferChanges]:
+    def changes_since(self, origin: str, base: int) -> Sequence[OfferChanges]:
         """Return the changes from version `base` to `version`, or the whole list if earlier removals were forgotten."""
         if base < self._forgotten:
             base = 0

@@ -170,8 +170,7 @@ class Origin:
         """Return the announcement of this router."""
         return OriginAnnounce(
             origin=self.router,
-            incarnation=self.incarnation,
-            sequence=self.sequence,
+            seqno=self.seqno,
             site=self.site,
             network=self.network,
             metric_us=0,

@@ -60,6 +60,8 @@ class Receiver:
                 self._offer_changes(neighbour, entry, now, effects)
             elif type(entry) is OriginWithdraw:
                 self._withdrawal(neighbour, entry, now, effects)
+        if advert.ends and not neighbour.has_begun:
+            neighbour.full_at = now
         if advert.ends and neighbour.confirmed is not None:
             for missing in self.rib.entries.values():
                 if missing.origin not in neighbour.confirmed:

@@ -36,12 +36,12 @@ class Adjacency:
         "is_partial",
         "is_skipped",
         "list_checksum",
+        "lost_at",
         "metric_us",
         "min_metric_us",
         "path",
         "seqno",
         "view",
-        "lost_at",
     )
 
     def __init__(self) -> None:
@@ -303,8 +303,7 @@ class RibEntry:
         metric_us = selected.metric_us + costs[self.selected]
         self.export = OriginAnnounce(
             origin=self.origin,
-            incarnation=selected.seqno[0],
-            sequence=selected.seqno[1],
+            seqno=selected.seqno,
             site=self.site,
             network=self.network,
             metric_us=metric_us,

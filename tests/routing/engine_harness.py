@@ -169,8 +169,7 @@ def announce(
 ) -> OriginAnnounce:
     return OriginAnnounce(
         origin=path[0],
-        incarnation=incarnation,
-        sequence=sequence,
+        seqno=(incarnation, sequence),
         site=site,
         network="n",
         metric_us=metric_us,

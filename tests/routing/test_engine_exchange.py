@@ -315,7 +315,7 @@ def test_advert_numbers_increase_across_links_and_incarnations() -> None:
     harness = EngineHarness()
     numbers = []
     for _ in range(3):
-        harness.handle(NeighbourUp(LEFT, COST_US))
+        harness.handle(NeighbourUp(RIGHT, COST_US))
         for _, message in harness.take_sent():
             assert isinstance(message, Advert)
             numbers.append(message.number)
@@ -397,12 +397,49 @@ def test_new_link_exchanges_full_tables_and_restores_routes() -> None:
     assert harness.gateways("far") == []
     harness.take_sent()
     harness.handle(NeighbourUp(LEFT, COST_US))
+    harness.receive_advert(LEFT, announce(FAR, LEFT), offers(FAR, "far"), begins=True, ends=True, number=1)
+    assert harness.gateways("far") == [LEFT]
     ((peer, message),) = harness.take_sent()
     assert isinstance(message, Advert)
     assert (peer, message.begins, message.ends) == (LEFT, True, True)
     assert names_of([*message.entries]) == ["greeter"]
-    harness.receive_advert(LEFT, announce(FAR, LEFT), offers(FAR, "far"), begins=True, ends=True, number=1)
-    assert harness.gateways("far") == [LEFT]
+
+
+def test_router_with_the_smaller_id_sends_its_full_table_first() -> None:
+    """The other one leaves out the offers that its neighbour has sent, and the routes that lead through it."""
+    harness = EngineHarness()
+    harness.up()
+    harness.run(1)
+    harness.handle(NeighbourUp(RIGHT, COST_US))
+    assert names_of(harness.take_entries(RIGHT)) == ["greeter"]
+    harness.receive_advert(RIGHT, begins=True, ends=True)
+    harness.learn(FAR, RIGHT, services=("far",))
+    harness.learn(OTHER, RIGHT, services=("other",), metric_us=90_000)
+    harness.handle(NeighbourUp(LEFT, COST_US))
+    harness.up("second")
+    harness.run(0.6)
+    assert harness.take_entries(LEFT) == []
+    table = [announce(FAR, LEFT, metric_us=90_000), offers(FAR, "far"), announce(OTHER, LEFT), offers(OTHER, "other")]
+    harness.receive_advert(LEFT, *table[:2], begins=True)
+    assert harness.take_entries(LEFT) == [], "the full table is not complete"
+    harness.receive_advert(LEFT, *table[2:], ends=True)
+    sent = harness.take_entries(LEFT)
+    assert {one.origin for one in sent if isinstance(one, OriginAnnounce)} == {ME, FAR}
+    assert names_of(sent) == ["greeter", "second"]
+
+
+def test_router_with_the_larger_id_waits_for_a_second_at_most() -> None:
+    harness = EngineHarness()
+    harness.up()
+    harness.run(1)
+    harness.handle(NeighbourUp(LEFT, COST_US))
+    harness.run(0.9)
+    assert harness.take_sent() == []
+    harness.run(0.2)
+    assert names_of(harness.take_entries(LEFT)) == ["greeter"]
+    harness.receive_advert(LEFT, begins=True, ends=True)
+    harness.run(5)
+    assert [m for _, m in harness.take_sent() if isinstance(m, Advert)] == [], "the full table is sent once"
 
 
 def test_advert_before_the_full_table_is_not_applied() -> None:

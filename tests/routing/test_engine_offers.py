@@ -80,7 +80,9 @@ def test_change_is_not_sent_to_a_neighbour_that_has_a_route_of_its_own() -> None
     assert sent == [(OTHER, ["b"])]
 
 
-@pytest.mark.parametrize(("known", "sent"), [(0, ["a", "b", "c"]), (1, ["b", "c"]), (2, ["c"]), (3, []), (4, ["a", "b", "c"])])
+@pytest.mark.parametrize(
+    ("known", "sent"), [(0, ["a", "b", "c"]), (1, ["b", "c"]), (2, ["c"]), (3, []), (4, ["a", "b", "c"])]
+)
 def test_neighbour_that_loses_its_route_gets_the_changes_since_its_version_of_the_list(
     known: int, sent: list[str]
 ) -> None:
@@ -107,9 +109,7 @@ def test_list_is_sent_again_if_the_neighbour_had_no_route_for_a_while() -> None:
         harness.run(seconds)
         harness.take_sent()
         # As a full table, which renews the lease.
-        harness.receive_advert(
-            LEFT, announce(FAR, LEFT, sequence=seconds), offers(FAR, "a"), begins=True, ends=True
-        )
+        harness.receive_advert(LEFT, announce(FAR, LEFT, sequence=seconds), offers(FAR, "a"), begins=True, ends=True)
         harness.run(1)
         assert names_of(harness.sent_to(RIGHT)) == expected
         harness.receive_advert(LEFT, withdraw(FAR, sequence=seconds))

@@ -593,10 +593,10 @@ def test_requested_sequence_number_is_passed_on_at_once_to_the_requester_only() 
     harness.run(60)
     assert harness.take_announced(OTHER) == []
     harness.receive(OTHER, request())
-    sent = harness.take_sent()
-    assert [peer for peer, _ in sent] == [OTHER], "the request is not forwarded: the sequence number is known here"
-    (answer,) = [entry for _, m in sent if isinstance(m, Advert) for entry in m.entries]
-    assert isinstance(answer, OriginAnnounce)
+    assert [peer for peer, _ in harness.sent] == [OTHER], (
+        "the request is not forwarded: the sequence number is known here"
+    )
+    (answer,) = harness.take_announced(OTHER)
     assert answer.sequence == 5
 
 

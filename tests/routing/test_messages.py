@@ -41,8 +41,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 announcements = st.builds(
     OriginAnnounce,
     origin=ids,
-    incarnation=versions,
-    sequence=versions,
+    seqno=st.tuples(versions, versions),
     site=texts,
     network=texts,
     metric_us=st.integers(0, UNREACHABLE_US),
