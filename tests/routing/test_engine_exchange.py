@@ -419,10 +419,9 @@ def test_router_with_the_smaller_id_sends_its_full_table_first() -> None:
     harness.up("second")
     harness.run(0.6)
     assert harness.take_entries(LEFT) == []
-    table = [announce(FAR, LEFT, metric_us=90_000), offers(FAR, "far"), announce(OTHER, LEFT), offers(OTHER, "other")]
-    harness.receive_advert(LEFT, *table[:2], begins=True)
+    harness.receive_advert(LEFT, announce(FAR, LEFT, metric_us=90_000), offers(FAR, "far"), begins=True)
     assert harness.take_entries(LEFT) == [], "the full table is not complete"
-    harness.receive_advert(LEFT, *table[2:], ends=True)
+    harness.receive_advert(LEFT, announce(OTHER, LEFT), offers(OTHER, "other"), ends=True)
     sent = harness.take_entries(LEFT)
     assert {one.origin for one in sent if isinstance(one, OriginAnnounce)} == {ME, FAR}
     assert names_of(sent) == ["greeter", "second"]

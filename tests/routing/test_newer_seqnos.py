@@ -22,7 +22,7 @@ def harness_with_newer_seqnos() -> EngineHarness:
     return harness
 
 
-def test_newer_sequence_numbers_that_nobody_requested_are_not_sent() -> None:
+def test_newer_sequence_numbers_without_a_request_are_not_sent() -> None:
     harness = harness_with_newer_seqnos()
     harness.run(60)
     assert harness.take_announced(RIGHT) == []

@@ -178,7 +178,7 @@ MUTANTS = (
         "if incarnation == self.incarnation:",
     ),
     Mutant(
-        "the own sequence number is no news",
+        "the own sequence number raises nothing",
         "origin.py",
         "if not is_requested and seqno == self.seqno:",
         "if False:",
