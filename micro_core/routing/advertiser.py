@@ -191,7 +191,7 @@ class Advertiser:
             if (neighbour.urgent_at <= now or neighbour.slow_at <= now) and neighbour.is_window_open():
                 entries: list[Entry] = []
                 for origin in neighbour.take_due(now):
-                    entries += self._entries(neighbour, origin, now, effects)
+                    self._add_entries(neighbour, origin, now, entries, effects)
                 effects += neighbour.send(entries, now)
             if neighbour.requests:
                 effects += neighbour.take_requests()
@@ -225,23 +225,25 @@ class Advertiser:
         while rest is not None and (begins or neighbour.is_window_open()):
             entries: list[Entry] = []
             while rest and len(entries) < ENTRIES_PER_ADVERT - 1:
-                entries += self._entries(neighbour, rest.popleft(), now, effects)
+                self._add_entries(neighbour, rest.popleft(), now, entries, effects)
             if not rest:
                 rest = neighbour.full_table = None
             effects += neighbour.send(entries, now, begins=begins, ends=rest is None)
             begins = False
 
-    def _entries(self, neighbour: Neighbour, origin: str, now: float, effects: list[Effect]) -> list[Entry]:
-        """Return the entries that inform a neighbour about what has changed, and record that it has them."""
+    def _add_entries(
+        self, neighbour: Neighbour, origin: str, now: float, found: list[Entry], effects: list[Effect]
+    ) -> None:
+        """Add the entries that inform a neighbour about what has changed to `found`, and record that it has them."""
         entry = self._rib.entries.get(origin)
         if entry is None:
-            return []
+            return
         wanted, is_visible = self._filter.announcement(neighbour, entry, effects)
         if wanted is None:
-            return self._withdrawal(neighbour, entry, now)
-        adjacency = entry.adjacency(neighbour.peer)
+            self._withdraw(neighbour, entry, now, found)
+            return
+        adjacency = entry.adjacencies.get(neighbour.peer) or entry.adjacency(neighbour.peer)
         advertised = adjacency.exported
-        found: list[Entry] = []
         if advertised is None:
             if not adjacency.path and now - adjacency.lost_at > KEEP_ADVERTISED_S:
                 adjacency.advertised_list = None
@@ -254,19 +256,19 @@ class Advertiser:
         adjacency.exported = wanted
         if entry.offers is not None and entry.offers.incarnation == wanted.seqno[0]:
             self._add_offers(neighbour, entry, adjacency, is_visible, found)
-        return found
 
     @staticmethod
-    def _withdrawal(neighbour: Neighbour, entry: RibEntry, now: float) -> list[Entry]:
+    def _withdraw(neighbour: Neighbour, entry: RibEntry, now: float, found: list[Entry]) -> None:
         adjacency = entry.adjacencies.get(neighbour.peer)
         if adjacency is None or adjacency.exported is None:
-            return []
+            return
         neighbour.count_advertised(-1, -adjacency.exported.checksum() - _advertised_checksum(entry.origin, adjacency))
         adjacency.exported, adjacency.is_list_advertised, adjacency.lost_at = None, False, now
         if entry.is_withdrawn:
             adjacency.advertised_list = None
         incarnation, sequence = entry.newest_seqno
-        return [OriginWithdraw(entry.origin, incarnation, sequence, entry.is_withdrawn, entry.complete_version())]
+        version = entry.complete_version()
+        found.append(OriginWithdraw(entry.origin, incarnation, sequence, entry.is_withdrawn, version))
 
     def _add_offers(
         self,

@@ -59,6 +59,8 @@ class ExportFilter:
 
     def _current_export(self, entry: RibEntry, effects: list[Effect]) -> OriginAnnounce:
         before = entry.export
+        if before is not None and entry.is_export_current:
+            return before
         export = entry.refresh_export(self._origin.router, self._rib.costs)
         if export is not before:
             self.created.append(export)

@@ -156,13 +156,15 @@ def _announcement(fields: list[Any], packed: bytes) -> OriginAnnounce:
     _, origin, incarnation, sequence, site, network, metric_us, path, is_partial, *_ = fields
     if type(path) is not list or not 0 < len(path) <= limits.MAX_HOPS or type(is_partial) is not bool:
         raise Malformed("invalid routing message: invalid path or flag of an announcement")
+    if type(metric_us) is not int or not 0 <= metric_us <= UNREACHABLE_US:
+        metric_us = min(_checked_number(metric_us), UNREACHABLE_US)
     # Later versions of micro may send more fields. The hash includes them.
     return OriginAnnounce(
         origin=_id(origin),
         seqno=(_checked_version(incarnation), _checked_version(sequence)),
         site=_checked_text(site),
         network=_checked_text(network),
-        metric_us=min(_checked_number(metric_us), UNREACHABLE_US),
+        metric_us=metric_us,
         path=_checked_path(path),
         is_partial=is_partial,
         packed=packed,

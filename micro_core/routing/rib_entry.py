@@ -294,8 +294,6 @@ class RibEntry:
         """
         export = self.export
         if export is not None:
-            if self.is_export_current:
-                return export
             self.is_export_current = not self.has_newer_seqno() and not self.differs_from_export(costs)
             if self.is_export_current:
                 return export
