@@ -54,7 +54,6 @@ from micro_core.routing.events import (
 from micro_core.routing.explain import RouteCandidate, candidates_of, compare
 from micro_core.routing.history import History
 from micro_core.routing.link_damping import LinkDamper
-from micro_core.routing.lookup import DEFAULT_SITE
 from micro_core.routing.metric import SteadyCost, add
 from micro_core.routing.neighbour import FULL_TABLE_WAIT_S, NEVER, Neighbour
 from micro_core.routing.options import EngineOptions
@@ -86,13 +85,12 @@ class Engine:
         options: EngineOptions | None = None,
     ) -> None:
         self.router = router
-        self._site = site
         self._random = random
         self._options = options = options or EngineOptions()
         self.damper = Damper(options.damping, options.interest_damping)
         self.observed = Damper(replace(options.damping, dry_run=True))
         """Flaps of services of other origins, as "origin service". For display only: they are suppressed at the origin."""
-        self.link_damper = LinkDamper(options.link_damping)
+        self.link_damper = LinkDamper(options.link_damping, own_site=site)
         self._origin = Origin(
             router=router,
             network=network,
@@ -166,7 +164,7 @@ class Engine:
             case NeighbourCost(peer, cost_us):
                 neighbour = self._neighbours.get(peer)
                 if neighbour is not None and neighbour.cost.update(cost_us + neighbour.policy.cost_us):
-                    self._cost_changed(neighbour, now, effects)
+                    self._costs_changed([neighbour.peer], now, effects)
             case NeighbourSuspect():
                 self._neighbour_suspect(event, now, effects)
             case NeighbourDown(peer, is_graceful):
@@ -206,7 +204,7 @@ class Engine:
         for service in self.damper.advance(now):
             self._history.record(now, service, "suppression ended")
             self._origin.reuse(service, now)
-        self._damping_changed(self.link_damper.advance(now), now, effects)
+        self._costs_changed(self.link_damper.advance(now), now, effects)
         for origin in self._requester.due(now):
             entry = self._rib.entries.get(origin)
             if entry is None:
@@ -336,8 +334,7 @@ class Engine:
         policy = policy_for(self._options.policies, name, site)
         neighbour = Neighbour(peer, SteadyCost(cost_us + policy.cost_us), self._advert_number, policy)
         self._neighbours[peer] = neighbour
-        has_line = site not in {"", DEFAULT_SITE, self._site}
-        self.link_damper.link_up(peer, now, site=site if has_line else "")
+        self.link_damper.link_up(peer, now, site=site)
         self._rib.costs[peer] = add(neighbour.cost.cost_us, self.link_damper.penalty_us(peer, now))
         neighbour.expires_at = now + self._options.lease_s
         neighbour.full_at = now if self.router < peer else now + FULL_TABLE_WAIT_S
@@ -345,18 +342,14 @@ class Engine:
         if self._digest_at == NEVER:
             self._digest_at = now + self._options.lease_s / 3
 
-    def _cost_changed(self, neighbour: Neighbour, now: float, effects: list[Effect]) -> None:
-        peer = neighbour.peer
+    def _costs_changed(self, peers: Iterable[str], now: float, effects: list[Effect]) -> None:
         damper = self.link_damper
-        penalty_us = damper.policy.last_resort_us if neighbour.is_closing else damper.penalty_us(peer, now)
-        self._rib.costs[peer] = add(neighbour.cost.cost_us, penalty_us)
-        for entry in self._rib.entries_via(peer):
-            self._receiver.candidate_changed(entry, peer, now, effects)
-
-    def _damping_changed(self, peers: Iterable[str], now: float, effects: list[Effect]) -> None:
-        for peer in peers:
-            if peer in self._neighbours:
-                self._cost_changed(self._neighbours[peer], now, effects)
+        for neighbour in filter(None, map(self._neighbours.get, peers)):
+            peer = neighbour.peer
+            penalty_us = damper.policy.last_resort_us if neighbour.is_closing else damper.penalty_us(peer, now)
+            self._rib.costs[peer] = add(neighbour.cost.cost_us, penalty_us)
+            for entry in self._rib.entries_via(peer):
+                self._receiver.candidate_changed(entry, peer, now, effects)
 
     def _neighbour_suspect(self, event: NeighbourSuspect, now: float, effects: list[Effect]) -> None:
         neighbour = self._neighbours.get(event.peer)
@@ -364,13 +357,13 @@ class Engine:
             return
         if neighbour.is_closing is not event.is_closing:
             neighbour.is_closing = event.is_closing
-            self._cost_changed(neighbour, now, effects)
+            self._costs_changed([neighbour.peer], now, effects)
         if neighbour.is_suspect is event.is_suspect:
             return
         neighbour.is_suspect = event.is_suspect
         if not event.is_closing:
             stalled = self.link_damper.link_suspect(event.peer, now, is_suspect=event.is_suspect)
-            self._damping_changed(stalled, now, effects)
+            self._costs_changed(stalled, now, effects)
         if event.is_suspect:
             for entry in self._rib.entries_via(event.peer):
                 effects += self._requester.endangered(entry, now)
@@ -387,7 +380,7 @@ class Engine:
             entry.adjacencies.pop(peer, None)
         del self._neighbours[peer]
         del self._rib.costs[peer]
-        self._damping_changed(others, now, effects)
+        self._costs_changed(others, now, effects)
 
     def _seqno_requested(self, neighbour: Neighbour, request: SeqnoRequest, now: float, effects: list[Effect]) -> None:
         origin = request.origin

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from micro_core.routing.lookup import DEFAULT_SITE
+
 MIN_RECORDED_PENALTY = 10.0
 """The history of a peer is deleted when its penalty has decayed below this and no hold is running."""
 
@@ -173,8 +175,9 @@ class LinkDamper:
     A link is damped while its own hold runs, or that of the line to its site.
     """
 
-    def __init__(self, policy: LinkDampingPolicy | None = None) -> None:
+    def __init__(self, policy: LinkDampingPolicy | None = None, *, own_site: str = "") -> None:
         self.policy = policy or LinkDampingPolicy()
+        self._without_line = frozenset(("", DEFAULT_SITE, own_site))
         self._peers = _Histories(self.policy)
         self._sites = _Histories(self.policy)
         self._links: dict[str, _Link] = {}
@@ -189,12 +192,12 @@ class LinkDamper:
     def link_up(self, peer: str, now: float, *, site: str = "") -> None:
         """Record that there is a link to `peer`. If it is held, the hold time begins now.
 
-        `site` is the site of the peer if the links to it may share a line, i.e. if it has a name and is not that of this node.
+        Links to the same `site` share a line, except those to the own site and to sites without a name.
         """
         if peer not in self._links:
-            self._links[peer] = _Link(site)
+            link = self._links[peer] = _Link("" if site in self._without_line else site)
             self._peers.up(peer, now)
-            self._sites.up(site, now)
+            self._sites.up(link.site, now)
 
     def link_lost(self, peer: str, now: float, *, is_graceful: bool = False) -> list[str]:
         """Record the end of the link to `peer`. To be called when no other link to it is left.

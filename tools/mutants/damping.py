@@ -33,7 +33,7 @@ MUTANTS = (
     Mutant(
         "a damped link is used again",
         "engine.py",
-        "self._damping_changed(self.link_damper.advance(now), now, effects)",
+        "self._costs_changed(self.link_damper.advance(now), now, effects)",
         "self.link_damper.advance(now)",
     ),
     Mutant(
@@ -85,7 +85,7 @@ MUTANTS = (
     Mutant(
         "a stall changes the cost of the link",
         "engine.py",
-        "self._damping_changed(stalled, now, effects)",
+        "self._costs_changed(stalled, now, effects)",
         "pass",
     ),
     Mutant(
@@ -120,20 +120,20 @@ MUTANTS = (
     ),
     Mutant(
         "the links of the own site share no line",
-        "engine.py",
-        'has_line = site not in {"", DEFAULT_SITE, self._site}',
-        'has_line = site not in {"", DEFAULT_SITE}',
+        "link_damping.py",
+        'frozenset(("", DEFAULT_SITE, own_site))',
+        'frozenset(("", DEFAULT_SITE))',
     ),
     Mutant(
         "the links to unnamed sites share no line",
-        "engine.py",
-        'has_line = site not in {"", DEFAULT_SITE, self._site}',
-        "has_line = site != self._site",
+        "link_damping.py",
+        'frozenset(("", DEFAULT_SITE, own_site))',
+        'frozenset(("", own_site))',
     ),
     Mutant(
         "a line that failed changes the cost of its other links",
         "engine.py",
-        "self._damping_changed(others, now, effects)",
+        "self._costs_changed(others, now, effects)",
         "pass",
     ),
     Mutant(
