@@ -71,9 +71,11 @@ class Advertiser:
             self._schedule_first(entry, selected, now)
         elif entry.differs_from_export(self._rib.costs):
             self.schedule_slow(entry.origin, now)
-        elif not entry.has_newer_seqno():
-            return
-        # A newer sequence number alone is sent only to those that have requested it.
+        else:
+            # A newer sequence number alone is sent only to those that have requested it.
+            self._schedule_returned(entry, selected, now)
+            if not entry.has_newer_seqno():
+                return
         for peer in self._requester.answered(entry):
             if peer in self._neighbours:
                 self._neighbours[peer].schedule(entry.origin, now)
@@ -140,6 +142,13 @@ class Advertiser:
             if peer not in selected.path and not has_route:
                 neighbour.schedule(entry.origin, when)
             else:
+                self._schedule_slow(neighbour, entry.origin, now)
+
+    def _schedule_returned(self, entry: RibEntry, selected: Adjacency, now: float) -> None:
+        """Schedule a route that was advertised before for neighbours on the path of the one that replaced it meanwhile."""
+        for peer, neighbour in self._neighbours.items():
+            adjacency = entry.adjacencies.get(peer)
+            if (adjacency is None or adjacency.exported is None) and peer not in selected.path:
                 self._schedule_slow(neighbour, entry.origin, now)
 
     def _schedule_advertised(self, entry: RibEntry, when: float) -> None:

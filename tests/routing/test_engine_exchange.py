@@ -405,6 +405,23 @@ def test_new_link_exchanges_full_tables_and_restores_routes() -> None:
     assert names_of([*message.entries]) == ["greeter"]
 
 
+def test_route_that_returns_unchanged_is_advertised_to_the_neighbours_that_lost_it() -> None:
+    """Meanwhile there was a route through these neighbours, which they do not get."""
+    harness = EngineHarness(LEFT, RIGHT, OTHER)
+    harness.learn(FAR, LEFT)
+    harness.run(5)
+    (before,) = harness.take_announced(RIGHT)
+    harness.learn(FAR, LEFT, RIGHT, OTHER, sequence=2)
+    harness.receive_advert(LEFT, withdraw(FAR))
+    harness.run(5)
+    assert [type(one) for one in harness.take_entries(RIGHT)] == [OriginWithdraw]
+    harness.learn(FAR, LEFT)
+    harness.receive_advert(OTHER, withdraw(FAR))
+    harness.run(5)
+    (after,) = harness.take_announced(RIGHT)
+    assert (after.path, after.metric_us) == (before.path, before.metric_us)
+
+
 def test_router_with_the_smaller_id_sends_its_full_table_first() -> None:
     """The other one leaves out the offers that its neighbour has sent, and the routes that lead through it."""
     harness = EngineHarness()

@@ -49,7 +49,16 @@ MUTANTS = (
         "",
     ),
     Mutant(
-        "adverts in flight are bounded", "neighbour.py", "return len(self._in_flight) < MAX_IN_FLIGHT", "return True"
+        "adverts in flight are bounded",
+        "neighbour.py",
+        "return self.has_begun and len(self._in_flight) < MAX_IN_FLIGHT",
+        "return self.has_begun",
+    ),
+    Mutant(
+        "a route that returns unchanged is advertised to those that lost it",
+        "advertiser.py",
+        "            self._schedule_returned(entry, selected, now)\n",
+        "",
     ),
     Mutant(
         "full tables are limited",
@@ -66,14 +75,14 @@ MUTANTS = (
     Mutant(
         "metrics wait for the slow clock",
         "advertiser.py",
-        "            self.schedule_slow(entry.origin, now)\n        elif not entry.has_newer_seqno():",
-        "            self.schedule(entry.origin, now)\n        elif not entry.has_newer_seqno():",
+        "            self.schedule_slow(entry.origin, now)\n        else:",
+        "            self.schedule(entry.origin, now)\n        else:",
     ),
     Mutant(
         "unrequested sequence numbers are not sent",
         "advertiser.py",
-        "            self.schedule_slow(entry.origin, now)\n        elif not entry.has_newer_seqno():\n            return",
-        "            self.schedule_slow(entry.origin, now)\n        else:\n            self.schedule_slow(entry.origin, now)",
+        "            if not entry.has_newer_seqno():\n                return",
+        "            self.schedule_slow(entry.origin, now)",
     ),
     Mutant(
         "requested sequence numbers are sent",
