@@ -285,6 +285,7 @@ class Receiver:
             # The usual case: another neighbour has sent the same list before.
             neighbour.confirmed_offers.pop(origin, None)
         else:
+            version = offers.version
             merged = self._merge(neighbour, offers, changes.changed, changes.removed, effects)
             confirmed = set() if is_first else neighbour.confirmed_offers.get(origin)
             if confirmed is not None and offers.is_settled and changes.version > offers.version:
@@ -299,6 +300,9 @@ class Receiver:
                 else:
                     neighbour.confirmed_offers[origin] = confirmed
             self._publish(entry, offers, merged, changes, now, effects)
+            if offers.version > version and not merged:
+                # A service that was removed and added again here may be only removed at a neighbour.
+                self.advertiser.offers_changed(entry, merged, now)
         if was_view and adjacency.view is None:
             self.candidate_changed(entry, neighbour.peer, now, effects)
 

@@ -98,6 +98,21 @@ def test_neighbour_that_loses_its_route_gets_the_changes_since_its_version_of_th
     assert names_of(harness.take_entries(RIGHT)) == sent
 
 
+def test_service_that_returned_before_its_removal_was_received_is_sent_to_neighbours() -> None:
+    """The list is the same as before, but a neighbour may have received the removal from someone else."""
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(FAR, LEFT, services=("a", "b"))
+    harness.run(5)
+    harness.take_sent()
+    returned = OfferChanges(FAR, 1, 0, 4, (OfferEntry(Offer("a"), 1), OfferEntry(Offer("b"), 4)))
+    harness.receive_advert(LEFT, returned)
+    harness.run(5)
+    (sent,) = harness.take_entries(RIGHT)
+    assert isinstance(sent, OfferChanges)
+    assert sent.version == 4
+    assert OfferEntry(Offer("b"), 4) in sent.changed
+
+
 def test_list_is_sent_again_if_the_neighbour_had_no_route_for_a_while() -> None:
     harness = EngineHarness(LEFT, RIGHT)
     harness.learn(FAR, LEFT, services=("a",))

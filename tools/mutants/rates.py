@@ -151,6 +151,12 @@ MUTANTS = (
         "return len(self._in_flight) < MAX_IN_FLIGHT",
     ),
     Mutant(
+        "a service that returned before its removal was received is advertised",
+        "receiver.py",
+        "if offers.version > version and not merged:",
+        "if False:",
+    ),
+    Mutant(
         "a list is sent again after a while",
         "advertiser.py",
         "now - adjacency.lost_at > KEEP_ADVERTISED_S",
