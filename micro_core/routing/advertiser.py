@@ -23,7 +23,7 @@ from micro_core.routing.rib import Rib
 from micro_core.routing.rib_entry import TOMBSTONE_S, Adjacency, RibEntry
 from micro_core.routing.seqno_requests import SeqnoRequester
 
-RELEASE_INTERVAL_S = 5.0
+RELEASE_INTERVAL_S = 2.0
 """An encoded entry is kept for other neighbours for this time in seconds, at most until the next change or digest after it."""
 
 KEEP_ADVERTISED_S = TOMBSTONE_S / 2
