@@ -2,7 +2,8 @@
 
 Urgent changes are first routes, withdrawals, a new incarnation of an origin, a requested sequence number, and changes of the
 offers. All others (metrics, paths, load) wait for the slow clock of each neighbour, so that the number of their messages is
-bounded by the number of links and time. A neighbour that has a route to an origin needs no other at once, either.
+bounded by the number of links and time. A neighbour that has a route to an origin needs no other at once, and its own next hop
+informs it about the offers: these are sent along the tree of the selected routes only.
 """
 
 from __future__ import annotations
