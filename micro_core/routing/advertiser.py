@@ -72,6 +72,7 @@ class Advertiser:
             self._schedule_first(entry, selected, now)
         elif entry.differs_from_export(self._rib.costs):
             self.schedule_slow(entry.origin, now)
+            self._schedule_informant(entry, now)
         else:
             # A newer sequence number alone is sent only to those that have requested it.
             self._schedule_returned(entry, selected, now)
@@ -144,6 +145,12 @@ class Advertiser:
                 neighbour.schedule(entry.origin, when)
             else:
                 self._schedule_slow(neighbour, entry.origin, now)
+
+    def _schedule_informant(self, entry: RibEntry, now: float) -> None:
+        """Schedule the withdrawal for a new next hop, which then informs this router about the offers."""
+        adjacency = entry.adjacencies[entry.selected]
+        if adjacency.exported is not None:
+            self._neighbours[entry.selected].schedule(entry.origin, now + self._relay_s())
 
     def _schedule_returned(self, entry: RibEntry, selected: Adjacency, now: float) -> None:
         """Schedule a route that was advertised before for neighbours on the path of the one that replaced it meanwhile."""

@@ -98,6 +98,19 @@ def test_neighbour_that_loses_its_route_gets_the_changes_since_its_version_of_th
     assert names_of(harness.take_entries(RIGHT)) == sent
 
 
+def test_new_next_hop_gets_the_withdrawal_at_once_so_that_it_sends_the_offers_from_then_on() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(FAR, LEFT, metric_us=50_000)
+    harness.run(5)
+    harness.take_sent()
+    harness.receive_advert(RIGHT, announce(FAR, RIGHT))
+    harness.run(0.05)
+    (sent,) = harness.sent_to(RIGHT)
+    assert isinstance(sent, OriginWithdraw)
+    assert sent.version == 1
+    assert harness.sent_to(LEFT) == [], "another path is not urgent"
+
+
 def test_service_that_returned_before_its_removal_was_received_is_sent_to_neighbours() -> None:
     """The list is the same as before, but a neighbour may have received the removal from someone else."""
     harness = EngineHarness(LEFT, RIGHT)

@@ -157,6 +157,12 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "a new next hop gets the withdrawal at once",
+        "advertiser.py",
+        "            self._schedule_informant(entry, now)\n",
+        "",
+    ),
+    Mutant(
         "a list is sent again after a while",
         "advertiser.py",
         "now - adjacency.lost_at > KEEP_ADVERTISED_S",
