@@ -90,7 +90,7 @@ class Engine:
         self.damper = Damper(options.damping, options.interest_damping)
         self.observed = Damper(replace(options.damping, dry_run=True))
         """Flaps of services of other origins, as "origin service". For display only: they are suppressed at the origin."""
-        self.link_damper = LinkDamper(options.link_damping, own_site=site)
+        self.link_damper = LinkDamper(options.link_damping, own_site=site, random=random)
         self._origin = Origin(
             router=router,
             network=network,

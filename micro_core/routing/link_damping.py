@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from micro_core.contract.clock import Random
 from micro_core.routing.lookup import DEFAULT_SITE
 
 MIN_RECORDED_PENALTY = 10.0
@@ -41,14 +42,17 @@ class LinkDampingPolicy:
     hold_s: float = 12.0
     """Hold time after a first loss. It doubles with each further `loss`, less what has decayed."""
     max_hold_s: float = 120.0
+    spread: float = 0.25
+    """A hold is longer by a random share of at most this. After a partition, the holds of all links begin at the same time; if they
+    ended at the same time, too, each end would change many routes at once."""
     last_resort_us: int = 10_000_000
     """Cost of a damped link in addition to its own, in microseconds: more than that of any path without damped links."""
     max_peers: int = 4_096
     """Maximum number of histories. When it is exceeded, the history with the smallest penalty is deleted."""
 
-    def hold_after(self, penalty: float) -> float:
-        """Return how long a link must be up after a loss that lifted the penalty to `penalty`, in seconds."""
-        hold_s: float = self.hold_s * 2.0 ** (penalty / self.loss - 1.0)
+    def hold_after(self, penalty: float, spread: float = 1.0) -> float:
+        """Return how long a link must be up after a loss that lifted the penalty to `penalty`, in seconds, times `spread`."""
+        hold_s: float = spread * self.hold_s * 2.0 ** (penalty / self.loss - 1.0)
         return min(hold_s, self.max_hold_s)
 
 
@@ -100,10 +104,11 @@ class _History:
 class _Histories(dict[str, _History]):
     """The histories of peers by node id, or of lines by site."""
 
-    def __init__(self, policy: LinkDampingPolicy) -> None:
+    def __init__(self, policy: LinkDampingPolicy, random: Random | None) -> None:
         super().__init__()
         self.policy = policy
         self.forgotten = 0
+        self._random = random
 
     def lost(self, key: str, now: float, penalty: float) -> None:
         policy, history = self.policy, self.get(key)
@@ -115,7 +120,8 @@ class _Histories(dict[str, _History]):
         history.at = now
         history.losses += 1
         # A hold is not shortened by a later loss, since the penalty may have decayed meanwhile.
-        history.hold_s = max(history.hold_s, policy.hold_after(history.penalty))
+        spread = self._random.uniform(1.0, 1.0 + policy.spread) if self._random is not None else 1.0
+        history.hold_s = max(history.hold_s, policy.hold_after(history.penalty, spread))
         history.up_at = None
 
     def closed(self, key: str, now: float) -> None:
@@ -172,14 +178,16 @@ class _Link:
 class LinkDamper:
     """The flap histories of the links of this router, by the node id of the peer and by its site. `now` is in clock seconds.
 
-    A link is damped while its own hold runs, or that of the line to its site.
+    A link is damped while its own hold runs, or that of the line to its site. Without `random`, holds are not spread.
     """
 
-    def __init__(self, policy: LinkDampingPolicy | None = None, *, own_site: str = "") -> None:
+    def __init__(
+        self, policy: LinkDampingPolicy | None = None, *, own_site: str = "", random: Random | None = None
+    ) -> None:
         self.policy = policy or LinkDampingPolicy()
         self._without_line = frozenset(("", DEFAULT_SITE, own_site))
-        self._peers = _Histories(self.policy)
-        self._sites = _Histories(self.policy)
+        self._peers = _Histories(self.policy, random)
+        self._sites = _Histories(self.policy, random)
         self._links: dict[str, _Link] = {}
 
     @property

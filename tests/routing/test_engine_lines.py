@@ -39,7 +39,7 @@ def test_link_that_stalled_is_the_last_resort_for_a_while() -> None:
     assert metrics(harness)[LEFT] == 100 + COST_US
     harness.handle(NeighbourSuspect(LEFT, False))
     assert metrics(harness)[LEFT] == 100 + COST_US + POLICY.last_resort_us
-    harness.run(POLICY.hold_s)
+    harness.run(POLICY.hold_s * (1 + POLICY.spread))
     assert metrics(harness)[LEFT] == 100 + COST_US
 
 
@@ -58,7 +58,7 @@ def test_link_to_another_node_of_a_site_is_the_last_resort_after_the_line_failed
     link(harness, OTHER, "eu")
     harness.learn(FAR, OTHER, metric_us=100)
     assert metrics(harness)[OTHER] == 100 + COST_US + POLICY.last_resort_us
-    harness.run(POLICY.hold_s)
+    harness.run(POLICY.hold_s * (1 + POLICY.spread))
     assert metrics(harness)[OTHER] == 100 + COST_US
 
 

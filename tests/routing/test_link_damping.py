@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +76,19 @@ def test_hold_begins_when_the_link_is_up() -> None:
     assert damper.wake_at == reuse_at
     damper.link_up("p", 235.0)
     assert damper.reuse_at("p") == reuse_at, "a second report does not extend the hold"
+
+
+def test_holds_that_begin_together_end_at_different_times() -> None:
+    """After a partition, the routes over all links must not change in the same second."""
+    damper = LinkDamper(random=random.Random(1))
+    peers = [f"p{number}" for number in range(20)]
+    for peer in peers:
+        damper.link_up(peer, 100.0)
+        damper.link_lost(peer, 110.0)
+        damper.link_up(peer, 120.0)
+    holds = [(damper.reuse_at(peer) or 0.0) - 120.0 for peer in peers]
+    assert all(POLICY.hold_s <= one <= POLICY.hold_s * (1 + POLICY.spread) for one in holds)
+    assert max(holds) - min(holds) > POLICY.hold_s * POLICY.spread / 2
 
 
 def test_hold_ends_once() -> None:

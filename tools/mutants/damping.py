@@ -68,6 +68,12 @@ MUTANTS = (
         "2.0 ** (penalty / self.loss - 1.0)",
         "1.0",
     ),
+    Mutant(
+        "holds of links end at different times",
+        "link_damping.py",
+        "self._random.uniform(1.0, 1.0 + policy.spread)",
+        "1.0",
+    ),
     Mutant("a stall is a loss", "link_damping.py", "or now - since < self.policy.stall_s", "or since"),
     Mutant("a short silence is not a stall", "link_damping.py", "or now - since < self.policy.stall_s", ""),
     Mutant(
@@ -165,8 +171,8 @@ MUTANTS = (
     Mutant(
         "a hold is not shortened by a later loss",
         "link_damping.py",
-        "max(history.hold_s, policy.hold_after(history.penalty))",
-        "policy.hold_after(history.penalty)",
+        "max(history.hold_s, policy.hold_after(history.penalty, spread))",
+        "policy.hold_after(history.penalty, spread)",
     ),
     Mutant(
         "a hold begins again when the link was lost meanwhile",
