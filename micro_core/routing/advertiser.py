@@ -116,14 +116,8 @@ class Advertiser:
         adjacency.advertised_list, adjacency.advertised_version, adjacency.advertised_view = offers, version, None
 
     def neighbour_lost_route(self, entry: RibEntry, neighbour: Neighbour, now: float) -> None:
-        """Schedule the route to an origin and its offers for a neighbour that has no route any more, unless it has them."""
-        adjacency = entry.adjacencies.get(neighbour.peer)
-        if entry.selected and (
-            adjacency is None
-            or adjacency.exported is None
-            or adjacency.advertised_list is not entry.offers
-            or (entry.offers is not None and adjacency.advertised_version != entry.offers.version)
-        ):
+        """Schedule what a neighbour that has no route to an origin any more does not yet have of the route and the offers."""
+        if entry.selected:
             neighbour.schedule(entry.origin, now + self._relay_s())
 
     def schedule(self, origin: str, when: float) -> None:

@@ -444,6 +444,35 @@ def test_router_with_the_smaller_id_sends_its_full_table_first() -> None:
     assert names_of(sent) == ["greeter", "second"]
 
 
+def test_no_advert_is_sent_before_the_full_table() -> None:
+    harness = EngineHarness()
+    harness.handle(NeighbourUp(LEFT, COST_US))
+    harness.up("second")
+    harness.run(0.6)
+    harness.receive_advert(LEFT, begins=True)
+    for _ in range(2 * MAX_UNACKNOWLEDGED):
+        harness.receive_advert(LEFT)
+    assert {type(m) for _, m in harness.take_sent()} == {Ack}
+    harness.receive_advert(LEFT, ends=True)
+    (advert,) = [m for _, m in harness.take_sent() if isinstance(m, Advert)]
+    assert advert.begins
+
+
+def test_list_that_is_not_sent_again_after_a_withdrawal_is_not_in_the_digest() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(FAR, LEFT)
+    harness.run(5)
+    harness.receive_advert(LEFT, withdraw(FAR))
+    harness.run(1)
+    harness.learn(FAR, LEFT, sequence=2)
+    harness.run(1)
+    (announced,) = harness.sent_to(RIGHT)[-1:]
+    assert isinstance(announced, OriginAnnounce), "the list is not sent again"
+    harness.run(31)
+    digests = [m for peer, m in harness.take_sent() if peer == RIGHT and isinstance(m, Digest)]
+    assert (digests[-1].count, digests[-1].checksum) == (1, announced.checksum())
+
+
 def test_router_with_the_larger_id_waits_for_a_second_at_most() -> None:
     harness = EngineHarness()
     harness.up()

@@ -98,6 +98,25 @@ def test_neighbour_that_loses_its_route_gets_the_changes_since_its_version_of_th
     assert names_of(harness.take_entries(RIGHT)) == sent
 
 
+def test_neighbour_that_sees_a_part_of_the_list_is_informed_though_it_has_a_route() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(FAR, LEFT, services=("a", "b"))
+    harness.receive_advert(RIGHT, *partial(FAR, "a", peer=RIGHT))
+    harness.run(5)
+    assert names_of(harness.take_entries(RIGHT)) == ["a", "b"]
+
+
+def test_version_of_another_incarnation_says_nothing_about_the_list() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(FAR, LEFT, services=("a",))
+    harness.learn(FAR, RIGHT, services=("a",))
+    harness.run(5)
+    harness.take_sent()
+    harness.receive_advert(RIGHT, withdraw(FAR, incarnation=2, version=1))
+    harness.run(1)
+    assert names_of(harness.take_entries(RIGHT)) == ["a"]
+
+
 def test_new_next_hop_gets_the_withdrawal_at_once_so_that_it_sends_the_offers_from_then_on() -> None:
     harness = EngineHarness(LEFT, RIGHT)
     harness.learn(FAR, LEFT, metric_us=50_000)

@@ -93,12 +93,6 @@ MUTANTS = (
     Mutant(
         "changes of offers are not sent to neighbours with a route of their own",
         "advertiser.py",
-        "or neighbour.has_partial_view or not _has_own_list(entry, adjacency):",
-        "or True:",
-    ),
-    Mutant(
-        "nor along with other changes",
-        "advertiser.py",
         "            if _has_own_list(entry, adjacency):\n                return\n",
         "",
     ),
@@ -110,9 +104,9 @@ MUTANTS = (
     ),
     Mutant(
         "a neighbour that has lost its route is informed",
-        "advertiser.py",
-        "or adjacency.advertised_list is not entry.offers\n",
-        "",
+        "receiver.py",
+        "        self.candidate_changed(entry, peer, now, effects)\n        self.advertiser.neighbour_lost_route(entry, neighbour, now)\n",
+        "        self.candidate_changed(entry, peer, now, effects)\n",
     ),
     Mutant(
         "changes since the version of the neighbour",

@@ -252,9 +252,14 @@ async def test_node_exports_its_identity_routes_counters_and_links() -> None:
         response = await fetch(url)
         assert f'micro_node_info{{id="{eu.node_id}",name="eu",network="go.micro",site="eu"}} 1.0' in response
         assert "process_resident_memory_bytes" in response
-        for link in ("local", "network"):
-            expected = sum(1 for route in eu.table.list() if route.link == link)
-            assert f'micro_routes{{link="{link}"}} {expected}.0' in response
+
+        async def shows_routes() -> bool:
+            # Routes may change between the two.
+            shown = await fetch(url)
+            counts = {link: sum(route.link == link for route in eu.table.list()) for link in ("local", "network")}
+            return all(f'micro_routes{{link="{link}"}} {count}.0' in shown for link, count in counts.items())
+
+        await until(shows_routes)
         assert "micro_calls_in_flight 0.0" in response
 
         shown = await asyncio.to_thread(
