@@ -106,7 +106,7 @@ def test_neighbour_that_sees_a_part_of_the_list_is_informed_though_it_has_a_rout
     assert names_of(harness.take_entries(RIGHT)) == ["a", "b"]
 
 
-def test_version_of_another_incarnation_says_nothing_about_the_list() -> None:
+def test_version_of_another_incarnation_is_not_used() -> None:
     harness = EngineHarness(LEFT, RIGHT)
     harness.learn(FAR, LEFT, services=("a",))
     harness.learn(FAR, RIGHT, services=("a",))
