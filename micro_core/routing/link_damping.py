@@ -42,12 +42,9 @@ class LinkDampingPolicy:
     hold_s: float = 12.0
     """Hold time after a first loss. It doubles with each further `loss`, less what has decayed."""
     max_hold_s: float = 120.0
-    outage_s: float = 20.0
-    """A link that was down for longer after a single loss is not held: it does not flap. After a partition, a hold would change all
-    routes a second time when it ends."""
     spread: float = 0.25
-    """A hold is longer by a random share of at most this. The holds of several links often begin at the same time; if they ended at
-    the same time, too, many routes would change at once."""
+    """A hold is longer by a random share of at most this. After a partition, the holds of all links begin at the same time; if they
+    ended at the same time, too, each end would change many routes at once."""
     last_resort_us: int = 10_000_000
     """Cost of a damped link in addition to its own, in microseconds: more than that of any path without damped links."""
     max_peers: int = 4_096
@@ -134,12 +131,9 @@ class _Histories(dict[str, _History]):
             history.up_at = None
 
     def up(self, key: str, now: float) -> None:
-        history, policy = self.get(key), self.policy
-        if history is None or history.up_at is not None:
-            return
-        history.up_at = now
-        if now - history.at > policy.outage_s and self.decayed(history, now) < 1.5 * policy.loss:
-            history.hold_s = 0.0
+        history = self.get(key)
+        if history is not None and history.up_at is None:
+            history.up_at = now
 
     def is_damped(self, key: str, now: float) -> bool:
         history = self.get(key)

@@ -67,27 +67,15 @@ def test_link_that_keeps_flapping_is_not_used_any_more(every_s: float) -> None:
 def test_hold_begins_when_the_link_is_up() -> None:
     damper, _ = flapped(2, 5.0)
     damper.link_lost("p", 200.0)
-    assert damper.is_damped("p", 215.0), "the link is down"
+    assert damper.is_damped("p", 230.0), "the link is down"
     assert damper.wake_at is None
-    damper.link_up("p", 215.0)
+    damper.link_up("p", 230.0)
     reuse_at = damper.reuse_at("p")
     assert reuse_at is not None
-    assert reuse_at >= 225.0
+    assert reuse_at >= 240.0
     assert damper.wake_at == reuse_at
-    damper.link_up("p", 220.0)
+    damper.link_up("p", 235.0)
     assert damper.reuse_at("p") == reuse_at, "a second report does not extend the hold"
-
-
-@pytest.mark.parametrize(
-    ("losses", "down_s", "is_held"), [(1, 19.0, True), (1, 21.0, False), (1, 60.0, False), (3, 21.0, True)]
-)
-def test_link_that_was_down_for_long_after_a_single_loss_is_not_held(losses: int, down_s: float, is_held: bool) -> None:
-    damper, now = flapped(losses, 5.0)
-    damper = damper if losses > 1 else LinkDamper()
-    damper.link_up("p", now, site="eu")
-    damper.link_lost("p", now + 5.0)
-    damper.link_up("p", now + 5.0 + down_s, site="eu")
-    assert damper.is_damped("p", now + 5.0 + down_s) is is_held
 
 
 def test_holds_that_begin_together_end_at_different_times() -> None:

@@ -74,18 +74,6 @@ MUTANTS = (
         "self._random.uniform(1.0, 1.0 + policy.spread)",
         "1.0",
     ),
-    Mutant(
-        "a link that was down for long after one loss is not held",
-        "link_damping.py",
-        "if now - history.at > policy.outage_s and self.decayed(history, now) < 1.5 * policy.loss:",
-        "if False:",
-    ),
-    Mutant(
-        "a link that was down for long after several losses is held",
-        "link_damping.py",
-        "if now - history.at > policy.outage_s and self.decayed(history, now) < 1.5 * policy.loss:",
-        "if now - history.at > policy.outage_s:",
-    ),
     Mutant("a stall is a loss", "link_damping.py", "or now - since < self.policy.stall_s", "or since"),
     Mutant("a short silence is not a stall", "link_damping.py", "or now - since < self.policy.stall_s", ""),
     Mutant(
