@@ -72,7 +72,7 @@ class Advertiser:
             self._schedule_first(entry, selected, now)
         elif entry.differs_from_export(self._rib.costs):
             self.schedule_slow(entry.origin, now)
-            self._schedule_informant(entry, now)
+            self._schedule_withdrawal_from_next_hop(entry, now)
         else:
             # A newer sequence number alone is sent only to those that have requested it.
             self._schedule_returned(entry, selected, now)
@@ -93,7 +93,7 @@ class Advertiser:
             when = now if merged.removed else now + self._relay_s()
             for peer, neighbour in self._neighbours.items():
                 adjacency = entry.adjacencies.get(peer)
-                if adjacency is None or neighbour.has_partial_view or not _has_own_list(entry, adjacency):
+                if adjacency is None or neighbour.has_partial_view or not _is_informed_elsewhere(entry, adjacency):
                     neighbour.schedule(entry.origin, when)
         self._best_changed([*merged.removed, *(offer.service for offer in merged.changed)], now)
 
@@ -140,7 +140,7 @@ class Advertiser:
             else:
                 self._schedule_slow(neighbour, entry.origin, now)
 
-    def _schedule_informant(self, entry: RibEntry, now: float) -> None:
+    def _schedule_withdrawal_from_next_hop(self, entry: RibEntry, now: float) -> None:
         """Schedule the withdrawal for a new next hop, which then informs this router about the offers."""
         adjacency = entry.adjacencies[entry.selected]
         if adjacency.exported is not None:
@@ -296,9 +296,7 @@ class Advertiser:
         )
         version = offers.version
         if is_visible is None:
-            if not is_whole and adjacency.advertised_version == version:
-                return
-            if _has_own_list(entry, adjacency):
+            if _is_informed_elsewhere(entry, adjacency) or (not is_whole and adjacency.advertised_version == version):
                 return
             changes = offers.changes_since(entry.origin, 0 if is_whole else adjacency.advertised_version)
             self._sent_lists.add(offers)
@@ -319,7 +317,7 @@ def _services_of(entry: RibEntry) -> Iterable[str]:
     return () if entry.offers is None else entry.offers.entries
 
 
-def _has_own_list(entry: RibEntry, adjacency: Adjacency) -> bool:
+def _is_informed_elsewhere(entry: RibEntry, adjacency: Adjacency) -> bool:
     """Return whether the next hop of the neighbour informs it about the offers, so that it does not need them from this router.
 
     It has a route that does not lead through this router. As soon as it withdraws that, it is informed.

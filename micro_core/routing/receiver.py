@@ -103,7 +103,6 @@ class Receiver:
         neighbour.confirmed_offers.pop(entry.origin, None)
         self.history.record(now, entry.origin, "via {:.8}: {}", peer, reason)
         self.candidate_changed(entry, peer, now, effects)
-        self.advertiser.neighbour_lost_route(entry, neighbour, now)
         if not entry.has_candidates():
             # The sequence number is kept for a while, so that late adverts of an older one are rejected.
             entry.empty_since = now
@@ -196,11 +195,8 @@ class Receiver:
         if entry is None or adjacency is None:
             return
         if adjacency.announce_checksum:
-            list_checksum = adjacency.list_checksum if adjacency.is_list_received else 0
-            neighbour.count_received(-1, -adjacency.announce_checksum - list_checksum)
-            adjacency.announce_checksum, adjacency.is_list_received = 0, False
-        if withdraw.is_final:
-            adjacency.list_checksum = 0
+            neighbour.count_received(-1, -adjacency.announce_checksum - adjacency.list_checksum)
+            adjacency.announce_checksum = adjacency.list_checksum = 0
         if withdraw.version:
             self.advertiser.neighbour_has_list(entry, adjacency, withdraw.incarnation, withdraw.version)
         if withdraw.is_final and withdraw.seqno > entry.newest_seqno:
@@ -229,7 +225,7 @@ class Receiver:
             adjacency = entry.adjacencies.get(neighbour.peer)
             if adjacency is not None:
                 adjacency.announce_checksum = adjacency.list_checksum = 0
-                adjacency.is_list_received = adjacency.is_skipped = False
+                adjacency.is_skipped = False
 
     # ------------------------------------------------------------------------ offers
 
@@ -244,8 +240,8 @@ class Receiver:
             checksum = offers.checksum(changes.origin, changes.version)
         else:
             checksum = list_checksum(changes.origin, changes.incarnation, changes.version)
-        neighbour.count_received(0, checksum - (adjacency.list_checksum if adjacency.is_list_received else 0))
-        adjacency.list_checksum, adjacency.is_list_received = checksum, True
+        neighbour.count_received(0, checksum - adjacency.list_checksum)
+        adjacency.list_checksum = checksum
         if not adjacency.path or changes.incarnation != adjacency.seqno[0]:
             # The announcement was rejected.
             adjacency.is_skipped = True

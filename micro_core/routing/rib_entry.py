@@ -32,7 +32,6 @@ class Adjacency:
         "exported",
         "is_installed",
         "is_list_advertised",
-        "is_list_received",
         "is_partial",
         "is_skipped",
         "list_checksum",
@@ -60,8 +59,7 @@ class Adjacency:
         """Offers were not merged because the announcement was rejected."""
         self.announce_checksum = 0
         self.list_checksum = 0
-        self.is_list_received = False
-        """The list was received since the last withdrawal of the route, and is part of the digest."""
+        """0 until the list is received after the announcement of the route."""
         # Advertised to the neighbour.
         self.exported: OriginAnnounce | None = None
         self.advertised_list: OfferList | None = None
@@ -135,7 +133,6 @@ class RibEntry:
             if before.announce_checksum:
                 found[peer] = adjacency = Adjacency()
                 adjacency.announce_checksum, adjacency.list_checksum = before.announce_checksum, before.list_checksum
-                adjacency.is_list_received = before.is_list_received
                 adjacency.is_skipped = True
         return found
 
@@ -179,7 +176,7 @@ class RibEntry:
         offers = self.offers
         if offers is None or not offers.is_settled or offers.incarnation != self.newest_seqno[0]:
             return 0
-        return 0 if any(adjacency.view is not None for adjacency in self.adjacencies.values()) else offers.version
+        return offers.version
 
     def is_visible(self, service: str) -> bool:
         """Return whether this router reaches a service of the origin."""

@@ -544,6 +544,16 @@ def test_sequence_number_is_raised_above_the_one_that_other_routers_know() -> No
     assert entry.seqno == (11, 1), "a later incarnation, which all routers learn"
 
 
+def test_own_sequence_number_from_a_neighbour_changes_nothing() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.up()
+    harness.run(1)
+    (before,) = harness.take_announced(RIGHT)
+    harness.receive_advert(LEFT, withdraw(ME, incarnation=before.incarnation, sequence=before.sequence))
+    harness.run(5)
+    assert harness.take_announced(RIGHT) == []
+
+
 def test_absurd_sequence_numbers_are_not_believed() -> None:
     harness = EngineHarness(LEFT)
     harness.up()

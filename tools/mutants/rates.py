@@ -93,8 +93,8 @@ MUTANTS = (
     Mutant(
         "changes of offers are not sent to neighbours with a route of their own",
         "advertiser.py",
-        "            if _has_own_list(entry, adjacency):\n                return\n",
-        "",
+        "if _is_informed_elsewhere(entry, adjacency) or (not is_whole and",
+        "if (not is_whole and",
     ),
     Mutant(
         "a neighbour with a part of the list is informed",
@@ -105,8 +105,9 @@ MUTANTS = (
     Mutant(
         "a neighbour that has lost its route is informed",
         "receiver.py",
-        "        self.candidate_changed(entry, peer, now, effects)\n        self.advertiser.neighbour_lost_route(entry, neighbour, now)\n",
-        "        self.candidate_changed(entry, peer, now, effects)\n",
+        'self.remove_candidate(entry, neighbour, "withdrawn by the neighbour", now, effects)\n'
+        "        self.advertiser.neighbour_lost_route(entry, neighbour, now)",
+        'self.remove_candidate(entry, neighbour, "withdrawn by the neighbour", now, effects)',
     ),
     Mutant(
         "changes since the version of the neighbour",
@@ -153,7 +154,7 @@ MUTANTS = (
     Mutant(
         "a new next hop gets the withdrawal at once",
         "advertiser.py",
-        "            self._schedule_informant(entry, now)\n",
+        "            self._schedule_withdrawal_from_next_hop(entry, now)\n",
         "",
     ),
     Mutant(
@@ -171,14 +172,8 @@ MUTANTS = (
     Mutant(
         "a list that was not received again is not in the digest",
         "receiver.py",
-        "adjacency.announce_checksum, adjacency.is_list_received = 0, False",
-        "adjacency.announce_checksum = 0",
-    ),
-    Mutant(
-        "a version is named only with the whole list",
-        "rib_entry.py",
-        "return 0 if any(adjacency.view is not None for adjacency in self.adjacencies.values()) else offers.version",
-        "return offers.version",
+        "adjacency.announce_checksum = adjacency.list_checksum = 0\n        if withdraw.version",
+        "adjacency.announce_checksum = 0\n        if withdraw.version",
     ),
     Mutant(
         "a version is named only of the newest incarnation",

@@ -248,6 +248,8 @@ TESTS = (
         "tests/routing/test_engine_site.py",
         "tests/routing/test_first_routes.py",
         "tests/routing/test_newer_seqnos.py",
+        "tests/routing/test_offers_along_routes.py",
+        "tests/routing/test_full_tables.py",
     ),
     ("tests/routing/test_network_of_engines.py", "tests/routing/test_storms.py"),
     ("tests/routing",),
