@@ -75,7 +75,8 @@ class SeqnoRequester:
         state = self._state(entry.origin)
         if state.seqno != entry.fd_seqno:
             state.retry_s = RETRY_S
-        if state.seqno != entry.fd_seqno or now - state.asked_at >= RETRY_S:
+        # Not `now - asked_at`: at the time of the retry, that may be a little less because of rounding, and there is no other retry.
+        if state.seqno != entry.fd_seqno or now >= state.asked_at + RETRY_S:
             state.seqno, state.asked_at = entry.fd_seqno, now
             state.asked.clear()
             state.retry_at = now + state.retry_s

@@ -440,6 +440,23 @@ def test_unanswered_seqno_request_is_repeated_with_growing_delays() -> None:
     assert times[-1] == pytest.approx(31, abs=0.2)
 
 
+@pytest.mark.parametrize("asked_at", [31.220000000000002, 1_000.1, 86_400.7])
+def test_request_is_repeated_though_the_sum_of_its_time_and_the_delay_is_rounded(asked_at: float) -> None:
+    harness = EngineHarness()
+    harness.now = asked_at - 5.0
+    harness.link(LEFT)
+    harness.link(RIGHT)
+    harness.acknowledge()
+    harness.learn(FAR, LEFT, sequence=4)
+    harness.run(1)
+    harness.learn(FAR, RIGHT, sequence=4, metric_us=5_000)
+    harness.now = asked_at
+    harness.handle(NeighbourDown(LEFT))
+    assert len(harness.take_requests()) == 1
+    harness.run(1.1)
+    assert len(harness.take_requests()) == 1
+
+
 def test_requests_of_one_moment_share_a_message() -> None:
     harness = EngineHarness(LEFT, RIGHT)
     origins = [letter * 32 for letter in "abcde"]

@@ -296,7 +296,7 @@ MUTANTS = (
     Mutant(
         "the requests for one origin have a minimum interval",
         "seqno_requests.py",
-        "or now - state.asked_at >= RETRY_S:",
+        "or now >= state.asked_at + RETRY_S:",
         "or True:",
     ),
     Mutant(
