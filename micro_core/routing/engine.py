@@ -61,7 +61,7 @@ from micro_core.routing.origin import Origin
 from micro_core.routing.policy import policy_for
 from micro_core.routing.receiver import Receiver
 from micro_core.routing.rib import Rib
-from micro_core.routing.rib_entry import TOMBSTONE_S
+from micro_core.routing.rib_entry import TOMBSTONE_S, RibEntry
 from micro_core.routing.seqno_requests import SeqnoRequester
 
 MIN_RAISE_INTERVAL_S = 1.0
@@ -121,6 +121,7 @@ class Engine:
             observed=self.observed,
             own_seqno_received=self._own_seqno_received,
             entry_emptied=lambda now: self._schedule_expiry(now + TOMBSTONE_S),
+            origin_returned=self._origin_isolated,
             lease_s=options.lease_s,
         )
         self._advert_number = incarnation
@@ -334,6 +335,9 @@ class Engine:
         policy = policy_for(self._options.policies, name, site)
         neighbour = Neighbour(peer, SteadyCost(cost_us + policy.cost_us), self._advert_number, policy)
         self._neighbours[peer] = neighbour
+        entry = self._rib.entries.get(peer)
+        if entry is not None and entry.empty_since and not entry.has_candidates():
+            self._origin_isolated(entry, now)
         self.link_damper.link_up(peer, now, site=site)
         self._rib.costs[peer] = add(neighbour.cost.cost_us, self.link_damper.penalty_us(peer, now))
         neighbour.expires_at = now + self._options.lease_s
@@ -341,6 +345,9 @@ class Engine:
         self._origin.hurry(now)
         if self._digest_at == NEVER:
             self._digest_at = now + self._options.lease_s / 3
+
+    def _origin_isolated(self, entry: RibEntry, now: float) -> None:
+        self.link_damper.peer_isolated(entry.origin, entry.site, entry.empty_since, now)
 
     def _costs_changed(self, peers: Iterable[str], now: float, effects: list[Effect]) -> None:
         damper = self.link_damper
@@ -431,7 +438,9 @@ class Engine:
             if neighbour.origins:
                 self._schedule_expiry(neighbour.expires_at)
         expired, next_at = self._rib.expire_tombstones(now)
-        effects += [ChangeOffers(origin, is_complete=True) for origin in expired]
+        for entry in expired:
+            effects.append(ChangeOffers(entry.origin, is_complete=True))
+            self._origin_isolated(entry, now)
         if next_at is not None:
             self._schedule_expiry(next_at)
 

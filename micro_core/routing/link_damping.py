@@ -2,8 +2,10 @@
 
 Each loss of a link adds a penalty to its peer, which decays exponentially, and holds the link: it is *damped* until it has been
 up for a hold time, which doubles with each further loss. The routing engine adds `penalty_us` to the cost of a damped link. This
-router and all others then use the link only for destinations to which it is the only way. So a node that has crashed, and a network
-that was partitioned, are used again at once.
+router and all others then use the link only for destinations to which it is the only way.
+
+There is no hold after a first loss if the peer was *isolated* meanwhile: no other router had a route to it for a while, either. Then
+this was not a bad line among good ones, but a node that failed, or a network that was partitioned.
 
 A peer that does not answer for more than a second and then answers again counts as half a loss, since its calls had to wait. A
 graceful close is not a loss.
@@ -27,6 +29,10 @@ SAME_FAULT_S = 2.0
 """Links that share a line are lost within this time when it fails: some time after they last received something."""
 
 
+FIRST_LOSS = 1.5
+"""A penalty of at most this many losses is that of a first loss, perhaps with a stall before it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkDampingPolicy:
     """When and for how long a link is damped. Penalties (the figure of merit of RFC 2439) have no unit."""
@@ -45,6 +51,8 @@ class LinkDampingPolicy:
     spread: float = 0.25
     """A hold is longer by a random share of at most this. After a partition, the holds of all links begin at the same time; if they
     ended at the same time, too, each end would change many routes at once."""
+    isolated_s: float = 5.0
+    """A peer to which no router has a route for this long is isolated. If a line fails, routers know other ways before that."""
     last_resort_us: int = 10_000_000
     """Cost of a damped link in addition to its own, in microseconds: more than that of any path without damped links."""
     max_peers: int = 4_096
@@ -135,6 +143,16 @@ class _Histories(dict[str, _History]):
         if history is not None and history.up_at is None:
             history.up_at = now
 
+    def isolated(self, key: str, now: float) -> None:
+        history = self.get(key)
+        if (
+            history is not None
+            and history.up_at is None
+            and now - history.at >= self.policy.isolated_s
+            and history.penalty <= FIRST_LOSS * self.policy.loss
+        ):
+            history.hold_s = 0.0
+
     def is_damped(self, key: str, now: float) -> bool:
         history = self.get(key)
         return history is not None and history.is_damped(now)
@@ -206,6 +224,15 @@ class LinkDamper:
             link = self._links[peer] = _Link("" if site in self._without_line else site)
             self._peers.up(peer, now)
             self._sites.up(link.site, now)
+
+    def peer_isolated(self, peer: str, site: str, since: float, now: float) -> None:
+        """Record that no router has had a route to `peer`, a node of `site`, from `since` until `now`.
+
+        If the link to it is down, it is not held. The same holds for the line to its site.
+        """
+        if now - since >= self.policy.isolated_s:
+            self._peers.isolated(peer, now)
+            self._sites.isolated(site, now)
 
     def link_lost(self, peer: str, now: float, *, is_graceful: bool = False) -> list[str]:
         """Record the end of the link to `peer`. To be called when no other link to it is left.

@@ -41,6 +41,8 @@ class Receiver:
     """Called with a sequence number of this router that a neighbour has sent."""
     entry_emptied: Callable[[float], None]
     """Called when an entry has lost its last candidate."""
+    origin_returned: Callable[[RibEntry, float], None]
+    """Called before an entry that had lost its last candidate gets one again."""
     lease_s: float
 
     def advert_received(self, neighbour: Neighbour, advert: Advert, now: float, effects: list[Effect]) -> None:
@@ -144,6 +146,8 @@ class Receiver:
             adjacency.min_metric_us = metric_us
         is_partial = announce.is_partial or bool(neighbour.policy.import_services)
         if not adjacency.path:
+            if entry.empty_since and not entry.selected and not entry.has_candidates():
+                self.origin_returned(entry, now)
             neighbour.origins += 1
             # After a withdrawal, the neighbour may remember what it has sent.
             adjacency.view = (adjacency.view or set()) if is_partial else None

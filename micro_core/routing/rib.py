@@ -41,16 +41,16 @@ class Rib:
             if entry.offers is not None and service in entry.offers.entries and origin != self.router
         ]
 
-    def expire_tombstones(self, now: float) -> tuple[list[str], float | None]:
+    def expire_tombstones(self, now: float) -> tuple[list[RibEntry], float | None]:
         """Remove the tombstones that are older than `TOMBSTONE_S`.
 
         An entry that a neighbour still has from this router is kept: until the neighbour has received the withdrawal, the
         feasibility distance must not be forgotten. Announcements that were rejected are remembered for the digests only: the
         sequence number that was newer may have been wrong, and the neighbour that has sent it may be gone.
 
-        Returns the removed origins, and the clock seconds at which the next tombstone expires, None without tombstones.
+        Returns the removed entries, and the clock seconds at which the next tombstone expires, None without tombstones.
         """
-        expired: list[str] = []
+        expired: list[RibEntry] = []
         next_at: float | None = None
         for origin, entry in self.entries.items():
             if origin == self.router or entry.has_candidates():
@@ -59,13 +59,14 @@ class Rib:
             if any(one.exported is not None for one in entry.adjacencies.values()):
                 expires_at = max(expires_at, now + TOMBSTONE_S / 4)
             if now >= expires_at:
-                expired.append(origin)
+                expired.append(entry)
             elif next_at is None or expires_at < next_at:
                 next_at = expires_at
-        for origin in expired:
-            rejected = self.entries.pop(origin).rejected()
+        for tombstone in expired:
+            del self.entries[tombstone.origin]
+            rejected = tombstone.rejected()
             if rejected:
-                entry = self.entries[origin] = RibEntry(origin)
+                entry = self.entries[tombstone.origin] = RibEntry(tombstone.origin)
                 entry.adjacencies, entry.empty_since = rejected, now
                 next_at = now + TOMBSTONE_S if next_at is None else next_at
         return expired, next_at

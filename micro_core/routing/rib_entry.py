@@ -102,7 +102,7 @@ class RibEntry:
         self.is_withdrawn = False
         """The origin itself has left with the sequence number `newest_seqno`: the entry is a tombstone."""
         self.empty_since = 0.0
-        """Clock seconds at which the last candidate was removed."""
+        """Clock seconds at which the last candidate was removed, 0 if there was none yet."""
         self.selected = ""
         """The neighbour of the selected candidate. Empty if no candidate is usable."""
         self.fd_seqno = NO_SEQNO
