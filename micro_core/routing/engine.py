@@ -336,7 +336,7 @@ class Engine:
         neighbour = Neighbour(peer, SteadyCost(cost_us + policy.cost_us), self._advert_number, policy)
         self._neighbours[peer] = neighbour
         entry = self._rib.entries.get(peer)
-        if entry is not None and entry.empty_since and not entry.has_candidates():
+        if entry is not None and not entry.has_candidates():
             self._origin_isolated(entry, now)
         self.link_damper.link_up(peer, now, site=site)
         self._rib.costs[peer] = add(neighbour.cost.cost_us, self.link_damper.penalty_us(peer, now))

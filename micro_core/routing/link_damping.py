@@ -28,9 +28,8 @@ MIN_RECORDED_PENALTY = 10.0
 SAME_FAULT_S = 2.0
 """Links that share a line are lost within this time when it fails: some time after they last received something."""
 
-
-FIRST_LOSS = 1.5
-"""A penalty of at most this many losses is that of a first loss, perhaps with a stall before it."""
+MAX_INITIAL_LOSSES = 1.5
+"""The penalty of a first loss, perhaps with a stall before it, is at most that of this many losses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,13 +142,15 @@ class _Histories(dict[str, _History]):
         if history is not None and history.up_at is None:
             history.up_at = now
 
-    def isolated(self, key: str, now: float) -> None:
-        history = self.get(key)
+    def isolated(self, key: str, since: float, now: float) -> None:
+        history, isolated_s = self.get(key), self.policy.isolated_s
         if (
             history is not None
             and history.up_at is None
-            and now - history.at >= self.policy.isolated_s
-            and history.penalty <= FIRST_LOSS * self.policy.loss
+            and now - history.at >= isolated_s
+            # Routers detect a fault at different times. An isolation that began before that has another cause.
+            and history.at - since <= isolated_s
+            and history.penalty <= MAX_INITIAL_LOSSES * self.policy.loss
         ):
             history.hold_s = 0.0
 
@@ -228,11 +229,11 @@ class LinkDamper:
     def peer_isolated(self, peer: str, site: str, since: float, now: float) -> None:
         """Record that no router has had a route to `peer`, a node of `site`, from `since` until `now`.
 
-        If the link to it is down, it is not held. The same holds for the line to its site.
+        If the link to it is down, it is not held. The same holds for the line to its site, if it was lost in the same fault.
         """
         if now - since >= self.policy.isolated_s:
-            self._peers.isolated(peer, now)
-            self._sites.isolated(site, now)
+            self._peers.isolated(peer, since, now)
+            self._sites.isolated(site, since, now)
 
     def link_lost(self, peer: str, now: float, *, is_graceful: bool = False) -> list[str]:
         """Record the end of the link to `peer`. To be called when no other link to it is left.

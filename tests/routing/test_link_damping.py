@@ -322,6 +322,127 @@ def test_graceful_close_of_the_last_link_restarts_the_hold_of_the_line() -> None
     assert damper.reuse_at("q") == 18.0 + POLICY.hold_s
 
 
+# ---------------------------------------------------------------- isolated peers
+
+
+def isolated(damper: LinkDamper, *, since: float, until: float, peer: str = "p") -> None:
+    damper.peer_isolated(peer, "eu", since, until)
+
+
+def test_link_that_was_lost_for_the_first_time_is_not_held_if_its_peer_was_isolated() -> None:
+    damper = line("p")
+    damper.link_lost("p", 10.0)
+    isolated(damper, since=10.0, until=10.0 + POLICY.isolated_s)
+    damper.link_up("p", 16.0)
+    assert not damper.is_damped("p", 16.0)
+    assert damper.wake_at is None
+    (status,) = damper.statuses(16.0)
+    assert status.losses == 1, "the loss is remembered"
+
+
+def test_link_whose_peer_was_isolated_for_a_shorter_time_is_held() -> None:
+    damper = line("p")
+    damper.link_lost("p", 10.0)
+    isolated(damper, since=12.0, until=11.9 + POLICY.isolated_s)
+    damper.link_up("p", 30.0)
+    assert damper.reuse_at("p") == 30.0 + POLICY.hold_s
+
+
+def test_link_that_was_lost_again_at_the_end_of_the_isolation_is_held() -> None:
+    damper = LinkDamper()
+    damper.link_up("p", 10.0)
+    damper.link_lost("p", 13.0)
+    isolated(damper, since=9.0, until=15.0)
+    damper.link_up("p", 15.0)
+    assert damper.reuse_at("p") == 15.0 + POLICY.hold_s
+
+
+def test_link_that_was_lost_several_times_is_held_though_its_peer_was_isolated() -> None:
+    damper, now = flapped(2, 5.0)
+    damper.link_lost("p", now)
+    isolated(damper, since=now, until=now + 200.0)
+    damper.link_up("p", now + 200.0)
+    assert damper.is_damped("p", now + 200.0 + 3 * POLICY.hold_s)
+
+
+def test_stall_before_the_first_loss_is_not_another_loss() -> None:
+    damper = line("p")
+    damper.link_suspect("p", 7.0, is_suspect=True)
+    damper.link_suspect("p", 9.0, is_suspect=False)
+    damper.link_lost("p", 10.0)
+    isolated(damper, since=10.0, until=20.0)
+    damper.link_up("p", 20.0, site="eu")
+    assert not damper.is_damped("p", 20.0)
+
+
+def test_next_loss_after_an_isolation_holds_the_link() -> None:
+    damper = line("p")
+    damper.link_lost("p", 10.0)
+    isolated(damper, since=10.0, until=20.0)
+    damper.link_up("p", 20.0)
+    damper.link_lost("p", 25.0)
+    isolated(damper, since=25.0, until=35.0)
+    damper.link_up("p", 35.0)
+    reuse_at = damper.reuse_at("p")
+    assert reuse_at is not None
+    assert reuse_at > 35.0 + 1.7 * POLICY.hold_s
+
+
+def test_link_that_is_up_stays_held_when_its_peer_was_isolated() -> None:
+    """Another link to the peer exists: this router has a route to it, or will soon have one."""
+    damper, now = flapped(1, 20.0)
+    reuse_at = damper.reuse_at("p")
+    isolated(damper, since=now - 1.0, until=now + POLICY.isolated_s)
+    assert damper.reuse_at("p") == reuse_at is not None
+
+
+def test_isolated_peer_has_no_effect_on_others() -> None:
+    damper = line("p")
+    damper.link_up("q", 0.0, site="us")
+    damper.link_lost("q", 10.0)
+    isolated(damper, since=10.0, until=20.0)
+    isolated(damper, since=10.0, until=20.0, peer="unknown")
+    damper.link_up("q", 20.0, site="us")
+    assert damper.reuse_at("q") == 20.0 + POLICY.hold_s
+
+
+def test_line_to_a_site_that_was_isolated_is_not_held() -> None:
+    damper = line("p", "q")
+    fail(damper, "p", "q", at=10.0)
+    isolated(damper, since=14.0, until=20.0, peer="r")
+    damper.link_up("r", 20.0, site="eu")
+    damper.link_up("q", 20.0, site="eu")
+    assert not damper.is_damped("r", 20.0)
+    assert damper.reuse_at("q") == 20.0 + POLICY.hold_s, "its own hold: q itself was not isolated"
+
+
+def test_hold_of_a_line_continues_while_it_carries_a_link() -> None:
+    damper = line("p", "q")
+    fail(damper, "p", "q", at=10.0)
+    damper.link_up("r", 15.0, site="eu")
+    isolated(damper, since=13.0, until=20.0)
+    damper.link_up("p", 20.0, site="eu")
+    assert damper.reuse_at("r") == damper.reuse_at("p") == 15.0 + POLICY.hold_s
+
+
+def test_line_is_held_if_the_isolated_node_had_failed_before_it() -> None:
+    """Its return does not show that the site was isolated: the line failed while the node was away."""
+    damper = line("p")
+    fail(damper, "p", at=100.0)
+    isolated(damper, since=50.0, until=110.0, peer="q")
+    damper.link_up("p", 111.0, site="eu")
+    damper.link_up("r", 111.0, site="eu")
+    assert damper.reuse_at("r") == 111.0 + POLICY.hold_s
+
+
+def test_line_is_not_held_if_other_routers_detected_its_failure_first() -> None:
+    damper = line("p")
+    fail(damper, "p", at=10.0)
+    isolated(damper, since=10.5, until=20.0, peer="q")
+    damper.link_up("q", 20.0, site="eu")
+    assert not damper.is_damped("q", 20.0)
+
+
 @given(st.lists(st.tuples(st.sampled_from(["lost", "closed", "up", "advance"]), st.floats(0.0, 100.0)), max_size=60))
 def test_link_that_stays_up_is_used_again_within_the_longest_hold(events: list[tuple[str, float]]) -> None:
     damper, now = LinkDamper(), 0.0
