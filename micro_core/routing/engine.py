@@ -187,8 +187,7 @@ class Engine:
         when = min(self._digest_at, self._expiry_at, self._requester.wake_at, self._origin.wake_at)
         when = min(when, self._advertiser.wake_at)
         for damper in (self.damper, self.link_damper):
-            at = damper.wake_at
-            if at is not None and at < when:
+            if (at := damper.wake_at) is not None and at < when:
                 when = at
         return None if when == NEVER else when
 
