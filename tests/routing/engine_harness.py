@@ -8,17 +8,20 @@ from micro_core.contract.table import Offer
 from micro_core.routing import messages
 from micro_core.routing.engine import Engine
 from micro_core.routing.entries import (
+    CHECKSUM_MODULUS,
     Entry,
     OfferChanges,
     OfferEntry,
     OriginAnnounce,
     OriginWithdraw,
     RemovedOffer,
+    list_checksum,
 )
 from micro_core.routing.events import (
     Ack,
     Advert,
     Count,
+    Digest,
     Effect,
     InstanceDown,
     InstanceUp,
@@ -208,3 +211,15 @@ def names_of(entries: list[Entry]) -> list[str]:
             found += [one.offer.service for one in entry.changed]
             found += [f"-{one.service}" for one in entry.removed]
     return found
+
+
+def digest_of(number: int, *entries: Entry) -> Digest:
+    """Return the digest of a neighbour that has sent these announcements and lists, `number` adverts in total."""
+    checksum = count = 0
+    for entry in entries:
+        if isinstance(entry, OriginAnnounce):
+            count += 1
+            checksum += entry.checksum()
+        elif isinstance(entry, OfferChanges):
+            checksum += list_checksum(entry.origin, entry.incarnation, entry.version)
+    return Digest(number, count, checksum % CHECKSUM_MODULUS)

@@ -5,14 +5,7 @@ from __future__ import annotations
 import random
 
 from micro_core.routing import messages
-from micro_core.routing.entries import (
-    CHECKSUM_MODULUS,
-    Entry,
-    OfferChanges,
-    OriginAnnounce,
-    OriginWithdraw,
-    list_checksum,
-)
+from micro_core.routing.entries import OriginAnnounce, OriginWithdraw
 from micro_core.routing.events import (
     Ack,
     Advert,
@@ -41,22 +34,11 @@ from tests.routing.engine_harness import (
     RIGHT,
     EngineHarness,
     announce,
+    digest_of,
     names_of,
     offers,
     withdraw,
 )
-
-
-def digest_of(number: int, *entries: Entry) -> Digest:
-    checksum = count = 0
-    for entry in entries:
-        if isinstance(entry, OriginAnnounce):
-            count += 1
-            checksum += entry.checksum()
-        elif isinstance(entry, OfferChanges):
-            checksum += list_checksum(entry.origin, entry.incarnation, entry.version)
-    return Digest(number, count, checksum % CHECKSUM_MODULUS)
-
 
 # ----------------------------------------------------------------- leases and digests
 

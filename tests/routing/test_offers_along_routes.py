@@ -5,9 +5,20 @@ from __future__ import annotations
 import pytest
 
 from micro_core.contract.table import Offer
-from micro_core.routing.entries import OfferChanges, OfferEntry, OriginAnnounce, OriginWithdraw
-from micro_core.routing.events import Advert, Digest
-from tests.routing.engine_harness import FAR, LEFT, OTHER, RIGHT, EngineHarness, announce, names_of, offers, withdraw
+from micro_core.routing.entries import Entry, OfferChanges, OfferEntry, OriginAnnounce, OriginWithdraw
+from micro_core.routing.events import Advert, Digest, Solicit
+from tests.routing.engine_harness import (
+    FAR,
+    LEFT,
+    OTHER,
+    RIGHT,
+    EngineHarness,
+    announce,
+    digest_of,
+    names_of,
+    offers,
+    withdraw,
+)
 
 
 def test_change_is_not_sent_to_a_neighbour_that_has_a_route_of_its_own() -> None:
@@ -118,3 +129,36 @@ def test_list_that_is_not_sent_again_after_a_withdrawal_is_not_in_the_digest() -
     harness.run(31)
     digests = [m for peer, m in harness.take_sent() if peer == RIGHT and isinstance(m, Digest)]
     assert (digests[-1].count, digests[-1].checksum) == (1, announced.checksum())
+
+
+@pytest.mark.parametrize("is_list_sent_again", [True, False])
+def test_list_counts_in_the_digest_if_it_was_received_since_the_last_withdrawal(is_list_sent_again: bool) -> None:
+    harness = EngineHarness(LEFT)
+    harness.learn(FAR, LEFT)
+    harness.receive_advert(LEFT, withdraw(FAR))
+    received: list[Entry] = [announce(FAR, LEFT, sequence=2)]
+    if is_list_sent_again:
+        received.append(offers(FAR, "greeter"))
+    harness.receive_advert(LEFT, *received)
+    harness.take_sent()
+    number = harness.numbers[LEFT]
+    harness.receive(LEFT, digest_of(number, *received))
+    assert (LEFT, Solicit()) not in harness.take_sent()
+    assert harness.gateways() == [LEFT]
+    harness.receive(LEFT, digest_of(number, *received, offers(FAR, "greeter")))
+    assert (LEFT, Solicit()) in harness.take_sent(), "another digest does not match"
+
+
+def test_withdrawal_does_not_contain_the_version_of_a_list_of_an_earlier_incarnation() -> None:
+    """The next hop would regard it as a version of the new list, and send only the changes since then."""
+    harness = EngineHarness(LEFT, RIGHT)
+    harness.learn(FAR, LEFT, services=("a", "b"))
+    harness.run(1)
+    harness.receive_advert(LEFT, announce(FAR, LEFT, incarnation=2))
+    harness.run(1)
+    harness.take_sent()
+    harness.receive_advert(LEFT, withdraw(FAR, incarnation=2))
+    harness.run(1)
+    (sent,) = harness.sent_to(RIGHT)
+    assert isinstance(sent, OriginWithdraw)
+    assert (sent.seqno, sent.version) == ((2, 1), 0)
