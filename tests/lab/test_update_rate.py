@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
+
 from micro_core.lab import loop
 from micro_core.lab.connectivity import components
 from micro_core.lab.monitor import CALM_PER_S, Monitor
@@ -78,6 +80,43 @@ def test_calls_of_other_clouds_do_not_notice_a_heal() -> None:
     assert result.untouched_failed == 0, result
     assert result.failed == 0, result
     assert result.slowdown <= 1.5, result
+
+
+async def join_halves(seed: int) -> tuple[float, list[str]]:
+    """Separate two halves of a network and join them.
+
+    Returns the seconds after which all nodes are calm, and the links that are the last resort though they are up again.
+    """
+    lab = Lab(seed, options=LabOptions(keep_log=False, cpu=EIGHT_ON_TWO_CORES))
+    groups = await four_clouds(lab, 2)
+    nodes = flat(groups)
+    for node in nodes:
+        await node.serve(worker(f"svc.{node.name}", node.site))
+    monitor = Monitor(lab)
+    await lab.advance_time(15)
+    halves = flat(groups[:2]), flat(groups[2:])
+    lab.partition(*halves)
+    await lab.advance_time(10)
+    assert len(components(lab)) == 2
+    lab.heal(*halves)
+    healed_at = lab.now
+    await lab.advance_time(CALM_S)
+    assert len(components(lab)) == 1
+    damped = [
+        f"{node.name} to {flap.peer:.8}" for node in nodes for flap in node.node.router.link_flaps() if flap.reuse_at
+    ]
+    # Until the last hold of a first loss would end.
+    await lab.advance_time(15)
+    await monitor.stop()
+    await lab.close()
+    return monitor.calm_after_s(healed_at), damped
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_halves_that_are_joined_are_calm_soon_and_use_all_links_at_once(seed: int) -> None:
+    calm_after_s, damped = loop.run(join_halves(seed))
+    assert damped == []
+    assert calm_after_s <= CALM_S
 
 
 async def start(seed: int) -> float:
