@@ -4,8 +4,8 @@ The nodes form a random graph with four links per node on average, each with a d
 All links open in the first second. After convergence, there is one event every two seconds: a service starts or stops, or, one
 time in twenty, a node is killed and restarted. Messages are encoded, delivered in order after the delay of the link, and decoded.
 
-The nodes are divided between two processes, which exchange their messages after every 5 ms of virtual time: the shortest delay of a
-link, so no message arrives late. At the end, the tables of some nodes are compared with what they must contain.
+The nodes are divided between two processes so that nodes with a link of the shortest delay are in the same one. The processes
+exchange their messages after each virtual time of the shortest delay between them, so no message arrives late. At the end, the tables of some nodes are compared with what they must contain.
 
     python benchmarks/routing_scale.py [--networks 50x2,200x2,1000x2,200x50] [--minutes 10] [--seed 1] [--processes 2]
 """
@@ -63,7 +63,7 @@ NEVER = float("inf")
 class Network:
     """Engines and ordered links with delays, on virtual time.
 
-    With two processes, both follow the same plan, and each runs the engines of every second node. `other` is the connection to
+    With two processes, both follow the same plan, and each runs the engines of one half of the nodes. `other` is the connection to
     the other process, and `process` 0 or 1.
     """
 
@@ -93,10 +93,16 @@ class Network:
         """Deliveries (to, sender, payload, generation), and timers, whose payload is empty."""
         self._timers: dict[str, float] = {}
         self._last: dict[tuple[str, str], float] = {}
-        for number in range(nodes):
-            name = node_id(number)
+        names = [node_id(number) for number in range(nodes)]
+        self._openings = self._plan(names, DEGREE)
+        first_half = _half_of(names, self._openings)
+        self._step_s = min(
+            (delay_s for _, a, b, delay_s in self._openings if (a in first_half) is not (b in first_half)),
+            default=DELAYS_S[0],
+        )
+        for name in names:
             self.links[name] = {}
-            self.elsewhere[name] = other is not None and number % 2 != process
+            self.elsewhere[name] = other is not None and (name in first_half) is not (process == 0)
             self.boot(name)
 
     def boot(self, name: str) -> None:
@@ -117,15 +123,19 @@ class Network:
         for service in sorted(self.offered[name]):
             self.start_service(name, service)
 
-    def connect(self, degree: int = DEGREE) -> None:
-        """Open the links of a random connected graph during the first second."""
-        names = [*self.links]
+    def _plan(self, names: list[str], degree: int) -> list[tuple[float, str, str, float]]:
+        """Return the links of a random connected graph: when each opens during the first second, its nodes, and its delay."""
         pairs = {frozenset((names[i], self.random.choice(names[:i]))) for i in range(1, len(names))}
         while len(pairs) < len(names) * degree / 2:
             pairs.add(frozenset(self.random.sample(names, 2)))
-        for at, pair in sorted((self.random.random(), pair) for pair in sorted(sorted(pair) for pair in pairs)):
+        openings = sorted((self.random.random(), pair) for pair in sorted(sorted(pair) for pair in pairs))
+        return [(at, pair[0], pair[1], self.random.choice(DELAYS_S)) for at, pair in openings]
+
+    def connect(self) -> None:
+        """Open the links."""
+        for at, a, b, delay_s in self._openings:
             self.run_until(at)
-            self.link(pair[0], pair[1], self.random.choice(DELAYS_S))
+            self.link(a, b, delay_s)
 
     # ---------------------------------------------------------------- events
 
@@ -196,7 +206,7 @@ class Network:
             start = self.exchange()
             if start > end:
                 break
-            self._run(min(end, start + DELAYS_S[0] - 1e-9) if self.other is not None else end)
+            self._run(min(end, start + self._step_s - 1e-9) if self.other is not None else end)
             if self.other is None and (not queue or queue[0][0] > end):
                 break
         self.now = end
@@ -277,6 +287,29 @@ class Network:
             missing, wrong = expected - known, known - expected
             if missing or wrong:
                 yield f"{name[:3]}: {len(missing)} missing, {len(wrong)} wrong"
+
+
+def _half_of(names: list[str], openings: list[tuple[float, str, str, float]]) -> set[str]:
+    """Return about half of the nodes, so that no link with the shortest delay leads to the others."""
+    near: dict[str, set[str]] = {name: {name} for name in names}
+    links = Counter[str]()
+    for _, a, b, delay_s in openings:
+        links.update((a, b))
+        if delay_s == DELAYS_S[0] and near[a] is not near[b]:
+            joined = near[a] | near[b]
+            near.update(dict.fromkeys(joined, joined))
+    clusters = {id(cluster): sorted(cluster) for cluster in near.values()}.values()
+    half: set[str] = set()
+    # The work of a node depends on the number of its links.
+    rest = sum(links.values())
+    work = 0
+    for cluster in sorted(clusters, key=lambda one: (-sum(links[name] for name in one), one)):
+        weight = sum(links[name] for name in cluster)
+        if work + weight <= rest - weight:
+            half |= set(cluster)
+            work += weight
+            rest -= weight
+    return half
 
 
 @dataclass

@@ -183,7 +183,7 @@ class Advertiser:
 
     def request_full_table(self, neighbour: Neighbour, now: float) -> None:
         """Send the full table to a neighbour now, or a second after the last one."""
-        neighbour.full_at = max(now, neighbour.last_full_at + MIN_FULL_TABLE_INTERVAL_S)
+        neighbour.schedule_full_table(max(now, neighbour.last_full_at + MIN_FULL_TABLE_INTERVAL_S))
 
     def flush(self, now: float, effects: list[Effect]) -> None:
         """Send everything that is due."""
@@ -191,9 +191,8 @@ class Advertiser:
             self._release(now)
         self.wake_at = NEVER
         for neighbour in self._neighbours.values():
-            wake_at = neighbour.wake_at(now)
-            if wake_at > now:
-                self.wake_at = min(self.wake_at, wake_at)
+            if neighbour.due_at > now:
+                self.wake_at = min(self.wake_at, neighbour.due_at)
                 continue
             if neighbour.full_at <= now:
                 self._begin_full_table(neighbour, now, effects)
@@ -207,7 +206,8 @@ class Advertiser:
             if neighbour.requests:
                 effects += neighbour.take_requests()
             effects += neighbour.take_ack(now)
-            self.wake_at = min(self.wake_at, neighbour.wake_at(now))
+            neighbour.due_at = neighbour.wake_at(now)
+            self.wake_at = min(self.wake_at, neighbour.due_at)
 
     def _release(self, now: float) -> None:
         """Release the memory of encoded entries, which few neighbours still need."""

@@ -120,6 +120,8 @@ class Damper:
     @property
     def wake_at(self) -> float | None:
         """When `advance` must be called next, in clock seconds. None if no service is suppressed."""
+        if not self._histories:
+            return None
         times = [
             self._reuse_at(history) for history in self._histories.values() if history.suppressed_since is not None
         ]

@@ -340,7 +340,7 @@ class Engine:
         self.link_damper.link_up(peer, now, site=site)
         self._rib.costs[peer] = add(neighbour.cost.cost_us, self.link_damper.penalty_us(peer, now))
         neighbour.expires_at = now + self._options.lease_s
-        neighbour.full_at = now if self.router < peer else now + FULL_TABLE_WAIT_S
+        neighbour.schedule_full_table(now if self.router < peer else now + FULL_TABLE_WAIT_S)
         self._origin.hurry(now)
         if self._digest_at == NEVER:
             self._digest_at = now + self._options.lease_s / 3

@@ -60,6 +60,7 @@ class Neighbour:
         "confirmed",
         "confirmed_offers",
         "cost",
+        "due_at",
         "expires_at",
         "full_at",
         "full_table",
@@ -98,6 +99,8 @@ class Neighbour:
         self.is_closing = False
         """Whether one of the two nodes gives up the link."""
         """The neighbour does not answer: it may be unreachable, or busy."""
+        self.due_at = NEVER
+        """Nothing has to be sent before this, in clock seconds. A lower bound: `wake_at` computes when exactly."""
         # Scheduled changes. Dictionaries keep the order, so that runs are reproducible.
         self.urgent: dict[str, None] = {}
         self.urgent_at = NEVER
@@ -141,13 +144,27 @@ class Neighbour:
     def schedule(self, origin: str, when: float) -> None:
         """Advertise what has changed about `origin` at `when` (clock seconds), or earlier with other urgent changes."""
         self.urgent[origin] = None
-        self.urgent_at = min(self.urgent_at, when)
+        if when < self.urgent_at:
+            self.urgent_at = when
+            if when < self.due_at:
+                self.due_at = when
 
     def schedule_slow(self, origin: str, earliest: float, interval_s: float) -> None:
         """Advertise what has changed about `origin` not before `earliest`, and `interval_s` after the last slow advert."""
         self.slow[origin] = None
         if self.slow_at == NEVER:
             self.slow_at = max(earliest, self.slow_sent_at + interval_s)
+            self.due_at = min(self.due_at, self.slow_at)
+
+    def schedule_full_table(self, when: float) -> None:
+        """Send the full table at `when` (clock seconds)."""
+        self.full_at = when
+        self.due_at = min(self.due_at, when)
+
+    def request_seqno(self, request: SeqnoRequest) -> None:
+        """Send a seqno request with the next message."""
+        self.requests[request.origin] = request
+        self.due_at = -NEVER
 
     def is_window_open(self) -> bool:
         """Return whether adverts may be sent."""
@@ -226,6 +243,9 @@ class Neighbour:
 
     def acknowledged(self, number: int) -> None:
         """Process the acknowledgement of all adverts up to `number`."""
+        if len(self._in_flight) >= MAX_IN_FLIGHT:
+            # What was waiting for the window may be due.
+            self.due_at = -NEVER
         while self._in_flight and self._in_flight[0][0] <= number:
             self._in_flight.popleft()
 
@@ -296,8 +316,11 @@ class Neighbour:
             # An advert was lost, or the link is new: this advert cannot be applied.
             return False, self.solicit(now)
         self._unacknowledged += 1
+        if self._unacknowledged >= MAX_UNACKNOWLEDGED:
+            self.due_at = -NEVER
         if self.ack_at == NEVER:
             self.ack_at = now + ACK_DELAY_S
+            self.due_at = min(self.due_at, self.ack_at)
         if advert.number < self.next_number:
             return False, []
         self.next_number += 1

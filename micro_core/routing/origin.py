@@ -144,7 +144,8 @@ class Origin:
     @property
     def wake_at(self) -> float:
         """When `advance` must be called next, in clock seconds."""
-        return min(self._pending_at, self._slow_at, min(self._drops.values(), default=NEVER))
+        when = min(self._pending_at, self._slow_at)
+        return min(when, *self._drops.values()) if self._drops else when
 
     def advance(self, now: float) -> tuple[list[str], list[str]]:
         """Add the changes that are due to the list of offers.

@@ -63,7 +63,7 @@ class Receiver:
             elif type(entry) is OriginWithdraw:
                 self._withdrawal(neighbour, entry, now, effects)
         if advert.ends and not neighbour.has_begun:
-            neighbour.full_at = now
+            neighbour.schedule_full_table(now)
         if advert.ends and neighbour.confirmed is not None:
             for missing in self.rib.entries.values():
                 if missing.origin not in neighbour.confirmed:

@@ -59,7 +59,7 @@ class _State:
 
 
 class SeqnoRequester:
-    """The seqno requests that this router has sent and received. Messages are collected in `Neighbour.requests`."""
+    """The seqno requests that this router has sent and received. The neighbours collect the messages."""
 
     def __init__(self, neighbours: dict[str, Neighbour]) -> None:
         self._neighbours = neighbours
@@ -119,7 +119,7 @@ class SeqnoRequester:
             return []
         state.better_at = now
         incarnation, sequence = entry.newest_seqno
-        self._neighbours[peer].requests[entry.origin] = SeqnoRequest(entry.origin, incarnation, sequence, 1)
+        self._neighbours[peer].request_seqno(SeqnoRequest(entry.origin, incarnation, sequence, 1))
         return [Count("routing_seqno_requests")]
 
     def forward(self, request: SeqnoRequest, entry: RibEntry, sender: str, now: float) -> list[Effect]:
@@ -139,7 +139,7 @@ class SeqnoRequester:
             next_hops = [peer for peer, one in entry.adjacencies.items() if one.path and peer != sender]
         forwarded = request._replace(hops_left=request.hops_left - 1)
         for peer in next_hops:
-            self._neighbours[peer].requests[request.origin] = forwarded
+            self._neighbours[peer].request_seqno(forwarded)
         return [Count("routing_seqno_requests_forwarded", len(next_hops))] if next_hops else []
 
     def answered(self, entry: RibEntry) -> list[str]:
@@ -180,5 +180,5 @@ class SeqnoRequester:
         incarnation, sequence = entry.fd_seqno
         request = SeqnoRequest(entry.origin, incarnation, sequence, limits.MAX_HOPS)
         for peer in peers:
-            self._neighbours[peer].requests[entry.origin] = request
+            self._neighbours[peer].request_seqno(request)
         return [Count("routing_seqno_requests", len(peers))] if peers else []
