@@ -71,7 +71,7 @@ class Advertiser:
         if export is None or export.seqno[0] != selected.seqno[0]:
             self._schedule_first(entry, selected, now)
         elif entry.differs_from_export(self._rib.costs):
-            self.schedule_slow(entry.origin, now)
+            self.schedule_slow(entry, now)
             self._schedule_withdrawal_from_next_hop(entry, now)
         else:
             # A newer sequence number alone is sent only to those that have requested it.
@@ -88,7 +88,7 @@ class Advertiser:
         if not entry.selected and entry.export is None:
             return
         if merged.is_only_load:
-            self.schedule_slow(entry.origin, now)
+            self.schedule_slow(entry, now)
         else:
             when = now if merged.removed else now + self._relay_s()
             for peer, neighbour in self._neighbours.items():
@@ -125,10 +125,11 @@ class Advertiser:
         for neighbour in self._neighbours.values():
             neighbour.schedule(origin, when)
 
-    def schedule_slow(self, origin: str, now: float) -> None:
+    def schedule_slow(self, entry: RibEntry, now: float) -> None:
         """Advertise what has changed about an origin to all neighbours on their slow clocks."""
-        for neighbour in self._neighbours.values():
-            self._schedule_slow(neighbour, origin, now)
+        for peer, neighbour in self._neighbours.items():
+            if peer != entry.selected or entry.adjacencies[peer].exported is not None:
+                self._schedule_slow(neighbour, entry.origin, now)
 
     def _schedule_first(self, entry: RibEntry, selected: Adjacency, now: float) -> None:
         when = now + self._relay_s()
@@ -137,7 +138,7 @@ class Advertiser:
             has_route = adjacency is not None and adjacency.path and adjacency.seqno[0] >= selected.seqno[0]
             if peer not in selected.path and not has_route:
                 neighbour.schedule(entry.origin, when)
-            else:
+            elif peer != entry.selected or selected.exported is not None:
                 self._schedule_slow(neighbour, entry.origin, now)
 
     def _schedule_withdrawal_from_next_hop(self, entry: RibEntry, now: float) -> None:
@@ -189,10 +190,12 @@ class Advertiser:
         """Send everything that is due."""
         if now >= self._release_at:
             self._release(now)
-        self.wake_at = NEVER
+        wake_at = NEVER
         for neighbour in self._neighbours.values():
             if neighbour.due_at > now:
-                self.wake_at = min(self.wake_at, neighbour.due_at)
+                # Comparisons instead of `min`, because this is part of the processing of every message.
+                if neighbour.due_at < wake_at:
+                    wake_at = neighbour.due_at
                 continue
             if neighbour.full_at <= now:
                 self._begin_full_table(neighbour, now, effects)
@@ -207,7 +210,8 @@ class Advertiser:
                 effects += neighbour.take_requests()
             effects += neighbour.take_ack(now)
             neighbour.due_at = neighbour.wake_at(now)
-            self.wake_at = min(self.wake_at, neighbour.due_at)
+            wake_at = min(wake_at, neighbour.due_at)
+        self.wake_at = wake_at
 
     def _release(self, now: float) -> None:
         """Release the memory of encoded entries, which few neighbours still need."""

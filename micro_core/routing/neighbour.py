@@ -180,6 +180,9 @@ class Neighbour:
         due = dict[str, None]()
         if self.urgent_at <= now:
             due, self.urgent, self.urgent_at = self.urgent, {}, NEVER
+            if self.slow:
+                for origin in due:
+                    self.slow.pop(origin, None)
         if self.slow_at <= now:
             due.update(self.slow)
             self.slow, self.slow_at, self.slow_sent_at = {}, NEVER, now
