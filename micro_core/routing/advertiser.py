@@ -193,9 +193,7 @@ class Advertiser:
         wake_at = NEVER
         for neighbour in self._neighbours.values():
             if neighbour.due_at > now:
-                # Comparisons instead of `min`, because this is part of the processing of every message.
-                if neighbour.due_at < wake_at:
-                    wake_at = neighbour.due_at
+                wake_at = min(wake_at, neighbour.due_at)
                 continue
             if neighbour.full_at <= now:
                 self._begin_full_table(neighbour, now, effects)

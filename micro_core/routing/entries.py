@@ -14,6 +14,9 @@ import msgpack
 
 from micro_core.contract.table import Offer
 
+_packer = msgpack.Packer(use_bin_type=True)
+"""`msgpack.packb` creates a packer for each call, which takes more time than the call itself."""
+
 CHECKSUM_MODULUS = 2**64
 
 Seqno = tuple[int, int]
@@ -24,6 +27,12 @@ RFC 8966 uses a 16-bit number that wraps around. The incarnation makes this one 
 
 ANNOUNCE, WITHDRAW, OFFERS = 0, 1, 2
 """The first element of an encoded entry."""
+
+
+def pack(value: object) -> bytes:
+    """Encode a value as msgpack."""
+    packed: bytes = _packer.pack(value)
+    return packed
 
 
 class OriginAnnounce:
@@ -104,7 +113,7 @@ class OriginAnnounce:
     def packed(self) -> bytes:
         """Return the encoded entry."""
         if self._packed is None:
-            self._packed = _pack(self.fields())
+            self._packed = pack(self.fields())
         return self._packed
 
     def release(self) -> None:
@@ -164,7 +173,7 @@ class OriginWithdraw(NamedTuple):
 
     def packed(self) -> bytes:
         """Return the encoded entry."""
-        return _pack([WITHDRAW, *self])
+        return pack([WITHDRAW, *self])
 
 
 class OfferEntry(NamedTuple):
@@ -206,7 +215,7 @@ class OfferChanges(_OfferChanges):
         return self._packed
 
     def _encode(self) -> bytes:
-        return _pack(
+        return pack(
             [
                 OFFERS,
                 self.origin,
@@ -233,8 +242,3 @@ def list_checksum(origin: str, incarnation: int, version: int) -> int:
 @functools.lru_cache(16_384)
 def _hash_of_id(node_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(node_id.encode(), digest_size=8).digest(), "big")
-
-
-def _pack(value: object) -> bytes:
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
-    return packed

@@ -26,23 +26,21 @@ class LocalInstance:
 # --------------------------------------------------------------- messages between routers
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Advert:
+class Advert(NamedTuple):
     """A numbered list of entries for one neighbour (entries.py).
 
     A full table is sent as one or several adverts. `begins` is True in the first of them, `ends` in the last.
     """
 
     number: int
+    entries: tuple[Entry, ...]
     acknowledged: int = 0
     """The sender has applied all adverts of the receiver up to this number."""
-    entries: tuple[Entry, ...]
     begins: bool = False
     ends: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(NamedTuple):
     """The acknowledgement that all adverts up to `number` were applied. Adverts and digests contain it as well."""
 
     number: int
@@ -166,8 +164,7 @@ class NeighbourDown:
     is_graceful: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class MessageReceived:
+class MessageReceived(NamedTuple):
     """A neighbour sent a message."""
 
     peer: str
@@ -225,8 +222,7 @@ class DeleteRoute:
     key: RouteKey
 
 
-@dataclass(frozen=True, slots=True)
-class PutOriginRoute:
+class PutOriginRoute(NamedTuple):
     """Create or replace this origin route in the table."""
 
     route: OriginRoute
@@ -249,8 +245,7 @@ class ChangeOffers:
     is_complete: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class SendMessage:
+class SendMessage(NamedTuple):
     """Send this message to a neighbour."""
 
     peer: str
@@ -264,8 +259,7 @@ class FullTableReceived:
     peer: str
 
 
-@dataclass(frozen=True, slots=True)
-class Count:
+class Count(NamedTuple):
     """Add `amount` to the counter `name`."""
 
     name: str

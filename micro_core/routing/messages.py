@@ -23,6 +23,7 @@ from micro_core.routing.entries import (
     OriginAnnounce,
     OriginWithdraw,
     RemovedOffer,
+    pack,
 )
 from micro_core.routing.events import (
     UNREACHABLE_US,
@@ -73,15 +74,15 @@ def encode(message: RoutingMessage) -> bytes:
     match message:
         case Advert(number=number, acknowledged=acknowledged, entries=entries, begins=begins, ends=ends):
             flags = _BEGINS * begins | _ENDS * ends
-            return _pack([_ADVERT, number, acknowledged, flags, [entry.packed() for entry in entries]])
+            return pack([_ADVERT, number, acknowledged, flags, [entry.packed() for entry in entries]])
         case Ack(number):
-            return _pack([_ACK, number])
+            return pack([_ACK, number])
         case Solicit():
-            return _pack([_SOLICIT])
+            return pack([_SOLICIT])
         case Digest(number, count, checksum, acknowledged):
-            return _pack([_DIGEST, number, count, checksum, acknowledged])
+            return pack([_DIGEST, number, count, checksum, acknowledged])
         case SeqnoRequests(requests):
-            return _pack([_SEQNO_REQUESTS, requests])
+            return pack([_SEQNO_REQUESTS, requests])
 
 
 def decode(payload: bytes) -> RoutingMessage:
@@ -275,8 +276,3 @@ def _checked_number(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= MAX_NUMBER:
         raise Malformed("invalid routing message: a number is out of range")
     return value
-
-
-def _pack(value: object) -> bytes:
-    packed: bytes = msgpack.packb(value, use_bin_type=True)
-    return packed

@@ -146,8 +146,7 @@ class Neighbour:
         self.urgent[origin] = None
         if when < self.urgent_at:
             self.urgent_at = when
-            if when < self.due_at:
-                self.due_at = when
+            self.due_at = min(self.due_at, when)
 
     def schedule_slow(self, origin: str, earliest: float, interval_s: float) -> None:
         """Advertise what has changed about `origin` not before `earliest`, and `interval_s` after the last slow advert."""
@@ -247,7 +246,7 @@ class Neighbour:
     def acknowledged(self, number: int) -> None:
         """Process the acknowledgement of all adverts up to `number`."""
         if len(self._in_flight) >= MAX_IN_FLIGHT:
-            # What was waiting for the window may be due.
+            # Changes that waited for the window may be due.
             self.due_at = -NEVER
         while self._in_flight and self._in_flight[0][0] <= number:
             self._in_flight.popleft()

@@ -107,7 +107,7 @@ class Receiver:
         self.candidate_changed(entry, peer, now, effects)
         if not entry.has_candidates():
             # The sequence number is kept for a while, so that late adverts of an older one are rejected.
-            entry.empty_since = now
+            self.rib.emptied(entry, now)
             self.entry_emptied(now)
 
     # ------------------------------------------------------------------ origin routes
@@ -171,7 +171,7 @@ class Receiver:
     ) -> None:
         self.remove_candidate(entry, neighbour, rejection, now, effects)
         if not entry.has_candidates() and not entry.empty_since:
-            entry.empty_since = now
+            self.rib.emptied(entry, now)
             self.entry_emptied(now)
         if rejection == "routing_entries_outdated" and announce.path == (announce.origin,):
             # The origin itself does not know its last sequence number: its clock was set back before a restart.

@@ -17,6 +17,8 @@ class Rib:
         """By origin. That of this router has no candidates."""
         self.costs: dict[str, int] = {}
         """Cost of the link to each neighbour, in microseconds."""
+        self._tombstones: dict[str, RibEntry] = {}
+        """All entries without candidates, and some that have candidates again."""
 
     def get_or_create(self, origin: str) -> RibEntry:
         """Return the entry of an origin. A missing entry is created."""
@@ -41,6 +43,11 @@ class Rib:
             if entry.offers is not None and service in entry.offers.entries and origin != self.router
         ]
 
+    def emptied(self, entry: RibEntry, now: float) -> None:
+        """Record that an entry has no candidate any more. Its sequence number is kept for a while as a tombstone."""
+        entry.empty_since = now
+        self._tombstones[entry.origin] = entry
+
     def expire_tombstones(self, now: float) -> tuple[list[RibEntry], float | None]:
         """Remove the tombstones that are older than `TOMBSTONE_S`.
 
@@ -52,8 +59,9 @@ class Rib:
         """
         expired: list[RibEntry] = []
         next_at: float | None = None
-        for origin, entry in self.entries.items():
-            if origin == self.router or entry.has_candidates():
+        for origin, entry in [*self._tombstones.items()]:
+            if entry.has_candidates():
+                del self._tombstones[origin]
                 continue
             expires_at = entry.empty_since + TOMBSTONE_S
             if any(one.exported is not None for one in entry.adjacencies.values()):
@@ -63,10 +71,11 @@ class Rib:
             elif next_at is None or expires_at < next_at:
                 next_at = expires_at
         for tombstone in expired:
-            del self.entries[tombstone.origin]
+            del self.entries[tombstone.origin], self._tombstones[tombstone.origin]
             rejected = tombstone.rejected()
             if rejected:
                 entry = self.entries[tombstone.origin] = RibEntry(tombstone.origin)
-                entry.adjacencies, entry.empty_since = rejected, now
+                entry.adjacencies = rejected
+                self.emptied(entry, now)
                 next_at = now + TOMBSTONE_S if next_at is None else next_at
         return expired, next_at

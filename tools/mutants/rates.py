@@ -61,6 +61,36 @@ MUTANTS = (
         "",
     ),
     Mutant(
+        "changes that waited for the window are sent when it opens",
+        "neighbour.py",
+        "        if len(self._in_flight) >= MAX_IN_FLIGHT:\n            # Changes",
+        "        if False:\n            # Changes",
+    ),
+    Mutant(
+        "a seqno request is sent at once",
+        "neighbour.py",
+        "        self.requests[request.origin] = request\n        self.due_at = -NEVER\n",
+        "        self.requests[request.origin] = request\n",
+    ),
+    Mutant(
+        "many adverts are acknowledged at once",
+        "neighbour.py",
+        "        if self._unacknowledged >= MAX_UNACKNOWLEDGED:\n            self.due_at = -NEVER\n",
+        "",
+    ),
+    Mutant(
+        "adverts are acknowledged in time",
+        "neighbour.py",
+        "            self.due_at = min(self.due_at, self.ack_at)\n",
+        "",
+    ),
+    Mutant(
+        "a requested full table is sent",
+        "neighbour.py",
+        "        self.full_at = when\n        self.due_at = min(self.due_at, when)\n",
+        "        self.full_at = when\n",
+    ),
+    Mutant(
         "full tables are limited",
         "advertiser.py",
         "max(now, neighbour.last_full_at + MIN_FULL_TABLE_INTERVAL_S)",
@@ -75,7 +105,7 @@ MUTANTS = (
     Mutant(
         "metrics wait for the slow clock",
         "advertiser.py",
-        "            self.schedule_slow(entry.origin, now)\n        else:",
+        "            self.schedule_slow(entry, now)\n        else:",
         "            self.schedule(entry.origin, now)\n        else:",
     ),
     Mutant(
@@ -130,13 +160,13 @@ MUTANTS = (
     Mutant(
         "the router with the larger id sends its full table second",
         "engine.py",
-        "neighbour.full_at = now if self.router < peer else now + FULL_TABLE_WAIT_S",
-        "neighbour.full_at = now",
+        "neighbour.schedule_full_table(now if self.router < peer else now + FULL_TABLE_WAIT_S)",
+        "neighbour.schedule_full_table(now)",
     ),
     Mutant(
         "it sends it when that of its neighbour is complete",
         "receiver.py",
-        "        if advert.ends and not neighbour.has_begun:\n            neighbour.full_at = now\n",
+        "        if advert.ends and not neighbour.has_begun:\n            neighbour.schedule_full_table(now)\n",
         "",
     ),
     Mutant(

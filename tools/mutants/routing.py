@@ -112,7 +112,7 @@ MUTANTS = (
     Mutant(
         "requests are forwarded",
         "seqno_requests.py",
-        "            self._neighbours[peer].requests[request.origin] = forwarded",
+        "            self._neighbours[peer].request_seqno(forwarded)",
         "            pass",
     ),
     Mutant(
