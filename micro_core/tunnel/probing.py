@@ -49,7 +49,8 @@ async def race(
             done, _ = await asyncio.wait(
                 pending, timeout=delay_s if waiting else None, return_when=asyncio.FIRST_COMPLETED
             )
-            for task in done:
+            # In the order of the paths: of two that answer at the same moment, the first is used.
+            for task in [task for task in pending if task in done]:
                 path = pending.pop(task)
                 error = task.exception()
                 if error is None:
