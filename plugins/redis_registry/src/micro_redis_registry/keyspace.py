@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable
-from contextlib import suppress
 
 from redis.asyncio.client import PubSub
 from redis.exceptions import NoPermissionError
@@ -98,13 +97,14 @@ class KeyspaceEvents:
         await self._server.run(PROBE, keys, lambda: (*names, "set"))
         channel = (self._namespace.keyspace_prefix + instance_id).encode()
         missing = {b"del", b"expired"}
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PROBE_S):
-                while missing:
-                    await self._server.run(PROBE, keys, lambda: (*names, "check"))
-                    message = await pubsub.get_message(timeout=0.02)
-                    if message is not None and message["channel"] == channel:
-                        missing.discard(message["data"])
+        now = self._context.clock.now
+        # No `asyncio.timeout`: it would cancel a command between its request and its answer.
+        ends_at = now() + PROBE_S
+        while missing and now() < ends_at:
+            await self._server.run(PROBE, keys, lambda: (*names, "check"))
+            message = await pubsub.get_message(timeout=0.02)
+            if message is not None and message["channel"] == channel:
+                missing.discard(message["data"])
         return not missing
 
     def _log_enabled(self, *, are_enabled: bool) -> None:
