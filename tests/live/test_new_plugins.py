@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.wheel_builds import build_wheels
+
 ROOT = Path(__file__).parents[2]
 KINDS = ("registry", "transport", "broker", "tunnel", "table", "resolver", "hooks")
 
@@ -28,8 +30,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = directory / "environment" / "bin" / "python"
     wheels = directory / "wheels"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    options = ["--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "wheel", *options, "-w", str(wheels), str(ROOT)], check=True, timeout=120)
+    build_wheels(wheels, ROOT)
     (wheel,) = wheels.glob("micro_network-*.whl")
     subprocess.run([*pip, "--python", str(python), "install", "--no-deps", str(wheel)], check=True, timeout=120)
     (site,) = (directory / "environment" / "lib").glob("python*/site-packages")

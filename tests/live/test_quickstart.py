@@ -7,7 +7,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from micro_core.testing import free_port
+from tests.wheel_builds import build_wheels
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(?:<!-- (?P<note>[^>]*) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)```", re.DOTALL)
@@ -110,18 +110,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 def wheelhouse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build wheels of the packages in this repository, and return the directory. They replace a package index."""
     directory = tmp_path_factory.mktemp("wheels")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(directory),
-    ]
-    subprocess.run([*command, *(str(ROOT / package) for package in PACKAGES)], check=True, timeout=120)
+    build_wheels(directory, *(ROOT / package for package in PACKAGES))
     return directory
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from micro_core.testing import free_port
+from tests.wheel_builds import build_wheels
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "plugins"
@@ -34,8 +35,7 @@ pytestmark = pytest.mark.timeout(600)
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the wheels of core and of every plugin; return their directory."""
     directory = tmp_path_factory.mktemp("wheels")
-    sources = [str(ROOT), *(str(path.parent) for path in sorted(PLUGINS.glob("*/pyproject.toml")))]
-    pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(directory), *sources)
+    build_wheels(directory, ROOT, *(path.parent for path in sorted(PLUGINS.glob("*/pyproject.toml"))))
     return directory
 
 
