@@ -5,7 +5,8 @@ All links open in the first second. After convergence, there is one event every 
 time in twenty, a node is killed and restarted. Messages are encoded, delivered in order after the delay of the link, and decoded.
 
 The nodes are divided between two processes so that nodes with a link of the shortest delay are in the same one. The processes
-exchange their messages after each virtual time of the shortest delay between them, so no message arrives late. At the end, the tables of some nodes are compared with what they must contain.
+exchange their messages once per shortest delay of a link between them, on virtual time, so no message arrives late. At the end,
+the tables of some nodes are compared with what they must contain.
 
     python benchmarks/routing_scale.py [--networks 50x2,200x2,1000x2,200x50] [--minutes 10] [--seed 1] [--processes 2]
 """

@@ -127,9 +127,8 @@ class Advertiser:
 
     def schedule_slow(self, entry: RibEntry, now: float) -> None:
         """Advertise what has changed about an origin to all neighbours on their slow clocks."""
-        for peer, neighbour in self._neighbours.items():
-            if peer != entry.selected or entry.adjacencies[peer].exported is not None:
-                self._schedule_slow(neighbour, entry.origin, now)
+        for neighbour in self._neighbours.values():
+            self._schedule_slow(neighbour, entry, now)
 
     def _schedule_first(self, entry: RibEntry, selected: Adjacency, now: float) -> None:
         when = now + self._relay_s()
@@ -138,8 +137,8 @@ class Advertiser:
             has_route = adjacency is not None and adjacency.path and adjacency.seqno[0] >= selected.seqno[0]
             if peer not in selected.path and not has_route:
                 neighbour.schedule(entry.origin, when)
-            elif peer != entry.selected or selected.exported is not None:
-                self._schedule_slow(neighbour, entry.origin, now)
+            else:
+                self._schedule_slow(neighbour, entry, now)
 
     def _schedule_withdrawal_from_next_hop(self, entry: RibEntry, now: float) -> None:
         """Schedule the withdrawal for a new next hop, which then informs this router about the offers."""
@@ -152,14 +151,18 @@ class Advertiser:
         for peer, neighbour in self._neighbours.items():
             adjacency = entry.adjacencies.get(peer)
             if (adjacency is None or adjacency.exported is None) and peer not in selected.path:
-                self._schedule_slow(neighbour, entry.origin, now)
+                self._schedule_slow(neighbour, entry, now)
 
     def _schedule_advertised(self, entry: RibEntry, when: float) -> None:
         for peer, adjacency in entry.adjacencies.items():
             if adjacency.exported is not None and peer in self._neighbours:
                 self._neighbours[peer].schedule(entry.origin, when)
 
-    def _schedule_slow(self, neighbour: Neighbour, origin: str, now: float) -> None:
+    def _schedule_slow(self, neighbour: Neighbour, entry: RibEntry, now: float) -> None:
+        origin, peer = entry.origin, neighbour.peer
+        if peer == entry.selected and entry.adjacencies[peer].exported is None:
+            # No route is advertised to the next hop, and this one has none that must be withdrawn.
+            return
         if neighbour.slow_at < now + 1e9:
             neighbour.slow[origin] = None
             return

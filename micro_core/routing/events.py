@@ -1,4 +1,7 @@
-"""The inputs (events), outputs (effects) and messages of the routing engine. Pure values."""
+"""The inputs (events), outputs (effects) and messages of the routing engine. Pure values.
+
+Those that are created for each message or each route are named tuples: they are created in half the time of a frozen dataclass.
+"""
 
 from __future__ import annotations
 

@@ -160,8 +160,6 @@ class _Histories(dict[str, _History]):
 
     @property
     def wake_at(self) -> float | None:
-        if not self:
-            return None
         return min((at for history in self.values() if (at := history.reuse_at) is not None), default=None)
 
     def advance(self, now: float) -> list[str]:
@@ -296,10 +294,10 @@ class LinkDamper:
     @property
     def wake_at(self) -> float | None:
         """When `advance` must be called next, in clock seconds. None if no hold is running."""
-        peer_at, site_at = self._peers.wake_at, self._sites.wake_at
-        if peer_at is None or site_at is None:
-            return site_at if peer_at is None else peer_at
-        return min(peer_at, site_at)
+        if not self._peers and not self._sites:
+            # The usual case, asked after every message.
+            return None
+        return min((at for one in (self._peers, self._sites) if (at := one.wake_at) is not None), default=None)
 
     def advance(self, now: float) -> list[str]:
         """Return the peers whose hold has ended, each once, and delete decayed histories.

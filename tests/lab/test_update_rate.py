@@ -8,6 +8,7 @@ import pytest
 
 from micro_core.lab import loop
 from micro_core.lab.connectivity import components
+from micro_core.lab.lab_node import LabNode
 from micro_core.lab.monitor import CALM_PER_S, Monitor
 from micro_core.lab.net import Lab
 from micro_core.lab.options import LabOptions
@@ -33,13 +34,18 @@ class Result:
     links: int
 
 
-async def heal(seed: int) -> Result:
+async def clouds_of_two(seed: int) -> tuple[Lab, list[list[LabNode]], Monitor]:
+    """Start four clouds of two nodes with a service each."""
     lab = Lab(seed, options=LabOptions(keep_log=False, cpu=EIGHT_ON_TWO_CORES))
     groups = await four_clouds(lab, 2)
-    nodes = flat(groups)
-    for node in nodes:
+    for node in flat(groups):
         await node.serve(worker(f"svc.{node.name}", node.site))
-    monitor = Monitor(lab)
+    return lab, groups, Monitor(lab)
+
+
+async def heal(seed: int) -> Result:
+    lab, groups, monitor = await clouds_of_two(seed)
+    nodes = flat(groups)
     await lab.advance_time(12)
     others = flat(groups[1:])
     pairs = [(one, f"svc.{other.name}") for one in others for other in others if one.site != other.site]
@@ -87,12 +93,8 @@ async def join_halves(seed: int) -> tuple[float, list[str]]:
 
     Returns the seconds after which all nodes are calm, and the links that are the last resort though they are up again.
     """
-    lab = Lab(seed, options=LabOptions(keep_log=False, cpu=EIGHT_ON_TWO_CORES))
-    groups = await four_clouds(lab, 2)
+    lab, groups, monitor = await clouds_of_two(seed)
     nodes = flat(groups)
-    for node in nodes:
-        await node.serve(worker(f"svc.{node.name}", node.site))
-    monitor = Monitor(lab)
     await lab.advance_time(15)
     halves = flat(groups[:2]), flat(groups[2:])
     lab.partition(*halves)
