@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+import msgpack
 import pytest
 
 from micro_core.lab.lab_node import SiteBroker
 from micro_core.lab.loop import run
 from micro_core.lab.net import Lab
 from micro_core.routing.router import RouterOptions
-from tests.lab.two_sites import started
+from micro_core.wire.header import EventHeader
+from tests.lab.two_sites import TOPIC, started
 
 
 @pytest.fixture(params=[SiteBroker.SHARED, SiteBroker.NODES], ids=lambda kind: kind.value)
@@ -30,6 +32,24 @@ def test_calm_network_neither_doubles_nor_loses_messages(broker: SiteBroker) -> 
         # One copy of each message for the only other site, and none dropped there.
         assert sites.lab.counted("topics_messages_sent") - before == 200
         assert sites.lab.counted("topics_copies_dropped") == 0
+        await sites.lab.close()
+
+    run(scenario())
+
+
+def test_message_for_a_node_that_does_not_lead_its_site_is_passed_to_the_leader(broker: SiteBroker) -> None:
+    """Two nodes of `eu` send the same message, each to the node that leads `us` as far as it knows."""
+
+    async def scenario() -> None:
+        sites = await started(broker)
+        body = msgpack.packb({"id": "from-both"})
+        for node in sites.nodes["us"][:2]:
+            header = EventHeader(TOPIC, "a" * 32, targets=(node.id,), origin=sites.nodes["eu"][0].id)
+            node.node.forwarding.topics.message_received(header, body)
+        await sites.lab.advance_time(2.0)
+        received = {subscriber: counts["from-both"] for subscriber, counts in sites.received.items()}
+        assert received == {subscriber: int(subscriber[0] == "us") for subscriber in received}
+        assert sites.nodes["us"][1].counted("topics_messages_passed_to_leader") == 1
         await sites.lab.close()
 
     run(scenario())

@@ -129,6 +129,10 @@ def test_list_that_is_not_sent_again_after_a_withdrawal_is_not_in_the_digest() -
     harness.run(31)
     digests = [m for peer, m in harness.take_sent() if peer == RIGHT and isinstance(m, Digest)]
     assert (digests[-1].count, digests[-1].checksum) == (1, announced.checksum())
+    harness.receive_advert(LEFT, withdraw(FAR, sequence=2))
+    harness.run(31)
+    digests = [m for peer, m in harness.take_sent() if peer == RIGHT and isinstance(m, Digest)]
+    assert (digests[-1].count, digests[-1].checksum) == (0, 0), "nor is it removed by the next withdrawal"
 
 
 @pytest.mark.parametrize("is_list_sent_again", [True, False])
