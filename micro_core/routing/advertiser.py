@@ -80,7 +80,7 @@ class Advertiser:
                 return
         for peer in self._requester.answered(entry):
             if peer in self._neighbours:
-                self._neighbours[peer].schedule(entry.origin, now)
+                self._neighbours[peer].schedule(entry.origin, now + self._options.answer_s)
         self._best_changed(_services_of(entry), now)
 
     def offers_changed(self, entry: RibEntry, merged: Merged, now: float) -> None:

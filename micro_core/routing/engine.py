@@ -25,6 +25,7 @@ from micro_core.contract.clock import Random
 from micro_core.contract.table import RouteKey
 from micro_core.routing.advertiser import Advertiser
 from micro_core.routing.damping import Damper
+from micro_core.routing.digest_schedule import DigestSchedule
 from micro_core.routing.entries import Seqno
 from micro_core.routing.events import (
     Ack,
@@ -85,7 +86,6 @@ class Engine:
         options: EngineOptions | None = None,
     ) -> None:
         self.router = router
-        self._random = random
         self._options = options = options or EngineOptions()
         self.damper = Damper(options.damping, options.interest_damping)
         self.observed = Damper(replace(options.damping, dry_run=True))
@@ -127,7 +127,7 @@ class Engine:
         self._advert_number = incarnation
         """The adverts of a new link have numbers above this, so that they exceed those of earlier links and runs."""
         self._raised_at = -NEVER
-        self._digest_at = NEVER
+        self._digests = DigestSchedule(options.lease_s / 3, random)
         self._expiry_at = NEVER
 
     # ---------------------------------------------------------------- interface
@@ -184,7 +184,7 @@ class Engine:
     @property
     def wake_at(self) -> float | None:
         """When `wake` must be called next. None if nothing is pending."""
-        when = min(self._digest_at, self._expiry_at, self._requester.wake_at, self._origin.wake_at)
+        when = min(self._digests.wake_at, self._expiry_at, self._requester.wake_at, self._origin.wake_at)
         when = min(when, self._advertiser.wake_at)
         for damper in (self.damper, self.link_damper):
             if (at := damper.wake_at) is not None and at < when:
@@ -197,7 +197,7 @@ class Engine:
         To be called at `wake_at`. Returns the effects to carry out, in order.
         """
         effects: list[Effect] = []
-        if now >= self._digest_at:
+        if now >= self._digests.wake_at:
             self._send_digests(now, effects)
         if now >= self._expiry_at:
             self._expire(now, effects)
@@ -342,8 +342,7 @@ class Engine:
         neighbour.expires_at = now + self._options.lease_s
         neighbour.schedule_full_table(now if self.router < peer else now + FULL_TABLE_WAIT_S)
         self._origin.hurry(now)
-        if self._digest_at == NEVER:
-            self._digest_at = now + self._options.lease_s / 3
+        self._digests.start(now)
 
     def _origin_isolated(self, entry: RibEntry, now: float) -> None:
         self.link_damper.peer_isolated(entry.origin, entry.site, entry.empty_since, now)
@@ -407,13 +406,14 @@ class Engine:
     # --------------------------------------------------------------- digests, leases
 
     def _send_digests(self, now: float, effects: list[Effect]) -> None:
-        self._digest_at = now + self._options.lease_s / 3 * self._random.uniform(0.9, 1.0)
         self._advertiser.flush(now, effects)
-        for peer, neighbour in self._neighbours.items():
-            if neighbour.has_begun:
+        if self._digests.begins_round(now):
+            self.observed.advance(now)
+            self._requester.expire(now)
+        for peer in self._digests.take(self._neighbours, now):
+            neighbour = self._neighbours.get(peer)
+            if neighbour is not None and neighbour.has_begun:
                 effects.append(SendMessage(peer, neighbour.digest()))
-        self.observed.advance(now)
-        self._requester.expire(now)
 
     def _digest_received(self, neighbour: Neighbour, digest: Digest, now: float, effects: list[Effect]) -> None:
         neighbour.acknowledged(digest.acknowledged)

@@ -22,6 +22,10 @@ class EngineOptions:
     relay_s: float = 0.04
     """Delay before a change at another origin is advertised to neighbours. It is random, at least half of this."""
 
+    answer_s: float = 0.01
+    """Delay before a newer sequence number is advertised to the neighbours that have requested it. Those of several origins often
+    arrive one after the other."""
+
     slow_s: float = 2.0
     """Minimum time between two adverts to one neighbour about metrics, paths and load. It is random, at most a quarter more."""
 

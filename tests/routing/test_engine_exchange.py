@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections import defaultdict
+
+import pytest
 
 from micro_core.routing import messages
 from micro_core.routing.entries import OriginAnnounce, OriginWithdraw
@@ -150,6 +154,22 @@ def test_three_digests_per_lease_are_sent() -> None:
     assert 10 <= len(digests) <= 12
     expected = digest_of(0, *harness.take_entries(LEFT))
     assert {(one.count, one.checksum) for one in digests} == {(expected.count, expected.checksum)}
+
+
+@pytest.mark.parametrize("count", [9, 300])
+def test_digests_to_many_neighbours_are_spread_over_time(count: int) -> None:
+    peers = [f"{number:032x}" for number in range(1, count + 1)]
+    harness = EngineHarness(*peers)
+    harness.take_sent()
+    times: dict[str, list[int]] = defaultdict(list)
+    for step in range(3_000):
+        harness.run(0.1)
+        sent = [peer for peer, message in harness.take_sent() if isinstance(message, Digest)]
+        assert len(sent) <= 4
+        for peer in sent:
+            times[peer].append(step)
+    assert set(times) == set(peers)
+    assert max(b - a for one in times.values() for a, b in itertools.pairwise(one)) <= 450, "half a lease"
 
 
 # -------------------------------------------------------------------- acknowledgements

@@ -517,6 +517,36 @@ def test_infeasible_route_is_requested_when_the_next_hops_of_all_feasible_ones_a
     assert harness.take_announced(RIGHT) == [], "the route that is advertised stays the same"
 
 
+def test_three_nearest_neighbours_are_asked_when_the_only_feasible_link_is_given_up() -> None:
+    """It works until then. If it stopped to work, all would be asked."""
+    others = [one * 32 for one in "3456"]
+    for is_closing, expected in ((True, ["5" * 32, "4" * 32, "3" * 32]), (False, others)):
+        harness = EngineHarness(LEFT, *others)
+        harness.learn(FAR, LEFT, metric_us=40_000)
+        harness.run(5)
+        for distance_ms, peer in zip((60, 59, 58, 61), others, strict=True):
+            harness.learn(FAR, peer, metric_us=1_000 * distance_ms)
+        harness.take_sent()
+        harness.handle(NeighbourSuspect(LEFT, True, is_closing=is_closing))
+        assert sorted(peer for peer, _ in harness.take_requests()) == sorted(expected)
+        assert harness.gateways() == [LEFT]
+
+
+def test_requested_sequence_numbers_that_arrive_one_after_the_other_are_passed_on_together() -> None:
+    harness = EngineHarness(LEFT, RIGHT)
+    for origin in (FAR, OTHER):
+        harness.learn(origin, LEFT, sequence=4)
+    harness.run(5)
+    for origin in (FAR, OTHER):
+        harness.receive(RIGHT, request(origin))
+    harness.take_sent()
+    for origin in (FAR, OTHER):
+        harness.receive_advert(LEFT, announce(origin, LEFT, sequence=5))
+        harness.run(0.006)
+    (advert,) = [m for peer, m in harness.take_sent() if peer == RIGHT and isinstance(m, Advert)]
+    assert [entry.origin for entry in advert.entries] == [FAR, OTHER]
+
+
 def test_seqno_request_is_forwarded_along_all_routes_while_the_next_hop_is_suspect() -> None:
     harness = EngineHarness(LEFT, RIGHT, OTHER)
     harness.learn(FAR, LEFT, sequence=4, metric_us=40_000)
@@ -607,7 +637,7 @@ def test_seqno_request_is_forwarded_towards_the_origin_once() -> None:
     assert harness.take_requests() == [], "its hop limit is reached"
 
 
-def test_requested_sequence_number_is_passed_on_at_once_to_the_requester_only() -> None:
+def test_requested_sequence_number_is_passed_on_soon_to_the_requester_only() -> None:
     harness = EngineHarness(LEFT, RIGHT, OTHER)
     harness.learn(FAR, LEFT, sequence=4)
     harness.run(5)
@@ -615,6 +645,7 @@ def test_requested_sequence_number_is_passed_on_at_once_to_the_requester_only() 
     harness.receive(RIGHT, request())
     harness.take_sent()
     harness.receive_advert(LEFT, announce(FAR, LEFT, sequence=5))
+    harness.run(0.011)
     sent = {peer: m for peer, m in harness.take_sent() if isinstance(m, Advert)}
     assert set(sent) == {RIGHT}
     harness.run(60)

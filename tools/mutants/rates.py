@@ -182,6 +182,36 @@ MUTANTS = (
         "if False:",
     ),
     Mutant(
+        "requested sequence numbers are passed on together",
+        "advertiser.py",
+        "schedule(entry.origin, now + self._options.answer_s)",
+        "schedule(entry.origin, now)",
+    ),
+    Mutant(
+        "few neighbours are asked when a link is given up",
+        "seqno_requests.py",
+        "            reliable = reliable[:MAX_ASKED_IN_TIME]\n",
+        "",
+    ),
+    Mutant(
+        "all neighbours are asked when a link does not answer",
+        "seqno_requests.py",
+        "if all(neighbour.is_closing for neighbour in installed):",
+        "if True:",
+    ),
+    Mutant(
+        "few digests are sent at once",
+        "digest_schedule.py",
+        "min(DIGESTS_AT_ONCE, len(self._rest))",
+        "len(self._rest)",
+    ),
+    Mutant(
+        "digests to very many neighbours are sent in time",
+        "digest_schedule.py",
+        "min(MAX_PAUSE_S, self._interval_s / 2 * share)",
+        "MAX_PAUSE_S",
+    ),
+    Mutant(
         "a new next hop gets the withdrawal at once",
         "advertiser.py",
         "            self._schedule_withdrawal_from_next_hop(entry, now)\n",
