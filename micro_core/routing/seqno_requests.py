@@ -24,8 +24,8 @@ BETTER_RETRY_S = 10.0
 ENDANGERED_RETRY_S = 2.0
 """Minimum time in seconds between two requests because the next hops of all feasible routes are suspect."""
 
-MAX_ASKED_IN_TIME = 3
-"""Maximum number of neighbours that are asked because links are given up, the nearest first: the present routes still work."""
+MAX_ASKED_WHILE_CLOSING = 3
+"""Maximum number of neighbours that are asked when links are given up, the nearest first: the present routes work until then."""
 
 NEVER = float("inf")
 
@@ -114,11 +114,11 @@ class SeqnoRequester:
             return []
         state.endangered_at = now
         installed = [self._neighbours[peer] for peer in candidates if entry.adjacencies[peer].is_installed]
-        if all(neighbour.is_closing for neighbour in installed):
+        if installed and all(neighbour.is_closing for neighbour in installed):
             reliable.sort(
                 key=lambda peer: (entry.adjacencies[peer].metric_us + self._neighbours[peer].cost.cost_us, peer)
             )
-            reliable = reliable[:MAX_ASKED_IN_TIME]
+            reliable = reliable[:MAX_ASKED_WHILE_CLOSING]
         return self._ask(entry, reliable)
 
     def outdated_origin(self, entry: RibEntry, peer: str, now: float) -> list[Effect]:

@@ -518,7 +518,7 @@ def test_infeasible_route_is_requested_when_the_next_hops_of_all_feasible_ones_a
 
 
 def test_three_nearest_neighbours_are_asked_when_the_only_feasible_link_is_given_up() -> None:
-    """It works until then. If it stopped to work, all would be asked."""
+    """The link works until then. If its peer does not answer, all are asked."""
     others = [one * 32 for one in "3456"]
     for is_closing, expected in ((True, ["5" * 32, "4" * 32, "3" * 32]), (False, others)):
         harness = EngineHarness(LEFT, *others)
@@ -530,6 +530,20 @@ def test_three_nearest_neighbours_are_asked_when_the_only_feasible_link_is_given
         harness.handle(NeighbourSuspect(LEFT, True, is_closing=is_closing))
         assert sorted(peer for peer, _ in harness.take_requests()) == sorted(expected)
         assert harness.gateways() == [LEFT]
+
+
+def test_all_neighbours_are_asked_when_no_route_is_in_use() -> None:
+    others = [one * 32 for one in "3456"]
+    harness = EngineHarness(LEFT, RIGHT, *others)
+    harness.learn(FAR, LEFT, metric_us=40_000)
+    harness.run(5)
+    for peer in (RIGHT, *others):
+        harness.learn(FAR, peer, metric_us=60_000)
+    harness.receive_advert(LEFT, withdraw(FAR))
+    assert harness.gateways() == []
+    harness.take_sent()
+    harness.handle(NeighbourSuspect(RIGHT, True))
+    assert sorted(peer for peer, _ in harness.take_requests()) == others
 
 
 def test_requested_sequence_numbers_that_arrive_one_after_the_other_are_passed_on_together() -> None:

@@ -190,14 +190,20 @@ MUTANTS = (
     Mutant(
         "few neighbours are asked when a link is given up",
         "seqno_requests.py",
-        "            reliable = reliable[:MAX_ASKED_IN_TIME]\n",
+        "            reliable = reliable[:MAX_ASKED_WHILE_CLOSING]\n",
         "",
     ),
     Mutant(
         "all neighbours are asked when a link does not answer",
         "seqno_requests.py",
-        "if all(neighbour.is_closing for neighbour in installed):",
+        "if installed and all(neighbour.is_closing for neighbour in installed):",
         "if True:",
+    ),
+    Mutant(
+        "all neighbours are asked when no route is in use",
+        "seqno_requests.py",
+        "if installed and all(",
+        "if all(",
     ),
     Mutant(
         "few digests are sent at once",
